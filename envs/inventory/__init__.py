@@ -1,0 +1,1 @@
+"""Inventory networks: simulators, classical policies and solvers live here."""

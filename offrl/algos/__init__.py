@@ -1,0 +1,79 @@
+"""One file an algorithm: objective, settings, losses and update order. This page loads none of them."""
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from offrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from offrl.training.problem import Algorithm
+
+ALGORITHMS = {  # name (also of the file) -> what it is, for 'offrl algos'
+    "bc": "behaviour cloning, also of the best x % of the episodes",
+    "td3_bc": "TD3 with a behaviour-cloning term (arXiv:2106.06860)",
+    "iql": "implicit Q-learning (arXiv:2110.06169)",
+    "prdc": "policy regularization with dataset constraint (arXiv:2306.06569)",
+}
+
+
+def plugins() -> dict[str, metadata.EntryPoint]:
+    """Algorithms that installed packages offer through the entry-point group ``offrl.algos``."""
+    return {point.name: point for point in metadata.entry_points(group="offrl.algos")}
+
+
+def load_algorithm(name: str) -> tuple[str, "Algorithm"]:
+    """An algorithm by its name, its plug-in's name, or the path of its file.
+
+    Args:
+        name: e.g. ``td3_bc``, or ``./my_algo.py``. A file is run as Python code: only name files you trust.
+
+    Returns:
+        The short name (the file's stem) and the file's ``ALGORITHM``.
+
+    Raises:
+        ConfigError: no such name (the nearest one is named), or the file declares no ``ALGORITHM``.
+        FileNotFoundError: the file does not exist.
+    """
+    from offrl.training.problem import Algorithm
+
+    if name.endswith(".py"):
+        path = Path(name).resolve()
+        if not path.is_file():
+            raise FileNotFoundError(f"no algorithm file {path}")
+        spec = importlib.util.spec_from_file_location(f"offrl_user_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise ConfigError(f"{path} cannot be loaded as a Python module")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        short, algorithm = path.stem, getattr(module, "ALGORITHM", None)
+    elif name in ALGORITHMS:
+        short, algorithm = name, importlib.import_module(f"offrl.algos.{name}").ALGORITHM
+    elif name in (found := plugins()):
+        loaded = found[name].load()
+        short, algorithm = name, getattr(loaded, "ALGORITHM", loaded)
+    else:
+        near = difflib.get_close_matches(name.replace("-", "_"), [*ALGORITHMS, *found], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"unknown algorithm {name!r}{hint} ('offrl algos' lists all; a file ends in .py)")
+    if not isinstance(algorithm, Algorithm):
+        raise ConfigError(f"{name} declares no ALGORITHM = offrl.training.problem.Algorithm(...)")
+    return short, algorithm
+
+
+def preset(algorithm: "Algorithm", name: str) -> dict[str, object]:
+    """Settings of preset ``name``: the longest key of the algorithm's presets that ``name`` starts with.
+
+    Raises:
+        ConfigError: no preset fits.
+    """
+    fitting = [key for key in algorithm.presets if name.startswith(key)]
+    if not fitting:
+        known = ", ".join(sorted(algorithm.presets)) or "none"
+        raise ConfigError(f"no preset for {name!r}; presets (names or prefixes of data set names): {known}")
+    return dict(algorithm.presets[max(fitting, key=len)])

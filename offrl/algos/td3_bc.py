@@ -1,0 +1,98 @@
+"""TD3+BC: TD3 with a behaviour-cloning term in the actor loss.
+
+    critic:  y    = r + gamma (1 - d) min_j Q'_j(s', clip(pi'(s') + eps))
+             L_Q  = sum_j mean (Q_j(s, a) - y)^2
+    actor:   L_pi = -lambda mean Q_1(s, pi(s)) + mean (pi(s) - a)^2
+             lambda = alpha / mean |Q_1(s, pi(s))|, a constant for the gradient
+
+Source: Fujimoto & Gu, arXiv:2106.06860; official code sfujim/TD3_BC.
+Departures: the paper takes |Q| in lambda at the actions of the data, the official code at pi(s). We follow
+the code, which made the published numbers. The squared error is a mean over both axes, as in the code.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from offrl.data.batch import Batch
+from offrl.errors import ConfigError
+from offrl.estimators.pathwise import normalized_q_loss, squared_distance
+from offrl.nn.actor_critic import TD3, ActionBox, TD3Settings
+from offrl.nn.mlp import unstack
+from offrl.nn.policy import DeterministicPolicy
+from offrl.training.problem import Algorithm, Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class TD3BCConfig(TD3Settings):
+    """Settings of TD3+BC; defaults are those of the paper."""
+
+    alpha: float = 2.5
+    """Weight of the Q term; 0 is behaviour cloning."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha < 0:
+            raise ConfigError(f"alpha must be 0 or more, got {self.alpha}: it weighs the Q term")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "antmaze-": {"reward_shift": -1.0, "normalize_observations": False},  # r - 1: CORL; raw states: sfujim/TD3_BC #2
+}
+
+
+def actor_loss(q: Tensor, pi: Tensor, data_actions: Tensor, alpha: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """-lambda mean Q + mean (pi - a)^2, per seed.
+
+    Args:
+        q: Q_1(s, pi(s)), (S, B).
+        pi: pi(s), (S, B, A).
+        data_actions: a, (S, B, A).
+        alpha: weight of the Q term.
+
+    Returns:
+        Loss (S,) and its parts.
+    """
+    q_loss, q_scale = normalized_q_loss(q, alpha)
+    bc_loss = squared_distance(pi, data_actions)
+    return q_loss + bc_loss, {"bc_loss": bc_loss, "q_scale": q_scale}
+
+
+class TD3BC:
+    """Learner: one critic step an update, one actor step every ``policy_delay`` updates."""
+
+    metrics = ("critic_loss", "q_data", "actor_loss", "q_policy", "bc_loss", "q_scale")
+
+    def __init__(self, problem: Problem, config: TD3BCConfig) -> None:
+        self.normalizer = problem.normalizer
+        self.td3 = TD3(
+            problem.obs_dim,
+            ActionBox(problem.action_low, problem.action_high),
+            config,
+            lambda q, pi, data_actions: actor_loss(q, pi, data_actions, config.alpha),
+            init=problem.streams("init"),
+            noise=problem.streams("noise"),
+            compile=problem.compile,
+        )
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Critic step; every ``policy_delay`` calls also actor and targets, pulled towards the batch's actions."""
+        return self.td3.update(batch, anchor=batch.actions)
+
+    def policy(self, seed: int = 0) -> DeterministicPolicy:
+        """pi of one seed, acting on raw observations."""
+        layers = unstack(self.td3.actor.params, seed)
+        box, normalizer = self.td3.box, self.normalizer
+        return DeterministicPolicy.from_params(layers, box.low, box.high, normalizer.mean, normalizer.std)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, targets, optimizers, counters and noise streams."""
+        return self.td3.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.td3.load_state_dict(state)
+
+
+ALGORITHM = Algorithm(TD3BCConfig, TD3BC, PRESETS)

@@ -1,0 +1,94 @@
+"""The ``offrl`` command: finds the command's module and hands over; torch is loaded only by commands that need it."""
+
+import difflib
+import importlib
+import os
+import sys
+
+COMMANDS = {  # name -> module under offrl.commands, one line for the overview
+    "train": ("train", "train an algorithm on a dataset: offrl train ALGO --dataset URI"),
+    "resume": ("train", "go on with a stopped run, bit for bit"),
+    "eval": ("eval", "roll out a policy: a run, an SB3 zip, random, your own"),
+    "collect": ("collect", "record a dataset with any policy"),
+    "data": ("data", "list, show, check, convert, download or add datasets"),
+    "report": ("report", "one HTML page from one or many runs"),
+    "algos": ("algos", "list the algorithms; 'algos check FILE' tests your own"),
+    "new": ("new", "start an algorithm of your own: offrl new algo NAME"),
+    "doctor": ("doctor", "what is installed, what is missing, what to do"),
+}
+
+
+def overview() -> str:
+    """The text of ``offrl --help``."""
+    lines = [
+        "usage: offrl COMMAND ...",
+        "",
+        "Offline reinforcement learning: train, resume, evaluate, collect, report.",
+        "",
+        "commands ('offrl COMMAND --help' explains each):",
+    ]
+    lines += [f"  {name:9} {about}" for name, (_, about) in COMMANDS.items()]
+    lines += [
+        "",
+        "first steps:",
+        "  offrl train prdc --dataset builtin:hopper-demo --steps 10000",
+        "  offrl report runs/prdc/hopper-demo/* --out report.html",
+        "",
+        "exit codes: 0 done, 1 failed (one line says why), 2 wrong usage, 130 Ctrl-C, 143 SIGTERM",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if argv else 2
+    if argv[0] in ("--version", "-V"):
+        from offrl import __version__
+
+        print(f"offrl {__version__}")
+        return 0
+    name, rest = argv[0], argv[1:]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        print(f"offrl: unknown command {name!r}{hint} ('offrl --help' lists all)", file=sys.stderr)
+        return 2
+    return _guarded(name, rest)
+
+
+def _guarded(name: str, rest: list[str]) -> int:
+    """Turn a user's error into one line and exit code 1; a program error keeps its traceback."""
+    from offrl.errors import USER_ERRORS, Stopped
+
+    try:
+        module = importlib.import_module(f"offrl.commands.{COMMANDS[name][0]}")
+        code: int = module.main([name, *rest] if COMMANDS[name][0] != name else rest)
+        sys.stdout.flush()
+        return code
+    except Stopped as stopped:
+        print(f"offrl: {stopped}", file=sys.stderr)
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        print("offrl: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output went away
+        return 1
+    except USER_ERRORS as error:
+        print(f"offrl: {one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line, with the file of an OSError."""
+    if isinstance(error, OSError) and error.strerror:
+        files = " -> ".join(str(f) for f in (error.filename, error.filename2) if f)
+        return f"{error.strerror}: {files}" if files else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands of the offrl command line, one module each."""

@@ -1,0 +1,39 @@
+"""``offrl algos`` and ``offrl algos check FILE``."""
+
+import sys
+from dataclasses import dataclass
+
+import tyro
+
+from offrl.algos import ALGORITHMS, plugins
+
+
+@dataclass(frozen=True)
+class Check:
+    """Try a method on a tiny problem: update, metrics, exact resume, seeds, saved policy."""
+
+    algorithm: tyro.conf.Positional[str]
+    """Name or path of the algorithm."""
+
+
+def main(argv: list[str]) -> int:
+    """List the algorithms, or check one."""
+    if argv[:1] == ["check"]:
+        options = tyro.cli(Check, prog="offrl algos check", args=argv[1:])
+        from offrl.training.check import check_algorithm
+
+        failed = 0
+        for name, problem in check_algorithm(options.algorithm):
+            failed += problem is not None
+            sys.stdout.write(f"{'FAILED' if problem else 'ok    '}  {name}{f': {problem}' if problem else ''}\n")
+        return 1 if failed else 0
+    if argv:
+        wants_help = argv[0] in ("-h", "--help")
+        stream = sys.stdout if wants_help else sys.stderr
+        stream.write("usage: offrl algos          list the algorithms\n       offrl algos check FILE  test one\n")
+        return 0 if wants_help else 2
+    for name, about in ALGORITHMS.items():
+        sys.stdout.write(f"{name:12} {about}\n")
+    for name, point in plugins().items():
+        sys.stdout.write(f"{name:12} plug-in {point.value}\n")
+    return 0

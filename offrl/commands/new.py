@@ -1,0 +1,42 @@
+"""``offrl new algo NAME``: a working algorithm file to start from."""
+
+import sys
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from offrl.errors import ConfigError
+from offrl.files import atomic_write_text
+
+
+@dataclass(frozen=True)
+class New:
+    """Write NAME.py: a small offline method that trains, resumes and passes 'offrl algos check'."""
+
+    kind: tyro.conf.Positional[Literal["algo"]]
+    """What to start."""
+    name: tyro.conf.Positional[str]
+    """Name of the algorithm, also of its file."""
+    folder: Path = Path()
+    """Where to write it."""
+
+
+def main(argv: list[str]) -> int:
+    """Write the file and say what to do next."""
+    options = tyro.cli(New, prog="offrl new", args=argv)
+    if not options.name.isidentifier() or not options.name.islower():
+        raise ConfigError(f"{options.name!r} is not a module name; use lower case letters, digits and _")
+    path = options.folder / f"{options.name}.py"
+    if path.exists():
+        raise FileExistsError(17, "file exists, choose another name", str(path))
+    template = resources.files("offrl.commands").joinpath("algorithm_template.txt").read_text()
+    atomic_write_text(path, template.replace("my_algo", options.name))
+    sys.stdout.write(
+        f"wrote {path}\n"
+        f"  offrl algos check {path}\n"
+        f"  offrl train ./{path} --dataset builtin:hopper-demo --steps 5000\n"
+    )
+    return 0

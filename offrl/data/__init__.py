@@ -1,0 +1,1 @@
+"""Datasets: readers, writers, transitions, normalization, reference scores and neighbours."""

@@ -1,0 +1,22 @@
+"""The batch that every learner's ``update`` receives."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``S`` seeds' batches of ``B`` transitions each (S is 1 in a plain run); float32, on one device.
+
+    ``terminated`` is 1 where the episode truly ended (no bootstrap). A time-limit cut is *not* a
+    termination: it stays 0 and the target bootstraps through it.
+    """
+
+    observations: Tensor  # (S, B, O), normalized if the run normalizes
+    actions: Tensor  # (S, B, A), in the action box of the environment
+    rewards: Tensor  # (S, B), after the run's reward scale and shift
+    next_observations: Tensor  # (S, B, O)
+    terminated: Tensor  # (S, B), 0 or 1
+    rows: Tensor  # (S, B) int64, rows of the transition table that the batch was drawn from
+    next_actions: Tensor | None = None  # (S, B, A), where the method asks for them

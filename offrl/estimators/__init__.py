@@ -1,0 +1,1 @@
+"""Losses shared by many methods: pure functions of tensors."""

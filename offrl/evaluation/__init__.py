@@ -1,0 +1,1 @@
+"""Rollouts, scores, aggregates and reports."""

@@ -1,0 +1,1 @@
+"""The loop, the run directory, checkpoints and random streams."""

@@ -1,0 +1,83 @@
+"""The training loop: a generator, so that evaluation, logging and checkpoints are plain code in its caller."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offrl.data.source import Source
+from offrl.errors import ConfigError
+from offrl.training.problem import Learner
+
+
+class MetricMeans:
+    """Running means of a learner's metrics, kept on the device: nothing is synchronized per step."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Add one update's metrics."""
+        for name, value in metrics.items():
+            if name in self.sums:
+                self.sums[name].add_(value)
+                self.counts[name] += 1
+            elif name in self.names:
+                self.sums[name], self.counts[name] = value.detach().clone(), 1
+            else:
+                raise ConfigError(f"update() returned {name!r}, which its learner's 'metrics' does not list")
+
+    def pop(self) -> dict[str, list[float]]:
+        """Per metric, the mean of each seed since the last pop; forgets them."""
+        means = {name: (self.sums[name] / self.counts[name]).flatten().tolist() for name in self.sums}
+        self.sums, self.counts = {}, {}
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """Partial sums."""
+        return {"sums": self.sums, "counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore partial sums."""
+        self.sums = {name: value.clone() for name, value in state["sums"].items()}
+        self.counts = dict(state["counts"])
+
+
+def train(
+    learner: Learner,
+    source: Source,
+    generators: Sequence[torch.Generator],
+    means: MetricMeans,
+    *,
+    steps: int,
+    every: Sequence[int],
+    start: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[int]:
+    """Run updates ``start + 1 .. steps``.
+
+    Args:
+        learner: what is trained.
+        source: where batches come from.
+        generators: the data streams, one a seed.
+        means: collects the metrics.
+        steps: gradient updates in all.
+        every: periods; a multiple of any of them is yielded.
+        start: updates already made.
+        stop: asked after every update; True yields that step and ends the loop.
+
+    Yields:
+        The number of updates made: at each multiple, at the last step, and where ``stop`` asked.
+    """
+    step = start
+    while step < steps:
+        means.add(learner.update(source.sample(generators)))
+        step += 1
+        stopping = stop()
+        if stopping or step == steps or any(step % period == 0 for period in every):
+            yield step
+        if stopping:
+            return

@@ -1,0 +1,85 @@
+"""What a learner is built from: the data as it will see them, and the facts about the run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from offrl.data.batch import Batch
+from offrl.data.dataset import OfflineDataset
+from offrl.data.normalize import ObservationNormalizer
+from offrl.nn.policy import Policy
+from offrl.training.seeding import streams
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The offline problem that a learner solves.
+
+    Observations are normalized and rewards scaled as the algorithm's settings ask; everything is float32 on
+    ``device``.
+    """
+
+    observations: Tensor  # (N, O)
+    actions: Tensor  # (N, A)
+    rewards: Tensor  # (N,)
+    next_observations: Tensor  # (N, O)
+    terminated: Tensor  # (N,)
+    next_actions: Tensor | None  # (N, A), only if the algorithm asks for them
+    action_low: Tensor  # (A,)
+    action_high: Tensor  # (A,)
+    normalizer: ObservationNormalizer
+    seeds: tuple[int, ...] = (0,)
+    steps: int = 1  # gradient updates of the whole run, for schedules
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    compile: bool = False
+    threads: int = 1
+
+    @property
+    def obs_dim(self) -> int:
+        """O."""
+        return self.observations.shape[1]
+
+    @property
+    def act_dim(self) -> int:
+        """A."""
+        return self.actions.shape[1]
+
+    def streams(self, name: str) -> list[torch.Generator]:
+        """One random stream called ``name`` for each seed, on the run's device."""
+        return streams(self.seeds, name, self.device)
+
+
+class Learner(Protocol):
+    """What the loop trains. ``metrics`` names everything that ``update`` may return."""
+
+    metrics: tuple[str, ...]
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One gradient update; metrics are detached tensors (S,) on the device, never synchronized here."""
+
+    def policy(self, seed: int = 0) -> Policy:
+        """The current policy of one of the stacked seeds, a copy that later updates do not change."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on, besides the batch: tensors, numbers, lists and dicts."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What a method's file declares as ``ALGORITHM``.
+
+    The data layer honours these fields of ``config`` where it has them: ``batch_size``,
+    ``normalize_observations``, ``reward_scale``, ``reward_shift`` and ``return_range_scaling``.
+    """
+
+    config: type  # frozen dataclass of the settings: they become the command's options
+    learner: Callable[[Problem, Any], Learner]
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name or name prefix -> settings
+    prepare: Callable[[OfflineDataset, Any], OfflineDataset] | None = None  # e.g. keep the best episodes
+    next_actions: bool = False  # whether batches carry the next action of the data

@@ -1,0 +1,74 @@
+"""What a training run prints: one progress line, rewritten in place on a terminal; or JSON; or nothing."""
+
+import json
+import sys
+import time
+from typing import Any, TextIO
+
+METRICS_SHOWN = 4
+
+
+class Reporter:
+    """Progress of one run.
+
+    Args:
+        mode: ``text``, ``json`` (one object per evaluation) or ``quiet``.
+        steps: updates in all.
+        stream: where to print.
+        period: seconds between lines when the stream is not a terminal.
+    """
+
+    def __init__(self, mode: str, steps: int, stream: TextIO | None = None, period: float = 60.0) -> None:
+        self.mode, self.steps, self.stream = mode, steps, stream or sys.stdout
+        self.live = self.mode == "text" and self.stream.isatty()
+        self.period = 0.2 if self.live else period
+        self.printed, self.width = time.monotonic(), 0
+        self.metrics: dict[str, float] = {}
+        self.last: float | None = None
+        self.best: float | None = None
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        if self.mode == "text":
+            self._clear()
+            self.stream.write(text + "\n")
+            self.stream.flush()
+
+    def progress(self, step: int, rate: float, *, force: bool = False) -> None:
+        """The progress line, at most once a period."""
+        now = time.monotonic()
+        if self.mode != "text" or not (force or now - self.printed >= self.period):
+            return
+        self.printed = now
+        parts = [f"{_spaced(step)}/{_spaced(self.steps)}", f"{100 * step / self.steps:3.0f}%"]
+        parts += [f"{rate:,.0f} steps/s".replace(",", " "), f"{_duration((self.steps - step) / rate)} left"]
+        parts += [f"{name} {value:.4g}" for name, value in list(self.metrics.items())[:METRICS_SHOWN]]
+        if self.last is not None:
+            parts.append(f"score {self.last:.1f} (last) {self.best:.1f} (best)")
+        line = "  ".join(parts)
+        self._clear()
+        self.stream.write(line + ("" if self.live else "\n"))
+        self.width = len(line) if self.live else 0
+        self.stream.flush()
+
+    def evaluation(self, record: dict[str, Any], last: float, best: float) -> None:
+        """An evaluation was made; ``last`` and ``best`` are scores, or returns where no reference is known."""
+        self.last, self.best = last, best
+        if self.mode == "json":
+            self.stream.write(json.dumps(record) + "\n")
+            self.stream.flush()
+
+    def _clear(self) -> None:
+        if self.live and self.width:
+            self.stream.write("\r" + " " * self.width + "\r")
+            self.width = 0
+
+
+def _spaced(number: int) -> str:
+    return f"{number:,}".replace(",", " ")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,181 @@
+"""The files of a run: settings, versions, append-only CSV tables, checkpoints and the policy."""
+
+import csv
+import io
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offrl.errors import CheckpointError
+from offrl.files import atomic_write, atomic_write_json, atomic_write_text
+
+EVAL_COLUMNS = ("step", "episode", "return", "normalized_score", "length", "success")
+TIMING_COLUMNS = ("step", "seconds", "steps_per_second")
+CONFIG_FORMAT = 1
+
+
+class Table:
+    """An append-only CSV file with a fixed header; every row is flushed, numbers are written exactly."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.path, self.columns = path, list(columns)
+        if not path.exists() or path.stat().st_size == 0:
+            path.write_text(self._line(self.columns))
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row; a column that ``row`` lacks stays empty."""
+        with open(self.path, "a", newline="") as file:
+            file.write(self._line([_cell(row.get(name)) for name in self.columns]))
+
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.path.stat().st_size
+
+    def truncate(self, size: int) -> None:
+        """Forget every byte after ``size`` (rows that a killed run wrote after its last checkpoint)."""
+        if self.size() < size:
+            raise CheckpointError(f"{self.path} is shorter than its checkpoint says: was it edited?")
+        os.truncate(self.path, size)
+
+    @staticmethod
+    def _line(cells: Sequence[str]) -> str:
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerow(cells)
+        return buffer.getvalue()
+
+
+class RunDir:
+    """One run on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"{path} is not a run directory: it has no config.json")
+        self.config = _read_config(path / "config.json")
+
+    @classmethod
+    def create(cls, root: Path, config: dict[str, Any]) -> "RunDir":
+        """Make ``root/ALGORITHM/DATASET/seedS-TIME`` and write ``config.json``, ``versions.json``, ``command.txt``."""
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(config["dataset_name"])).strip("-.") or "data"
+        parent = root / config["algorithm"] / name
+        parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1000):
+            path = parent / f"seed{config['seed']}-{stamp}{f'-{attempt}' if attempt else ''}"
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            break
+        atomic_write_text(path / "command.txt", shlex.join(["offrl", *sys.argv[1:]]) + "\n")
+        atomic_write_json(path / "versions.json", versions(config["device"], config["threads"]))
+        atomic_write_json(path / "config.json", {"format": CONFIG_FORMAT, **config})
+        return cls(path)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run reached its last step and its final evaluation."""
+        return (self.path / "final_returns.npz").is_file()
+
+    def table(self, name: str, columns: Sequence[str]) -> Table:
+        """The CSV table ``name`` (metrics.csv, eval.csv, timing.csv)."""
+        return Table(self.path / name, columns)
+
+    def finish(self, returns: np.ndarray, lengths: np.ndarray) -> None:
+        """Write the raw returns of the last policy: the mark of a finished run."""
+        with (
+            atomic_write(self.path / "final_returns.npz") as temporary,
+            open(temporary, "wb") as file,
+        ):
+            np.savez(file, returns=returns, lengths=lengths)
+
+    def recorded_versions(self) -> dict[str, Any]:
+        """``versions.json`` as it was when the run began."""
+        try:
+            recorded: dict[str, Any] = json.loads((self.path / "versions.json").read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{self.path / 'versions.json'} cannot be read: {error}") from None
+        return recorded
+
+
+def versions(device: str, threads: int) -> dict[str, Any]:
+    """What the numbers of a run may depend on: program, libraries, chip, threads."""
+    found: dict[str, Any] = {"offrl": _version("offrl"), "commit": _commit()}
+    for library in ("torch", "numpy", "gymnasium", "mujoco", "minari"):
+        found[library] = _version(library)
+    return found | {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "device": _device_name(device),
+        "threads": threads,
+    }
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
+    return device
+
+
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this package runs from, or None for an installed wheel."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return repr(float(value)) if isinstance(value, float | np.floating) else str(value)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(config, dict) or "algorithm" not in config:
+        raise CheckpointError(f"{path} does not describe a run")
+    if config.get("format") != CONFIG_FORMAT:
+        raise CheckpointError(
+            f"{path} has format {config.get('format')}, this version reads {CONFIG_FORMAT}; upgrade offrl"
+        )
+    return config
