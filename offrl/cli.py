@@ -1,4 +1,4 @@
-"""The ``offrl`` command: finds the command's module and hands over; torch is loaded only by commands that need it."""
+"""The ``offrl`` command: finds the command's module and hands over; only what needs torch loads it."""
 
 import difflib
 import importlib
@@ -61,13 +61,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def _guarded(name: str, rest: list[str]) -> int:
     """Turn a user's error into one line and exit code 1; a program error keeps its traceback."""
-    from offrl.errors import USER_ERRORS, Stopped
+    from offrl.errors import USER_ERRORS, Stopped, UsageError
 
     try:
         module = importlib.import_module(f"offrl.commands.{COMMANDS[name][0]}")
         code: int = module.main([name, *rest] if COMMANDS[name][0] != name else rest)
         sys.stdout.flush()
         return code
+    except SystemExit as leaving:  # tyro printed a help page
+        return leaving.code if isinstance(leaving.code, int) else 0
+    except UsageError as error:
+        print(f"offrl: {one_line(error)}", file=sys.stderr)
+        return 2
     except Stopped as stopped:
         print(f"offrl: {stopped}", file=sys.stderr)
         return stopped.exit_code
@@ -83,11 +88,13 @@ def _guarded(name: str, rest: list[str]) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error on one line, with the file of an OSError."""
+    """The message of an error on one line, with the file of an OSError and the error's notes."""
+    text = str(error)
     if isinstance(error, OSError) and error.strerror:
         files = " -> ".join(str(f) for f in (error.filename, error.filename2) if f)
-        return f"{error.strerror}: {files}" if files else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+        text = f"{error.strerror}: {files}" if files else error.strerror
+    text = "; ".join([text, *getattr(error, "__notes__", [])])
+    return " ".join(text.split()) or type(error).__name__
 
 
 if __name__ == "__main__":

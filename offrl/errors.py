@@ -17,6 +17,10 @@ class PolicyError(ValueError):
     """A policy file is damaged, of an unknown kind, or does not fit the environment."""
 
 
+class UsageError(Exception):
+    """The command line cannot be understood; the message says which part. Exit code 2."""
+
+
 class Stopped(Exception):  # noqa: N818 - not an error: a signal was obeyed
     """A signal ended the work after everything was saved; ``exit_code`` is 128 + the signal's number."""
 

@@ -14,6 +14,8 @@ need; we do not. CORL differs from the official code (V(s') and the advantage ar
 two critic losses are averaged, dropout never reaches its Gaussian policy); we follow the official code.
 """
 
+from __future__ import annotations  # evaluated annotations of inner functions cannot be compiled
+
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -111,7 +113,7 @@ class IQL:
         grads, target_q, value_metrics = self._value_gradients(batch)
         self.value.apply(grads)
 
-        self.actor.optimizer.param_groups[0]["lr"] = self.actor_lr()
+        self.actor.lr = self.actor_lr()
         grads, actor_metrics = self._actor_gradients(batch, target_q, self._dropout_masks(batch))
         self.actor.apply(grads)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import tyro
 
 from offrl.algos import ALGORITHMS, plugins
+from offrl.commands import arguments
 
 
 @dataclass(frozen=True)
@@ -19,18 +20,21 @@ class Check:
 def main(argv: list[str]) -> int:
     """List the algorithms, or check one."""
     if argv[:1] == ["check"]:
-        options = tyro.cli(Check, prog="offrl algos check", args=argv[1:])
+        options = arguments.parse(Check, "offrl algos check", argv[1:])
         from offrl.training.check import check_algorithm
 
         failed = 0
         for name, problem in check_algorithm(options.algorithm):
             failed += problem is not None
-            sys.stdout.write(f"{'FAILED' if problem else 'ok    '}  {name}{f': {problem}' if problem else ''}\n")
+            sys.stdout.write(f"FAILED  {name}: {problem}\n" if problem else f"ok      {name}\n")
         return 1 if failed else 0
     if argv:
         wants_help = argv[0] in ("-h", "--help")
         stream = sys.stdout if wants_help else sys.stderr
-        stream.write("usage: offrl algos          list the algorithms\n       offrl algos check FILE  test one\n")
+        stream.write(
+            "usage: offrl algos             list the algorithms\n"
+            "       offrl algos check ALGO  test one: a name, or your own FILE.py\n"
+        )
         return 0 if wants_help else 2
     for name, about in ALGORITHMS.items():
         sys.stdout.write(f"{name:12} {about}\n")

@@ -8,6 +8,7 @@ from typing import Literal
 
 import tyro
 
+from offrl.commands import arguments
 from offrl.errors import ConfigError
 from offrl.files import atomic_write_text
 
@@ -26,7 +27,7 @@ class New:
 
 def main(argv: list[str]) -> int:
     """Write the file and say what to do next."""
-    options = tyro.cli(New, prog="offrl new", args=argv)
+    options = arguments.parse(New, "offrl new", argv)
     if not options.name.isidentifier() or not options.name.islower():
         raise ConfigError(f"{options.name!r} is not a module name; use lower case letters, digits and _")
     path = options.folder / f"{options.name}.py"

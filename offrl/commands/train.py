@@ -10,11 +10,13 @@ from typing import Annotated, Any
 import tyro
 
 from offrl.algos import ALGORITHMS, load_algorithm, plugins, preset
+from offrl.commands import arguments
 from offrl.errors import ConfigError
+from offrl.files import read_json_object
+from offrl.training.options import RunOptions, settings_from_json
 from offrl.training.progress import Reporter
-from offrl.training.runner import RunOptions, RunResult, resume, start
-
-FORMS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+from offrl.training.runner import resume, start
+from offrl.training.session import RunResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +53,21 @@ def train_command(argv: list[str]) -> int:
     """Parse the options of the named algorithm and train it."""
     if not argv or argv[0].startswith("-"):
         names = ", ".join([*ALGORITHMS, *plugins()])
-        print(f"usage: offrl train ALGO [options]\n\nALGO: {names}, or the path of your own FILE.py")
-        print("'offrl train ALGO --help' shows the options of each")
-        return 0 if argv[:1] in (["-h"], ["--help"]) else 2
+        asked = argv[:1] in (["-h"], ["--help"])
+        print(
+            f"usage: offrl train ALGO [options]\n\nALGO: {names}, or the path of your own FILE.py\n"
+            "'offrl train ALGO --help' shows the options of each",
+            file=sys.stdout if asked else sys.stderr,
+        )
+        return 0 if asked else 2
     _, method = load_algorithm(argv[0])
-    options, settings, output, begin = parse(argv[0], method.config, argv[1:], {}, {})
+    options, settings, output, begin = parse(argv[0], method.config, argv[1:], RunOptions(), method.config())
     if begin.config or options.preset:
-        base = _recorded(begin.config, argv[0]) if begin.config else ({}, {})
-        tuned = preset(method, options.preset) if options.preset else {}
-        options, settings, output, begin = parse(argv[0], method.config, argv[1:], base[0], base[1] | tuned)
+        if begin.config:
+            options, settings = _recorded(begin.config, argv[0])
+        if options.preset:
+            settings = dataclasses.replace(settings, **preset(method, options.preset))
+        options, settings, output, begin = parse(argv[0], method.config, argv[1:], options, settings)
     if begin.dry_run:
         _print_settings(settings, options)
         return 0
@@ -69,24 +77,25 @@ def train_command(argv: list[str]) -> int:
 
 
 def parse(
-    algorithm: str, config: type, argv: list[str], options: dict[str, Any], settings: dict[str, Any]
+    algorithm: str, config: type, argv: list[str], options: RunOptions, settings: Any
 ) -> tuple[RunOptions, Any, Output, Start]:
     """Options, settings and output flags from the command line, over the given defaults."""
     fields: list[tuple[str, Any, Any]] = [
-        ("settings", config, config(**settings)),
-        ("options", RunOptions, RunOptions(**options)),
+        ("settings", config, settings),
+        ("options", RunOptions, options),
         ("begin", Start, Start()),
         ("output", Output, Output()),
     ]
     parser = dataclasses.make_dataclass(
-        "Train", [(name, kind, dataclasses.field(default=default)) for name, kind, default in fields], frozen=True
+        "Train",
+        [(name, kind, dataclasses.field(default=default)) for name, kind, default in fields],
+        frozen=True,
     )
-    parsed: Any = tyro.cli(
+    parsed: Any = arguments.parse(
         parser,
-        prog=f"offrl train {algorithm}",
-        description=f"{(config.__doc__ or '').strip()} Data, environment, seeds and output are the options of every run.",
-        args=argv,
-        config=FORMS,
+        f"offrl train {algorithm}",
+        argv,
+        description=f"{(config.__doc__ or '').strip()} The other options are those of every run.",
     )
     return parsed.options, parsed.settings, parsed.output, parsed.begin
 
@@ -106,7 +115,7 @@ class ResumeOptions:
 
 def resume_command(argv: list[str]) -> int:
     """``offrl resume RUN``."""
-    o = tyro.cli(ResumeOptions, prog="offrl resume", args=argv, config=FORMS)
+    o = arguments.parse(ResumeOptions, "offrl resume", argv)
     result = resume(o.run, allow_inexact=o.allow_inexact, workers=o.workers, reporter_mode=o.output.mode)
     if result.already_finished and o.output.mode == "text":
         print(f"{result.directory} is already finished")
@@ -133,18 +142,22 @@ def _summary(result: RunResult, output: Output) -> None:
         print(f"run directory {result.directory}\nnext: offrl report {result.directory} --out report.html")
 
 
-def _recorded(path: Path, algorithm: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _recorded(path: Path, algorithm: str) -> tuple[RunOptions, Any]:
     """Options and settings of a run's ``config.json``."""
-    try:
-        recorded = json.loads(path.read_text())
-        settings = dict(recorded["settings"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not a run's config.json: {error}") from None
-    if recorded.get("algorithm") != load_algorithm(algorithm)[0]:
-        raise ConfigError(f"{path} belongs to {recorded.get('algorithm')}, not to {algorithm}")
+    recorded = read_json_object(path, ConfigError)
+    name, method = load_algorithm(algorithm)
+    settings = recorded.get("settings")
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} is not a run's config.json: it has no settings")
+    if recorded.get("algorithm") != name:
+        raise ConfigError(f"{path} belongs to {recorded.get('algorithm')}, not to {name}")
     names = {f.name for f in dataclasses.fields(RunOptions)} - {"out", "env"}
     options = {name: recorded[name] for name in names if name in recorded}
-    return options | {"env": recorded.get("env_id")}, settings
+    options["env"] = recorded.get("env_id")
+    try:
+        return settings_from_json(RunOptions, options), settings_from_json(method.config, settings)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _print_settings(settings: Any, options: RunOptions) -> None:

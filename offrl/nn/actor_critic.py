@@ -8,6 +8,8 @@
 Source: TD3, arXiv:1802.09477, algorithm 1.
 """
 
+from __future__ import annotations  # evaluated annotations of inner functions cannot be compiled
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -10,7 +10,7 @@ The output layer is stored the other way round because its products are narrow (
 ``W h^T`` runs several times faster than ``h W``; a critic's values then come out as (G, 1, B) for free.
 
 The gradient is written by hand (one autograd node a network): it computes the wanted gradients only, works in
-place, and saves the activations once.
+place, and uses its hidden-layer buffers again. It can be taken once a forward pass.
 """
 
 from collections.abc import Sequence
@@ -93,39 +93,75 @@ def _plain_forward(params: Sequence[Tensor], x: Tensor, masks: Sequence[Tensor] 
     return torch.baddbmm(params[-1], params[-2], h.transpose(1, 2))
 
 
+class _Buffers:
+    """Hidden-layer buffers that are used again: on a CPU fresh memory costs up to a third of a training step.
+
+    A buffer belongs to the call that took it until that call gives it back, so none is ever shared.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """``bmm(a, b)`` in a buffer; on other devices than the CPU the allocator already does this well."""
+        if a.device.type != "cpu":
+            return torch.bmm(a, b)
+        shape = torch.Size((a.shape[0], a.shape[1], b.shape[2]))
+        free = self._free.setdefault((shape, a.dtype), [])
+        return torch.bmm(a, b, out=free.pop() if free else torch.empty(shape, dtype=a.dtype))
+
+    def give(self, buffer: Tensor) -> None:
+        """Return a buffer that nothing uses any more."""
+        if buffer.device.type == "cpu":
+            self._free.setdefault((buffer.shape, buffer.dtype), []).append(buffer)
+
+
+_buffers = _Buffers()
+
+
 class _MLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, masks: Sequence[Tensor] | None, *params: Tensor) -> Tensor:
+        train = any(ctx.needs_input_grad)
         activations = [x]
         for i in range(0, len(params) - 2, 2):
-            h = torch.baddbmm(params[i + 1], activations[-1], params[i]).relu_()
+            h = _buffers.product(activations[-1], params[i]).add_(params[i + 1]).relu_()
             activations.append(h if masks is None else h.mul_(masks[i // 2]))
-        ctx.masks = masks
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(*activations, *params[::2])
-        return torch.baddbmm(params[-1], params[-2], activations[-1].transpose(1, 2))
+            if not train and i:
+                _buffers.give(activations[-2])
+        out = torch.baddbmm(params[-1], params[-2], activations[-1].transpose(1, 2))
+        if train:
+            ctx.activations, ctx.weights, ctx.masks = activations, params[::2], masks
+        else:
+            _buffers.give(activations[-1])
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        layers = len(ctx.saved_tensors) // 2
-        activations, weights = ctx.saved_tensors[:layers], ctx.saved_tensors[layers:]
+        activations, weights, masks = ctx.activations, ctx.weights, ctx.masks
+        del ctx.activations  # a second backward would read buffers that are in use elsewhere: it fails here instead
+        layers = len(weights)
         want = ctx.needs_input_grad  # of x, masks, W_0, b_0, ..., W_L, b_L
         grads: list[Tensor | None] = [None] * len(want)
         if want[2 * layers]:
             grads[2 * layers] = torch.bmm(grad_out, activations[-1])
             grads[2 * layers + 1] = grad_out.sum(2, keepdim=True)
-        flow = torch.bmm(grad_out.transpose(1, 2), weights[-1])
+        flow = _buffers.product(grad_out.transpose(1, 2), weights[-1])
         for layer in range(layers - 2, -1, -1):
-            if ctx.masks is not None:
-                flow.mul_(ctx.masks[layer])
+            if masks is not None:
+                flow.mul_(masks[layer])
             hidden = activations[layer + 1]  # 0 exactly where relu (or the mask) cut
             torch.ops.aten.threshold_backward.grad_input(flow, hidden, 0, grad_input=flow)
+            _buffers.give(hidden)
             if want[2 * layer + 2]:
                 grads[2 * layer + 2] = torch.bmm(activations[layer].transpose(1, 2), flow)
                 grads[2 * layer + 3] = flow.sum(1, keepdim=True)
-            if layer or want[0]:
-                flow = torch.bmm(flow, weights[layer].transpose(1, 2))
-        if want[0]:
-            grads[0] = flow
+            if layer:
+                following = _buffers.product(flow, weights[layer].transpose(1, 2))
+                _buffers.give(flow)
+                flow = following
+            elif want[0]:
+                grads[0] = torch.bmm(flow, weights[0].transpose(1, 2))
+        _buffers.give(flow)
         return tuple(grads)

@@ -10,29 +10,50 @@ from offrl.nn.mlp import Params, detached
 
 
 class Trainable:
-    """Stacked parameters, a fused Adam over them, and a slow target copy.
+    """Stacked parameters, Adam over them, and a slow target copy.
+
+    Adam is torch's fused kernel called directly (betas 0.9 and 0.999, eps 1e-8, no weight decay): the bookkeeping of
+    ``torch.optim.Adam`` costs more than the kernel itself on networks of this size.
 
     Args:
         params: tensors that require gradients; updated in place.
-        lr: Adam step size (betas 0.9, 0.999, eps 1e-8, no weight decay).
+        lr: Adam step size; may be changed between steps.
         target: keep a target copy, moved by ``update_target``.
+
+    Source: Adam, arXiv:1412.6980, algorithm 1.
     """
 
     def __init__(self, params: Params, lr: float, *, target: bool = False) -> None:
-        self.params = params
+        self.params, self.lr = params, lr
         self.constant = detached(params)  # the same storage, for gradients that must not reach these weights
         self.target = [p.clone() for p in self.constant] if target else None
-        self.optimizer = torch.optim.Adam(params, lr=lr, fused=True)
+        self.first_moments = [torch.zeros_like(p) for p in self.constant]
+        self.second_moments = [torch.zeros_like(p) for p in self.constant]
+        self.steps = torch.zeros((), device=params[0].device)
 
     def minimize(self, loss: Tensor) -> None:
         """One optimizer step on ``loss``; only this network's gradients are computed."""
         self.apply(torch.autograd.grad(loss, self.params))
 
+    @torch.no_grad()
     def apply(self, grads: Sequence[Tensor]) -> None:
-        """One optimizer step with given gradients."""
-        for param, grad in zip(self.params, grads, strict=True):
-            param.grad = grad
-        self.optimizer.step()
+        """One Adam step with given gradients."""
+        self.steps.add_(1.0)
+        torch._fused_adam_(
+            self.constant,
+            list(grads),
+            self.first_moments,
+            self.second_moments,
+            [],
+            [self.steps] * len(self.constant),
+            lr=self.lr,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.0,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def update_target(self, tau: float) -> None:
         """target <- target + tau (online - target): ``tau`` is the step towards the online network."""
@@ -41,15 +62,21 @@ class Trainable:
         torch._foreach_lerp_(self.target, self.constant, tau)
 
     def state_dict(self) -> dict[str, Any]:
-        """Parameters, target and optimizer state."""
-        state = {"params": self.constant, "optimizer": self.optimizer.state_dict()}
+        """Parameters, target, moments and step count."""
+        state: dict[str, Any] = {
+            "params": self.constant,
+            "first_moments": self.first_moments,
+            "second_moments": self.second_moments,
+            "steps": self.steps,
+        }
         return state if self.target is None else state | {"target": self.target}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore in place; shapes must match."""
-        for own, saved in zip(self.constant, state["params"], strict=True):
-            own.copy_(saved)
-        if self.target is not None:
-            for own, saved in zip(self.target, state["target"], strict=True):
-                own.copy_(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
+        pairs = [(self.constant, "params"), (self.first_moments, "first_moments")]
+        pairs += [(self.second_moments, "second_moments")]
+        pairs += [] if self.target is None else [(self.target, "target")]
+        for own, name in pairs:
+            for tensor, saved in zip(own, state[name], strict=True):
+                tensor.copy_(saved)
+        self.steps.copy_(state["steps"])

@@ -10,6 +10,7 @@ from offrl.data.environments import EnvSpec
 from offrl.data.normalize import ObservationNormalizer
 from offrl.data.source import UniformSource
 from offrl.errors import ConfigError, DatasetError
+from offrl.evaluation.blocks import step_limit
 from offrl.evaluation.environments import make_env
 from offrl.training.problem import Algorithm, Learner, Problem
 
@@ -70,12 +71,14 @@ def return_range_scale(data: OfflineDataset) -> float:
     returns = data.episode_returns
     spread = float(returns.max() - returns.min())
     if spread <= 0:
-        raise DatasetError("every episode has the same return, so return_range_scaling has no scale; turn it off")
+        raise DatasetError(
+            "every episode has the same return: return_range_scaling has no scale, turn it off"
+        )
     return 1000.0 / spread
 
 
 def dataset_env(data: OfflineDataset, env: str | None) -> EnvSpec | None:
-    """The environment that a run on ``data`` is evaluated on: ``env`` if given, else the one the data name."""
+    """The environment that a run on ``data`` is evaluated on: ``env``, or else the one that the data name."""
     own = data.metadata.get("env_id")
     if env is None and own is None:
         return None
@@ -85,7 +88,9 @@ def dataset_env(data: OfflineDataset, env: str | None) -> EnvSpec | None:
     return EnvSpec(env_id=str(env))
 
 
-def action_box(data: OfflineDataset, rows: Transitions, spec: EnvSpec | None) -> tuple[np.ndarray, np.ndarray]:
+def action_box(
+    data: OfflineDataset, rows: Transitions, spec: EnvSpec | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Action bounds (A,), (A,) float32: the environment's, else those in the data's metadata, else [-1, 1].
 
     Raises:
@@ -96,6 +101,7 @@ def action_box(data: OfflineDataset, rows: Transitions, spec: EnvSpec | None) ->
     if spec is not None:
         env = make_env(spec)
         try:
+            step_limit(env, None)  # refuses an environment whose episodes might never end
             shapes = (env.observation_space.shape, env.action_space.shape)
             low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
         finally:
@@ -116,9 +122,9 @@ def action_box(data: OfflineDataset, rows: Transitions, spec: EnvSpec | None) ->
     outside = ((rows.actions < low - tolerance) | (rows.actions > high + tolerance)).any(axis=1)
     if outside.any():
         row = int(np.argmax(outside))
+        action = rows.actions[row].round(4).tolist()
         raise DatasetError(
-            f"action {rows.actions[row].round(4).tolist()} at row {row} lies outside [{low.tolist()}, {high.tolist()}] "
+            f"action {action} at row {row} lies outside [{low.tolist()}, {high.tolist()}] "
             f"({int(outside.sum())} such rows); rescale or clip the actions, or pass the right --env"
         )
     return low, high
-

@@ -1,4 +1,4 @@
-"""The training loop: a generator, so that evaluation, logging and checkpoints are plain code in its caller."""
+"""The training loop, a generator: evaluation, logging and checkpoints are plain code in its caller."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

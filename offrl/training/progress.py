@@ -1,6 +1,7 @@
 """What a training run prints: one progress line, rewritten in place on a terminal; or JSON; or nothing."""
 
 import json
+import shutil
 import sys
 import time
 from typing import Any, TextIO
@@ -42,17 +43,21 @@ class Reporter:
         self.printed = now
         parts = [f"{_spaced(step)}/{_spaced(self.steps)}", f"{100 * step / self.steps:3.0f}%"]
         parts += [f"{rate:,.0f} steps/s".replace(",", " "), f"{_duration((self.steps - step) / rate)} left"]
-        parts += [f"{name} {value:.4g}" for name, value in list(self.metrics.items())[:METRICS_SHOWN]]
         if self.last is not None:
             parts.append(f"score {self.last:.1f} (last) {self.best:.1f} (best)")
+        parts += [f"{name} {value:.4g}" for name, value in list(self.metrics.items())[:METRICS_SHOWN]]
         line = "  ".join(parts)
+        if self.live:
+            line = line[
+                : shutil.get_terminal_size().columns - 1
+            ]  # a wrapped line cannot be rewritten in place
         self._clear()
         self.stream.write(line + ("" if self.live else "\n"))
         self.width = len(line) if self.live else 0
         self.stream.flush()
 
     def evaluation(self, record: dict[str, Any], last: float, best: float) -> None:
-        """An evaluation was made; ``last`` and ``best`` are scores, or returns where no reference is known."""
+        """An evaluation was made; ``last`` and ``best`` are scores, or returns without a reference."""
         self.last, self.best = last, best
         if self.mode == "json":
             self.stream.write(json.dumps(record) + "\n")

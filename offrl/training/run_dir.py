@@ -1,15 +1,15 @@
 """The files of a run: settings, versions, append-only CSV tables, checkpoints and the policy."""
 
+import contextlib
 import csv
 import io
-import json
 import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -18,11 +18,26 @@ from typing import Any
 import numpy as np
 
 from offrl.errors import CheckpointError
-from offrl.files import atomic_write, atomic_write_json, atomic_write_text
+from offrl.files import atomic_write, atomic_write_json, atomic_write_text, naming, read_json_object
+
+try:
+    import fcntl
+except ImportError:  # not a Unix: two processes on one run are then not noticed
+    fcntl = None  # type: ignore[assignment]
 
 EVAL_COLUMNS = ("step", "episode", "return", "normalized_score", "length", "success")
 TIMING_COLUMNS = ("step", "seconds", "steps_per_second")
 CONFIG_FORMAT = 1
+CONFIG_TYPES: dict[str, Any] = {  # what a resume relies on
+    **dict.fromkeys(("algorithm", "dataset_name", "dataset_sha256", "rows", "device"), str),
+    **dict.fromkeys(("algorithm_file", "algorithm_sha256", "dataset", "preset", "env_id"), str | None),
+    **dict.fromkeys(("settings", "env_kwargs"), dict),
+    **dict.fromkeys(("seed", "steps", "log_every", "eval_every", "eval_episodes", "final_episodes"), int),
+    **dict.fromkeys(("checkpoint_every", "workers", "threads"), int),
+    **dict.fromkeys(("compile", "tensorboard", "wandb"), bool),
+    "env_flatten": list,
+    "reference_returns": list | None,
+}
 
 
 class Table:
@@ -30,23 +45,32 @@ class Table:
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path, self.columns = path, list(columns)
-        if not path.exists() or path.stat().st_size == 0:
-            path.write_text(self._line(self.columns))
+        if not path.exists():
+            self._write("w", self.columns)
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row; a column that ``row`` lacks stays empty."""
-        with open(self.path, "a", newline="") as file:
-            file.write(self._line([_cell(row.get(name)) for name in self.columns]))
+        self._write("a", [_cell(row.get(name)) for name in self.columns])
 
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self.path.stat().st_size
+    def sync(self) -> int:
+        """Force the rows to disk, so that no checkpoint outlives them; returns the bytes written so far."""
+        with naming(self.path), open(self.path, "rb+") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
 
     def truncate(self, size: int) -> None:
         """Forget every byte after ``size`` (rows that a killed run wrote after its last checkpoint)."""
-        if self.size() < size:
+        if self.path.stat().st_size < size:
             raise CheckpointError(f"{self.path} is shorter than its checkpoint says: was it edited?")
         os.truncate(self.path, size)
+
+    def clear(self) -> None:
+        """Forget every row."""
+        self._write("w", self.columns)
+
+    def _write(self, mode: str, cells: Sequence[str]) -> None:
+        with naming(self.path), open(self.path, mode, newline="", encoding="utf-8") as file:
+            file.write(self._line(cells))
 
     @staticmethod
     def _line(cells: Sequence[str]) -> str:
@@ -66,7 +90,7 @@ class RunDir:
 
     @classmethod
     def create(cls, root: Path, config: dict[str, Any]) -> "RunDir":
-        """Make ``root/ALGORITHM/DATASET/seedS-TIME`` and write ``config.json``, ``versions.json``, ``command.txt``."""
+        """Make ``root/ALGORITHM/DATASET/seedS-TIME`` with config.json, versions.json and command.txt."""
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(config["dataset_name"])).strip("-.") or "data"
         parent = root / config["algorithm"] / name
@@ -78,10 +102,31 @@ class RunDir:
             except FileExistsError:
                 continue
             break
-        atomic_write_text(path / "command.txt", shlex.join(["offrl", *sys.argv[1:]]) + "\n")
+        by_command = Path(sys.argv[0]).stem in ("offrl", "cli")  # else a script that calls offrl.train
+        command = ["offrl", *sys.argv[1:]] if by_command else sys.argv
+        atomic_write_text(path / "command.txt", shlex.join(command) + "\n")
         atomic_write_json(path / "versions.json", versions(config["device"], config["threads"]))
         atomic_write_json(path / "config.json", {"format": CONFIG_FORMAT, **config})
         return cls(path)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process alone; the lock ends with the process, however it ends.
+
+        Raises:
+            CheckpointError: another process is training this run.
+        """
+        with open(self.path / "config.json", "rb") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise CheckpointError(
+                        f"{self.path} is being trained by another process; wait or stop it"
+                    ) from None
+                except OSError:
+                    pass  # a file system without locks
+            yield
 
     @property
     def finished(self) -> bool:
@@ -102,11 +147,7 @@ class RunDir:
 
     def recorded_versions(self) -> dict[str, Any]:
         """``versions.json`` as it was when the run began."""
-        try:
-            recorded: dict[str, Any] = json.loads((self.path / "versions.json").read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{self.path / 'versions.json'} cannot be read: {error}") from None
-        return recorded
+        return read_json_object(self.path / "versions.json", CheckpointError)
 
 
 def versions(device: str, threads: int) -> dict[str, Any]:
@@ -168,14 +209,15 @@ def _cell(value: Any) -> str:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict) or "algorithm" not in config:
-        raise CheckpointError(f"{path} does not describe a run")
+    config = read_json_object(path, CheckpointError)
+    if "algorithm" not in config:
+        raise CheckpointError(f"{path} does not describe a run: it names no algorithm")
     if config.get("format") != CONFIG_FORMAT:
         raise CheckpointError(
             f"{path} has format {config.get('format')}, this version reads {CONFIG_FORMAT}; upgrade offrl"
         )
+    for name, kind in CONFIG_TYPES.items():
+        value = config.get(name)
+        if name not in config or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise CheckpointError(f"{path} is damaged: {name!r} is {value!r}")
     return config

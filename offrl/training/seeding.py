@@ -1,10 +1,18 @@
 """One seed, many named random streams that do not disturb each other."""
 
+import random
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+
+
+def seed_globally(seed: int) -> None:
+    """Seed the global streams of torch, NumPy and Python, which a method of one's own may draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global stream itself
+    random.seed(seed)
 
 
 def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:

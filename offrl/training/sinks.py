@@ -1,9 +1,17 @@
-"""Optional mirrors of a run's scalars: TensorBoard and Weights & Biases. The CSV files never depend on them."""
+"""Mirrors of a run's scalars on request: TensorBoard, Weights & Biases; the CSV files never need them."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 from offrl.errors import MissingExtraError
+
+
+def require_sinks(config: dict[str, Any]) -> None:
+    """Refuse a run whose mirrors are not installed, before it begins (MissingExtraError)."""
+    for library, extra in (("tensorboard", "tensorboard"), ("wandb", "wandb")):
+        if config[extra] and importlib.util.find_spec(library) is None:
+            raise MissingExtraError(library, extra)
 
 
 class Sinks:
@@ -12,17 +20,14 @@ class Sinks:
     def __init__(self, directory: Path, config: dict[str, Any]) -> None:
         self._tensorboard: Any = None
         self._wandb: Any = None
+        require_sinks(config)
         if config["tensorboard"]:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise MissingExtraError("tensorboard", "tensorboard") from None
+            from torch.utils.tensorboard import SummaryWriter
+
             self._tensorboard = SummaryWriter(str(directory / "tensorboard"))
         if config["wandb"]:
-            try:
-                import wandb
-            except ImportError:
-                raise MissingExtraError("wandb", "wandb") from None
+            import wandb
+
             self._wandb = wandb.init(project="offrl", name="/".join(directory.parts[-3:]), config=config)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:

@@ -1,0 +1,71 @@
+"""Command lines to dataclasses: tyro parses and writes the help, a mistake becomes one line."""
+
+import contextlib
+import difflib
+import io
+import re
+from typing import Any, TypeVar
+
+import tyro
+
+from offrl.errors import UsageError
+
+Form = TypeVar("Form")
+FORMS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+REWORDED = (
+    (r"^Error parsing (--[\w.-]+): invalid literal for int\(\) with base \d+:", r"\1 needs an integer, got"),
+    (r"^Error parsing (--[\w.-]+): could not convert string to float:", r"\1 needs a number, got"),
+    (r"^Error parsing [\w.]+: ", ""),  # a check of a whole group of options: its message stands alone
+    (r"^Missing from [^:]*: ", "missing: "),
+    (r" \(required\)", ""),
+    (r"\. Expected \d+ values\.", ""),
+)
+BOX = str.maketrans("╭╮╰╯│─", "      ")
+
+
+def parse(form: type[Form], prog: str, argv: list[str], *, description: str | None = None) -> Form:
+    """An instance of the dataclass ``form`` from command-line arguments; ``--help`` prints and exits.
+
+    Args:
+        form: field names are the options, field docstrings the help.
+        prog: what the user typed before the arguments, e.g. ``offrl resume``.
+        argv: the arguments.
+        description: first lines of the help; default: the docstring of ``form``.
+
+    Raises:
+        UsageError: an unknown option (the nearest one is named), a missing or an impossible value.
+    """
+    complaint = io.StringIO()
+    options: dict[str, Any] = {"prog": prog, "args": argv, "description": description, "config": FORMS}
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parsed, unknown = tyro.cli(form, **options, return_unknown_args=True)
+    except SystemExit as leaving:
+        if leaving.code in (0, None):  # --help
+            raise
+        raise UsageError(f"{_sentence(complaint.getvalue())} ('{prog} --help' shows all options)") from None
+    if unknown:
+        raise UsageError(f"{_unknown(form, options, unknown[0])} ('{prog} --help' shows all options)")
+    return parsed
+
+
+def _unknown(form: type[Any], options: dict[str, Any], token: str) -> str:
+    """What is wrong with an argument that no field takes."""
+    if not token.startswith("-"):
+        return f"unexpected argument {token!r}"
+    name = token.partition("=")[0]
+    page = io.StringIO()
+    with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
+        tyro.cli(form, **options | {"args": ["--help"]})
+    known = sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", page.getvalue())) - {"--help"})
+    near = difflib.get_close_matches(name.replace("_", "-"), known, n=1)
+    return f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _sentence(box: str) -> str:
+    """The content of tyro's framed message as one line."""
+    lines = [line.translate(BOX).strip() for line in box.splitlines() if line.startswith("│")]
+    text = re.split("For full help|Argument helptext:", " ".join(line for line in lines if line))[0]
+    for pattern, plain in REWORDED:
+        text = re.sub(pattern, plain, text)
+    return " ".join(text.split()).rstrip(".") or "wrong usage"

@@ -1,0 +1,189 @@
+"""``offrl eval SOURCE``: roll out a policy and print what it earns."""
+
+import json
+import math
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from scipy.special import stdtrit
+
+from offrl.data.environments import EnvSpec, flatten_order
+from offrl.data.reference import Pair, normalized_score, reference_label, reference_returns
+from offrl.errors import ConfigError
+from offrl.evaluation.rollout import EvaluationResult, evaluate
+from offrl.evaluation.sources import SourceFacts, load_source, source_facts
+from offrl.evaluation.video import check_target, record
+from offrl.files import atomic_write
+
+SHORTFALL = 1  # exit code when --expect is missed
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Roll out a policy and print return, its interval and the normalized score where one is known.
+
+    SOURCE is a run directory or policy folder (run:DIR or just DIR), sb3:FILE.zip, py:PACKAGE.MODULE:NAME (your
+    own code), random, or waypoint (point mazes).
+    """
+
+    source: tyro.conf.Positional[str]
+    """What acts: run:DIR or DIR, sb3:FILE.zip, py:PACKAGE.MODULE:NAME, random, waypoint."""
+    env: str | None = None
+    """Gymnasium id; default: the one that the run was evaluated on."""
+    episodes: int = 10
+    """Episodes to play."""
+    seed: int = 0
+    """Seed of the environments and of the policy's samples."""
+    workers: int = 1
+    """Processes; the numbers do not depend on it."""
+    stochastic: bool = False
+    """Sample actions instead of taking the mode."""
+    video: Path | None = None
+    """Also film one episode, rendered off-screen: FILE.mp4 or FILE.gif."""
+    expect: float | None = None
+    """Exit with 1 if the mean return is below this: if even its upper 95 % bound is."""
+    json: bool = False
+    """Print one JSON object."""
+    out: Path | None = None
+    """Write the raw returns and lengths to this .npz file."""
+
+    def __post_init__(self) -> None:
+        if self.out is not None and self.out.suffix != ".npz":
+            raise ConfigError(f"--out must end in .npz, got {self.out}")
+        if self.expect is not None and (self.episodes < 2 or not math.isfinite(self.expect)):
+            raise ConfigError("--expect needs a finite return and at least 2 episodes, for the interval of the mean")
+        if self.video is not None:
+            check_target(self.video)
+
+
+def main(argv: list[str]) -> int:
+    """``offrl eval ...``."""
+    form = (tyro.conf.FlagCreatePairsOff,)
+    options = tyro.cli(EvalOptions, prog="offrl eval", args=argv, config=form)
+    facts = source_facts(options.source)
+    spec = environment(options, facts)
+    policy = load_source(options.source, spec)
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(spec.env_id, total=options.episodes)
+        result = evaluate(
+            policy,
+            spec,
+            episodes=options.episodes,
+            seed=options.seed,
+            workers=options.workers,
+            deterministic=not options.stochastic,
+            progress=lambda done, _: bar.update(task, completed=done),
+        )
+    summary = summarize(options, result, *reference(spec, facts))
+    if options.out is not None:
+        write_returns(options.out, result)
+    print(json.dumps(summary) if options.json else describe(summary), flush=True)
+    if options.video is not None:
+        frames = record(policy, spec, options.video, seed=options.seed, deterministic=not options.stochastic)
+        if not options.json:
+            print(f"film {options.video}: {frames} frames")
+    if options.expect is not None and summary["interval"][1] < options.expect:
+        low, high = summary["interval"]
+        print(
+            f"offrl: expected a mean return of {options.expect:g}, but its 95 % interval is {low:.1f} .. {high:.1f}",
+            file=sys.stderr,
+        )
+        return SHORTFALL
+    return 0
+
+
+def environment(options: EvalOptions, facts: SourceFacts) -> EnvSpec:
+    """The environment asked for, else the run's own.
+
+    Raises:
+        ConfigError: neither is known.
+    """
+    if facts.env is not None and options.env in (None, facts.env.env_id):
+        return facts.env
+    if options.env is None:
+        raise ConfigError(f"{options.source} does not say which environment it is for; pass --env ID, e.g. Hopper-v5")
+    return EnvSpec(env_id=options.env, flatten=flatten_order(options.env))
+
+
+def reference(spec: EnvSpec, facts: SourceFacts) -> tuple[Pair | None, str | None]:
+    """Reference returns for normalized scores and where they come from; (None, None) where none are known."""
+    if facts.reference_returns is not None and facts.env == spec:
+        label = reference_label(facts.dataset_name) if facts.dataset_name else None
+        return facts.reference_returns, label or "reference of its dataset"
+    robot = re.fullmatch(r"(Hopper|HalfCheetah|Walker2d|Ant)-v([45])", spec.env_id)
+    if robot is None:
+        return None, None
+    kind = robot[1].lower()
+    name = f"{kind}-medium-v2" if robot[2] == "4" else f"mujoco/{kind}/expert-v0"  # any quality: one pair a robot
+    return reference_returns(name), reference_label(name)
+
+
+def summarize(
+    options: EvalOptions, result: EvaluationResult, pair: Pair | None, label: str | None
+) -> dict[str, Any]:
+    """What is printed, as JSON values."""
+    interval = mean_interval(result.returns)
+    summary: dict[str, Any] = {
+        "source": options.source,
+        "env_id": result.env_id,
+        "episodes": len(result.returns),
+        "seed": options.seed,
+        "deterministic": not options.stochastic,
+        "return_mean": result.mean,
+        "return_std": result.std,
+        "interval": interval,
+        "length_mean": float(result.lengths.mean()),
+    }
+    if result.successes is not None:
+        summary["success_rate"] = float(result.successes.mean())
+    if pair is not None:
+        summary |= {"normalized_score": float(normalized_score(pair, result.mean)), "reference": label}
+        if interval:
+            summary["score_interval"] = normalized_score(pair, interval).tolist()
+    return summary
+
+
+def mean_interval(returns: np.ndarray) -> tuple[float, float] | None:
+    """95 % interval of the mean of n returns by Student's t, n - 1 degrees of freedom; None for one return."""
+    n = len(returns)
+    if n < 2:
+        return None
+    half = float(stdtrit(n - 1, 0.975) * returns.std(ddof=1) / math.sqrt(n))
+    mean = float(returns.mean())
+    return mean - half, mean + half
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """The summary as lines for people."""
+    sampled = "" if summary["deterministic"] else "sampled actions, "
+    lines = [
+        f"{summary['source']} on {summary['env_id']}: {summary['episodes']} episodes, {sampled}seed {summary['seed']}"
+    ]
+    line = f"return {summary['return_mean']:.1f} +- {summary['return_std']:.1f} (std)"
+    if summary["interval"]:
+        line += ", 95 % interval of the mean {:.1f} .. {:.1f}".format(*summary["interval"])
+    lines.append(line + f", mean length {summary['length_mean']:.1f}")
+    if "success_rate" in summary:
+        lines.append(f"success {100 * summary['success_rate']:.1f} %")
+    if "normalized_score" in summary:
+        line = f"normalized score {summary['normalized_score']:.1f}"
+        if "score_interval" in summary:
+            line += " ({:.1f} .. {:.1f})".format(*summary["score_interval"])
+        lines.append(f"{line}, {summary['reference']}")
+    return "\n".join(lines)
+
+
+def write_returns(path: Path, result: EvaluationResult) -> None:
+    """Write ``returns`` and ``lengths`` (n,), and ``successes`` where there are any, to an .npz file."""
+    arrays: dict[str, Any] = {"returns": result.returns, "lengths": result.lengths}
+    if result.successes is not None:
+        arrays["successes"] = result.successes
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)

@@ -1,0 +1,420 @@
+"""D4RL files: where they lie, fetching them where a network exists, adding them by hand.
+
+A file is kept as ``<data home>/NAME.hdf5`` with its SHA-256 beside it (``NAME.hdf5.sha256``, readable by
+``sha256sum -c``). The checksum is recorded when the file first arrives and verified ever after: the public
+files come with none. The data home is ``$OFFRL_DATA``, else ``~/.cache/offrl/datasets``.
+
+Addresses are tried in order. ``OFFRL_DATA_MIRROR`` (base addresses, separated by commas) replaces the public
+ones; under each base ``BASE/NAME.hdf5`` is asked for first, then ``BASE/`` + the file's official path.
+"""
+
+import contextlib
+import errno
+import http.client
+import json
+import os
+import re
+import shutil
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from offrl.data.environments import environment_for, unknown_dataset
+from offrl.data.reference import D4RL, bare_name
+from offrl.errors import ConfigError, DatasetError
+from offrl.files import atomic_write, atomic_write_json, atomic_write_text, sha256_file
+
+# Facts from D4RL's registrations and public forks; whether they answer today was not tested.
+MIRRORS = (
+    "http://rail.eecs.berkeley.edu/datasets/offline_rl/{path}",
+    "https://huggingface.co/datasets/imone/D4RL/resolve/main/{file}",
+)
+TIMEOUT = 30.0  # seconds without a byte
+ATTEMPTS = 6  # connections to one address, each going on where the last one broke off
+PAUSE = 1.0  # seconds before the second attempt, doubled each time
+CHUNK = 1 << 20  # bytes
+MAX_BYTES = 1 << 35  # nothing that D4RL offers comes near
+ARRAYS = ("observations", "actions", "rewards", "terminals")  # a D4RL file holds at least these
+
+
+Bar = Callable[[int, int | None], None]  # bytes so far, bytes in all
+
+
+class _FailedError(Exception):
+    """One address did not deliver; the next one is tried."""
+
+
+def data_home() -> Path:
+    """The folder of downloaded and added datasets: ``$OFFRL_DATA``, else ``~/.cache/offrl/datasets``."""
+    return Path(os.environ.get("OFFRL_DATA") or "~/.cache/offrl/datasets").expanduser().absolute()
+
+
+def local_path(name: str) -> Path:
+    """Where the file of a D4RL name lies, or would lie.
+
+    Raises:
+        DatasetError: not a D4RL name.
+    """
+    bare = bare_name(name)
+    if bare not in D4RL:
+        raise DatasetError(unknown_dataset(name))
+    return data_home() / f"{bare}.hdf5"
+
+
+def installed() -> list[str]:
+    """The D4RL names whose files lie in the data home."""
+    return [name for name in D4RL if (data_home() / f"{name}.hdf5").is_file()]
+
+
+def fetch(name: str, *, progress: bool = True) -> Path:
+    """The local file of a D4RL dataset, verified; downloaded first if it is not there.
+
+    A broken transfer goes on where it stopped, also in a later call. Of several processes one downloads, the
+    others wait for it.
+
+    Args:
+        name: with or without ``d4rl:``.
+        progress: show a bar if stderr is a terminal.
+
+    Raises:
+        DatasetError: not a D4RL name; the file differs from its recorded checksum; no address delivered it
+            (the line lists each address with its reason).
+        ConfigError: ``OFFRL_DATA_MIRROR`` holds something else than http addresses.
+    """
+    path = local_path(name)
+    if not path.is_file():
+        urls = addresses(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(path):
+            if not path.is_file():
+                _fetch_from(urls, path, progress)
+                return path
+    verify(path)
+    return path
+
+
+def add(file: Path | str, as_name: str) -> Path:
+    """Copy a D4RL file that was obtained elsewhere into the data home, after reading it through.
+
+    Args:
+        file: the HDF5 file.
+        as_name: the D4RL name that it is to be found under.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DatasetError: not a D4RL name, a damaged file, another robot's file, or other data are there already.
+    """
+    from offrl.data.d4rl import read_d4rl
+
+    source, path = Path(file).expanduser().absolute(), local_path(as_name)
+    dataset, spec = read_d4rl(source), environment_for(as_name)
+    for what, have, want in (
+        ("observations", dataset.obs_dim, spec.obs_dim),
+        ("actions", dataset.act_dim, spec.act_dim),
+    ):
+        if want is not None and have != want:
+            raise DatasetError(
+                f"{source} has {what} of width {have}, {bare_name(as_name)} has {want}; wrong file or name?"
+            )
+    digest = sha256_file(source)
+    if path.is_file() and sha256_file(path) != digest:
+        raise DatasetError(f"{path} exists and holds other data; delete it first")
+    _compare(path, digest)
+    if not path.is_file():
+        with atomic_write(path) as temporary:
+            shutil.copyfile(source, temporary)
+            if sha256_file(temporary) != digest:
+                raise DatasetError(f"{source} changed while it was copied; try again")
+            _record(path, digest)
+    _record(path, digest)
+    return path
+
+
+def verify(path: Path) -> None:
+    """Compare a file with its recorded checksum; record it if this is the first look.
+
+    Raises:
+        DatasetError: the file differs.
+    """
+    digest = sha256_file(path)
+    _compare(path, digest)
+    _record(path, digest)
+
+
+def addresses(name: str) -> list[str]:
+    """The addresses to try for a D4RL name, in order."""
+    name, path = bare_name(name), official_path(name)
+    bases = [base.strip().rstrip("/") for base in os.environ.get("OFFRL_DATA_MIRROR", "").split(",")]
+    bases = [base for base in bases if base]
+    if wrong := [base for base in bases if not re.match(r"https?://[^/]", base)]:
+        raise ConfigError(
+            f"OFFRL_DATA_MIRROR must hold http:// or https:// addresses separated by commas, got {wrong[0]!r}"
+        )
+    if bases:
+        return [f"{base}/{tail}" for base in bases for tail in (f"{name}.hdf5", path)]
+    return [mirror.format(path=path, file=path.rpartition("/")[2]) for mirror in MIRRORS]
+
+
+def official_path(name: str) -> str:
+    """The path of a dataset's file below D4RL's public folder.
+
+    Source: D4RL's registrations (d4rl/infos.py and the packages' ``__init__`` files).
+    """
+    name = bare_name(name)
+    stem, _, version = name.rpartition("-v")
+    family, _, task = stem.partition("-")
+    if family in ("halfcheetah", "hopper", "walker2d", "ant"):
+        if version != "0":
+            return f"gym_mujoco_v{version}/{family}_{task.replace('-', '_')}-v{version}.hdf5"
+        if task == "medium-replay":
+            return f"gym_mujoco/{family.removesuffix('2d')}_mixed.hdf5"
+        return f"gym_mujoco/{family}_{task.replace('-', '_')}.hdf5"
+    if family == "antmaze":
+        return _antmaze_path(task, version)
+    if family == "maze2d":
+        reward = "" if task.endswith("dense") else "-sparse"
+        return f"maze2d/{stem}{reward}{'-v1' if version == '1' else ''}.hdf5"
+    if family in ("kitchen", "minigrid"):
+        return _OTHER_FILES[name]
+    if version != "0":
+        return f"hand_dapg_v{version}/{name}.hdf5"
+    kind = {"human": "v0_demos_clipped", "cloned": "demos-v0-bc-combined", "expert": "v0_expert_clipped"}[
+        task
+    ]
+    return f"hand_dapg/{family}-{kind}.hdf5"
+
+
+_OTHER_FILES = {
+    "kitchen-complete-v0": "kitchen/mini_kitchen_microwave_kettle_light_slider-v0.hdf5",
+    "kitchen-partial-v0": "kitchen/kitchen_microwave_kettle_light_slider-v0.hdf5",
+    "kitchen-mixed-v0": "kitchen/kitchen_microwave_kettle_bottomburner_light-v0.hdf5",
+    "minigrid-fourrooms-v0": "minigrid/minigrid4rooms.hdf5",
+    "minigrid-fourrooms-random-v0": "minigrid/minigrid4rooms_random.hdf5",
+}
+# The eval sets' flags are D4RL's own: in the medium and large mazes play and diverse are the other way round.
+_MULTIGOAL = {"umaze": False, "umaze-diverse": True, "medium-play": False, "large-play": False}
+_MULTIGOAL_EVAL = {"umaze": False, "umaze-diverse": True, "medium-diverse": False, "large-diverse": False}
+
+
+def _antmaze_path(task: str, version: str) -> str:
+    evaluation, task = task.startswith("eval-"), task.removeprefix("eval-")
+    size = task.split("-")[0]
+    starts = evaluation or task != "umaze"
+    goals = (_MULTIGOAL_EVAL if evaluation else _MULTIGOAL).get(task, True)
+    flags = f"noisy_multistart_{starts}_multigoal_{goals}_sparse"
+    if evaluation:
+        return f"ant_maze_new/Ant_maze_{size}_eval_{flags}.hdf5"
+    if version == "1":
+        return f"ant_maze_v1/Ant_maze_{size}_{flags}.hdf5"
+    maze = {"umaze": "u-maze", "medium": "big-maze", "large": "hardest-maze"}[size]
+    folder, fixed = ("ant_maze_new", "") if version == "0" else ("ant_maze_v2", "_fixed")
+    return f"{folder}/Ant_maze_{maze}_{flags}{fixed}.hdf5"
+
+
+def _fetch_from(urls: list[str], path: Path, progress: bool) -> None:
+    part = path.with_name(path.name + ".part")
+    reasons = []
+    for url in urls:
+        try:
+            _download(url, part, progress)
+            _check_content(part, path)
+        except _FailedError as failure:
+            reasons.append(f"{url} ({failure})")
+            continue
+        os.replace(part, path)
+        _state_file(part).unlink(missing_ok=True)
+        return
+    raise DatasetError(
+        f"could not download {path.stem}: {'; '.join(reasons)}. Get the file by other means, then run: "
+        f"offrl data add FILE --as d4rl:{path.stem}"
+    )
+
+
+def _check_content(part: Path, path: Path) -> None:
+    """Accept a complete file: D4RL's arrays, and the checksum recorded earlier if there is one."""
+    import h5py
+
+    try:
+        with h5py.File(part, "r") as file:
+            missing = [name for name in ARRAYS if name not in file]
+    except (OSError, RuntimeError) as error:
+        start = part.read_bytes()[:16] if part.stat().st_size < CHUNK else b""
+        _discard(part)
+        what = "a web page" if start.lstrip().startswith(b"<") else " ".join(str(error).split())[:120]
+        raise _FailedError(f"it sent no readable HDF5 file: {what}") from error
+    digest = sha256_file(part)
+    try:
+        if missing:
+            raise DatasetError(f"its file lacks {', '.join(missing)}")
+        _compare(path, digest)
+    except DatasetError as error:
+        _discard(part)
+        raise _FailedError(str(error)) from error
+    _record(path, digest)
+
+
+def _download(url: str, part: Path, progress: bool) -> None:
+    reason = ""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE * 2 ** (attempt - 1))
+        try:
+            with _bar(url, progress) as bar:
+                reason = _transfer(url, part, bar)
+        except urllib.error.HTTPError as error:
+            if error.code != 416:
+                raise _FailedError(f"{error.code} {error.reason}") from error
+            if _is_whole(error, part):
+                return
+            _discard(part)
+            reason = "the server refused to go on with the transfer"
+        except urllib.error.URLError as error:
+            reason = str(error.reason)
+            if not isinstance(error.reason, TimeoutError | ConnectionError):
+                break  # no such host, no route: another attempt would not help
+        except (http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
+            reason = str(error) or type(error).__name__
+        if not reason:
+            return
+    raise _FailedError(reason)
+
+
+def _transfer(url: str, part: Path, bar: Bar) -> str:
+    """One connection; returns "" when the file is complete, else why it is not."""
+    state = _read_state(part)
+    have = part.stat().st_size if part.is_file() and state.get("url") == url else 0
+    headers = {"User-Agent": "offrl", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if state.get("validator"):
+            headers["If-Range"] = state["validator"]
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
+        start, total = _extent(response, have)
+        if total is not None and total > MAX_BYTES:
+            raise _FailedError(f"it claims to have {total} bytes, more than any D4RL file")
+        if start and total != state.get("total"):
+            _discard(part)
+            return "the file on the server changed"
+        validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        if validator and validator.startswith("W/"):
+            validator = None  # a weak tag does not promise the same bytes
+        atomic_write_json(_state_file(part), {"url": url, "validator": validator, "total": total})
+        free = shutil.disk_usage(part.parent).free
+        if total is not None and total - start > free:
+            raise OSError(
+                errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({total - start} bytes needed)", str(part)
+            )
+        size = _write(response, part, start, bar, total)
+    if total is not None and size < total:
+        return f"the connection ended after {size} of {total} bytes"
+    return ""
+
+
+def _write(response: http.client.HTTPResponse, part: Path, start: int, bar: Bar, total: int | None) -> int:
+    with open(part, "r+b" if start else "wb") as file:
+        file.truncate(start)
+        file.seek(start)
+        while chunk := response.read(CHUNK):
+            file.write(chunk)
+            bar(file.tell(), total)
+            if file.tell() > MAX_BYTES:
+                raise _FailedError(f"it sent more than {MAX_BYTES} bytes")
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
+
+
+def _extent(response: http.client.HTTPResponse, have: int) -> tuple[int, int | None]:
+    """Where the body starts in the file and how long the whole file is (None if the server does not say)."""
+    if response.status == 206:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        if match is None or int(match[1]) != have:
+            raise _FailedError(f"it answered with the wrong range {response.headers.get('Content-Range')!r}")
+        return have, int(match[2])
+    if response.status != 200:
+        raise _FailedError(f"it answered {response.status}")
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if length.isdecimal() else None
+
+
+def _is_whole(error: urllib.error.HTTPError, part: Path) -> bool:
+    """Whether a 416 ('range not satisfiable') says that every byte is here already."""
+    total = error.headers.get("Content-Range", "").removeprefix("bytes */")
+    return part.is_file() and total == str(part.stat().st_size)
+
+
+def _compare(path: Path, digest: str) -> None:
+    side = _checksum_file(path)
+    if not side.is_file():
+        return
+    recorded = (side.read_text(errors="replace").split() or [""])[0]
+    if recorded != digest:
+        raise DatasetError(
+            f"{path.name} does not match its recorded checksum ({digest[:9]}.. instead of {recorded[:9]}..): "
+            f"it is damaged or was changed; delete it and download again, or delete {side} to accept it"
+        )
+
+
+def _record(path: Path, digest: str) -> None:
+    if not _checksum_file(path).is_file():
+        atomic_write_text(_checksum_file(path), f"{digest}  {path.name}\n")
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _state_file(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def _read_state(part: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(_state_file(part).read_text())
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _state_file(part).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Held by one process at a time; released by the system if the process dies."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two downloads at once are not guarded against
+        yield
+        return
+    with open(path.with_name(path.name + ".lock"), "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _bar(url: str, progress: bool) -> Iterator[Bar]:
+    """A progress bar on the terminal, or nothing."""
+    if not progress:
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (
+        "{task.description}",
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as display:
+        task = display.add_task(url.rpartition("/")[2], total=None)
+        yield lambda done, total: display.update(task, completed=done, total=total)

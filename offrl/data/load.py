@@ -1,0 +1,128 @@
+"""``load_dataset``: one door for every place that data come from."""
+
+import difflib
+import re
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from offrl.data.dataset import OfflineDataset
+from offrl.data.environments import find_environment, unknown_dataset
+from offrl.data.reference import D4RL, reference_returns
+from offrl.errors import DatasetError
+
+SUFFIXES = (".hdf5", ".h5", ".npz", ".csv", ".parquet")
+
+
+def load_dataset(uri: str | Path | OfflineDataset) -> OfflineDataset:
+    """Load a dataset.
+
+    Args:
+        uri: ``d4rl:NAME`` (downloaded at first use; a bare D4RL name means the same), ``minari:ID`` (local),
+            ``builtin:NAME``, or a file ending in ``.hdf5``, ``.npz``, ``.csv`` or ``.parquet``. Nothing is
+            guessed from a file's name. A dataset is returned as it is.
+
+    Returns:
+        The dataset, with ``metadata["source"]`` (the uri), ``metadata["name"]`` and
+        ``metadata["rows_default"]``: ``qlearning`` for D4RL names, ``exact`` otherwise. D4RL and Minari names
+        bring the environment and reference returns of the tables.
+
+    Raises:
+        DatasetError: unknown scheme or name, or the data break a rule.
+        FileNotFoundError: no such file.
+        MissingExtraError: the reader's library is not installed.
+    """
+    if isinstance(uri, OfflineDataset):
+        return uri
+    text = str(uri)
+    if isinstance(uri, str) and text in D4RL:
+        text = f"d4rl:{text}"
+    scheme, colon, name = text.partition(":")
+    if colon and re.fullmatch(r"[a-z][a-z0-9+_-]+", scheme):
+        if scheme not in _SCHEMES:
+            known = ", ".join(f"{s}:NAME" for s in _SCHEMES)
+            raise DatasetError(f"unknown scheme {scheme!r} in {text!r}; known are {known} and files")
+        dataset = _SCHEMES[scheme](name)
+    else:
+        dataset = _load_file(text)
+    dataset.metadata.setdefault("name", name if colon else Path(text).stem)
+    dataset.metadata["source"] = text
+    dataset.metadata["rows_default"] = "qlearning" if scheme == "d4rl" else "exact"
+    return dataset
+
+
+def _load_file(text: str) -> OfflineDataset:
+    suffix = Path(text).suffix.lower()
+    if suffix in (".hdf5", ".h5"):
+        from offrl.data.d4rl import read_d4rl
+
+        return read_d4rl(text)
+    if suffix == ".npz":
+        from offrl.data.arrays import read_npz
+
+        return read_npz(text)
+    if suffix in SUFFIXES:
+        from offrl.data.arrays import read_table
+
+        return read_table(text)
+    if "/" not in text and not suffix:
+        raise DatasetError(unknown_dataset(text))
+    raise DatasetError(f"{text!r} is not a dataset file; it must end in {', '.join(SUFFIXES)}")
+
+
+def _load_d4rl(name: str) -> OfflineDataset:
+    from offrl.data.d4rl import read_d4rl
+    from offrl.data.download import fetch
+
+    if name not in D4RL:
+        raise DatasetError(unknown_dataset(name))
+    known = _from_tables(name)
+    # Demonstrations in the kitchen end at terminated steps and may be longer than an evaluation episode: the
+    # time limit is kept for D4RL's row rule, but does not cut them.
+    horizon = known.pop("max_episode_steps", None) if name.startswith("kitchen-") else None
+    dataset = read_d4rl(fetch(name), known | {"name": name})
+    if horizon is not None:
+        dataset.metadata["max_episode_steps"] = horizon
+    return dataset
+
+
+def _load_minari(name: str) -> OfflineDataset:
+    from offrl.data.minari import read_minari
+
+    return read_minari(name, defaults=_from_tables(name))
+
+
+def _load_builtin(name: str) -> OfflineDataset:
+    from offrl.data.d4rl import read_d4rl
+
+    folder = resources.files("offrl.data") / "builtin"
+    names = sorted(f.name.removesuffix(".hdf5") for f in folder.iterdir() if f.name.endswith(".hdf5"))
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DatasetError(f"no built-in dataset {name!r}; {hint}there are: {', '.join(names)}")
+    with resources.as_file(folder / f"{name}.hdf5") as path:
+        return read_d4rl(path)
+
+
+_SCHEMES: dict[str, Callable[[str], OfflineDataset]] = {
+    "builtin": _load_builtin,
+    "d4rl": _load_d4rl,
+    "minari": _load_minari,
+}
+
+
+def _from_tables(name: str) -> dict[str, Any]:
+    """What the tables know about a name, as metadata."""
+    spec, pair = find_environment(name), reference_returns(name)
+    known: dict[str, Any] = {}
+    if spec is not None and spec.env_id:
+        known |= {"env_id": spec.env_id, "env_kwargs": spec.kwargs}
+    if spec is not None and spec.flatten:
+        known["flatten"] = list(spec.flatten)
+    if spec is not None and spec.horizon is not None:
+        known["max_episode_steps"] = spec.horizon
+    if pair is not None:
+        known["reference_returns"] = list(pair)
+    return known

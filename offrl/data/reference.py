@@ -1,0 +1,143 @@
+"""Returns of a random and an expert policy, by dataset name, and the 0-100 score made from them.
+
+    score = 100 (R - random) / (expert - random)
+
+All qualities and versions of one D4RL robot share one pair. Minari's ``mujoco/...`` sets and this project's
+own ``zoo/...`` sets ship none: they borrow D4RL's pair of the same robot and say so in their label. A robot
+that D4RL does not have gets None, never a guess.
+
+Source: D4RL (arXiv:2004.07219), d4rl/infos.py and the registrations in d4rl/pointmaze and d4rl/locomotion.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from offrl.errors import ConfigError, DatasetError
+
+Pair = tuple[float, float]  # undiscounted returns of an episode: (random, expert)
+
+MUJOCO: dict[str, Pair] = {
+    "halfcheetah": (-280.178953, 12135.0),
+    "hopper": (-20.272305, 3234.3),
+    "walker2d": (1.629008, 4592.3),
+    "ant": (-325.6, 3879.7),
+}
+ADROIT: dict[str, Pair] = {
+    "pen": (96.262799, 3076.8331017826877),
+    "hammer": (-274.856578, 12794.134825156867),
+    "door": (-56.512833, 2880.5693087298737),
+    "relocate": (-6.425911, 4233.877797728884),
+}
+ANTMAZE: Pair = (0.0, 1.0)  # an episode pays 1 on success
+KITCHEN: Pair = (0.0, 4.0)  # sub-tasks
+MAZE2D: dict[str, Pair] = {
+    "open-v0": (0.01, 20.66),
+    "umaze-v0": (0.94, 62.6),
+    "medium-v0": (5.77, 85.14),
+    "large-v0": (4.83, 191.99),
+    "umaze-v1": (23.85, 161.86),
+    "medium-v1": (13.13, 277.39),
+    "large-v1": (6.7, 273.99),
+    "eval-umaze-v1": (36.63, 141.4),
+    "eval-medium-v1": (13.07, 204.93),
+    "eval-large-v1": (16.4, 302.22),
+    "open-dense-v0": (11.17817, 27.166538620695782),
+    "umaze-dense-v0": (23.249793, 81.78995240126592),
+    "medium-dense-v0": (19.47762, 96.03474232952358),
+    "large-dense-v0": (27.38831, 215.09965671563742),
+    "umaze-dense-v1": (68.537689, 193.66285642381482),
+    "medium-dense-v1": (44.264742, 297.4552547777125),
+    "large-dense-v1": (30.569041, 303.4857382709002),
+    "eval-umaze-dense-v1": (56.95455, 178.21373133248397),
+    "eval-medium-dense-v1": (42.28578, 235.5658957482388),
+    "eval-large-dense-v1": (56.95455, 326.09647655082637),
+}
+MINIGRID: Pair = (0.01442, 2.89685)
+
+# The qualities that exist: full-replay came with v1. Left out: the renamed *-mixed-v0, ant-random-expert-v0
+# (has no reference pair) and the antmaze-ultra sets (hosted elsewhere).
+QUALITIES = ("random", "medium", "expert", "medium-replay", "medium-expert")
+ANTMAZE_TASKS = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
+
+
+def _d4rl_table() -> dict[str, Pair]:
+    table: dict[str, Pair] = {}
+    for robot, pair in MUJOCO.items():
+        table |= {f"{robot}-{quality}-v0": pair for quality in QUALITIES}
+        table |= {f"{robot}-{quality}-v{v}": pair for v in (1, 2) for quality in (*QUALITIES, "full-replay")}
+    table |= {f"antmaze-{task}-v{version}": ANTMAZE for version in (0, 1, 2) for task in ANTMAZE_TASKS}
+    table |= {f"antmaze-eval-{task}-v0": ANTMAZE for task in ANTMAZE_TASKS}
+    table |= {f"maze2d-{task}": pair for task, pair in MAZE2D.items()}
+    for hand, pair in ADROIT.items():
+        table |= {f"{hand}-{kind}-v{v}": pair for v in (0, 1) for kind in ("human", "cloned", "expert")}
+    table |= {f"kitchen-{kind}-v0": KITCHEN for kind in ("complete", "partial", "mixed")}
+    return table | {"minigrid-fourrooms-v0": MINIGRID, "minigrid-fourrooms-random-v0": MINIGRID}
+
+
+D4RL: dict[str, Pair] = _d4rl_table()  # every D4RL name that this library knows
+
+_MINARI: tuple[tuple[str, dict[str, Pair], str], ...] = (  # pattern (its group is the key), pairs, label
+    (r"mujoco/(\w+)/[\w-]+-v\d+", MUJOCO, "v5 env, D4RL reference"),
+    (r"zoo/(hopper|halfcheetah|walker2d|ant)-[\w-]+", MUJOCO, "v5 env, D4RL reference"),
+    (r"D4RL/(pen|hammer|door|relocate)/[\w-]+-v\d+", ADROIT, "AdroitHand v1 env, D4RL reference"),
+    (r"D4RL/(kitchen)/[\w-]+-v\d+", {"kitchen": KITCHEN}, "FrankaKitchen v1 env, D4RL reference"),
+    (r"D4RL/(antmaze)/[\w-]+-v\d+", {"antmaze": ANTMAZE}, "success rate"),
+)
+
+
+def bare_name(name: str) -> str:
+    """A dataset's name without its scheme: ``d4rl:hopper-medium-v2`` becomes ``hopper-medium-v2``."""
+    return name.removeprefix("d4rl:").removeprefix("minari:")
+
+
+def reference_returns(name: str) -> Pair | None:
+    """Returns of a random and an expert policy for a dataset, or None when they are not known.
+
+    Args:
+        name: a D4RL name or a Minari id, with or without its scheme.
+    """
+    return _look_up(name)[0]
+
+
+def reference_label(name: str) -> str | None:
+    """Where the reference returns come from, for tables and reports; None where there are none."""
+    return _look_up(name)[1]
+
+
+def normalized_score(reference: str | Sequence[float], returns: ArrayLike) -> np.ndarray:
+    """Scores on 0-100 (below 0 and above 100 are possible).
+
+    Args:
+        reference: a dataset's name, or the pair (random return, expert return).
+        returns: undiscounted episode returns, any shape.
+
+    Returns:
+        float64, the shape of ``returns``.
+
+    Raises:
+        DatasetError: the dataset has no reference returns.
+        ConfigError: the pair is not (random, expert) with random < expert.
+    """
+    pair = reference_returns(reference) if isinstance(reference, str) else tuple(reference)
+    if pair is None:
+        raise DatasetError(
+            f"no reference returns for {reference!r}; pass the pair (random_return, expert_return)"
+        )
+    if len(pair) != 2 or not (np.isfinite(pair).all() and pair[0] < pair[1]):
+        raise ConfigError(f"reference returns must be (random, expert) with random < expert, got {pair}")
+    low, high = pair
+    return 100.0 * (np.asarray(returns, dtype=np.float64) - low) / (high - low)
+
+
+def _look_up(name: str) -> tuple[Pair | None, str | None]:
+    name = bare_name(name)
+    if name in D4RL:
+        return D4RL[name], "D4RL reference"
+    for pattern, pairs, label in _MINARI:
+        match = re.fullmatch(pattern, name)
+        if match and match[1] in pairs:
+            return pairs[match[1]], label
+    return None, None

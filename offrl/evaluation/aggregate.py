@@ -1,0 +1,137 @@
+"""Statistics of runs: interquartile mean, bootstrap intervals; last, best and mean of the last k of a run.
+
+Everything is deterministic: functions that draw take a ``rng``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from offrl.errors import ConfigError
+
+REPEATS = 2_000
+LEVEL = 0.95
+
+
+def iqm(scores: np.ndarray) -> float:
+    """Interquartile mean of ``scores``, any shape: drop floor(n / 4) values from each end, then average.
+
+    Source: arXiv:2108.13264, section 4.3.
+
+    Raises:
+        ConfigError: ``scores`` is empty.
+    """
+    ordered = np.sort(np.asarray(scores, dtype=np.float64), axis=None)
+    if not len(ordered):
+        raise ConfigError("the interquartile mean of no scores is undefined")
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+def stratified_bootstrap(
+    scores: np.ndarray,
+    statistic: Callable[[np.ndarray], float] = iqm,
+    *,
+    repeats: int = REPEATS,
+    level: float = LEVEL,
+    rng: np.random.Generator,
+) -> tuple[float, float]:
+    """Percentile interval of ``statistic``, resampling runs within each task.
+
+    Args:
+        scores: (runs, tasks), one number for each run of each task.
+        statistic: of a resampled (runs, tasks) array.
+        repeats: number of resampled arrays.
+        level: coverage, 0 .. 1.
+        rng: source of the draws.
+
+    Returns:
+        Lower and upper bound. One run a task gives an interval without width: it says nothing about seeds.
+
+    Raises:
+        ConfigError: ``scores`` is not a non-empty matrix.
+
+    Source: arXiv:2108.13264, section 4.1.
+    """
+    if scores.ndim != 2 or scores.size == 0:
+        raise ConfigError(f"scores must be (runs, tasks) and not empty, got shape {scores.shape}")
+    runs = len(scores)
+    draws = [
+        statistic(np.take_along_axis(scores, rng.integers(runs, size=scores.shape), axis=0))
+        for _ in range(repeats)
+    ]
+    low, high = np.percentile(draws, _tails(level))
+    return float(low), float(high)
+
+
+def bootstrap_mean(
+    values: np.ndarray, *, repeats: int = REPEATS, level: float = LEVEL, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile interval of the mean over the first axis: episodes (n,), or seeds (n, points) of a curve.
+
+    A resampled row is drawn whole, so the points of a curve keep their dependence.
+
+    Args:
+        values: (n, ...), at least one row.
+        repeats: number of resamples.
+        level: coverage, 0 .. 1.
+        rng: source of the draws.
+
+    Returns:
+        Lower and upper bounds, each (...).
+
+    Raises:
+        ConfigError: no rows.
+    """
+    n = len(values)
+    if n == 0:
+        raise ConfigError("an interval needs at least one value")
+    weights = rng.multinomial(n, np.full(n, 1.0 / n), size=repeats) / n  # how often each row is drawn
+    means = np.tensordot(weights, np.asarray(values, dtype=np.float64), axes=1)
+    low, high = np.percentile(means, _tails(level), axis=0)
+    return low, high
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run's evaluations come to; every number is a mean over the episodes of an evaluation."""
+
+    last: float  # the last evaluation
+    best: float  # the highest one: chosen with online episodes, so not an offline result
+    best_step: int
+    mean_of_last: float  # mean over the last ``last_count`` evaluations
+    last_count: int  # k, or fewer if the run has fewer
+
+
+def summarize_run(steps: np.ndarray, means: np.ndarray, k: int = 10) -> RunSummary:
+    """Last, best and mean of the last ``k`` evaluations.
+
+    Args:
+        steps: (n,) updates made before each evaluation, ascending.
+        means: (n,) mean return or score of each evaluation.
+        k: evaluations in the closing mean.
+
+    Raises:
+        ConfigError: no evaluation, or ``k`` below 1.
+    """
+    if len(means) == 0 or len(steps) != len(means):
+        raise ConfigError(f"need one mean for each evaluation, got {len(steps)} steps and {len(means)} means")
+    if k < 1:
+        raise ConfigError(f"k must be 1 or more, got {k}")
+    top = int(np.argmax(means))
+    closing = means[-k:]
+    return RunSummary(
+        last=float(means[-1]),
+        best=float(means[top]),
+        best_step=int(steps[top]),
+        mean_of_last=float(closing.mean()),
+        last_count=len(closing),
+    )
+
+
+def _tails(level: float) -> tuple[float, float]:
+    if not 0.0 < level < 1.0:
+        raise ConfigError(f"level must be in (0, 1), got {level}; 0.95 is usual")
+    tail = 50.0 * (1.0 - level)
+    return tail, 100.0 - tail

@@ -1,0 +1,233 @@
+"""Episodes in blocks: K environments step in lockstep, the policy always sees exactly K rows.
+
+A block is the unit that a process takes, so nothing in it may depend on who runs it or what ran before. Its
+streams come from (seed, stream, episode) for an environment and (seed, stream, block) for the policy's draws;
+the forward pass always has K rows (a matrix product's last digits depend on its shape), a finished episode's
+row repeats its last observation, and the row's action is thrown away.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from offrl.data.dataset import flatten_keys
+from offrl.errors import ConfigError, PolicyError
+from offrl.evaluation.environments import FlatObservation, mujoco_state
+from offrl.nn.policy import Policy, wrong_observations
+
+TICK = 64  # lockstep steps between calls of ``tick``
+ENV_STREAM, POLICY_STREAM = 1, 2
+
+Env = gymnasium.Env[np.ndarray, np.ndarray]
+Tick = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every block of a call has in common, besides policy and environment."""
+
+    seed: int
+    stream: int = 0
+    deterministic: bool = True
+    noise: float = 0.0  # std of Gaussian noise added to each action before it is clipped, in action units
+    max_steps: int | None = None  # cuts episodes earlier than the environment does
+    record: bool = False
+    width: int = 5  # K, episodes in lockstep; another width gives other last digits
+
+    def __post_init__(self) -> None:
+        if self.seed < 0 or self.stream < 0:
+            raise ConfigError(f"seed must be 0 or more, got {min(self.seed, self.stream)}")
+        if not (math.isfinite(self.noise) and self.noise >= 0):
+            raise ConfigError(f"noise must be a standard deviation of 0 or more, got {self.noise}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(f"max_steps must be 1 or more, got {self.max_steps}")
+
+
+@dataclass
+class Episode:
+    """One finished episode of T steps; ``arrays`` is filled when the plan records."""
+
+    total: float = 0.0  # undiscounted return
+    length: int = 0
+    success: bool | None = None  # at any step; None where the environment does not say
+    terminated: bool = False
+    truncated: bool = False
+    arrays: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # observations* (T + 1, ...), the others (T, ...)
+
+
+def check_fit(policy: Policy, env: Env) -> None:
+    """Refuse a policy that was built for other observations or actions than ``env`` has (PolicyError)."""
+    (obs_dim,), (act_dim,) = env.observation_space.shape or (), env.action_space.shape or ()
+    if policy.obs_dim != obs_dim:
+        raise PolicyError(wrong_observations((obs_dim,), policy.obs_dim))
+    if policy.act_dim != act_dim:
+        raise PolicyError(
+            f"the environment takes actions of shape ({act_dim},) but the policy was built for "
+            f"A={policy.act_dim}; was it trained on another environment?"
+        )
+
+
+def step_limit(env: Env, max_steps: int | None) -> int:
+    """Steps after which an episode is cut: the smaller of ``max_steps`` and the environment's own limit.
+
+    Raises:
+        ConfigError: neither is there, so an episode might never end.
+    """
+    own = env.spec.max_episode_steps if env.spec else None
+    limits = [limit for limit in (own, max_steps) if limit is not None]
+    if not limits:
+        name = env.spec.id if env.spec else "this environment"
+        raise ConfigError(f"{name} has no time limit, an episode might never end; give max_steps")
+    return min(limits)
+
+
+def run_block(
+    envs: Sequence[Env], policy: Policy, plan: Plan, block: int, episodes: int, tick: Tick | None = None
+) -> list[Episode] | None:
+    """Play episodes ``block * K ... block * K + episodes - 1``.
+
+    Args:
+        envs: K environments of one kind; which ones does not matter, they are seeded here.
+        policy: acts on (K, O) float32 rows.
+        plan: streams, action noise, time limit, recording.
+        block: number of the block.
+        episodes: how many of its K rows are played, 1 to K; the others are padding.
+        tick: called every few steps; the block is given up when it returns False.
+
+    Returns:
+        The episodes in order, or None if ``tick`` gave the block up.
+
+    Raises:
+        PolicyError: an action that is not finite.
+    """
+    run = _Block(envs, policy, plan, block, episodes)
+    with torch.inference_mode():
+        while run.alive:
+            run.step()
+            if tick is not None and run.steps % TICK == 0 and run.alive and not tick():
+                return None
+    return run.finish()
+
+
+class _Block:
+    def __init__(self, envs: Sequence[Env], policy: Policy, plan: Plan, block: int, episodes: int) -> None:
+        self.envs, self.policy, self.plan = envs, policy, plan
+        self.limit = step_limit(envs[0], plan.max_steps)
+        self.low, self.high = envs[0].action_space.low, envs[0].action_space.high  # type: ignore[attr-defined]
+        self.alive = list(range(episodes))
+        self.episodes = [Episode() for _ in self.alive]
+        self.observations = torch.zeros(plan.width, policy.obs_dim)
+        self.rows = self.observations.numpy()  # the same memory
+        for i in self.alive:
+            words = np.random.SeedSequence([ENV_STREAM, plan.seed, plan.stream, block * plan.width + i])
+            reset_seed, action_seed = (int(word) for word in words.generate_state(2, np.uint32))
+            envs[i].action_space.seed(action_seed)
+            self.rows[i], _ = envs[i].reset(seed=reset_seed)
+        self.rows[episodes:] = self.rows[0]
+        words = np.random.SeedSequence([POLICY_STREAM, plan.seed, plan.stream, block])
+        self.generator = torch.Generator().manual_seed(
+            int(words.generate_state(1, np.uint64)[0] >> np.uint64(1))
+        )
+        self.state: Any = None
+        self.steps = 0
+        self.recorder = _Recorder(envs[:episodes]) if plan.record else None
+
+    def step(self) -> None:
+        observations = self.observations.clone()  # a policy may keep it
+        actions = self.act(observations)
+        if self.recorder:
+            self.recorder.before(observations, actions, self.alive)
+        self.steps += 1
+        ended = False
+        for i in self.alive:
+            observation, reward, terminated, truncated, info = self.envs[i].step(actions[i])
+            self.rows[i] = observation
+            episode = self.episodes[i]
+            episode.total += float(reward)
+            success = info.get("success", info.get("is_success"))
+            if success is not None:
+                episode.success = bool(episode.success or success)
+            if terminated or truncated or self.steps >= self.limit:
+                ended, episode.length = True, self.steps
+                episode.terminated, episode.truncated = bool(terminated), not terminated
+            if self.recorder:
+                self.recorder.after(i, float(reward), success)
+        if ended:
+            self.alive = [i for i in self.alive if not self.episodes[i].length]
+
+    def act(self, observations: torch.Tensor) -> np.ndarray:
+        plan = self.plan
+        tensor, self.state = self.policy.act(
+            observations, self.state, deterministic=plan.deterministic, generator=self.generator
+        )
+        if plan.noise:
+            tensor = tensor + plan.noise * torch.randn(tensor.shape, generator=self.generator)
+        if not math.isfinite(tensor.sum()):
+            bad = [i for i in self.alive if not torch.isfinite(tensor[i]).all()]
+            if bad:
+                seen = "finite" if torch.isfinite(observations[bad[0]]).all() else "not finite either"
+                raise PolicyError(
+                    f"the policy's action is not finite at step {self.steps}; its observation was {seen}"
+                )
+        clipped: np.ndarray = np.minimum(np.maximum(tensor.numpy(), self.low), self.high)
+        return clipped
+
+    def finish(self) -> list[Episode]:
+        if self.recorder:
+            self.recorder.write(self.episodes, self.observations)
+        return self.episodes
+
+
+class _Recorder:
+    """Rows of all K episodes step by step, cut into episodes at the end."""
+
+    def __init__(self, envs: Sequence[Env]) -> None:
+        self.flat = [env if isinstance(env, FlatObservation) else None for env in envs]
+        self.data = [mujoco_state(env) for env in envs]
+        self.observations: list[torch.Tensor] = []
+        self.actions: list[np.ndarray] = []
+        # per episode: name -> one entry a step
+        self.steps: list[dict[str, list[Any]]] = [{} for _ in envs]
+        for i in range(len(envs)):
+            self._raw(i)
+
+    def before(self, observations: torch.Tensor, actions: np.ndarray, alive: Sequence[int]) -> None:
+        self.observations.append(observations)
+        self.actions.append(actions)
+        for i in alive:
+            if (data := self.data[i]) is not None:
+                self._add(i, "infos.qpos", data.qpos.copy())
+                self._add(i, "infos.qvel", data.qvel.copy())
+
+    def after(self, i: int, reward: float, success: Any) -> None:
+        self._add(i, "rewards", reward)
+        if success is not None:
+            self._add(i, "infos.success", bool(success))
+        self._raw(i)
+
+    def write(self, episodes: Sequence[Episode], last: torch.Tensor) -> None:
+        observations = torch.stack([*self.observations, last]).numpy()
+        actions = np.stack(self.actions)
+        for i, episode in enumerate(episodes):
+            arrays = {"actions": actions[: episode.length, i].astype(np.float32)}
+            if self.flat[i] is None:
+                arrays["observations"] = observations[: episode.length + 1, i]
+            for name, values in self.steps[i].items():
+                single = name == "rewards" or name.startswith("observations.")
+                arrays[name] = np.asarray(values, dtype=np.float32 if single else None)
+            episode.arrays = arrays
+
+    def _raw(self, i: int) -> None:
+        if (env := self.flat[i]) is not None:
+            for name, value in flatten_keys({"observations": env.raw}).items():
+                self._add(i, name, np.array(value))
+
+    def _add(self, i: int, name: str, value: Any) -> None:
+        self.steps[i].setdefault(name, []).append(value)

@@ -1,0 +1,126 @@
+"""Gymnasium environments as rollouts want them: a flat observation, a bounded box of actions, no checker."""
+
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from offrl.data.environments import EnvSpec, flatten_order
+from offrl.errors import ConfigError, MissingExtraError
+
+ROBOTICS = ("PointMaze", "AntMaze", "Adroit", "Franka", "Fetch", "HandReach", "HandManipulate")
+
+
+class FlatObservation(gymnasium.ObservationWrapper[np.ndarray, Any, dict[str, np.ndarray]]):
+    """Concatenates the named parts of a dict observation into one float32 vector, in the given order.
+
+    ``raw`` holds the last observation as the environment gave it.
+    """
+
+    raw: dict[str, np.ndarray]
+
+    def __init__(self, env: gymnasium.Env[Any, Any], keys: tuple[str, ...]) -> None:
+        super().__init__(env)
+        self.keys = keys
+        size = sum(int(np.prod(env.observation_space[key].shape)) for key in keys)  # type: ignore[index, misc]
+        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+    def observation(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        """The flat view, (O,) float32."""
+        self.raw = observation
+        return np.concatenate([np.ravel(observation[key]) for key in self.keys], dtype=np.float32)
+
+
+def make_env(spec: EnvSpec | str, render_mode: str | None = None) -> gymnasium.Env[np.ndarray, np.ndarray]:
+    """A Gymnasium environment with observations (O,) and a bounded action box (A,).
+
+    Args:
+        spec: a Gymnasium id, or a row of the environment table: its arguments, the order in which a dict
+            observation is flattened, and its time limit are applied.
+        render_mode: as in ``gymnasium.make``.
+
+    Raises:
+        ConfigError: unknown or deprecated id, a dataset without an environment, or spaces that do not fit.
+        MissingExtraError: MuJoCo or gymnasium-robotics is not installed.
+    """
+    if isinstance(spec, str):
+        spec = EnvSpec(spec)
+    if spec.verdict == "none":
+        raise ConfigError(f"there is no environment to act in: {spec.reason}")
+    settings, env_id = dict(spec.kwargs), spec.env_id
+    if spec.horizon is not None:
+        settings["max_episode_steps"] = spec.horizon
+    if render_mode is not None:
+        settings["render_mode"] = render_mode
+    if env_id not in gymnasium.registry and env_id.startswith(ROBOTICS):
+        _register_robotics()
+    env = _make(env_id, settings)
+    try:
+        return _fitted(env, env_id, spec.flatten)
+    except ConfigError:
+        env.close()
+        raise
+
+
+def mujoco_state(env: gymnasium.Env[Any, Any]) -> Any:
+    """The environment's ``MjData`` (``qpos``, ``qvel``), or None where it is not a MuJoCo environment."""
+    base = env.unwrapped
+    for owner in (base, getattr(base, "point_env", None), getattr(base, "ant_env", None)):
+        data = getattr(owner, "data", None)
+        if hasattr(data, "qpos") and hasattr(data, "qvel"):
+            return data
+    return None
+
+
+def _make(env_id: str, settings: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # 'out of date': the caller names a version on purpose
+            return gymnasium.make(env_id, disable_env_checker=True, **settings)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise MissingExtraError("MuJoCo", "mujoco") from error
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        raise ConfigError(
+            f"cannot make the environment {env_id!r}: {' '.join(str(error).split())}"
+        ) from error
+    except TypeError as error:
+        raise ConfigError(f"{env_id} does not take the arguments {settings}: {error}") from error
+
+
+def _fitted(env: gymnasium.Env[Any, Any], env_id: str, flatten: tuple[str, ...]) -> gymnasium.Env[Any, Any]:
+    space, action_space = env.observation_space, env.action_space
+    if isinstance(space, spaces.Dict):
+        keys = flatten or flatten_order(env_id) or tuple(space)
+        if missing := [key for key in keys if not isinstance(space.spaces.get(key), spaces.Box)]:
+            raise ConfigError(f"{env_id} has no observation {missing[0]!r}; it has {', '.join(space)}")
+        env = FlatObservation(env, keys)
+    elif not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise ConfigError(
+            f"{env_id} has observations {space}; only flat vectors and dicts of arrays can be used"
+        )
+    if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
+        raise ConfigError(f"{env_id} has actions {action_space}; only boxes of shape (A,) can be used")
+    if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
+        raise ConfigError(f"{env_id} has unbounded actions; only bounded boxes can be used")
+    return env
+
+
+def _register_robotics() -> None:
+    try:
+        with _silent_stderr():
+            robotics = importlib.import_module("gymnasium_robotics")
+    except ImportError as error:
+        raise MissingExtraError("gymnasium-robotics", "robotics") from error
+    gymnasium.register_envs(robotics)
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    with open(os.devnull, "w") as sink, redirect_stderr(sink):  # a release notice at every import
+        yield

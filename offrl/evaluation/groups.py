@@ -1,0 +1,186 @@
+"""Runs that differ in nothing but the seed, put together: their curves, their last, best and IQM."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from offrl.evaluation.aggregate import RunSummary, bootstrap_mean, iqm, stratified_bootstrap, summarize_run
+from offrl.evaluation.runs import RunRecord
+
+BOOTSTRAP_SEED = 0  # a report is a function of its runs
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Values at ascending steps; ``low`` and ``high`` bound the mean over seeds where there are two or more."""
+
+    steps: np.ndarray  # (n,) int64
+    values: np.ndarray  # (n,) float64
+    low: np.ndarray | None = None  # (n,)
+    high: np.ndarray | None = None  # (n,)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs of one algorithm with the same settings on the same data.
+
+    While some of its runs are finished, only those count in means and intervals; else all that were evaluated.
+    """
+
+    label: str  # unique within its task
+    runs: tuple[RunRecord, ...]
+    scored: bool  # values are normalized scores, not returns
+
+    @property
+    def algorithm(self) -> str:
+        """Name of the algorithm."""
+        return self.runs[0].algorithm
+
+    @cached_property
+    def counted(self) -> tuple[RunRecord, ...]:
+        """The runs that means and intervals are taken over."""
+        evaluated = [run for run in self.runs if run.evaluations]
+        return tuple([run for run in evaluated if run.finished] or evaluated)
+
+    @property
+    def repeated_seeds(self) -> list[int]:
+        """Seeds that occur more than once among the counted runs: those runs are not independent."""
+        seeds = [run.seed for run in self.counted]
+        return sorted({seed for seed in seeds if seeds.count(seed) > 1})
+
+    def values(self, run: RunRecord, returns: np.ndarray) -> np.ndarray:
+        """Returns in the group's unit: scores or returns."""
+        return run.score(returns) if self.scored else returns
+
+    def run_curve(self, run: RunRecord) -> Curve:
+        """Mean over the episodes of each of the run's evaluations."""
+        means = [float(self.values(run, e.returns).mean()) for e in run.evaluations]
+        return Curve(np.array([e.step for e in run.evaluations], dtype=np.int64), np.array(means))
+
+    @cached_property
+    def curve(self) -> Curve | None:
+        """Mean over the counted runs at the steps that all of them were evaluated at; None if there is none."""
+        return mean_curve([self.run_curve(run) for run in self.counted])
+
+    def metric_curve(self, run: RunRecord, name: str) -> Curve | None:
+        """A training metric of one run without its empty cells; None if it has none."""
+        column = run.metrics.columns.get(name)
+        if column is None or not (known := np.isfinite(column)).any():
+            return None
+        return Curve(run.metrics.steps[known], column[known])
+
+    def summaries(self, k: int) -> list[RunSummary]:
+        """Last, best and mean of the last ``k`` of each counted run."""
+        curves = [self.run_curve(run) for run in self.counted]
+        return [summarize_run(curve.steps, curve.values, k) for curve in curves]
+
+    def last(self) -> np.ndarray:
+        """(counted runs,) mean of each one's last evaluation."""
+        return np.array([self.run_curve(run).values[-1] for run in self.counted])
+
+    def iqm_of_last(self) -> tuple[float, tuple[float, float] | None]:
+        """IQM over the seeds, and its 95 % interval where there are two or more."""
+        last = self.last()
+        if len(last) < 2:
+            return iqm(last), None
+        return iqm(last), stratified_bootstrap(last[:, None], rng=np.random.default_rng(BOOTSTRAP_SEED))
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """All groups that learned from the same data and were evaluated in the same environment."""
+
+    name: str
+    groups: tuple[Group, ...]
+    scored: bool
+
+    @property
+    def runs(self) -> list[RunRecord]:
+        """Every run of every group."""
+        return [run for group in self.groups for run in group.runs]
+
+    @property
+    def unit(self) -> str:
+        """What values are, for axes and columns."""
+        return "normalized score" if self.scored else "return"
+
+    @property
+    def data_level(self) -> float | None:
+        """Mean return of the data's episodes in the task's unit, or None."""
+        run = self.runs[0]
+        if run.dataset_return is None:
+            return None
+        returns = np.array([run.dataset_return])
+        return float(run.score(returns)[0] if self.scored else returns[0])
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve | None:
+    """Mean of curves at their common steps, with a bootstrap interval over curves where there are two or more."""
+    if not curves:
+        return None
+    steps = curves[0].steps
+    for curve in curves[1:]:
+        steps = np.intersect1d(steps, curve.steps)
+    if not len(steps):
+        return None
+    values = np.stack([curve.values[np.isin(curve.steps, steps)] for curve in curves])
+    if len(curves) == 1:
+        return Curve(steps, values[0])
+    low, high = bootstrap_mean(values, rng=np.random.default_rng(BOOTSTRAP_SEED))
+    return Curve(steps, values.mean(axis=0), low, high)
+
+
+def group_runs(records: Sequence[RunRecord]) -> list[Task]:
+    """Tasks by name, their groups by algorithm and label, their runs by seed; the order given does not matter."""
+    records = sorted(records, key=lambda r: (r.dataset, r.algorithm, r.seed, str(r.directory)))
+    tasks = []
+    by_task = _partition(records, _task_key)
+    names = [runs[0].dataset for runs in by_task]
+    for runs in by_task:
+        scored = all(run.reference_returns is not None for run in runs)
+        parts = _partition(runs, lambda run: {**identity(run), "algorithm": run.algorithm})
+        firsts = [part[0] for part in parts]
+        labels = [
+            _label(run, [other for other in firsts if other.algorithm == run.algorithm]) for run in firsts
+        ]
+        groups = [Group(label, tuple(part), scored) for label, part in zip(labels, parts, strict=True)]
+        name = runs[0].dataset
+        if names.count(name) > 1:
+            config = runs[0].config
+            name = f"{name} ({config.get('env_id')}, data {str(config.get('dataset_sha256'))[:8]})"
+        tasks.append(Task(name, tuple(groups), scored))
+    return tasks
+
+
+def identity(run: RunRecord) -> dict[str, Any]:
+    """What must be equal for runs of an algorithm to be seeds of one experiment."""
+    facts = {key: run.config.get(key) for key in ("rows", "steps")}
+    code = run.config.get("algorithm_sha256")
+    return {**run.settings, **facts, "file": code[:8] if isinstance(code, str) else None}
+
+
+def _task_key(run: RunRecord) -> dict[str, Any]:
+    keys = ("dataset_name", "dataset_sha256", "env_id", "env_kwargs", "reference_returns")
+    return {key: run.config.get(key) for key in keys}
+
+
+def _partition(runs: Sequence[RunRecord], key: Any) -> list[list[RunRecord]]:
+    parts: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        parts.setdefault(json.dumps(key(run), sort_keys=True, default=str), []).append(run)
+    return list(parts.values())
+
+
+def _label(run: RunRecord, rivals: Sequence[RunRecord]) -> str:
+    """The algorithm, and what sets the run apart from its algorithm's other groups."""
+    own, others = identity(run), [identity(rival) for rival in rivals]
+    apart = [name for name in own if any(other.get(name) != own[name] for other in others)]
+    return " ".join([run.algorithm, *(f"{name}={_plain(own[name])}" for name in apart)])
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

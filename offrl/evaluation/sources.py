@@ -1,0 +1,234 @@
+"""SOURCE: one word that names a policy, the same in every command.
+
+    run:DIR, DIR             a run directory, or any folder with policy.json and policy.safetensors
+    sb3:FILE.zip             a stable-baselines3 agent, read without running its code
+    py:PACKAGE.MODULE:NAME   your own code: NAME(env_spec) returns a Policy, or a function observations -> actions
+    random                   uniform actions
+    waypoint                 the hand-written controller of point mazes
+"""
+
+import difflib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from offrl.data.environments import EnvSpec
+from offrl.errors import CheckpointError, ConfigError, PolicyError
+from offrl.evaluation.environments import make_env
+from offrl.nn.policy import JSON_NAME, Policy, RandomPolicy, load_policy, read_description
+
+FORMS = "run:DIR (or just DIR), sb3:FILE.zip, py:PACKAGE.MODULE:NAME, random, waypoint"
+SCHEMES = ("run", "sb3", "py")
+NAMES = ("random", "waypoint")
+
+
+def load_source(text: str, env_spec: EnvSpec | str) -> Policy:
+    """The policy that ``text`` names.
+
+    Args:
+        text: one of the forms above. ``py:`` imports and runs code; name only code that you trust.
+        env_spec: the environment that it will act in; ``random``, ``waypoint`` and ``py:`` are built for it.
+
+    Raises:
+        ConfigError: no such form, module or name; the message lists what there is.
+        FileNotFoundError: the file or folder does not exist.
+        PolicyError: the files hold no policy, or the factory returned none.
+    """
+    scheme, rest = split_source(text)
+    if scheme == "run":
+        return _load_directory(Path(rest))
+    if scheme == "sb3":
+        from offrl.nn.sb3 import load_sb3_actor
+
+        return load_sb3_actor(_existing_file(rest))
+    if scheme == "py":
+        return _load_python(rest, EnvSpec(env_id=env_spec) if isinstance(env_spec, str) else env_spec)
+    if rest == "waypoint":
+        from offrl.evaluation.waypoint import WaypointPolicy
+
+        return WaypointPolicy.for_env(env_spec)
+    box = _sizes(env_spec)
+    return RandomPolicy(box.obs_dim, len(box.low), box.low, box.high)
+
+
+def split_source(text: str) -> tuple[str, str]:
+    """``text`` as (scheme, rest): scheme is ``run``, ``sb3``, ``py``, or empty for ``random`` and ``waypoint``.
+
+    Raises:
+        ConfigError: no such form; the message lists what there is.
+    """
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in SCHEMES:
+        if not rest:
+            raise ConfigError(f"nothing after {text!r}; a policy is one of {FORMS}")
+        return scheme, rest
+    if text in NAMES:
+        return "", text
+    if text and Path(text).is_dir():
+        return "run", text
+    if colon and scheme.isidentifier() and not Path(text).exists():
+        raise ConfigError(f"unknown kind of policy {scheme + ':'!r}; a policy is one of {FORMS}")
+    if text.endswith(".zip"):
+        raise ConfigError(f"{text!r} names no kind of policy; did you mean 'sb3:{text}'?")
+    near = difflib.get_close_matches(text, NAMES, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; a policy is one of {FORMS}"
+    raise ConfigError(f"{text!r} is neither a folder nor a policy's name{hint}")
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What a run directory says about itself, besides the policy."""
+
+    env: EnvSpec | None = None
+    reference_returns: tuple[float, float] | None = None
+    dataset_name: str | None = None
+
+
+def source_facts(text: str) -> SourceFacts:
+    """Environment and reference returns recorded with a run; empty for everything but runs.
+
+    Raises:
+        ConfigError, FileNotFoundError, PolicyError: as ``load_source``.
+        CheckpointError: ``config.json`` is damaged.
+    """
+    scheme, rest = split_source(text)
+    if scheme != "run":
+        return SourceFacts()
+    path = _existing_directory(Path(rest)) / "config.json"
+    if not path.is_file():
+        env_id = read_description(path.parent).get("extra", {}).get("env_id")
+        return SourceFacts(EnvSpec(env_id=str(env_id)) if env_id else None)
+    try:
+        config = json.loads(path.read_text())
+        env_id, pair = config.get("env_id"), config.get("reference_returns")
+        flatten = tuple(str(key) for key in config.get("env_flatten") or ())
+        kwargs = dict(config.get("env_kwargs") or {})
+        return SourceFacts(
+            EnvSpec(env_id=str(env_id), kwargs=kwargs, flatten=flatten) if env_id else None,
+            None if pair is None else (float(pair[0]), float(pair[1])),
+            config.get("dataset_name"),
+        )
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise CheckpointError(f"{path} is not a run's config.json: {error}") from None
+
+
+class FunctionPolicy(Policy):
+    """A function from observations (B, O) to actions (B, A), as a policy; its actions are cut to the box.
+
+    Args:
+        function: takes a float32 NumPy array, or a tensor if it is a torch module.
+        obs_dim, act_dim, action_low, action_high: as in ``Policy``.
+    """
+
+    kind: ClassVar[str] = "function"
+
+    def __init__(
+        self, function: Callable[[Any], Any], obs_dim: int, act_dim: int, action_low: Any, action_high: Any
+    ) -> None:
+        super().__init__(obs_dim, act_dim, action_low, action_high)
+        self.function = function
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """What the function returns, (B, A).
+
+        Raises:
+            PolicyError: it is not an array of B rows and A columns.
+        """
+        if isinstance(self.function, nn.Module):
+            raw = self.function(observations)
+        else:
+            raw = self.function(observations.cpu().numpy())
+        try:
+            actions = torch.as_tensor(raw, dtype=torch.float32, device=observations.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise PolicyError(f"the policy function must return an array of actions: {error}") from error
+        expected = (len(observations), self.act_dim)
+        if tuple(actions.shape) != expected:
+            raise PolicyError(
+                f"the policy function returned shape {tuple(actions.shape)} for {len(observations)} observations; "
+                f"it must be {expected}, one row of actions an observation"
+            )
+        return self.clip(actions)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    obs_dim: int
+    low: np.ndarray
+    high: np.ndarray
+
+
+def _sizes(spec: EnvSpec | str) -> _Sizes:
+    env = make_env(spec)
+    try:
+        shape, box = env.observation_space.shape or (), env.action_space
+        return _Sizes(shape[0], box.low, box.high)  # type: ignore[attr-defined]
+    finally:
+        env.close()
+
+
+def _existing_directory(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"no such folder: {path.absolute()}")
+    if not path.is_dir():
+        raise PolicyError(f"{path} is a file; 'run:' takes a run directory or a folder with {JSON_NAME}")
+    return path
+
+
+def _load_directory(path: Path) -> Policy:
+    if not (_existing_directory(path) / JSON_NAME).exists():
+        if (path / "config.json").exists():
+            raise PolicyError(
+                f"the run {path} has no policy yet: it is written at the first checkpoint; "
+                f"finish it with 'offrl resume {path}'"
+            )
+        raise PolicyError(f"{path} is neither a run directory nor a policy: it has no {JSON_NAME}")
+    return load_policy(path)
+
+
+def _existing_file(name: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path.absolute()}")
+    return path
+
+
+def _load_python(text: str, spec: EnvSpec) -> Policy:
+    module_name, _, name = text.partition(":")
+    if not name or not all(part.isidentifier() for part in f"{module_name}.{name}".split(".")):
+        raise ConfigError(f"'py:{text}' must be py:PACKAGE.MODULE:NAME, e.g. py:my_code.policies:make_policy")
+    if os.getcwd() not in sys.path:  # an installed command does not see modules in the current folder
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # a library that the user's module needs
+        raise ConfigError(
+            f"there is no module {module_name!r} (no {error.name!r} in {os.getcwd()} or installed)"
+        ) from None
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        public = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
+        near = difflib.get_close_matches(name, public, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{module_name} has no function {name!r}{hint}")
+    made = factory(spec)
+    if isinstance(made, Policy):
+        return made
+    if not callable(made):
+        raise PolicyError(
+            f"py:{text} returned {type(made).__name__}; a factory takes the environment's EnvSpec and returns a "
+            "Policy or a function from observations (B, O) to actions (B, A)"
+        )
+    box = _sizes(spec)
+    return FunctionPolicy(made, box.obs_dim, len(box.low), box.low, box.high)

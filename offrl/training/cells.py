@@ -1,0 +1,166 @@
+"""A resumable runner of benchmark cells: one cell is one command that leaves one JSON file of raw numbers.
+
+A finished cell is never run again; a training cell that was interrupted resumes from its checkpoint; a failed one is
+retried once and then reported. Pages are made from the raw files alone.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offrl.files import atomic_write_json
+from offrl.training.run_dir import RunDir
+from offrl.training.runner import RunOptions, make_settings, resume, start
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unit of a benchmark.
+
+    Args:
+        name: unique within its folder; also the name of its raw file and log.
+        command: argument list; it must write ``result`` (atomically) before it ends.
+        result: the raw JSON file.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    result: Path
+
+
+@dataclass(frozen=True)
+class TrainingCell:
+    """A training run as a cell; ``options`` are those of a run, ``settings`` the algorithm's."""
+
+    algorithm: str
+    dataset: str
+    seed: int
+    options: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    preset: str | None = None
+
+    def cell(self, name: str, raw: Path, work: Path) -> Cell:
+        """The cell that trains this in ``work/name`` and writes ``raw/name.json``."""
+        spec = work / name / "cell.json"
+        result = raw / f"{name}.json"
+        atomic_write_json(spec, {**dataclasses.asdict(self), "result": str(result.resolve())})
+        return Cell(name, (sys.executable, "-m", "offrl.training.cells", str(spec)), result)
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    logs: Path,
+    *,
+    jobs: int = 1,
+    deadline: float | None = None,
+    nice: int = 10,
+    note: Callable[[str], None] = lambda line: None,
+) -> list[str]:
+    """Run every cell whose result is missing, ``jobs`` at a time.
+
+    Args:
+        cells: what to run, in this order.
+        logs: folder of one log file a cell.
+        jobs: processes at once.
+        deadline: seconds after which no new cell starts and running ones are asked to stop (they checkpoint).
+        nice: niceness of the processes.
+        note: called with a line of progress.
+
+    Returns:
+        Names of the cells that still have no result: failed twice, or stopped by the deadline.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    waiting = [(cell, 1) for cell in cells if not cell.result.exists()]
+    note(f"{len(cells) - len(waiting)} of {len(cells)} cells are done, {len(waiting)} to run")
+    running: list[tuple[Cell, int, subprocess.Popen[bytes], float]] = []
+    began, missing, stopping = time.monotonic(), [], False
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    while waiting or running:
+        if deadline is not None and time.monotonic() - began > deadline and not stopping:
+            stopping = True
+            missing += [cell.name for cell, _ in waiting]
+            waiting = []
+            for _, _, process, _ in running:
+                process.terminate()
+        while waiting and len(running) < jobs:
+            cell, attempt = waiting.pop(0)
+            with open(logs / f"{cell.name}.log", "ab") as log:
+                command = ("nice", "-n", str(nice), *cell.command) if os.name == "posix" else cell.command
+                process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            note(f"started {cell.name}")
+            running.append((cell, attempt, process, time.monotonic()))
+        time.sleep(0.2)
+        for entry in [e for e in running if e[2].poll() is not None]:
+            running.remove(entry)
+            cell, attempt, process, since = entry
+            if cell.result.exists():
+                note(f"finished {cell.name} in {time.monotonic() - since:.0f} s")
+            elif attempt == 1 and not stopping:
+                note(f"{cell.name} failed with exit code {process.returncode}; trying once more")
+                waiting.append((cell, 2))
+            else:
+                note(f"{cell.name} has no result (exit code {process.returncode}); see {logs / cell.name}.log")
+                missing.append(cell.name)
+    return missing
+
+
+def run_training_cell(spec: Path) -> Path:
+    """Train or resume the cell described by ``spec``; returns its raw file."""
+    facts = json.loads(spec.read_text())
+    found = sorted(spec.parent.glob("*/*/seed*/config.json"))
+    if found:
+        directory = resume(found[-1].parent).directory
+    else:
+        options = RunOptions(
+            dataset=facts["dataset"],
+            seed=facts["seed"],
+            out=spec.parent,
+            threads=1,
+            preset=facts["preset"],
+            **facts["options"],
+        )
+        settings = make_settings(facts["algorithm"], facts["settings"], facts["preset"])
+        directory = start(facts["algorithm"], settings, options).directory
+    result = Path(facts["result"])
+    atomic_write_json(result, raw_record(directory))
+    return result
+
+
+def raw_record(directory: Path) -> dict[str, Any]:
+    """The raw numbers of a finished run: every episode's return, the last metrics, settings, versions, speed."""
+    run = RunDir(directory)
+    evaluations: dict[int, list[float]] = {}
+    rows = (directory / "eval.csv").read_text().splitlines()
+    names = rows[0].split(",")
+    step, value = names.index("step"), names.index("return")
+    for row in rows[1:]:
+        cells = row.split(",")
+        evaluations.setdefault(int(cells[step]), []).append(float(cells[value]))
+    header, *lines = (line.split(",") for line in (directory / "metrics.csv").read_text().splitlines())
+    timing_header, *timing = (line.split(",") for line in (directory / "timing.csv").read_text().splitlines())
+    rates = [float(line[timing_header.index("steps_per_second")]) for line in timing]
+    return {
+        "config": run.config,
+        "versions": run.recorded_versions(),
+        "evaluations": [{"step": s, "returns": r} for s, r in evaluations.items()],
+        "last_metrics": dict(zip(header, map(_number, lines[-1]), strict=True)) if lines else {},
+        "seconds": float(timing[-1][timing_header.index("seconds")]) if timing else None,
+        "median_steps_per_second": float(np.median(rates)) if rates else None,
+    }
+
+
+def _number(cell: str) -> float | None:
+    return float(cell) if cell else None
+
+
+if __name__ == "__main__":
+    run_training_cell(Path(sys.argv[1]))

@@ -1,0 +1,121 @@
+"""How to run (the options of every algorithm) and with which settings (those of one), checked."""
+
+import dataclasses
+import difflib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from offrl.algos import load_algorithm, preset
+from offrl.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How to run, whatever the algorithm."""
+
+    dataset: str | None = None
+    """Data: builtin:NAME, d4rl:NAME, minari:ID, or a file (.hdf5 .npz .csv .parquet)."""
+    env: str | None = None
+    """Gymnasium id to evaluate on; default: the one the data name."""
+    steps: int = 1_000_000
+    """Gradient updates."""
+    seed: int = 0
+    """Seed of every random stream."""
+    out: Path = Path("runs")
+    """Folder under which the run directory is made."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
+    rows: Literal["auto", "exact", "qlearning"] = "auto"
+    """Which rows are transitions: exact keeps true successors, qlearning is D4RL's own rule."""
+    preset: str | None = None
+    """Start from the settings tuned for this dataset name; never guessed."""
+    log_every: int = 1_000
+    """Updates between rows of metrics.csv."""
+    eval_every: int = 5_000
+    """Updates between evaluations; 0 evaluates only at the end."""
+    eval_episodes: int = 10
+    """Episodes per evaluation."""
+    final_episodes: int = 0
+    """Episodes of the evaluation after the last update; 0: as eval_episodes."""
+    checkpoint_every: int = 10_000
+    """Updates between checkpoints."""
+    workers: int = 1
+    """Processes that evaluate; the scores do not depend on it."""
+    threads: int = 0
+    """CPU threads of torch; 0: all cores, at most 4. A run resumes exactly only with the same number."""
+    compile: bool = False
+    """Compile the gradient computation (on CPU this needs a C++ compiler)."""
+    tensorboard: bool = False
+    """Also write TensorBoard files into the run directory."""
+    wandb: bool = False
+    """Also log to Weights & Biases."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "checkpoint_every", "eval_episodes", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("seed", "eval_every", "final_episodes", "threads"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
+
+def make_settings(algorithm: str, given: dict[str, Any], preset_name: str | None = None) -> Any:
+    """The algorithm's config from its preset and ``given`` values (which win).
+
+    Raises:
+        ConfigError: an unknown setting, with the nearest one named, or an impossible value.
+    """
+    name, method = load_algorithm(algorithm)
+    known = [f.name for f in dataclasses.fields(method.config)]
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"
+            raise ConfigError(f"{name} has no setting {key!r}{hint}")
+    base = preset(method, preset_name) if preset_name else {}
+    return method.config(**base | given)
+
+
+def settings_from_json(config_class: type, values: dict[str, Any]) -> Any:
+    """The settings recorded in a ``config.json``.
+
+    Raises:
+        ConfigError: an unknown setting, or a value of another type than the setting's default.
+    """
+    fields = {field.name: field.default for field in dataclasses.fields(config_class)}
+    settings = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise ConfigError(f"there is no setting {name!r}; it has {', '.join(fields)}")
+        default = fields[name]
+        settings[name] = value = tuple(value) if isinstance(value, list) else value
+        kinds = (int, float) if isinstance(default, float) else type(default)
+        if value is None or not isinstance(default, bool | int | float | str | tuple):
+            continue  # a default that tells no kind
+        if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
+            raise ConfigError(f"{name} is {value!r}, it must be of the kind of its default {default!r}")
+    return config_class(**settings)
+
+
+def resolve_device(name: str) -> str:
+    """``auto`` becomes cuda or cpu; anything else must exist (ConfigError)."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return name
+
+
+def require_compiler(device: str) -> None:
+    """Refuse ``compile`` on a CPU without a C++ compiler (ConfigError)."""
+    if device == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise ConfigError(
+            "--compile needs a C++ compiler (g++ or clang++) on the path; leave the option out without one"
+        )

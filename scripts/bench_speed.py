@@ -1,0 +1,365 @@
+"""Steps per second and fraction of the float32 limit of the training step; benchmarks/speed.md from raw numbers.
+
+    python scripts/bench_speed.py measure [--d3rlpy PYTHON] [--prdc-data URI] [--compile] [--parts td3_bc iql ...]
+    python scripts/bench_speed.py page
+
+Method: one thread; rates are gradient steps per CPU-second of the process; every figure is the median of repeats;
+the rate of 256 x 256 x 256 float32 products is measured just before and after, in the same process, and
+fraction of the limit = steps/s x MFLOP a step / that rate. Where the two product rates differ by more than 10 % the
+machine was too noisy and no figure is kept. Ratios are of rounds taken back to back.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from offrl.algos import load_algorithm
+from offrl.data.normalize import ObservationNormalizer
+from offrl.data.source import UniformSource
+from offrl.files import atomic_write_json, atomic_write_text
+from offrl.training.build import build
+from offrl.training.loop import MetricMeans, train
+from offrl.training.problem import Problem
+from offrl.training.run_dir import versions
+
+ROOT = Path(__file__).resolve().parents[1]
+RAW, PAGE = ROOT / "benchmarks/raw/speed.json", ROOT / "benchmarks/speed.md"
+SHAPES = {"Hopper": (11, 3), "Walker2d": (17, 6)}
+BATCH = HIDDEN = 256
+NOISE_LIMIT = 0.10
+
+
+def megaflops(algorithm: str, obs_dim: int, act_dim: int, batch: int = BATCH, hidden: int = HIDDEN) -> float:
+    """Million floating-point operations of the matrix products of one gradient step.
+
+    A forward pass of (i -> H -> H -> o) on B rows costs 2B(iH + H^2 + Ho), its backward pass without input gradient
+    2B(2Ho + 2H^2 + iH). TD3+BC counts half an actor step; IQL counts 2 value and 4 critic forwards.
+    """
+
+    def forward(i: int, o: int) -> int:
+        return 2 * batch * (i * hidden + hidden**2 + hidden * o)
+
+    def backward(i: int, o: int) -> int:
+        return 2 * batch * (2 * hidden * o + 2 * hidden**2 + i * hidden)
+
+    s, a, both = obs_dim, act_dim, obs_dim + act_dim
+    if algorithm == "iql":
+        total = 2 * forward(s, 1) + 4 * forward(both, 1) + backward(s, 1) + 2 * backward(both, 1)
+        return (total + forward(s, a) + backward(s, a)) / 1e6
+    through_critic = 2 * batch * (hidden + hidden**2 + hidden * a)
+    actor = forward(s, a) + forward(both, 1) + through_critic + backward(s, a)
+    return (forward(s, a) + 4 * forward(both, 1) + 2 * backward(both, 1) + actor / 2) / 1e6
+
+
+def product_rate(repeats: int = 7, count: int = 100) -> float:
+    """GFLOP/s of a float32 product at 256^3, one thread, per CPU-second (median)."""
+    a, b, out = torch.randn(256, 256), torch.randn(256, 256), torch.empty(256, 256)
+    return 2 * 256**3 / 1e9 / _seconds(lambda: torch.mm(a, b, out=out), repeats, count)
+
+
+def _seconds(call: Callable[[], Any], repeats: int, count: int) -> float:
+    for _ in range(count // 5 + 1):
+        call()
+    times = []
+    for _ in range(repeats):
+        began = time.process_time()
+        for _ in range(count):
+            call()
+        times.append((time.process_time() - began) / count)
+    return statistics.median(times)
+
+
+def random_problem(obs_dim: int, act_dim: int, rows: int, compile: bool) -> Problem:
+    """Random data of the asked shape."""
+    g = torch.Generator().manual_seed(0)
+    observations = torch.randn(rows, obs_dim, generator=g)
+    return Problem(
+        observations=observations,
+        actions=torch.rand(rows, act_dim, generator=g) * 2 - 1,
+        rewards=torch.randn(rows, generator=g),
+        next_observations=torch.randn(rows, obs_dim, generator=g),
+        terminated=(torch.rand(rows, generator=g) < 0.01).float(),
+        next_actions=None,
+        action_low=-torch.ones(act_dim),
+        action_high=torch.ones(act_dim),
+        normalizer=ObservationNormalizer.identity(obs_dim),
+        steps=1_000_000,
+        compile=compile,
+    )
+
+
+def step_function(problem: Problem, algorithm: str) -> Callable[[], Any]:
+    """One bare training step: sample and update."""
+    _, method = load_algorithm(algorithm)
+    learner = method.learner(problem, method.config())
+    source = UniformSource(
+        problem.observations,
+        problem.actions,
+        problem.rewards,
+        problem.next_observations,
+        problem.terminated,
+        batch_size=BATCH,
+    )
+    streams = problem.streams("data")
+    return lambda: learner.update(source.sample(streams))
+
+
+def measured(call: Callable[[], Any], mflop: float, seconds: float = 1.2, repeats: int = 3) -> dict[str, float] | None:
+    """Rate, product rate and fraction of the limit; None where the machine was too noisy."""
+    for _ in range(100):
+        call()
+    before = product_rate()
+    guess = _seconds(call, 1, 20)
+    per_step = _seconds(call, repeats, max(int(seconds / guess), 5))
+    after = product_rate()
+    if abs(before - after) > NOISE_LIMIT * max(before, after):
+        return None
+    gflops = (before + after) / 2
+    return {
+        "steps_per_second": 1 / per_step,
+        "gflops": gflops,
+        "fraction": mflop / 1000 / per_step / gflops,
+    }
+
+
+def patient(measure: Callable[[], dict[str, float] | None], tries: int = 6) -> dict[str, float]:
+    """``measure`` until the machine is quiet; RuntimeError if it never is."""
+    for _ in range(tries):
+        if (found := measure()) is not None:
+            return found
+        time.sleep(2)
+    raise RuntimeError(f"the machine was too noisy in {tries} tries: the product rate moved by over 10 %")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Measure and write benchmarks/raw/speed.json."""
+
+    d3rlpy: Path | None = None
+    """Python of an environment with d3rlpy."""
+    prdc_data: str | None = None
+    """Dataset URI for the PRDC part (1e6 rows of collected Walker2d data)."""
+    compile: bool = False
+    """Also measure the compiled step."""
+    parts: tuple[str, ...] = ("step", "loop", "sampler", "prdc")
+    """What to measure; the others keep their raw figures."""
+    rows: int = 1_000_000
+    """Rows of the random data."""
+    rounds: int = 3
+    """Rounds, taken in turns with d3rlpy."""
+
+
+def measure(o: Measure) -> None:
+    """Run the asked parts."""
+    torch.set_num_threads(1)
+    raw: dict[str, Any] = json.loads(RAW.read_text()) if RAW.exists() else {}
+    raw["versions"] = versions("cpu", 1)
+    if "step" in o.parts:
+        raw["step"] = _measure_steps(o)
+    if "loop" in o.parts:
+        raw["loop"] = _measure_loop(o)
+    if "sampler" in o.parts:
+        raw["sampler"] = _measure_sampler(o)
+    if "prdc" in o.parts and o.prdc_data:
+        raw["prdc"] = _measure_prdc(o.prdc_data)
+    atomic_write_json(RAW, raw)
+    print(f"wrote {RAW}")
+
+
+def _measure_steps(o: Measure) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for algorithm in ("td3_bc", "iql"):
+        for name, (s, a) in SHAPES.items():
+            mflop = megaflops(algorithm, s, a)
+            calls = {"eager": step_function(random_problem(s, a, o.rows, False), algorithm)}
+            record: dict[str, Any] = {"mflop": mflop}
+            if o.compile:
+                compiled = step_function(random_problem(s, a, o.rows, True), algorithm)
+                began = time.perf_counter()
+                for _ in range(2):
+                    compiled()
+                record["compile_seconds"] = time.perf_counter() - began
+                calls["compiled"] = compiled
+            rounds = []
+            for _ in range(o.rounds):
+                one = {kind: patient(lambda c=call: measured(c, mflop)) for kind, call in calls.items()}
+                if o.d3rlpy:
+                    one["d3rlpy"] = _peer_rate(o.d3rlpy, algorithm, s, a, mflop)
+                rounds.append(one)
+                print(algorithm, name, {k: f"{v['steps_per_second']:.0f}/s {v['fraction']:.3f}" for k, v in one.items()})
+            record["rounds"] = rounds
+            results[f"{algorithm} {name}"] = record
+    return results
+
+
+def _peer_rate(python: Path, algorithm: str, s: int, a: int, mflop: float) -> dict[str, float]:
+    def once() -> dict[str, float] | None:
+        command = [str(python), str(ROOT / "scripts/peer_d3rlpy_speed.py"), algorithm, str(s), str(a)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        peer = json.loads(done.stdout.splitlines()[-1])
+        before, after = peer["gflops"]
+        if abs(before - after) > NOISE_LIMIT * max(before, after):
+            return None
+        rate, gflops = peer["steps_per_second"], (before + after) / 2
+        return {"steps_per_second": rate, "gflops": gflops, "fraction": rate * mflop / 1000 / gflops}
+
+    return patient(once)
+
+
+def _measure_loop(o: Measure) -> dict[str, float]:
+    """Cost of loop, metric sums, log rows and checkpoints over the bare update, in turns."""
+    from offrl.training.checkpoint import rng_state, save_checkpoint
+    from offrl.training.run_dir import Table
+
+    problem = random_problem(*SHAPES["Hopper"], o.rows, False)
+    _, method = load_algorithm("td3_bc")
+    learner = method.learner(problem, method.config())
+    source = UniformSource(
+        problem.observations,
+        problem.actions,
+        problem.rewards,
+        problem.next_observations,
+        problem.terminated,
+        batch_size=BATCH,
+    )
+    streams, means, steps = problem.streams("data"), MetricMeans(learner.metrics), 1000
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        table = Table(Path(folder) / "metrics.csv", ["step", *learner.metrics])
+        for _ in range(2 * o.rounds + 1):
+            began = time.process_time()
+            for _ in range(steps):
+                learner.update(source.sample(streams))
+            bare = time.process_time() - began
+            began = time.process_time()
+            for step in train(learner, source, streams, means, steps=steps, every=(1000,)):
+                table.append({"step": step, **{k: v[0] for k, v in means.pop().items()}})
+            save_seconds = time.process_time()
+            save_checkpoint(Path(folder), {"learner": learner.state_dict(), "rng": rng_state()})
+            whole = save_seconds - began + (time.process_time() - save_seconds) / 10  # a checkpoint every 10 000 steps
+            ratios.append(whole / bare - 1)
+    print("loop overhead", [f"{100 * r:.1f} %" for r in ratios])
+    return {"overhead": statistics.median(ratios), "rounds": ratios}  # type: ignore[dict-item]
+
+
+def _measure_sampler(o: Measure) -> dict[str, float]:
+    problem = random_problem(*SHAPES["Hopper"], o.rows, False)
+    source = UniformSource(
+        problem.observations,
+        problem.actions,
+        problem.rewards,
+        problem.next_observations,
+        problem.terminated,
+        batch_size=BATCH,
+    )
+    streams = problem.streams("data")
+    return {"milliseconds": 1000 * _seconds(lambda: source.sample(streams), 7, 1000)}
+
+
+def _measure_prdc(uri: str) -> dict[str, Any]:
+    """PRDC against TD3+BC on the same rows, beta 2: steps 0-2k and 0-20k, in turns of 500 steps."""
+    from offrl.data.load import load_dataset
+
+    data = load_dataset(uri)
+    config = {"rows": "exact", "device": "cpu", "seed": 0, "steps": 1_000_000, "compile": False, "threads": 1}
+    built = {}
+    for name in ("td3_bc", "prdc"):
+        _, method = load_algorithm(name)
+        began = time.process_time()
+        built[name] = build(method, method.config(), data, None, config)
+        print(name, f"built in {time.process_time() - began:.1f} CPU-s")
+    build_seconds = float(built["prdc"][0].index.build_seconds)  # type: ignore[attr-defined]
+    from offrl.training.seeding import stream
+
+    chunks: dict[str, list[float]] = {"td3_bc": [], "prdc": []}
+    streams = {name: [stream(0, "data")] for name in built}
+    products = [product_rate()]
+    for chunk in range(40):
+        for name, (learner, source) in built.items():
+            began = time.process_time()
+            for _ in range(500):
+                learner.update(source.sample(streams[name]))
+            chunks[name].append(time.process_time() - began)
+        if chunk % 10 == 9:
+            products.append(product_rate())
+            done = {k: f"{500 * len(v) / sum(v):.0f}/s" for k, v in chunks.items()}
+            print(f"steps 0-{500 * (chunk + 1)}", done, f"products {products[-1]:.0f} GFLOP/s")
+    share = build_seconds * 20_000 / 1_000_000
+    return {
+        "dataset": uri,
+        "rows": int(data.num_steps),
+        "build_cpu_seconds": build_seconds,
+        "chunk_cpu_seconds": chunks,
+        "gflops": products,
+        "ratio_0_2k": sum(chunks["td3_bc"][:4]) / sum(chunks["prdc"][:4]),
+        "ratio_0_20k": sum(chunks["td3_bc"]) / (sum(chunks["prdc"]) + share),
+    }
+
+
+def page() -> str:
+    """The page from the raw figures."""
+    raw = json.loads(RAW.read_text())
+    v = raw["versions"]
+    lines = ["# Speed", "", "Regenerate: `python scripts/bench_speed.py page`; raw numbers: `benchmarks/raw/speed.json`.", ""]
+    lines += [" ".join(str(__doc__).split("Method: ")[1].split()), ""]
+    lines += [f"offrl {v['offrl']} ({v['commit']}), torch {v['torch']}, {v['cpu']}, one thread.", ""]
+    if "step" in raw:
+        lines += ["## Training step, batch 256, width 256, 1e6 rows", ""]
+        lines += ["| step | variant | steps/s | fraction of the limit | against d3rlpy 2.8 |", "|---|---|---|---|---|"]
+        for name, record in raw["step"].items():
+            for kind in record["rounds"][0]:
+                rate = statistics.median(r[kind]["steps_per_second"] for r in record["rounds"])
+                fraction = statistics.median(r[kind]["fraction"] for r in record["rounds"])
+                ratio = ""
+                if "d3rlpy" in record["rounds"][0] and kind != "d3rlpy":
+                    pairs = [r[kind]["fraction"] / r["d3rlpy"]["fraction"] for r in record["rounds"]]
+                    ratio = f"{statistics.median(pairs):.2f} x"
+                lines.append(f"| {name} | {kind} | {rate:.0f} | {fraction:.2f} | {ratio} |")
+        compiles = [r["compile_seconds"] for r in raw["step"].values() if "compile_seconds" in r]
+        if compiles:
+            lines += ["", f"First two compiled steps took {min(compiles):.0f} to {max(compiles):.0f} s."]
+        lines += [""]
+    if "loop" in raw:
+        lines += ["## Loop", "", f"Loop, metric means, log rows and checkpoints (every 10 000 steps) add "]
+        lines[-1] += f"{100 * raw['loop']['overhead']:.1f} % to the bare update."
+        lines += [""]
+    if "sampler" in raw:
+        lines += [f"A batch of 256 of 1e6 rows is drawn in {raw['sampler']['milliseconds']:.3f} ms.", ""]
+    if "prdc" in raw:
+        p = raw["prdc"]
+        lines += ["## PRDC", "", f"`{p['dataset']}`, {p['rows']} rows, beta 2; index built in {p['build_cpu_seconds']:.0f} CPU-s."]
+        lines += [
+            "",
+            f"* steps 0-2k: {p['ratio_0_2k']:.2f} of TD3+BC's rate",
+            f"* steps 0-20k, with the build amortised over 1M steps: {p['ratio_0_20k']:.2f} of TD3+BC's rate",
+            "",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Dispatch."""
+    word, *rest = sys.argv[1:] or ["--help"]
+    if word == "measure":
+        measure(tyro.cli(Measure, args=rest))
+    elif word == "page":
+        atomic_write_text(PAGE, page())
+        print(f"wrote {PAGE}")
+    else:
+        print(__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Weighted log-likelihoods: the density, the weights and their loss."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Independent, Normal
+
+from offrl.estimators.likelihood import advantage_weights, gaussian_log_prob, weighted_likelihood_loss
+
+
+def test_the_log_density_is_the_normal_distributions():
+    """Summed over action dims, in nats; log_std broadcasts over the batch."""
+    mean, actions = torch.randn(3, 7, 2), torch.randn(3, 7, 2)
+    log_std = torch.tensor([[[-1.0, 0.5]], [[0.0, 0.0]], [[1.5, -3.0]]])
+    want = Independent(Normal(mean, log_std.exp().expand_as(mean)), 1).log_prob(actions)
+    got = gaussian_log_prob(mean, log_std, actions)
+    assert got.shape == (3, 7)
+    torch.testing.assert_close(got, want)
+
+
+def test_the_log_density_integrates_to_one():
+    """Riemann sum over [-20, 20] with std e^0.3, one dimension, step 0.01."""
+    grid = torch.arange(-20, 20, 0.01, dtype=torch.float64)[:, None]
+    density = gaussian_log_prob(torch.tensor([0.7]), torch.tensor([0.3]), grid).exp()
+    assert density.sum().item() * 0.01 == pytest.approx(1.0, abs=1e-9)
+
+
+def test_the_gradients_of_the_log_density_are_closed_form():
+    """With z = (a - mean) / std: d/dmean = z / std, d/dlog_std = z^2 - 1 (0 at one std, so std fits the spread)."""
+    mean = torch.tensor([[0.5, -1.0]], dtype=torch.float64, requires_grad=True)
+    log_std = torch.tensor([[0.2, -0.7]], dtype=torch.float64, requires_grad=True)
+    actions = torch.tensor([[1.5, -1.2]], dtype=torch.float64)
+    gaussian_log_prob(mean, log_std, actions).sum().backward()
+    std = log_std.detach().exp()
+    z = (actions - mean.detach()) / std
+    torch.testing.assert_close(mean.grad, z / std)
+    torch.testing.assert_close(log_std.grad, z.square() - 1)
+
+
+def test_the_weights_are_exponential_up_to_the_limit():
+    """min(exp(beta A), limit): exp(3 * 0.5) below it; 100 above it, also where the exponential overflows."""
+    weights = advantage_weights(torch.tensor([-2.0, 0.0, 0.5, 5.0, 1e6]), 3.0, 100.0)
+    torch.testing.assert_close(weights, torch.tensor([math.exp(-6), 1.0, math.exp(1.5), 100.0, 100.0]))
+
+
+def test_a_temperature_of_zero_weighs_all_alike():
+    assert advantage_weights(torch.tensor([-1e6, 0.0, 1e6]), 0.0, 100.0).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_the_weights_are_constants_for_the_gradient():
+    advantages = torch.ones(3, requires_grad=True)
+    assert not advantage_weights(advantages, 1.0, 100.0).requires_grad
+
+
+def test_the_loss_is_minus_the_weighted_mean_of_each_seed():
+    """-(2 * -1 + 3 * -5) / 2 = 8.5 and -(0 * 7 + 1 * 4) / 2 = -2: a mean over the batch, not over the weights."""
+    log_probs = torch.tensor([[-1.0, -5.0], [7.0, 4.0]], requires_grad=True)
+    weights = torch.tensor([[2.0, 3.0], [0.0, 1.0]], requires_grad=True)
+    loss = weighted_likelihood_loss(log_probs, weights)
+    assert loss.tolist() == [8.5, -2.0]
+    loss.sum().backward()
+    torch.testing.assert_close(log_probs.grad, -weights.detach() / 2)
+    assert weights.grad is None
