@@ -16,7 +16,7 @@ from offrl.data.environments import EnvSpec
 from offrl.data.reference import MUJOCO
 from offrl.errors import ConfigError, DatasetError
 from offrl.evaluation.blocks import Env, Episode, Plan, step_limit
-from offrl.evaluation.environments import FlatObservation, mujoco_state
+from offrl.evaluation.environments import FlatObservation, env_spec, mujoco_state
 from offrl.evaluation.pool import BlockPool
 from offrl.evaluation.rollout import Progress
 from offrl.nn.policy import Policy
@@ -66,7 +66,8 @@ def collect(
     if steps < 1:
         raise ConfigError(f"steps must be 1 or more, got {steps}")
     plan = Plan(seed, 0, not stochastic, noise, max_steps, record=True, width=WIDTH)
-    pool = BlockPool(env, workers)
+    spec = env_spec(env)
+    pool = BlockPool(spec, workers)
     table = _Table(steps)
 
     def consume(block: list[Episode]) -> bool:
@@ -77,26 +78,12 @@ def collect(
         return table.rows < steps
 
     try:
-        facts = _describe(pool.envs[0], env, plan)
+        facts = _describe(pool.envs[0], spec, plan)
         pool.run(policy, plan, itertools.repeat(WIDTH), consume)
     finally:
         pool.close()
     facts["collector"] = collector or policy.kind
     return OfflineDataset(table.fields, [*table.starts, steps], facts)
-
-
-def head(dataset: OfflineDataset, steps: int) -> OfflineDataset:
-    """The first ``steps`` rows; the episode that they cut is marked ``truncated``.
-
-    Raises:
-        ConfigError: ``steps`` is not between 1 and the dataset's length.
-    """
-    if not 1 <= steps <= dataset.num_steps:
-        raise ConfigError(f"steps must be 1 to {dataset.num_steps} (the dataset's length), got {steps}")
-    fields = {name: array[:steps].copy() for name, array in dataset.fields.items()}
-    fields["truncated"][-1] |= not fields["terminated"][-1]
-    starts = dataset.episode_starts[dataset.episode_starts < steps]
-    return OfflineDataset(fields, [*starts, steps], _own(dataset.metadata))
 
 
 def concatenate(datasets: Sequence[OfflineDataset], metadata: dict[str, Any] | None = None) -> OfflineDataset:
@@ -127,7 +114,7 @@ def concatenate(datasets: Sequence[OfflineDataset], metadata: dict[str, Any] | N
     ends = offsets[1:] - 1
     fields["truncated"][ends] |= ~fields["terminated"][ends]
     starts = [d.episode_starts[:-1] + offset for d, offset in zip(datasets, offsets[:-1], strict=True)]
-    own = [_own(dataset.metadata) for dataset in datasets]
+    own = [_portable(dataset.metadata) for dataset in datasets]
     common = {key: value for key, value in own[0].items() if all(o.get(key) == value for o in own)}
     own_only = [{k: v for k, v in o.items() if k not in common} for o in own]
     lengths = [{"steps": dataset.num_steps} for dataset in datasets]
@@ -176,13 +163,12 @@ def _columns(episode: Episode) -> list[tuple[str, np.ndarray]]:
     return columns
 
 
-def _describe(env: Env, spec: EnvSpec | str, plan: Plan) -> dict[str, Any]:
+def _describe(env: Env, spec: EnvSpec, plan: Plan) -> dict[str, Any]:
     """The metadata that environment and plan give."""
-    env_id = spec if isinstance(spec, str) else spec.env_id
     box = env.action_space
     facts: dict[str, Any] = {
-        "env_id": env_id,
-        "env_kwargs": {} if isinstance(spec, str) else dict(spec.kwargs),
+        "env_id": spec.env_id,
+        "env_kwargs": dict(spec.kwargs),
         "gymnasium_version": importlib.metadata.version("gymnasium"),
         "max_episode_steps": step_limit(env, plan.max_steps),
         "action_low": box.low.tolist(),  # type: ignore[attr-defined]
@@ -195,13 +181,13 @@ def _describe(env: Env, spec: EnvSpec | str, plan: Plan) -> dict[str, Any]:
         facts["flatten"] = list(env.keys)
     if mujoco_state(env) is not None:
         facts["mujoco_version"] = importlib.metadata.version("mujoco")
-    robot, _, version = env_id.partition("-")
+    robot, _, version = spec.env_id.partition("-")
     if pair := MUJOCO.get(robot.lower()):
         facts["reference_returns"] = list(pair)
         facts["reference"] = f"{version} env, D4RL reference"
     return facts
 
 
-def _own(metadata: dict[str, Any]) -> dict[str, Any]:
+def _portable(metadata: dict[str, Any]) -> dict[str, Any]:
     """Metadata without what belongs to the exact content or file."""
     return {key: value for key, value in metadata.items() if key not in ("sha256", "source")}

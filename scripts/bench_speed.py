@@ -148,6 +148,12 @@ class Measure:
 
     d3rlpy: Path | None = None
     """Python of an environment with d3rlpy."""
+    corl: Path | None = None
+    """A checkout of CORL; its TD3+BC is timed with this Python."""
+    unifloral: Path | None = None
+    """A checkout of unifloral; its TD3+BC is timed with --jax-python."""
+    jax_python: Path = Path(sys.executable)
+    """Python of an environment with jax, flax, optax, distrax and tyro."""
     prdc_data: str | None = None
     """Dataset URI for the PRDC part (1e6 rows of collected Walker2d data)."""
     compile: bool = False
@@ -194,8 +200,8 @@ def _measure_steps(o: Measure) -> dict[str, Any]:
             rounds = []
             for _ in range(o.rounds):
                 one = {kind: patient(lambda c=call: measured(c, mflop)) for kind, call in calls.items()}
-                if o.d3rlpy:
-                    one["d3rlpy"] = _peer_rate(o.d3rlpy, algorithm, s, a, mflop)
+                for peer, command in _peers(o, algorithm).items():
+                    one[peer] = _peer_rate([*command, str(s), str(a)], mflop)
                 rounds.append(one)
                 print(algorithm, name, {k: f"{v['steps_per_second']:.0f}/s {v['fraction']:.3f}" for k, v in one.items()})
             record["rounds"] = rounds
@@ -203,9 +209,21 @@ def _measure_steps(o: Measure) -> dict[str, Any]:
     return results
 
 
-def _peer_rate(python: Path, algorithm: str, s: int, a: int, mflop: float) -> dict[str, float]:
+def _peers(o: Measure, algorithm: str) -> dict[str, list[str]]:
+    """Commands of the peers that were asked for; each prints one JSON line."""
+    scripts, commands = ROOT / "scripts", {}
+    if o.d3rlpy:
+        commands["d3rlpy"] = [str(o.d3rlpy), str(scripts / "peer_d3rlpy_speed.py"), algorithm]
+    if o.corl and algorithm == "td3_bc":
+        commands["CORL"] = [sys.executable, str(scripts / "peer_public_speed.py"), "corl", str(o.corl)]
+    if o.unifloral and algorithm == "td3_bc":
+        script = str(scripts / "peer_public_speed.py")
+        commands["unifloral"] = [str(o.jax_python), script, "unifloral", str(o.unifloral)]
+    return commands
+
+
+def _peer_rate(command: list[str], mflop: float) -> dict[str, float]:
     def once() -> dict[str, float] | None:
-        command = [str(python), str(ROOT / "scripts/peer_d3rlpy_speed.py"), algorithm, str(s), str(a)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         peer = json.loads(done.stdout.splitlines()[-1])

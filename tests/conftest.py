@@ -44,6 +44,7 @@ def pendulum_arrays(episodes: int = 4, length: int = 40, seed: int = 0) -> dict[
 def pendulum() -> OfflineDataset:
     """A tiny dataset that names Pendulum-v1 as its environment, with reference returns."""
     facts = {"name": "tiny", "env_id": "Pendulum-v1", "reference_returns": [-1500.0, -150.0]}
+    facts |= {"env_kwargs": {"max_episode_steps": 20}}
     return OfflineDataset.from_arrays(**pendulum_arrays(), metadata=facts)
 
 

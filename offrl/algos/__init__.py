@@ -50,7 +50,10 @@ def load_algorithm(name: str) -> tuple[str, "Algorithm"]:
             raise ConfigError(f"{path} cannot be loaded as a Python module")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except SyntaxError as error:
+            raise ConfigError(f"{path} cannot be loaded: SyntaxError: {error}") from None
         short, algorithm = path.stem, getattr(module, "ALGORITHM", None)
     elif name in ALGORITHMS:
         short, algorithm = name, importlib.import_module(f"offrl.algos.{name}").ALGORITHM

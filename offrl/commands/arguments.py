@@ -11,7 +11,6 @@ import tyro
 from offrl.errors import UsageError
 
 Form = TypeVar("Form")
-FORMS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 REWORDED = (
     (r"^Error parsing (--[\w.-]+): invalid literal for int\(\) with base \d+:", r"\1 needs an integer, got"),
     (r"^Error parsing (--[\w.-]+): could not convert string to float:", r"\1 needs a number, got"),
@@ -20,10 +19,13 @@ REWORDED = (
     (r" \(required\)", ""),
     (r"\. Expected \d+ values\.", ""),
 )
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 BOX = str.maketrans("╭╮╰╯│─", "      ")
 
 
-def parse(form: type[Form], prog: str, argv: list[str], *, description: str | None = None) -> Form:
+def parse(
+    form: type[Form], prog: str, argv: list[str], *, description: str | None = None, pairs: bool = False
+) -> Form:
     """An instance of the dataclass ``form`` from command-line arguments; ``--help`` prints and exits.
 
     Args:
@@ -31,12 +33,14 @@ def parse(form: type[Form], prog: str, argv: list[str], *, description: str | No
         prog: what the user typed before the arguments, e.g. ``offrl resume``.
         argv: the arguments.
         description: first lines of the help; default: the docstring of ``form``.
+        pairs: flags come as ``--x`` and ``--no-x``, for forms whose defaults vary.
 
     Raises:
         UsageError: an unknown option (the nearest one is named), a missing or an impossible value.
     """
     complaint = io.StringIO()
-    options: dict[str, Any] = {"prog": prog, "args": argv, "description": description, "config": FORMS}
+    markers = (tyro.conf.OmitArgPrefixes, *(() if pairs else (tyro.conf.FlagCreatePairsOff,)))
+    options: dict[str, Any] = {"prog": prog, "args": argv, "description": description, "config": markers}
     try:
         with contextlib.redirect_stderr(complaint):
             parsed, unknown = tyro.cli(form, **options, return_unknown_args=True)
@@ -57,15 +61,16 @@ def _unknown(form: type[Any], options: dict[str, Any], token: str) -> str:
     page = io.StringIO()
     with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
         tyro.cli(form, **options | {"args": ["--help"]})
-    known = sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", page.getvalue())) - {"--help"})
+    known = sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", ANSI.sub("", page.getvalue()))) - {"--help"})
     near = difflib.get_close_matches(name.replace("_", "-"), known, n=1)
     return f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _sentence(box: str) -> str:
     """The content of tyro's framed message as one line."""
-    lines = [line.translate(BOX).strip() for line in box.splitlines() if line.startswith("│")]
-    text = re.split("For full help|Argument helptext:", " ".join(line for line in lines if line))[0]
+    framed = [line for line in ANSI.sub("", box).splitlines() if line.startswith(("│ ", "  "))]
+    lines = [line.translate(BOX).strip() for line in framed]
+    text = re.split("For full help|Argument helptext:", " ".join(line for line in lines if line.strip("-")))[0]
     for pattern, plain in REWORDED:
         text = re.sub(pattern, plain, text)
     return " ".join(text.split()).rstrip(".") or "wrong usage"

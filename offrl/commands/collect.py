@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from offrl.collect import collect
+from offrl.commands.arguments import parse
 from offrl.data.dataset import OfflineDataset
-from offrl.data.environments import EnvSpec, flatten_order
-from offrl.errors import ConfigError
+from offrl.errors import ConfigError, MissingExtraError
+from offrl.evaluation.environments import env_spec
 from offrl.evaluation.sources import load_source
 
 MINARI = "minari:"
@@ -45,17 +46,16 @@ class CollectOptions:
     workers: int = 1
     """Processes that play; the data do not depend on it."""
     overwrite: bool = False
-    """Replace FILE.hdf5 if it exists."""
+    """Replace the output if it exists."""
     quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
     """Print nothing but errors."""
 
 
 def main(argv: list[str]) -> int:
     """``offrl collect ...``."""
-    form = (tyro.conf.FlagCreatePairsOff,)
-    options = tyro.cli(CollectOptions, prog="offrl collect", args=argv, config=form)
+    options = parse(CollectOptions, "offrl collect", argv)
     check_target(options.out, overwrite=options.overwrite)
-    spec = EnvSpec(env_id=options.env, flatten=flatten_order(options.env))
+    spec = env_spec(options.env)
     policy = load_source(options.policy, spec)
     began = time.monotonic()
     with progress_bar(hidden=options.quiet) as bar:
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
             progress=show,
         )
     rate = dataset.num_steps / (time.monotonic() - began)
-    write(dataset, options.out)
+    write(dataset, options.out, overwrite=options.overwrite)
     if not options.quiet:
         print(f"{dataset.describe()}; mean return {dataset.episode_returns.mean():.1f}, {rate:,.0f} steps/s")
         print(f"written to {options.out}")
@@ -91,9 +91,7 @@ def check_target(out: str, *, overwrite: bool) -> None:
         PermissionError: its folder cannot be written.
     """
     if out.startswith(MINARI):
-        from offrl.data.minari import check_new_minari_id
-
-        check_new_minari_id(out.removeprefix(MINARI))
+        _check_minari(out.removeprefix(MINARI), overwrite=overwrite)
         return
     path = Path(out)
     if path.suffix not in SUFFIXES:
@@ -107,16 +105,29 @@ def check_target(out: str, *, overwrite: bool) -> None:
         raise PermissionError(f"no permission to write in {folder}")
 
 
-def write(dataset: OfflineDataset, out: str) -> None:
+def write(dataset: OfflineDataset, out: str, *, overwrite: bool) -> None:
     """Write to FILE.hdf5 or ``minari:ID``."""
     if out.startswith(MINARI):
         from offrl.data.minari import write_minari
 
-        write_minari(dataset, out.removeprefix(MINARI))
+        write_minari(dataset, out.removeprefix(MINARI), overwrite=overwrite)
     else:
         from offrl.data.d4rl import write_d4rl
 
         write_d4rl(dataset, out)
+
+
+def _check_minari(name: str, *, overwrite: bool) -> None:
+    try:
+        from minari.storage import get_dataset_path
+    except ImportError as error:
+        raise MissingExtraError("minari", "minari") from error
+    from offrl.data.minari import ID
+
+    if not ID.fullmatch(name):
+        raise ConfigError(f"a Minari id has the form (namespace/)name-vN, got {name!r}")
+    if get_dataset_path(name).exists() and not overwrite:
+        raise ConfigError(f"{MINARI}{name} exists already; choose another version, or pass --overwrite")
 
 
 def progress_bar(*, hidden: bool) -> Progress:

@@ -37,7 +37,7 @@ class ListOptions:
 
 @dataclass(frozen=True)
 class ShowOptions:
-    """Show what is known about a dataset: environment, flatten order, goal rule, horizon, verdict, reference."""
+    """Show what is known about a dataset: environment, goal rule, horizon, verdict, reference returns."""
 
     name: tyro.conf.Positional[str]
     """A D4RL name, minari:ID, builtin:NAME or a file. Named sets need not be on this machine."""
@@ -72,9 +72,9 @@ class ConvertOptions:
     episode: str | None = field(default=None, kw_only=True)
     """Tables: column that changes from episode to episode."""
     terminated: str | None = field(default=None, kw_only=True)
-    """Tables: column of 0/1, the environment ended the episode."""
+    """Tables: column of 0/1, the environment ended the episode; 'none' if no episode ever terminates."""
     truncated: str | None = field(default=None, kw_only=True)
-    """Tables: column of 0/1, the episode was cut; without it, episodes that do not terminate are cut at their end."""
+    """Tables: column of 0/1, the episode was cut; default: at the end of episodes that do not terminate."""
     env: str | None = field(default=None, kw_only=True)
     """Gymnasium id to evaluate in, stored with the data."""
     overwrite: bool = field(default=False, kw_only=True)
@@ -104,9 +104,7 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: offrl data COMMAND ...\n")
         for name, (form, _) in COMMANDS.items():
-            print(
-                f"  {name:9} {(form.__doc__ or '').split(';')[0].split(', after')[0].splitlines()[0].rstrip('.')}"
-            )
+            print(f"  {name:9} {(form.__doc__ or '').partition(';')[0].partition('. ')[0].rstrip('.')}")
         print("\n'offrl data COMMAND --help' explains each")
         return 0 if argv else 2
     name, rest = argv[0], argv[1:]
@@ -124,12 +122,10 @@ def main(argv: list[str]) -> int:
 def list_command(options: ListOptions) -> int:
     """``offrl data list``."""
     console, here = Console(highlight=False), installed()
-    builtin = [path.removesuffix(".hdf5") for path in _builtin_files()]
-    _print_names(console, "bundled (builtin:NAME)", builtin)
-    if options.installed:
-        _print_names(console, f"D4RL files in {data_home()} (d4rl:NAME)", here)
-    else:
-        console.print(_d4rl_table(here))
+    _print_names(console, "bundled (builtin:NAME)", _builtin_names())
+    if not options.installed:
+        console.print(_d4rl_table())
+    _print_names(console, f"D4RL files in {data_home()} (d4rl:NAME)", here)
     _print_names(console, f"Minari sets in {_minari_root()} (minari:ID)", sorted(_minari_ids()))
     return 0
 
@@ -140,25 +136,23 @@ def _print_names(console: Console, title: str, names: list[str]) -> None:
         console.print(f"  {name}", soft_wrap=True)
 
 
-def _d4rl_table(here: list[str]) -> Table:
+def _d4rl_table() -> Table:
     table = Table(title="D4RL (NAME or d4rl:NAME)", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("family", "tasks", "versions", "evaluated in", "verdict", "here"):
-        table.add_column(column, overflow="fold")
-    families = dict.fromkeys(name.split("-")[0] for name in D4RL)
-    for family in families:
+    for column in ("family", "tasks", "versions", "evaluated in", "verdict"):
+        table.add_column(column, no_wrap=column != "tasks")
+    for family in dict.fromkeys(name.split("-")[0] for name in D4RL):
         names = [name for name in D4RL if name.split("-")[0] == family]
         tasks = dict.fromkeys(name.removeprefix(family + "-").rpartition("-v")[0] for name in names)
         versions = sorted({name.rpartition("-")[2] for name in names})
-        spec, count = environment_for(names[0]), sum(name in here for name in names)
-        table.add_row(
-            family, ", ".join(tasks), " ".join(versions), spec.env_id or "-", spec.verdict, f"{count}"
-        )
+        spec = environment_for(names[0])
+        table.add_row(family, ", ".join(tasks), " ".join(versions), spec.env_id or "-", spec.verdict)
     return table
 
 
-def _builtin_files() -> list[str]:
+def _builtin_names() -> list[str]:
     folder = resources.files("offrl.data") / "builtin"
-    return sorted(f.name for f in folder.iterdir() if f.name.endswith(".hdf5")) if folder.is_dir() else []
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted(file.name.removesuffix(".hdf5") for file in files if file.name.endswith(".hdf5"))
 
 
 def _minari_root() -> Path:
@@ -194,15 +188,17 @@ def _place(name: str) -> dict[str, str]:
     """Where a named dataset lies, and what it holds if it is here."""
     bare = bare_name(name)
     if bare in D4RL:
-        here, how = local_path(bare).is_file(), f"offrl data download {bare}"
-        where = str(local_path(bare))
+        path, uri, how = local_path(bare), f"d4rl:{bare}", f"offrl data download {bare}"
+        here = path.is_file()
     else:
-        here, how = bare in set(_minari_ids()), f"minari download {bare}"
-        where = str(_minari_root() / bare)
-    if not here:
-        return {"on disk": f"no ({how})"}
-    dataset = load_dataset(bare if bare in D4RL else MINARI + bare)
-    return {"on disk": where, "content": dataset.describe()}
+        path, uri = _minari_root() / bare, MINARI + bare
+        how = "scripts/make_zoo.py makes it" if bare.startswith("zoo/") else f"minari download {bare}"
+        here = bare in set(_minari_ids())
+    return (
+        {"on disk": str(path), "content": load_dataset(uri).describe()}
+        if here
+        else {"on disk": f"no ({how})"}
+    )
 
 
 def _dataset_facts(dataset: OfflineDataset) -> dict[str, str]:
@@ -212,7 +208,8 @@ def _dataset_facts(dataset: OfflineDataset) -> dict[str, str]:
         if key not in skipped:
             facts[key] = str(value)
     pair = dataset.reference_returns
-    return facts | {"reference": _reference_text(pair, "recorded with the data" if pair else None)}
+    label = str(dataset.metadata.get("reference", "recorded with the data"))
+    return facts | {"reference": _reference_text(pair, label)}
 
 
 def _environment_facts(spec: EnvSpec | None) -> dict[str, str]:
@@ -251,7 +248,7 @@ def _print_facts(console: Console, facts: dict[str, str]) -> None:
 def check_command(options: CheckOptions) -> int:
     """``offrl data check URI``."""
     if options.replay < 0:
-        raise ConfigError(f"--replay needs a number of steps, got {options.replay}")
+        raise UsageError(f"--replay needs a number of steps, got {options.replay}")
     console, dataset = Console(highlight=False), load_dataset(options.uri)
     report = doctor.check(dataset)
     _print_facts(console, _report_facts(dataset, report))
@@ -268,13 +265,13 @@ def _report_facts(dataset: OfflineDataset, report: doctor.Report) -> dict[str, s
     low, mean, high = report.returns
     ends = f"{report.terminated} terminated, {report.truncated} cut, {report.unfinished} unfinished"
     return {
-        "dataset": str(dataset.metadata.get("name", options_source(dataset))),
+        "dataset": str(dataset.metadata["source"]),
         "steps": f"{report.steps}, O={dataset.obs_dim}, A={dataset.act_dim}",
         "episodes": f"{report.episodes} ({ends})",
         "lengths": f"{shortest} .. {longest} steps, median {median:g}",
         "returns": f"{low:.6g} .. {high:.6g}, mean {mean:.6g}",
         "rewards": f"{report.rewards[0]:.6g} .. {report.rewards[1]:.6g}",
-        "actions": f"{report.actions[0]:.6g} .. {report.actions[1]:.6g}, {report.saturated:.1%} of entries saturated",
+        "actions": f"{report.actions[0]:.6g} .. {report.actions[1]:.6g}, {report.saturated:.1%} at the limit",
         "duplicates": f"{report.duplicates:.1%} of rows",
         "jumps": f"{len(report.teleports)} inside episodes",
         "next obs": "recorded" if dataset.has_next_observations else "not recorded (the next row stands in)",
@@ -282,11 +279,6 @@ def _report_facts(dataset: OfflineDataset, report: doctor.Report) -> dict[str, s
         "reference": _reference_text(report.reference, report.reference_source),
         "sha256": dataset.sha256,
     }
-
-
-def options_source(dataset: OfflineDataset) -> str:
-    """The uri that a dataset was loaded from."""
-    return str(dataset.metadata.get("source", "in memory"))
 
 
 def _replay_text(dataset: OfflineDataset, rows: int) -> str:
@@ -300,9 +292,9 @@ def _replay_text(dataset: OfflineDataset, rows: int) -> str:
         env.close()
     (median, largest), (reward, worst) = result.observation_error, result.reward_error
     return (
-        f"replayed {result.rows} steps in {spec.env_id}: next observation off by {median:.2g} (median) and {largest:.2g} "
-        f"(largest), reward by {reward:.2g} and {worst:.2g}; a recorded step moves an observation by "
-        f"{result.observation_step:.2g} (median)"
+        f"replayed {result.rows} steps in {spec.env_id}: next observation off by {median:.2g} (median) and "
+        f"{largest:.2g} (largest), reward by {reward:.2g} and {worst:.2g}; a recorded step moves an "
+        f"observation by {result.observation_step:.2g} (median)"
     )
 
 
@@ -331,7 +323,7 @@ def _read_source(options: ConvertOptions) -> OfflineDataset:
         "terminated": options.terminated,
         "truncated": options.truncated,
     }
-    given = {key: value for key, value in names.items() if value}
+    given: dict[str, Any] = {key: None if value == "none" else value for key, value in names.items() if value}
     if Path(options.source).suffix.lower() in TABLES and ":" not in options.source:
         from offrl.data.arrays import read_table
 
@@ -352,13 +344,13 @@ def _check_environment(dataset: OfflineDataset, env_id: str) -> None:
     env.close()
     if shapes != ((dataset.obs_dim,), (dataset.act_dim,)):
         raise DatasetError(
-            f"the data have O={dataset.obs_dim}, A={dataset.act_dim}, but {env_id} has observations {shapes[0]} and "
-            f"actions {shapes[1]}; wrong environment or wrong columns?"
+            f"the data have O={dataset.obs_dim}, A={dataset.act_dim}, but {env_id} has observations of shape "
+            f"{shapes[0]} and actions {shapes[1]}; wrong environment or wrong columns?"
         )
 
 
 def _writer(out: str, *, overwrite: bool) -> Callable[[OfflineDataset], object]:
-    """The function that writes to ``out``; a target that cannot be written is refused before anything is read."""
+    """The function that writes to ``out``; a target that exists is refused before anything is read."""
     if out.startswith(MINARI):
         from offrl.data.minari import write_minari
 

@@ -69,8 +69,6 @@ def examine(folder: Path) -> Iterator[Finding]:
 def python() -> Finding:
     """The interpreter."""
     text = f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} CPU cores"
-    if sys.version_info < (3, 11):
-        return Finding("FAIL", "python", f"{text}; offrl needs 3.11 or newer")
     return Finding("ok", "python", text)
 
 
@@ -91,17 +89,23 @@ def torch_and_devices() -> Iterator[Finding]:
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library of a broken wheel
-        yield Finding("FAIL", "torch", f"cannot be imported ({error}); run: pip install --force-reinstall torch")
+        yield Finding(
+            "FAIL", "torch", f"cannot be imported ({error}); run: pip install --force-reinstall torch"
+        )
         return
     capability = torch.backends.cpu.get_cpu_capability()
-    yield Finding("ok", "torch", f"{torch.__version__}, CPU kernels {capability}, {torch.get_num_threads()} threads")
+    yield Finding(
+        "ok", "torch", f"{torch.__version__}, CPU kernels {capability}, {torch.get_num_threads()} threads"
+    )
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         yield Finding("ok", "device", f"CUDA {torch.version.cuda}: {names}")
     elif torch.backends.mps.is_available():
         yield Finding("note", "device", "Apple GPU; it is used with --device mps only, CPU otherwise")
     elif torch.version.cuda:
-        yield Finding("warn", "device", f"CPU: torch is a CUDA {torch.version.cuda} build but sees no GPU or driver")
+        yield Finding(
+            "warn", "device", f"CPU: torch is a CUDA {torch.version.cuda} build but sees no GPU or driver"
+        )
     else:
         yield Finding("ok", "device", "CPU (this torch is built without CUDA)")
 
@@ -110,7 +114,9 @@ def simulator() -> Iterator[Finding]:
     """MuJoCo, its version cap, and whether a frame can be rendered."""
     installed = version_of("mujoco")
     if installed is None:
-        yield Finding("warn", "mujoco", "missing: no simulation, evaluation or collection; " + remedy("mujoco"))
+        yield Finding(
+            "warn", "mujoco", "missing: no simulation, evaluation or collection; " + remedy("mujoco")
+        )
         return
     robotics = version_of("gymnasium-robotics")
     if robotics and Version(installed) >= Version(MUJOCO_CAP):
@@ -135,7 +141,13 @@ def rendering() -> Finding:
     try:
         with tempfile.TemporaryDirectory() as scratch:  # MuJoCo may write a log into the working directory
             done = subprocess.run(
-                command, env=environment, cwd=scratch, capture_output=True, text=True, timeout=RENDER_SECONDS, check=False
+                command,
+                env=environment,
+                cwd=scratch,
+                capture_output=True,
+                text=True,
+                timeout=RENDER_SECONDS,
+                check=False,
             )
     except subprocess.TimeoutExpired:
         return Finding("warn", "rendering", f"{backend}: no frame after {RENDER_SECONDS} s; no films here")

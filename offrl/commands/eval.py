@@ -29,8 +29,8 @@ SHORTFALL = 1  # exit code when --expect is missed
 class EvalOptions:
     """Roll out a policy and print return, its interval and the normalized score where one is known.
 
-    SOURCE is a run directory or policy folder (run:DIR or just DIR), sb3:FILE.zip, py:PACKAGE.MODULE:NAME (your
-    own code), random, or waypoint (point mazes).
+    SOURCE is a run directory or policy folder (run:DIR or just DIR), sb3:FILE.zip, py:PACKAGE.MODULE:NAME
+    (your own code), random, or waypoint (point mazes).
     """
 
     source: tyro.conf.Positional[str]
@@ -54,19 +54,12 @@ class EvalOptions:
     out: Path | None = None
     """Write the raw returns and lengths to this .npz file."""
 
-    def __post_init__(self) -> None:
-        if self.out is not None and self.out.suffix != ".npz":
-            raise ConfigError(f"--out must end in .npz, got {self.out}")
-        if self.expect is not None and (self.episodes < 2 or not math.isfinite(self.expect)):
-            raise ConfigError("--expect needs a finite return and at least 2 episodes, for the interval of the mean")
-        if self.video is not None:
-            check_target(self.video)
-
 
 def main(argv: list[str]) -> int:
     """``offrl eval ...``."""
     form = (tyro.conf.FlagCreatePairsOff,)
     options = tyro.cli(EvalOptions, prog="offrl eval", args=argv, config=form)
+    check(options)
     facts = source_facts(options.source)
     spec = environment(options, facts)
     policy = load_source(options.source, spec)
@@ -92,11 +85,22 @@ def main(argv: list[str]) -> int:
     if options.expect is not None and summary["interval"][1] < options.expect:
         low, high = summary["interval"]
         print(
-            f"offrl: expected a mean return of {options.expect:g}, but its 95 % interval is {low:.1f} .. {high:.1f}",
+            f"offrl: expected a mean return of {options.expect:g}, "
+            f"but its 95 % interval is {low:.1f} .. {high:.1f}",
             file=sys.stderr,
         )
         return SHORTFALL
     return 0
+
+
+def check(options: EvalOptions) -> None:
+    """Refuse what would fail only after the episodes (ConfigError, MissingExtraError)."""
+    if options.out is not None and options.out.suffix != ".npz":
+        raise ConfigError(f"--out must end in .npz, got {options.out}")
+    if options.expect is not None and (options.episodes < 2 or not math.isfinite(options.expect)):
+        raise ConfigError("--expect needs a finite return and at least 2 episodes")
+    if options.video is not None:
+        check_target(options.video)
 
 
 def environment(options: EvalOptions, facts: SourceFacts) -> EnvSpec:
@@ -108,7 +112,9 @@ def environment(options: EvalOptions, facts: SourceFacts) -> EnvSpec:
     if facts.env is not None and options.env in (None, facts.env.env_id):
         return facts.env
     if options.env is None:
-        raise ConfigError(f"{options.source} does not say which environment it is for; pass --env ID, e.g. Hopper-v5")
+        raise ConfigError(
+            f"{options.source} does not say which environment it is for; pass --env ID, e.g. Hopper-v5"
+        )
     return EnvSpec(env_id=options.env, flatten=flatten_order(options.env))
 
 
@@ -121,7 +127,9 @@ def reference(spec: EnvSpec, facts: SourceFacts) -> tuple[Pair | None, str | Non
     if robot is None:
         return None, None
     kind = robot[1].lower()
-    name = f"{kind}-medium-v2" if robot[2] == "4" else f"mujoco/{kind}/expert-v0"  # any quality: one pair a robot
+    name = (
+        f"{kind}-medium-v2" if robot[2] == "4" else f"mujoco/{kind}/expert-v0"
+    )  # any quality: one pair a robot
     return reference_returns(name), reference_label(name)
 
 
@@ -144,7 +152,8 @@ def summarize(
     if result.successes is not None:
         summary["success_rate"] = float(result.successes.mean())
     if pair is not None:
-        summary |= {"normalized_score": float(normalized_score(pair, result.mean)), "reference": label}
+        score = float(normalized_score(pair, result.mean))
+        summary |= {"normalized_score": score, "reference": label}
         if interval:
             summary["score_interval"] = normalized_score(pair, interval).tolist()
     return summary
@@ -163,9 +172,8 @@ def mean_interval(returns: np.ndarray) -> tuple[float, float] | None:
 def describe(summary: dict[str, Any]) -> str:
     """The summary as lines for people."""
     sampled = "" if summary["deterministic"] else "sampled actions, "
-    lines = [
-        f"{summary['source']} on {summary['env_id']}: {summary['episodes']} episodes, {sampled}seed {summary['seed']}"
-    ]
+    episodes = f"{summary['episodes']} episodes, {sampled}seed {summary['seed']}"
+    lines = [f"{summary['source']} on {summary['env_id']}: {episodes}"]
     line = f"return {summary['return_mean']:.1f} +- {summary['return_std']:.1f} (std)"
     if summary["interval"]:
         line += ", 95 % interval of the mean {:.1f} .. {:.1f}".format(*summary["interval"])

@@ -1,5 +1,6 @@
 """``offrl new algo NAME``: a working algorithm file to start from."""
 
+import keyword
 import sys
 from dataclasses import dataclass
 from importlib import resources
@@ -8,6 +9,7 @@ from typing import Literal
 
 import tyro
 
+from offrl.algos import ALGORITHMS
 from offrl.commands import arguments
 from offrl.errors import ConfigError
 from offrl.files import atomic_write_text
@@ -28,8 +30,10 @@ class New:
 def main(argv: list[str]) -> int:
     """Write the file and say what to do next."""
     options = arguments.parse(New, "offrl new", argv)
-    if not options.name.isidentifier() or not options.name.islower():
+    if not options.name.isidentifier() or not options.name.islower() or keyword.iskeyword(options.name):
         raise ConfigError(f"{options.name!r} is not a module name; use lower case letters, digits and _")
+    if options.name in ALGORITHMS:
+        raise ConfigError(f"{options.name!r} is the name of an algorithm that is there; choose another")
     path = options.folder / f"{options.name}.py"
     if path.exists():
         raise FileExistsError(17, "file exists, choose another name", str(path))
@@ -38,6 +42,6 @@ def main(argv: list[str]) -> int:
     sys.stdout.write(
         f"wrote {path}\n"
         f"  offrl algos check {path}\n"
-        f"  offrl train ./{path} --dataset builtin:hopper-demo --steps 5000\n"
+        f"  offrl train {path if path.is_absolute() else f'./{path}'} --dataset builtin:hopper-demo --steps 5000\n"
     )
     return 0

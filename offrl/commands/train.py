@@ -38,7 +38,7 @@ class Output:
 class Start:
     """Where the settings start from."""
 
-    config: Path | None = None
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A run's config.json: repeat its settings; options given here win."""
     dry_run: bool = False
     """Print the settings, mark what differs from the default, and stop."""
@@ -81,10 +81,10 @@ def parse(
 ) -> tuple[RunOptions, Any, Output, Start]:
     """Options, settings and output flags from the command line, over the given defaults."""
     fields: list[tuple[str, Any, Any]] = [
-        ("settings", config, settings),
-        ("options", RunOptions, options),
-        ("begin", Start, Start()),
-        ("output", Output, Output()),
+        ("run", RunOptions, options),
+        ("algorithm", config, settings),
+        ("start", tyro.conf.FlagCreatePairsOff[Start], Start()),
+        ("output", tyro.conf.FlagCreatePairsOff[Output], Output()),
     ]
     parser = dataclasses.make_dataclass(
         "Train",
@@ -95,9 +95,10 @@ def parse(
         parser,
         f"offrl train {algorithm}",
         argv,
-        description=f"{(config.__doc__ or '').strip()} The other options are those of every run.",
+        description=f"Train {Path(algorithm).stem} on a dataset; everything is kept in a new run directory.",
+        pairs=True,
     )
-    return parsed.options, parsed.settings, parsed.output, parsed.begin
+    return parsed.run, parsed.algorithm, parsed.output, parsed.start
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,8 @@ def _summary(result: RunResult, output: Output) -> None:
         if len(values):
             what = "return" if result.scores is None else "normalized score"
             spread = values.std(ddof=1) if len(values) > 1 else 0.0
-            print(
-                f"last {what} {values.mean():.1f} +- {spread:.1f} (std over {len(values)} episodes), "
-                f"mean return {result.returns.mean():.1f}"
-            )
+            line = f"last {what} {values.mean():.1f} +- {spread:.1f} (std over {len(values)} episodes)"
+            print(line if result.scores is None else f"{line}, mean return {result.returns.mean():.1f}")
         print(f"run directory {result.directory}\nnext: offrl report {result.directory} --out report.html")
 
 

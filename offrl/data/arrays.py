@@ -47,7 +47,7 @@ def read_npz(path: Path | str, metadata: Mapping[str, Any] | None = None) -> Off
         EOFError,
         KeyError,
         ValueError,
-        NotImplementedError,
+        RuntimeError,
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
@@ -104,11 +104,14 @@ def read_table(
     groups = {"observations": table.match(observations), "actions": table.match(actions)}
     if next_observations is not None:
         groups["next_observations"] = table.match(next_observations)
-    single = {"rewards": reward, "episode": episode, "terminated": terminated, "truncated": truncated}
-    names = [*(c for columns in groups.values() for c in columns), *(c for c in single.values() if c)]
+    for name in (reward, episode, terminated, truncated):
+        if name is not None and name not in table.columns:
+            table.refuse_missing(name)
+    single = [name for name in (reward, episode, terminated, truncated) if name is not None]
+    names = [column for columns in groups.values() for column in columns] + single
     if twice := [c for c in names if names.count(c) > 1]:
         raise DatasetError(f"{path}: column {twice[0]!r} is asked for twice; make the patterns narrower")
-    table.load([column for name in names for column in table.match(name)])
+    table.load(names)
     fields: dict[str, Any] = {k: np.stack([table.numbers(c) for c in v], axis=1) for k, v in groups.items()}
     fields["rewards"] = table.numbers(reward)
     starts = _episode_starts(table.texts(episode), path)
@@ -135,37 +138,41 @@ class _Table:
                 f"{path} is not a table that can be read; it must end in {' or '.join(TABLES)}"
             )
         self.polars, self.path, self.csv = polars, path, path.suffix.lower() == ".csv"
-        self.columns: list[str] = list(self._read(lambda: self._lazy().collect_schema().names()))
+        if self.csv:  # whole, because with chosen columns only polars overlooks lines that are too long
+            self.source = self._read(lambda: polars.read_csv(path, infer_schema=False).lazy())
+        else:
+            self.source = self._read(lambda: polars.scan_parquet(path))
+        self.columns: list[str] = self._read(lambda: self.source.collect_schema().names())
         self.frame: Any = None
-
-    def _lazy(self) -> Any:
-        if self.csv:
-            return self.polars.scan_csv(self.path, infer_schema=False)
-        return self.polars.scan_parquet(self.path)
 
     def _read(self, action: Callable[[], Any]) -> Any:
         try:
             return action()
-        except (self.polars.exceptions.PolarsError, OSError) as error:
-            reason = " ".join(str(error).split())[:160]
+        except (self.polars.exceptions.PolarsError, self.polars.exceptions.PanicException, OSError) as error:
+            reason = next(iter(str(error).splitlines()), "")[:160]
             raise DatasetError(f"{self.path} cannot be read as a table: {reason}") from None
 
     def match(self, patterns: str | Sequence[str]) -> list[str]:
         """The columns that match, each pattern's in natural order."""
         matched: list[str] = []
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            found = [c for c in self.columns if c == pattern or fnmatch.fnmatchcase(c, pattern)]
+            exact = [pattern] if pattern in self.columns else []
+            found = exact or [c for c in self.columns if fnmatch.fnmatchcase(c, pattern)]
             if not found:
-                raise DatasetError(
-                    f"{self.path} has no column {pattern!r}; it has {', '.join(self.columns[:20])}. "
-                    "Name the columns with 'offrl data convert' (its --help shows how)"
-                )
+                self.refuse_missing(pattern)
             matched += sorted(found, key=_natural)
         return matched
 
+    def refuse_missing(self, name: str) -> NoReturn:
+        """The error for a column that is not there."""
+        raise DatasetError(
+            f"{self.path} has no column {name!r}; it has {', '.join(self.columns[:20])}. "
+            "Name the columns with 'offrl data convert' (its --help shows how)"
+        )
+
     def load(self, names: list[str]) -> None:
         """Read these columns."""
-        self.frame = self._read(lambda: self._lazy().select(names).collect())
+        self.frame = self._read(lambda: self.source.select(names).collect())
         if self.frame.height == 0:
             raise DatasetError(f"{self.path} holds no rows")
 

@@ -14,8 +14,8 @@ from offrl.errors import DatasetError
 if TYPE_CHECKING:
     import gymnasium
 
-SATURATED = 0.999  # of the action limit
-OUTSIDE = 1e-3  # actions this far beyond the limit (relative) are an error
+SATURATED = 0.999  # of the way from the middle of the action box to its edge
+OUTSIDE = 1e-3  # actions this far beyond the box (relative to half its width) are an error
 JUMP_QUANTILES, JUMP_DEVIATIONS = 4.0, 1.0  # a step that is this many 99 % quantiles and deviations long
 MISMATCH = 1e-5  # recorded successor against the next row, relative to the column's deviation
 SAMPLE_ROWS = 200_000  # rows that quantiles are estimated on
@@ -70,7 +70,6 @@ def check(dataset: OfflineDataset) -> Report:
     lengths, returns, rewards = dataset.episode_lengths, dataset.episode_returns, fields["rewards"]
     environment, name = described_environment(dataset), table_name(dataset)
     own, table = dataset.reference_returns, reference_returns(name)
-    limit = environment.action_limit if environment else None
     measured = Report(
         steps=dataset.num_steps,
         episodes=dataset.num_episodes,
@@ -81,11 +80,15 @@ def check(dataset: OfflineDataset) -> Report:
         returns=(float(returns.min()), float(returns.mean()), float(returns.max())),
         rewards=(float(rewards.min()), float(rewards.max())),
         actions=(float(fields["actions"].min()), float(fields["actions"].max())),
-        saturated=_saturated(fields["actions"], limit),
+        saturated=_saturated(fields["actions"], action_box(dataset, environment)),
         **_observations(dataset),
         not_finite=_not_finite(fields),
         reference=own or table,
-        reference_source=reference_label(name) if own in (None, table) else "recorded with the data",
+        reference_source=(
+            reference_label(name)
+            if own in (None, table)
+            else str(dataset.metadata.get("reference", "recorded with the data"))
+        ),
         environment=environment,
     )
     return Report(**{**measured.__dict__, "findings": tuple(_findings(dataset, measured))})
@@ -94,11 +97,8 @@ def check(dataset: OfflineDataset) -> Report:
 def table_name(dataset: OfflineDataset) -> str:
     """The name to look the dataset up by; empty for a file, whose name says nothing about its content."""
     source = str(dataset.metadata.get("source", ""))
-    return (
-        ""
-        if source and not source.startswith(("d4rl:", "minari:"))
-        else str(dataset.metadata.get("name", ""))
-    )
+    named = not source or source.startswith(("d4rl:", "minari:"))
+    return str(dataset.metadata.get("name", "")) if named else ""
 
 
 def described_environment(dataset: OfflineDataset) -> EnvSpec | None:
@@ -129,10 +129,22 @@ def _recorded(metadata: dict[str, Any]) -> EnvSpec | None:
 # --- measurements ---------------------------------------------------------------------------------------
 
 
-def _saturated(actions: np.ndarray, limit: float | None) -> float:
-    """Share of entries at the limit; without a known limit, at the largest size in their column."""
-    edge = np.abs(actions).max(axis=0) if limit is None else limit
-    return float((np.abs(actions) >= SATURATED * edge).mean())
+def action_box(dataset: OfflineDataset, spec: EnvSpec | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Lowest and highest actions, both (A,), as recorded with the data or as the table has them."""
+    box = [np.ravel(dataset.metadata.get(name) or []) for name in ("action_low", "action_high")]
+    if all(len(edge) == dataset.act_dim and edge.dtype.kind in "fi" for edge in box):
+        return box[0].astype(np.float64), box[1].astype(np.float64)
+    if spec is None or spec.action_limit is None:
+        return None
+    high = np.full(dataset.act_dim, spec.action_limit)
+    return -high, high
+
+
+def _saturated(actions: np.ndarray, box: tuple[np.ndarray, np.ndarray] | None) -> float:
+    """Share of entries at the limit; without a known limit, at the extremes of their column."""
+    low, high = box or (actions.min(axis=0), actions.max(axis=0))
+    margin = (1.0 - SATURATED) * (high - low) / 2
+    return float(((actions >= high - margin) | (actions <= low + margin)).mean())
 
 
 def _observations(dataset: OfflineDataset) -> dict[str, Any]:
@@ -222,10 +234,15 @@ def _errors(dataset: OfflineDataset, report: Report) -> list[str]:
         ):
             if want is not None and have != want:
                 out.append(f"{what} are {have} wide, those of {spec.env_id or 'this dataset'} are {want}")
-        if spec.action_limit is not None:
-            largest = max(-report.actions[0], report.actions[1])
-            if largest > spec.action_limit * (1 + OUTSIDE):
-                out.append(f"actions reach {largest:.6g}, the environment's limit is {spec.action_limit:g}")
+    box = action_box(dataset, spec)
+    if box is not None:
+        (low, high), actions = box, dataset.fields["actions"]
+        beyond = np.maximum(low - actions.min(axis=0), actions.max(axis=0) - high)
+        column = int(np.argmax(beyond))
+        if beyond[column] > OUTSIDE * (high - low)[column] / 2:
+            extremes = f"{actions[:, column].min():.6g} .. {actions[:, column].max():.6g}"
+            allowed = f"{low[column]:g} .. {high[column]:g}"
+            out.append(f"action {column} goes from {extremes}, the environment allows {allowed}")
     if report.mismatches:
         out.append(
             f"{report.mismatches} recorded next observations differ from the next row of their episode: "

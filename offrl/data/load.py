@@ -97,11 +97,12 @@ def _load_builtin(name: str) -> OfflineDataset:
     from offrl.data.d4rl import read_d4rl
 
     folder = resources.files("offrl.data") / "builtin"
-    names = sorted(f.name.removesuffix(".hdf5") for f in folder.iterdir() if f.name.endswith(".hdf5"))
+    files = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    names = sorted(file.removesuffix(".hdf5") for file in files if file.endswith(".hdf5"))
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DatasetError(f"no built-in dataset {name!r}; {hint}there are: {', '.join(names)}")
+        raise DatasetError(f"no built-in dataset {name!r}; {hint}there are: {', '.join(names) or 'none'}")
     with resources.as_file(folder / f"{name}.hdf5") as path:
         return read_d4rl(path)
 

@@ -128,7 +128,11 @@ def write_minari(
         except ImportError:
             raise MissingExtraError("pyarrow", "minari") from None
         storage.update_metadata(layout.description(whole, dataset_id))
+        # Arrow storage would add up the size of all files after each episode: quadratic in their number
+        storage.get_size = lambda: 0.0
         storage.update_episodes(layout.buffers(whole))
+        del storage.get_size
+        storage.update_metadata({"dataset_size": float(storage.get_size())})
     return whole
 
 

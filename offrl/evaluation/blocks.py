@@ -136,6 +136,7 @@ class _Block:
             int(words.generate_state(1, np.uint64)[0] >> np.uint64(1))
         )
         self.state: Any = None
+        self.totals = np.zeros(plan.width)
         self.steps = 0
         self.recorder = _Recorder(envs[:episodes]) if plan.record else None
 
@@ -143,22 +144,22 @@ class _Block:
         observations = self.observations.clone()  # a policy may keep it
         actions = self.act(observations)
         if self.recorder:
-            self.recorder.before(observations, actions, self.alive)
+            self.recorder.before(observations.numpy(), actions)
         self.steps += 1
+        rewards, successes = np.zeros(self.plan.width), np.zeros(self.plan.width, dtype=bool)
         ended = False
         for i in self.alive:
-            observation, reward, terminated, truncated, info = self.envs[i].step(actions[i])
-            self.rows[i] = observation
-            episode = self.episodes[i]
-            episode.total += float(reward)
+            self.rows[i], rewards[i], terminated, truncated, info = self.envs[i].step(actions[i])
             success = info.get("success", info.get("is_success"))
             if success is not None:
-                episode.success = bool(episode.success or success)
+                successes[i] = success
+                self.episodes[i].success = bool(self.episodes[i].success or success)
             if terminated or truncated or self.steps >= self.limit:
-                ended, episode.length = True, self.steps
-                episode.terminated, episode.truncated = bool(terminated), not terminated
-            if self.recorder:
-                self.recorder.after(i, float(reward), success)
+                ended, self.episodes[i].length = True, self.steps
+                self.episodes[i].terminated, self.episodes[i].truncated = bool(terminated), not terminated
+        self.totals += rewards
+        if self.recorder:
+            self.recorder.after(rewards, successes)
         if ended:
             self.alive = [i for i in self.alive if not self.episodes[i].length]
 
@@ -169,65 +170,65 @@ class _Block:
         )
         if plan.noise:
             tensor = tensor + plan.noise * torch.randn(tensor.shape, generator=self.generator)
-        if not math.isfinite(tensor.sum()):
-            bad = [i for i in self.alive if not torch.isfinite(tensor[i]).all()]
-            if bad:
-                seen = "finite" if torch.isfinite(observations[bad[0]]).all() else "not finite either"
-                raise PolicyError(
-                    f"the policy's action is not finite at step {self.steps}; its observation was {seen}"
-                )
-        clipped: np.ndarray = np.minimum(np.maximum(tensor.numpy(), self.low), self.high)
+        actions = tensor.numpy()
+        if not np.isfinite(actions).all():
+            for i in self.alive:
+                if not np.isfinite(actions[i]).all():
+                    seen = "finite" if torch.isfinite(observations[i]).all() else "not finite either"
+                    raise PolicyError(
+                        f"the policy's action is not finite at step {self.steps}; its observation was {seen}"
+                    )
+        clipped: np.ndarray = np.minimum(np.maximum(actions, self.low), self.high)
         return clipped
 
     def finish(self) -> list[Episode]:
+        for episode, total in zip(self.episodes, self.totals.tolist(), strict=False):
+            episode.total = total
         if self.recorder:
-            self.recorder.write(self.episodes, self.observations)
+            self.recorder.see(self.observations.numpy())
+            self.recorder.write(self.episodes)
         return self.episodes
 
 
 class _Recorder:
-    """Rows of all K episodes step by step, cut into episodes at the end."""
+    """One (K, ...) frame of each quantity a lockstep step, cut into episodes at the end."""
 
     def __init__(self, envs: Sequence[Env]) -> None:
-        self.flat = [env if isinstance(env, FlatObservation) else None for env in envs]
-        self.data = [mujoco_state(env) for env in envs]
-        self.observations: list[torch.Tensor] = []
-        self.actions: list[np.ndarray] = []
-        # per episode: name -> one entry a step
-        self.steps: list[dict[str, list[Any]]] = [{} for _ in envs]
-        for i in range(len(envs)):
-            self._raw(i)
+        self.flat = [env for env in envs if isinstance(env, FlatObservation)]
+        self.views: dict[str, list[np.ndarray]] = {}  # of the simulators' own memory, valid until a reset
+        data = [mujoco_state(env) for env in envs]
+        if data[0] is not None:
+            self.views = {f"infos.{name}": [getattr(d, name) for d in data] for name in ("qpos", "qvel")}
+        self.frames: dict[str, list[np.ndarray]] = {}
 
-    def before(self, observations: torch.Tensor, actions: np.ndarray, alive: Sequence[int]) -> None:
-        self.observations.append(observations)
-        self.actions.append(actions)
-        for i in alive:
-            if (data := self.data[i]) is not None:
-                self._add(i, "infos.qpos", data.qpos.copy())
-                self._add(i, "infos.qvel", data.qvel.copy())
+    def before(self, observations: np.ndarray, actions: np.ndarray) -> None:
+        self.see(observations)
+        self.add("actions", actions)
+        for name, views in self.views.items():
+            self.add(name, np.array(views))
 
-    def after(self, i: int, reward: float, success: Any) -> None:
-        self._add(i, "rewards", reward)
-        if success is not None:
-            self._add(i, "infos.success", bool(success))
-        self._raw(i)
+    def after(self, rewards: np.ndarray, successes: np.ndarray) -> None:
+        self.add("rewards", rewards)
+        self.add("infos.success", successes)
 
-    def write(self, episodes: Sequence[Episode], last: torch.Tensor) -> None:
-        observations = torch.stack([*self.observations, last]).numpy()
-        actions = np.stack(self.actions)
+    def see(self, observations: np.ndarray) -> None:
+        if not self.flat:
+            self.add("observations", observations)
+            return
+        raw = [flatten_keys({"observations": env.raw}) for env in self.flat]
+        for name in raw[0]:
+            self.add(name, np.array([parts[name] for parts in raw]))
+
+    def add(self, name: str, frame: np.ndarray) -> None:
+        self.frames.setdefault(name, []).append(frame)
+
+    def write(self, episodes: Sequence[Episode]) -> None:
+        columns = {name: np.stack(frames) for name, frames in self.frames.items()}
         for i, episode in enumerate(episodes):
-            arrays = {"actions": actions[: episode.length, i].astype(np.float32)}
-            if self.flat[i] is None:
-                arrays["observations"] = observations[: episode.length + 1, i]
-            for name, values in self.steps[i].items():
-                single = name == "rewards" or name.startswith("observations.")
-                arrays[name] = np.asarray(values, dtype=np.float32 if single else None)
-            episode.arrays = arrays
-
-    def _raw(self, i: int) -> None:
-        if (env := self.flat[i]) is not None:
-            for name, value in flatten_keys({"observations": env.raw}).items():
-                self._add(i, name, np.array(value))
-
-    def _add(self, i: int, name: str, value: Any) -> None:
-        self.steps[i].setdefault(name, []).append(value)
+            for name, column in columns.items():
+                if name == "infos.success" and episode.success is None:
+                    continue
+                seen = name.startswith("observations")
+                single = seen or name in ("actions", "rewards")
+                rows = column[: episode.length + seen, i]
+                episode.arrays[name] = rows.astype(np.float32) if single else rows.copy()

@@ -49,8 +49,7 @@ def make_env(spec: EnvSpec | str, render_mode: str | None = None) -> gymnasium.E
         ConfigError: unknown or deprecated id, a dataset without an environment, or spaces that do not fit.
         MissingExtraError: MuJoCo or gymnasium-robotics is not installed.
     """
-    if isinstance(spec, str):
-        spec = EnvSpec(spec)
+    spec = env_spec(spec)
     if spec.verdict == "none":
         raise ConfigError(f"there is no environment to act in: {spec.reason}")
     settings, env_id = dict(spec.kwargs), spec.env_id
@@ -66,6 +65,11 @@ def make_env(spec: EnvSpec | str, render_mode: str | None = None) -> gymnasium.E
     except ConfigError:
         env.close()
         raise
+
+
+def env_spec(env: EnvSpec | str) -> EnvSpec:
+    """A Gymnasium id as a row of the environment table, with the declared order of its dict observation."""
+    return EnvSpec(env_id=env, flatten=flatten_order(env)) if isinstance(env, str) else env
 
 
 def mujoco_state(env: gymnasium.Env[Any, Any]) -> Any:
@@ -85,7 +89,7 @@ def _make(env_id: str, settings: dict[str, Any]) -> gymnasium.Env[Any, Any]:
             return gymnasium.make(env_id, disable_env_checker=True, **settings)
     except gymnasium.error.DependencyNotInstalled as error:
         raise MissingExtraError("MuJoCo", "mujoco") from error
-    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+    except (gymnasium.error.Error, ImportError) as error:
         raise ConfigError(
             f"cannot make the environment {env_id!r}: {' '.join(str(error).split())}"
         ) from error
@@ -96,7 +100,7 @@ def _make(env_id: str, settings: dict[str, Any]) -> gymnasium.Env[Any, Any]:
 def _fitted(env: gymnasium.Env[Any, Any], env_id: str, flatten: tuple[str, ...]) -> gymnasium.Env[Any, Any]:
     space, action_space = env.observation_space, env.action_space
     if isinstance(space, spaces.Dict):
-        keys = flatten or flatten_order(env_id) or tuple(space)
+        keys = flatten or tuple(space)
         if missing := [key for key in keys if not isinstance(space.spaces.get(key), spaces.Box)]:
             raise ConfigError(f"{env_id} has no observation {missing[0]!r}; it has {', '.join(space)}")
         env = FlatObservation(env, keys)

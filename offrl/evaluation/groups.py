@@ -16,7 +16,7 @@ BOOTSTRAP_SEED = 0  # a report is a function of its runs
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Values at ascending steps; ``low`` and ``high`` bound the mean over seeds where there are two or more."""
+    """Values at ascending steps; ``low`` and ``high`` bound the mean where it is over two or more seeds."""
 
     steps: np.ndarray  # (n,) int64
     values: np.ndarray  # (n,) float64
@@ -28,7 +28,7 @@ class Curve:
 class Group:
     """Runs of one algorithm with the same settings on the same data.
 
-    While some of its runs are finished, only those count in means and intervals; else all that were evaluated.
+    If some of its runs are finished, only those count in means and intervals; else all that were evaluated.
     """
 
     label: str  # unique within its task
@@ -63,7 +63,7 @@ class Group:
 
     @cached_property
     def curve(self) -> Curve | None:
-        """Mean over the counted runs at the steps that all of them were evaluated at; None if there is none."""
+        """Mean over the counted runs at the steps at which all were evaluated; None if there is none."""
         return mean_curve([self.run_curve(run) for run in self.counted])
 
     def metric_curve(self, run: RunRecord, name: str) -> Curve | None:
@@ -119,7 +119,7 @@ class Task:
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve | None:
-    """Mean of curves at their common steps, with a bootstrap interval over curves where there are two or more."""
+    """Mean of curves at their common steps; of two or more, with a bootstrap interval over the curves."""
     if not curves:
         return None
     steps = curves[0].steps
@@ -135,7 +135,7 @@ def mean_curve(curves: Sequence[Curve]) -> Curve | None:
 
 
 def group_runs(records: Sequence[RunRecord]) -> list[Task]:
-    """Tasks by name, their groups by algorithm and label, their runs by seed; the order given does not matter."""
+    """Tasks by name, their groups by algorithm, their runs by seed, whatever the order given."""
     records = sorted(records, key=lambda r: (r.dataset, r.algorithm, r.seed, str(r.directory)))
     tasks = []
     by_task = _partition(records, _task_key)

@@ -41,7 +41,7 @@ class BlockPool:
         ConfigError: fewer than one worker, or an environment that cannot be made.
     """
 
-    def __init__(self, spec: EnvSpec | str, workers: int = 1) -> None:
+    def __init__(self, spec: EnvSpec, workers: int = 1) -> None:
         if workers < 1:
             raise ConfigError(f"workers must be 1 or more, got {workers}")
         self.spec, self.workers = spec, workers
@@ -150,7 +150,7 @@ class _Call:
 
 
 class _Helper:
-    def __init__(self, spec: EnvSpec | str, number: int) -> None:
+    def __init__(self, spec: EnvSpec, number: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.number, self.ready = number, False
@@ -204,7 +204,7 @@ class _Helper:
         )
 
 
-def serve(connection: Connection, spec: EnvSpec | str) -> None:
+def serve(connection: Connection, spec: EnvSpec) -> None:
     """What a helper process runs: take a policy, play blocks, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
     torch.set_num_threads(1)
@@ -215,7 +215,7 @@ def serve(connection: Connection, spec: EnvSpec | str) -> None:
             connection.send(("error", error))
 
 
-def _serve(connection: Connection, spec: EnvSpec | str) -> None:
+def _serve(connection: Connection, spec: EnvSpec) -> None:
     envs = [make_env(spec)]
     connection.send(("ready", None))
     policy: Any = None
@@ -229,7 +229,7 @@ def _serve(connection: Connection, spec: EnvSpec | str) -> None:
             connection.send(("block", (message[0], run_block(envs, policy, plan, *message))))
 
 
-def _extend(envs: list[Env], spec: EnvSpec | str, width: int) -> None:
+def _extend(envs: list[Env], spec: EnvSpec, width: int) -> None:
     while len(envs) < width:
         envs.append(make_env(spec))
 

@@ -9,6 +9,7 @@ import numpy as np
 from offrl.data.environments import EnvSpec
 from offrl.errors import ConfigError
 from offrl.evaluation.blocks import Episode, Plan
+from offrl.evaluation.environments import env_spec
 from offrl.evaluation.pool import BlockPool
 from offrl.nn.policy import Policy
 
@@ -50,8 +51,8 @@ class Evaluator:
     """
 
     def __init__(self, env: EnvSpec | str, workers: int = 1) -> None:
-        self.pool = BlockPool(env, workers)
-        self.env_id = env if isinstance(env, str) else env.env_id
+        spec = env_spec(env)
+        self.pool, self.env_id = BlockPool(spec, workers), spec.env_id
 
     def __call__(
         self,

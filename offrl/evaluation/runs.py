@@ -203,10 +203,9 @@ def _evaluations(path: Path, config: dict[str, Any], finished: bool) -> tuple[Ev
         row = int(np.argmin(np.isfinite(returns)))
         raise CheckpointError(f"{path} line {row + 2}: 'return' is not a finite number")
     success = table.columns.get("success", np.full(len(returns), np.nan))
-    starts = np.flatnonzero(np.diff(table.steps, prepend=-1))
-    ends = [*starts[1:].tolist(), len(returns)]
+    starts = np.flatnonzero(np.diff(table.steps, prepend=-1)).tolist()
     found = []
-    for start, end in zip(starts.tolist(), ends, strict=True):
+    for start, end in zip(starts, [*starts, len(returns)][1:], strict=True):
         if not np.array_equal(episode[start:end], np.arange(end - start)):
             raise CheckpointError(
                 f"{path}: the episodes of step {table.steps[start]} must be numbered 0, 1, 2, ...; "

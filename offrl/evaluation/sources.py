@@ -1,10 +1,12 @@
-"""SOURCE: one word that names a policy, the same in every command.
+"""SOURCE: the name of a policy, the same in every command.
 
     run:DIR, DIR             a run directory, or any folder with policy.json and policy.safetensors
     sb3:FILE.zip             a stable-baselines3 agent, read without running its code
-    py:PACKAGE.MODULE:NAME   your own code: NAME(env_spec) returns a Policy, or a function observations -> actions
+    py:PACKAGE.MODULE:NAME   your own code: NAME(env_spec) returns a Policy, or a function of observations
     random                   uniform actions
     waypoint                 the hand-written controller of point mazes
+
+Only ``py:`` runs code; everything else is read as data.
 """
 
 import difflib
@@ -17,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -61,7 +62,7 @@ def load_source(text: str, env_spec: EnvSpec | str) -> Policy:
 
 
 def split_source(text: str) -> tuple[str, str]:
-    """``text`` as (scheme, rest): scheme is ``run``, ``sb3``, ``py``, or empty for ``random`` and ``waypoint``.
+    """``text`` as (scheme, rest); the scheme is ``run``, ``sb3``, ``py``, or empty for a policy's name.
 
     Raises:
         ConfigError: no such form; the message lists what there is.
@@ -154,8 +155,8 @@ class FunctionPolicy(Policy):
         expected = (len(observations), self.act_dim)
         if tuple(actions.shape) != expected:
             raise PolicyError(
-                f"the policy function returned shape {tuple(actions.shape)} for {len(observations)} observations; "
-                f"it must be {expected}, one row of actions an observation"
+                f"the policy function returned shape {tuple(actions.shape)} for {len(observations)} "
+                f"observations; it must be {expected}, one row of actions an observation"
             )
         return self.clip(actions)
 
@@ -163,15 +164,15 @@ class FunctionPolicy(Policy):
 @dataclass(frozen=True)
 class _Sizes:
     obs_dim: int
-    low: np.ndarray
-    high: np.ndarray
+    low: list[float]
+    high: list[float]
 
 
 def _sizes(spec: EnvSpec | str) -> _Sizes:
     env = make_env(spec)
     try:
         shape, box = env.observation_space.shape or (), env.action_space
-        return _Sizes(shape[0], box.low, box.high)  # type: ignore[attr-defined]
+        return _Sizes(shape[0], box.low.tolist(), box.high.tolist())  # type: ignore[attr-defined]
     finally:
         env.close()
 
@@ -227,8 +228,8 @@ def _load_python(text: str, spec: EnvSpec) -> Policy:
         return made
     if not callable(made):
         raise PolicyError(
-            f"py:{text} returned {type(made).__name__}; a factory takes the environment's EnvSpec and returns a "
-            "Policy or a function from observations (B, O) to actions (B, A)"
+            f"py:{text} returned {type(made).__name__}; a factory takes the environment's EnvSpec and gives "
+            "a Policy or a function from observations (B, O) to actions (B, A)"
         )
     box = _sizes(spec)
     return FunctionPolicy(made, box.obs_dim, len(box.low), box.low, box.high)

@@ -1,7 +1,7 @@
 """A film of a policy, rendered off-screen: ``.mp4`` through imageio-ffmpeg, ``.gif`` through Pillow.
 
-Rendering without a display takes EGL, which is what ``MUJOCO_GL`` is set to where it is unset on Linux. Software
-rendering costs 0.1 to 0.2 s a frame, so a film is short: 150 frames at about 30 a second, in real time.
+Rendering without a display takes EGL, which is what ``MUJOCO_GL`` is set to where it is unset on Linux.
+Software rendering costs 0.1 to 0.2 s a frame, so a film is short: 150 frames at about 30 a second, real time.
 """
 
 import contextlib
@@ -82,7 +82,12 @@ def record(
 
 
 def check_target(path: Path) -> None:
-    """Refuse a film that could not be written: another file type (ConfigError) or no encoder (MissingExtraError)."""
+    """Refuse a film that could not be written.
+
+    Raises:
+        ConfigError: another file type.
+        MissingExtraError: an mp4 without imageio-ffmpeg.
+    """
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"a film ends in {' or '.join(SUFFIXES)}, got {path.name!r}")
     if path.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
@@ -101,7 +106,7 @@ def choose_backend() -> str:
     loaded = os.environ.get("PYOPENGL_PLATFORM", backend).lower()
     if backend in ("egl", "osmesa") and loaded != backend:
         raise ConfigError(
-            f"MUJOCO_GL is {backend} but PYOPENGL_PLATFORM is {loaded}, in the environment or from an earlier film; "
+            f"MUJOCO_GL is {backend} but PYOPENGL_PLATFORM is {loaded}, set outside or by an earlier film; "
             f"start a new process with MUJOCO_GL={backend} and without PYOPENGL_PLATFORM"
         )
     return backend
@@ -118,8 +123,9 @@ def encode(frames: Iterable[np.ndarray], path: Path | str, *, fps: float) -> int
     path = Path(path)
     check_target(path)
     write = _write_gif if path.suffix.lower() == ".gif" else _write_mp4
+    even = (frame[: frame.shape[0] & ~1, : frame.shape[1] & ~1] for frame in frames)
     with atomic_write(path) as temporary:
-        return write((frame[: frame.shape[0] & ~1, : frame.shape[1] & ~1] for frame in frames), temporary, fps)
+        return write(even, temporary, fps)
 
 
 def _frames(
@@ -146,7 +152,7 @@ def _frames(
 def _render(simulator: Any) -> np.ndarray:
     try:
         return np.asarray(simulator.render(), dtype=np.uint8)
-    except (ImportError, AttributeError, RuntimeError) as error:  # what PyOpenGL and MuJoCo raise without a driver
+    except (ImportError, AttributeError, RuntimeError) as error:  # PyOpenGL and MuJoCo without a driver
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = NO_RENDERING.format(backend=os.environ.get("MUJOCO_GL"), reason=reason)
         raise ConfigError(message) from error
@@ -176,7 +182,8 @@ def _write_mp4(frames: Iterable[np.ndarray], path: Path, fps: float) -> int:
     first = next(frames)
     pixels = f"-f rawvideo -pix_fmt rgb24 -s {first.shape[1]}x{first.shape[0]} -r {fps:.4f} -i -"
     quality = "-c:v libx264 -pix_fmt yuv420p -crf 23 -movflags +faststart -f mp4"
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *pixels.split(), *quality.split(), str(path)]
+    options = f"-y -v error {pixels} {quality}".split()
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), *options, str(path)]
     count = 0
     with (
         tempfile.TemporaryFile() as log,

@@ -1,6 +1,6 @@
 """A hand-written controller for point mazes: shortest path through the cells, then a PD controller to each.
 
-    way-points  centers of the cells of a shortest path, all but the last shifted by -0.2 U(0, 1)^2, then the goal
+    way-points  centers of the cells of a shortest path, each shifted by -0.2 U(0, 1)^2, then the goal
     action      clip(clip(10 (way-point - position) - velocity, -1, 1) + 0.5 N(0, I), -1, 1)
     next one    when the position is within 0.1 of the way-point
 
@@ -116,15 +116,16 @@ class WaypointPolicy(Policy):
         """
         env = make_env(spec)
         try:
-            maze, name = getattr(env.unwrapped, "maze", None), spec if isinstance(spec, str) else spec.env_id
-            if maze is None or not hasattr(env.unwrapped, "point_env") or not isinstance(env, FlatObservation):
+            name = spec if isinstance(spec, str) else spec.env_id
+            maze = getattr(env.unwrapped, "maze", None) if hasattr(env.unwrapped, "point_env") else None
+            if maze is None or not isinstance(env, FlatObservation):
                 raise ConfigError(f"the waypoint controller drives point mazes (PointMaze_*-v3), not {name}")
             columns, width = {}, 0
             for key in env.keys:
                 columns[key] = width
                 width += int(np.prod(env.env.observation_space[key].shape))  # type: ignore[index]
             if not {"observation", "desired_goal"} <= columns.keys():
-                raise ConfigError(f"the waypoint controller must see 'observation' and 'desired_goal' of {name}")
+                raise ConfigError(f"the controller must see 'observation' and 'desired_goal' of {name}")
             walls = MazeMap(
                 free=np.array([[cell != 1 for cell in row] for row in maze.maze_map]),
                 cell_size=float(maze.maze_size_scaling),
@@ -165,8 +166,8 @@ class WaypointPolicy(Policy):
         cells = self.maze.path(self.maze.cell(position), self.maze.cell(goal))
         waypoints = np.array([self.maze.center(cell) for cell in cells[:-1]] + [goal])
         if generator is not None:
-            shape = (len(waypoints) - 1, 2)
-            waypoints[:-1] -= JITTER * torch.rand(shape, generator=generator, device=generator.device).cpu().numpy()
+            shift = torch.rand((len(waypoints) - 1, 2), generator=generator, device=generator.device)
+            waypoints[:-1] -= JITTER * shift.cpu().numpy()
         return Plan((float(goal[0]), float(goal[1])), waypoints)
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -177,8 +178,8 @@ class WaypointPolicy(Policy):
 def collect_waypoints(env_id: str, steps: int, *, seed: int = 0, reset_target: bool = True) -> OfflineDataset:
     """Record the noisy controller in one maze, where it goes on from goal to goal without a reset.
 
-    An episode runs from one goal to the next and is cut, not terminated, when its goal is reached. The goal of
-    a success row's next observation is the one that was reached.
+    An episode runs from one goal to the next and is cut, not terminated, when its goal is reached. The goal
+    in a success row's next observation is the one that was reached.
 
     Args:
         env_id: a point maze, e.g. ``PointMaze_UMaze-v3``.

@@ -72,9 +72,10 @@ class Policy(nn.Module):
     std: Tensor
     action_low: Tensor
     action_high: Tensor
-    center: Tensor  # of the box; this and the next two follow from what is above
+    center: Tensor  # of the box; this and what is below follow from what is above
     half_range: Tensor
     normalizes: bool
+    scales: bool
 
     def __init__(
         self,
@@ -107,10 +108,11 @@ class Policy(nn.Module):
             PolicyError: the box is not finite, or empty.
         """
         low, high = self.action_low, self.action_high
-        self.normalizes = True
+        self.normalizes = self.scales = True
         if low.is_meta:
             return
         self.center, self.half_range = (high + low) / 2, (high - low) / 2
+        self.scales = bool((low != -1).any() or (high != 1).any())
         self.normalizes = bool((self.mean != 0).any() or (self.std != 1).any())
         if not (torch.isfinite(low).all() and torch.isfinite(high).all() and (low < high).all()):
             raise PolicyError(
@@ -182,7 +184,7 @@ class Policy(nn.Module):
 
     def to_box(self, unit: Tensor) -> Tensor:
         """[-1, 1] -> the action box, by center and half-range."""
-        return torch.addcmul(self.center, self.half_range, unit)
+        return torch.addcmul(self.center, self.half_range, unit) if self.scales else unit
 
 
 class RandomPolicy(Policy):
@@ -226,6 +228,8 @@ class MLPPolicy(Policy):
         activation: one of relu, tanh, elu, leaky_relu, silu, after each hidden layer.
     """
 
+    heads: ClassVar[int] = 1  # numbers per action dimension that the network puts out
+
     def __init__(
         self,
         obs_dim: int,
@@ -244,7 +248,7 @@ class MLPPolicy(Policy):
             raise PolicyError(f"hidden layers need 1 or more units each, got {tuple(hidden)}")
         self.hidden, self.activation = tuple(hidden), activation
         self.trunk = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((obs_dim, *self.hidden)))
-        self.head = nn.Linear(self.hidden[-1] if self.hidden else obs_dim, act_dim)
+        self.head = nn.Linear(self.hidden[-1] if self.hidden else obs_dim, self.heads * act_dim)
 
     @classmethod
     def from_params(
@@ -267,7 +271,7 @@ class MLPPolicy(Policy):
             **settings: ``activation``, ``observation_clip`` and what else the class takes.
         """
         sizes = [params[0][0].shape[1], *(weight.shape[0] for weight, _ in params)]
-        policy = cls(sizes[0], sizes[-1], sizes[1:-1], action_low, action_high, **settings)
+        policy = cls(sizes[0], sizes[-1] // cls.heads, sizes[1:-1], action_low, action_high, **settings)
         for layer, pair in zip([*policy.trunk, policy.head], params, strict=True):
             _fill(layer, pair)
         if mean is not None and std is not None:
@@ -286,7 +290,7 @@ class MLPPolicy(Policy):
         return x
 
     def output(self, observations: Tensor) -> Tensor:
-        """The network's A numbers, (B, A)."""
+        """The network's numbers, (B, heads * A)."""
         result: Tensor = self.head(self.features(observations))
         return result
 
@@ -370,40 +374,19 @@ class DiagGaussianPolicy(GaussianPolicy):
 
 
 class SquashedGaussianPolicy(MLPPolicy):
-    """A tanh-squashed Normal whose mean and log_std share the hidden layers (SAC, TQC)."""
+    """A tanh-squashed Normal (SAC, TQC); the output layer gives A means, then A values of log_std."""
 
     kind: ClassVar[str] = "squashed_gaussian"
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.log_std_head = nn.Linear(self.head.in_features, self.act_dim)
-
-    @classmethod
-    def from_params(
-        cls,
-        params: Sequence[Linear],
-        action_low: Bounds,
-        action_high: Bounds,
-        mean: Tensor | None = None,
-        std: Tensor | None = None,
-        *,
-        log_std_head: Linear | None = None,
-        **settings: Any,
-    ) -> Self:
-        """As in ``MLPPolicy``; ``log_std_head`` is the second output layer, fresh when None."""
-        policy = super().from_params(params, action_low, action_high, mean, std, **settings)
-        if log_std_head is not None:
-            _fill(policy.log_std_head, log_std_head)
-        return policy
+    heads: ClassVar[int] = 2
 
     def moments(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation before the tanh, (B, A) each."""
-        h = self.features(observations)
-        return self.head(h), self.log_std_head(h).clamp(-20.0, 2.0).exp()
+        mean, log_std = self.output(observations).split(self.act_dim, dim=-1)
+        return mean, log_std.clamp(-20.0, 2.0).exp()
 
     def forward(self, observations: Tensor) -> Tensor:
         """The squashed mean, (B, A)."""
-        return self.to_box(torch.tanh(self.output(observations)))
+        return self.to_box(torch.tanh(self.output(observations)[..., : self.act_dim]))
 
     def sample(self, observations: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Squashed Normal draws (B, A)."""

@@ -179,9 +179,10 @@ def _actor(state: State, data: dict[str, Any], low: Tensor, high: Tensor, clip: 
     policy: MLPPolicy
     if "actor.latent_pi.0.weight" in rest or "actor.mu.weight" in rest:
         settings["activation"] = _activation(data, "relu")
-        params = [*_stack(rest, "actor.latent_pi"), _linear(rest, "actor.mu")]
-        head = _linear(rest, "actor.log_std")
-        policy = SquashedGaussianPolicy.from_params(params, low, high, log_std_head=head, **settings)
+        heads = zip(_linear(rest, "actor.mu"), _linear(rest, "actor.log_std"), strict=True)
+        weight, bias = (torch.cat(pair) for pair in heads)
+        params = [*_stack(rest, "actor.latent_pi"), (weight, bias)]
+        policy = SquashedGaussianPolicy.from_params(params, low, high, **settings)
     elif "actor.mu.0.weight" in rest:
         settings["activation"] = _activation(data, "relu")
         policy = DeterministicPolicy.from_params(_stack(rest, "actor.mu"), low, high, **settings)

@@ -6,9 +6,10 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 
 from offrl.algos import load_algorithm, preset
 from offrl.errors import ConfigError
@@ -18,9 +19,9 @@ from offrl.errors import ConfigError
 class RunOptions:
     """How to run, whatever the algorithm."""
 
-    dataset: str | None = None
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
     """Data: builtin:NAME, d4rl:NAME, minari:ID, or a file (.hdf5 .npz .csv .parquet)."""
-    env: str | None = None
+    env: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None
     """Gymnasium id to evaluate on; default: the one the data name."""
     steps: int = 1_000_000
     """Gradient updates."""
@@ -32,7 +33,7 @@ class RunOptions:
     """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
     rows: Literal["auto", "exact", "qlearning"] = "auto"
     """Which rows are transitions: exact keeps true successors, qlearning is D4RL's own rule."""
-    preset: str | None = None
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Start from the settings tuned for this dataset name; never guessed."""
     log_every: int = 1_000
     """Updates between rows of metrics.csv."""
@@ -46,8 +47,8 @@ class RunOptions:
     """Updates between checkpoints."""
     workers: int = 1
     """Processes that evaluate; the scores do not depend on it."""
-    threads: int = 0
-    """CPU threads of torch; 0: all cores, at most 4. A run resumes exactly only with the same number."""
+    threads: int = 1
+    """CPU threads; 0: all cores, at most 4. More helps an idle machine and costs much on a busy one."""
     compile: bool = False
     """Compile the gradient computation (on CPU this needs a C++ compiler)."""
     tensorboard: bool = False

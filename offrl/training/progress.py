@@ -41,7 +41,7 @@ class Reporter:
         if self.mode != "text" or not (force or now - self.printed >= self.period):
             return
         self.printed = now
-        parts = [f"{_spaced(step)}/{_spaced(self.steps)}", f"{100 * step / self.steps:3.0f}%"]
+        parts = [f"{spaced(step)}/{spaced(self.steps)}", f"{100 * step / self.steps:3.0f}%"]
         parts += [f"{rate:,.0f} steps/s".replace(",", " "), f"{_duration((self.steps - step) / rate)} left"]
         if self.last is not None:
             parts.append(f"score {self.last:.1f} (last) {self.best:.1f} (best)")
@@ -63,13 +63,21 @@ class Reporter:
             self.stream.write(json.dumps(record) + "\n")
             self.stream.flush()
 
+    def end(self) -> None:
+        """End the line in place, so that what is printed next has its own."""
+        if self.width:
+            self.stream.write("\n")
+            self.stream.flush()
+            self.width = 0
+
     def _clear(self) -> None:
         if self.live and self.width:
             self.stream.write("\r" + " " * self.width + "\r")
             self.width = 0
 
 
-def _spaced(number: int) -> str:
+def spaced(number: int) -> str:
+    """``1 000 000``."""
     return f"{number:,}".replace(",", " ")
 
 

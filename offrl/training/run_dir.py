@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import io
 import os
 import platform
@@ -159,19 +160,21 @@ def versions(device: str, threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu(),
-        "device": _device_name(device),
+        "device": device_name(device),
         "threads": threads,
     }
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """``cpu``, or the name of the GPU."""
     if device.startswith("cuda"):
         import torch
 
-        return str(torch.cuda.get_device_name(device))
+        return str(torch.cuda.getdevice_name(device))
     return device
 
 
+@functools.cache
 def _version(library: str) -> str | None:
     try:
         return metadata.version(library)
@@ -179,6 +182,7 @@ def _version(library: str) -> str | None:
         return None
 
 
+@functools.cache
 def _commit() -> str | None:
     """Commit of the checkout that this package runs from, or None for an installed wheel."""
     root = Path(__file__).parents[2]
@@ -220,4 +224,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         value = config.get(name)
         if name not in config or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise CheckpointError(f"{path} is damaged: {name!r} is {value!r}")
+    pair = config["reference_returns"]
+    if pair is not None and (len(pair) != 2 or not all(isinstance(value, int | float) for value in pair)):
+        raise CheckpointError(f"{path} is damaged: 'reference_returns' is {pair!r}")
     return config

@@ -24,8 +24,8 @@ from offrl.training.options import (
     resolve_device,
     settings_from_json,
 )
-from offrl.training.progress import Reporter
-from offrl.training.run_dir import RunDir, versions
+from offrl.training.progress import Reporter, spaced
+from offrl.training.run_dir import RunDir, device_name, versions
 from offrl.training.seeding import seed_globally
 from offrl.training.session import RunResult, Session, run_result
 from offrl.training.sinks import require_sinks
@@ -101,8 +101,9 @@ def start(
     run = RunDir.create(options.out, config)
     reporter.note(f"{name} on {config['dataset_name']}: {data.describe()}")
     reporter.note(
-        f"{len(source)} rows ({config['rows']}), device {versions(config['device'], 1)['device']}, "
-        f"{config['threads']} threads, {options.steps:,} steps, run directory {run.path}".replace(",", " ")
+        f"{spaced(len(source))} rows ({config['rows']}), device {device_name(config['device'])}, "
+        f"{config['threads']} thread{'s' * (config['threads'] > 1)}, {spaced(options.steps)} steps, "
+        f"run directory {run.path}"
     )
     if spec is None:
         reporter.note("the data name no environment: training without evaluation (pass --env ID for scores)")
@@ -176,7 +177,7 @@ def resume(
 def _finished(run: RunDir) -> RunResult:
     path = run.path / "final_returns.npz"
     try:
-        with np.load(path, allow_pickle=False) as final:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as final:
             returns = np.asarray(final["returns"], dtype=np.float64)
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete it and resume to make it again") from None

@@ -61,6 +61,8 @@ class Session:
     def restore(self) -> None:
         """Load the last checkpoint and forget the rows written after it."""
         state, note = load_checkpoint(self.run.path, self.config["device"])
+        for leftover in self.run.path.glob(".*.tmp*"):  # of a write that was killed
+            leftover.unlink()
         tables = (self.metrics_csv, self.eval_csv, self.timing_csv)
         if state is None:
             for table in tables:
@@ -82,8 +84,6 @@ class Session:
             ) from None
         for table, size in zip(tables, state["sizes"], strict=True):
             table.truncate(size)
-        for leftover in self.run.path.glob(".*.tmp*"):  # of a write that was killed
-            leftover.unlink()
         self.reporter.note(f"resuming {self.run.path} at step {self.step}" + (f" ({note})" if note else ""))
 
     def _load(self, state: dict[str, Any]) -> None:
@@ -105,6 +105,7 @@ class Session:
                 error.add_note(f"go on with: offrl resume {self.run.path}")
                 raise
             finally:
+                self.reporter.end()
                 self.sinks.close()
         if asked and self.step < self.config["steps"]:
             message = f"stopped at step {self.step}; go on with: offrl resume {self.run.path}"
@@ -142,9 +143,10 @@ class Session:
             if last:
                 return result
             began, before = time.monotonic(), step
-        if evaluator and self.step == c["steps"]:  # killed between its last checkpoint and its end
-            return self._evaluate(evaluator)
-        return None
+        if self.step < c["steps"]:
+            return None
+        self._save_policy()  # it was killed between its last checkpoint and its end
+        return self._evaluate(evaluator) if evaluator else None
 
     def _evaluate(self, evaluator: Evaluator) -> EvaluationResult:
         c = self.config

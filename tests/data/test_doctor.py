@@ -82,7 +82,21 @@ def test_actions_beyond_the_limit_are_an_error_and_saturation_is_a_share():
     assert report.saturated == pytest.approx((20 * 3 + 20) / 600)
     arrays["actions"][3, 2] = -1.01
     report = check(build(arrays, name="hopper-medium-v2"))
-    assert texts(report, "error") == ["actions reach 1.01, the environment's limit is 1"]
+    assert texts(report, "error")[0].startswith("action 2 goes from -1.01 ..")
+    assert texts(report, "error")[0].endswith("the environment allows -1 .. 1")
+
+
+def test_recorded_action_bounds_win_over_the_tables():
+    """Bounds 0 .. 4 in column 0: 3.999 is at the edge (0.0005 of half the width), 4.01 is beyond it."""
+    arrays = walk(act_dim=1)
+    arrays["actions"] = np.abs(arrays["actions"]) + 0.1
+    arrays["actions"][:2] = 3.999
+    box = {"action_low": [0.0], "action_high": [4.0]}
+    report = check(build(arrays, **box))
+    assert report.ok
+    assert report.saturated == 2 / 200
+    arrays["actions"][9] = 4.01
+    assert texts(check(build(arrays, **box)), "error")[0].startswith("action 0 goes from 0.1")
 
 
 def test_shuffled_successors_are_an_error():
@@ -146,6 +160,8 @@ def test_own_reference_returns_win():
     report = check(build(walk(), name="hopper-medium-v2", reference_returns=[0.0, 10.0]))
     assert report.reference == (0.0, 10.0)
     assert report.reference_source == "recorded with the data"
+    report = check(build(walk(), name="hopper-medium-v2", reference_returns=[-20.272305, 3234.3]))
+    assert report.reference_source == "D4RL reference"
 
 
 def test_images_are_counted_but_their_columns_are_not_looked_at():
@@ -192,7 +208,7 @@ def record(spec, steps=60, scene=(), seed=0):
     ids=lambda value: getattr(value, "env_id", ""),
 )
 def test_steps_recorded_here_replay_to_rounding(spec, scene):
-    env, arrays = record(spec, scene=scene)
+    env, arrays = record(spec, scene=scene, seed=1)  # another scene and goal than the replay resets to
     result = replay(build(arrays), env, rows=25)
     assert result.rows == 25
     assert result.observation_error[1] < 1e-4  # float32 storage; one contact amplifies it a little

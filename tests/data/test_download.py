@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from offrl.data import download
-from offrl.data.download import add, addresses, data_home, fetch, installed, local_path, official_path
+from offrl.data.addresses import addresses, official_path
+from offrl.data.download import add, data_home, fetch, installed, local_path
 from offrl.data.reference import D4RL
 from offrl.errors import ConfigError, DatasetError
 
@@ -164,6 +165,18 @@ def test_a_later_call_resumes_what_an_earlier_one_left(server, content, monkeypa
     monkeypatch.setenv("OFFRL_DATA_MIRROR", server.base + "/")
     assert fetch(NAME).read_bytes() == content
     assert server.requests[-1][1] == "bytes=50000-"
+
+
+def test_a_part_of_one_mirror_is_not_continued_from_another(server, content, tmp_path, monkeypatch):
+    """Two mirrors may hold different files of the same length: the second one starts at its first byte."""
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    monkeypatch.setenv("OFFRL_DATA_MIRROR", f"{server.base}/a,{server.base}/b")
+    other = write_file(tmp_path / "other.hdf5", seed=1).read_bytes()
+    assert len(other) == len(content)
+    server.answers[f"/a/{NAME}.hdf5"] = [serve(other, limit=40_000)]
+    server.answers[f"/b/{NAME}.hdf5"] = [serve(content)]
+    assert fetch(NAME).read_bytes() == content
+    assert server.requests[-1] == (f"/b/{NAME}.hdf5", None, None)
 
 
 def test_a_file_that_changed_on_the_server_is_fetched_anew(server, content, tmp_path):

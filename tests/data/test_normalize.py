@@ -8,7 +8,9 @@ from offrl.data.normalize import ObservationNormalizer
 
 
 def rows(n=200, seed=0):
-    return (np.random.default_rng(seed).normal(size=(n, 3)) * [1.0, 5.0, 0.01] + [0.0, -7.0, 3.0]).astype(np.float32)
+    return (np.random.default_rng(seed).normal(size=(n, 3)) * [1.0, 5.0, 0.01] + [0.0, -7.0, 3.0]).astype(
+        np.float32
+    )
 
 
 def test_normalized_data_have_mean_zero_and_std_almost_one():

@@ -22,7 +22,8 @@ def test_the_log_density_is_the_normal_distributions():
 def test_the_log_density_integrates_to_one():
     """Riemann sum over [-20, 20] with std e^0.3, one dimension, step 0.01."""
     grid = torch.arange(-20, 20, 0.01, dtype=torch.float64)[:, None]
-    density = gaussian_log_prob(torch.tensor([0.7]), torch.tensor([0.3]), grid).exp()
+    mean, log_std = torch.tensor([[0.7], [0.3]], dtype=torch.float64)
+    density = gaussian_log_prob(mean, log_std, grid).exp()
     assert density.sum().item() * 0.01 == pytest.approx(1.0, abs=1e-9)
 
 

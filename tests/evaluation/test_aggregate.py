@@ -77,7 +77,7 @@ def test_one_value_has_an_interval_without_width():
 
 
 def test_stratified_bootstrap_resamples_runs_within_tasks_only():
-    """Runs of a task agree, tasks differ: there is nothing to resample, so the interval is the statistic itself.
+    """Runs of a task agree, tasks differ: nothing to resample, so the interval is the statistic itself.
 
     Drawing across tasks instead would mix 10 and 20.
     """
@@ -110,7 +110,7 @@ def test_stratified_bootstrap_draws_each_task_on_its_own():
 
 
 def test_an_interval_covers_about_as_often_as_it_says():
-    """200 samples of 30 normal values; coverage 0.95 less the known small-sample loss, +- 4 standard errors."""
+    """200 samples of 30 normal values; 0.95 less the known small-sample loss, +- 4 standard errors."""
     draw, hits = rng(), 0
     for _ in range(200):
         low, high = bootstrap_mean(draw.normal(size=30), repeats=500, rng=draw)

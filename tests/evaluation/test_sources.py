@@ -116,7 +116,7 @@ def test_function_with_a_wrong_result_is_refused(result, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lerobot:folder", r"unknown kind of policy 'lerobot:'; a policy is one of run:DIR .*random, waypoint"),
+        ("lerobot:x", r"unknown kind of policy 'lerobot:'; a policy is one of run:DIR .*random, waypoint"),
         ("randm", "'randm' is neither a folder nor a policy's name; did you mean 'random'"),
         ("waypoints", "did you mean 'waypoint'"),
         ("no/such/folder", "neither a folder nor a policy's name; a policy is one of run:DIR"),
@@ -191,7 +191,13 @@ def test_other_sources_have_no_facts():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"env_kwargs": 3}, {"reference_returns": [1.0]}, {"env_flatten": 1}, {"reference_returns": ["a", "b"]}]
+    "changes",
+    [
+        {"env_kwargs": 3},
+        {"reference_returns": [1.0]},
+        {"reference_returns": ["a", "b"]},
+        {"env_flatten": 1},
+    ],
 )
 def test_damaged_config_is_refused(tmp_path, changes):
     write_config(tmp_path / "run", **changes)

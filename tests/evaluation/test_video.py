@@ -76,7 +76,8 @@ def clock(monkeypatch):
 def test_mp4_holds_the_frames_in_order(tmp_path):
     assert encode(stripes(6), tmp_path / "film.mp4", fps=10) == 6
     ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(tmp_path / "film.mp4")]
-    done = subprocess.run([*ffmpeg, *"-f rawvideo -pix_fmt rgb24 -".split()], capture_output=True, check=True)
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    done = subprocess.run([*ffmpeg, *raw], capture_output=True, check=True)
     frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, 64, 96, 3)
     assert [int(frame[:, :, 0].mean(axis=0).argmax()) // 8 for frame in frames] == list(range(6))
     assert b"10 fps" in done.stderr
@@ -182,7 +183,9 @@ def test_missing_encoder_names_its_extra(monkeypatch):
         record(RandomPolicy(4, 1), PENDULUM, "film.mp4")
 
 
-@pytest.mark.parametrize("error", [ImportError("no libEGL.so"), AttributeError("no eglQueryString"), RuntimeError("")])
+@pytest.mark.parametrize(
+    "error", [ImportError("no libEGL.so"), AttributeError("no eglQueryString"), RuntimeError("")]
+)
 def test_missing_driver_says_what_to_install(monkeypatch, error):
     def render():
         raise error

@@ -74,7 +74,7 @@ def test_force_is_cut_before_and_after_the_noise():
     assert u_policy().act(far[:1])[0].tolist() == [[1.0, 0.0]]
     actions, _ = u_policy().act(far, deterministic=False, generator=torch.Generator().manual_seed(0))
     assert actions.abs().max() <= 1.0
-    # the first way-point is at most 0.2 nearer than 1 away: x stays saturated, and half of the noise lowers it
+    # the first way-point is still 0.8 away or more: x stays saturated, and half of the noise lowers it
     below = (actions[:, 0] < 1.0).float().mean()
     assert abs(float(below) - 0.5) < 4 * 0.5 / 4000**0.5
 
@@ -126,7 +126,7 @@ def test_new_goal_makes_a_new_plan_in_its_row_only():
 def test_controller_goes_from_goal_to_goal(walk):
     """About 80 steps from goal to goal, and each goal pays 1 once; only the last episode may be without.
 
-    Over 50 000 steps the mean length is 82 with a standard deviation of 48: four standard errors of 20 episodes.
+    Over 50 000 steps the mean length is 82, its standard deviation 48: four standard errors of 20 episodes.
     """
     assert walk.num_episodes > 10
     assert 0.9 <= walk.episode_returns.mean() <= 1.0

@@ -1,5 +1,6 @@
 """Checkpoints survive a process that dies between any two file operations, and a disk that is full."""
 
+import contextlib
 import errno
 import os
 import pickle
@@ -106,7 +107,7 @@ def test_a_damaged_checkpoint_never_pushes_out_the_intact_one_before_it(tmp_path
         save(folder, 2)
         damage(folder / checkpoint.NEWEST)
         fail_at(monkeypatch, "replace", broken)
-        with pytest.raises(Crash) if broken < 3 else monkeypatch.context():
+        with pytest.raises(Crash) if broken < 3 else contextlib.nullcontext():
             save(folder, 3)
         monkeypatch.undo()
         assert step_on_disk(folder) == (3 if broken == 3 else 1)
@@ -145,7 +146,7 @@ def test_a_crash_before_any_rename_or_flush_leaves_a_valid_state(tmp_path, monke
         save(folder, 9)  # and the run goes on
         assert step_on_disk(folder) == 9
         if not crashed:
-            assert call >= 3  # every rename was tried
+            assert call >= 2  # the temporary file and the hash at least
             return
     raise AssertionError("save_checkpoint never finished")
 

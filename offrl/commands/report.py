@@ -1,0 +1,60 @@
+"""``offrl report RUN... --out report.html``: one HTML page from one or many runs."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from offrl.algos import ALGORITHMS, load_algorithm
+from offrl.errors import ConfigError
+from offrl.evaluation.charts import save_curves
+from offrl.evaluation.report import write_report
+from offrl.evaluation.runs import RunRecord, find_runs, read_run
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write one self-contained HTML page: curves, last, best, IQM, films, settings, versions, commands."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories, or folders with runs in them."""
+    out: Path = Path("report.html")
+    """The page; an existing one is replaced."""
+    curves: Path | None = None
+    """Also write the learning curves to this .svg file."""
+    last_k: int = 10
+    """Evaluations in the column 'mean of last k'."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ConfigError("name at least one run directory, e.g. offrl report runs --out report.html")
+        if self.out.suffix not in (".html", ".htm"):
+            raise ConfigError(f"--out must end in .html, got {self.out}")
+        if self.curves is not None and self.curves.suffix != ".svg":
+            raise ConfigError(f"--curves must end in .svg, got {self.curves}")
+        if self.last_k < 1:
+            raise ConfigError(f"--last-k must be 1 or more, got {self.last_k}")
+
+
+def main(argv: list[str]) -> int:
+    """``offrl report ...``."""
+    options = tyro.cli(ReportOptions, prog="offrl report", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+    records = [read_run(directory) for directory in find_runs(options.runs)]
+    write_report(records, options.out, last_k=options.last_k, defaults=known_defaults(records))
+    print(f"wrote {options.out}: {len(records)} run{'' if len(records) == 1 else 's'}")
+    if options.curves is not None:
+        save_curves(records, options.curves)
+        print(f"wrote {options.curves}")
+    return 0
+
+
+def known_defaults(records: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
+    """Default settings of the built-in algorithms among ``records``; a run's own code is never loaded."""
+    names = {record.algorithm for record in records if record.config.get("algorithm_file") is None}
+    fields = {
+        name: dataclasses.fields(load_algorithm(name)[1].config) for name in sorted(names & set(ALGORITHMS))
+    }
+    return {name: {field.name: field.default for field in found} for name, found in fields.items()}
