@@ -67,7 +67,6 @@ def collect(
         raise ConfigError(f"steps must be 1 or more, got {steps}")
     plan = Plan(seed, 0, not stochastic, noise, max_steps, record=True, width=WIDTH)
     spec = env_spec(env)
-    pool = BlockPool(spec, workers)
     table = _Table(steps)
 
     def consume(block: list[Episode]) -> bool:
@@ -77,11 +76,9 @@ def collect(
             progress(table.rows, steps)
         return table.rows < steps
 
-    try:
+    with BlockPool(spec, workers) as pool:
         facts = _describe(pool.envs[0], spec, plan)
         pool.run(policy, plan, itertools.repeat(WIDTH), consume)
-    finally:
-        pool.close()
     facts["collector"] = collector or policy.kind
     return OfflineDataset(table.fields, [*table.starts, steps], facts)
 

@@ -4,7 +4,9 @@ import contextlib
 import difflib
 import io
 import re
-from typing import Any, TypeVar
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar, get_args
 
 import tyro
 
@@ -16,6 +18,7 @@ REWORDED = (
     (r"^Error parsing (--[\w.-]+): could not convert string to float:", r"\1 needs a number, got"),
     (r"^Error parsing [\w.]+: ", ""),  # a check of a whole group of options: its message stands alone
     (r"^Missing from [^:]*: ", "missing: "),
+    (r"^Missing value", "missing value"),
     (r" \(required\)", ""),
     (r"\. Expected \d+ values\.", ""),
 )
@@ -39,10 +42,14 @@ def parse(
         UsageError: an unknown option (the nearest one is named), a missing or an impossible value.
     """
     complaint = io.StringIO()
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_optional)
     markers = (tyro.conf.OmitArgPrefixes, *(() if pairs else (tyro.conf.FlagCreatePairsOff,)))
-    options: dict[str, Any] = {"prog": prog, "args": argv, "description": description, "config": markers}
+    options: dict[str, Any] = {"prog": prog, "args": argv, "description": description}
+    options |= {"config": markers, "registry": registry}
     try:
         with contextlib.redirect_stderr(complaint):
+            parsed: Form
             parsed, unknown = tyro.cli(form, **options, return_unknown_args=True)
     except SystemExit as leaving:
         if leaving.code in (0, None):  # --help
@@ -53,6 +60,22 @@ def parse(
     return parsed
 
 
+def _optional(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """``T | None`` is typed as T: None is only what an option is when it is not given."""
+    kinds = [kind for kind in get_args(info.type) if kind is not NoneType]
+    if NoneType not in get_args(info.type) or len(kinds) != 1 or kinds[0] not in (str, int, float, Path):
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kinds[0].__name__.upper(),
+        instance_from_str=lambda given: kinds[0](given[0]),
+        is_instance=lambda value: value is None or isinstance(value, kinds[0]),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
 def _unknown(form: type[Any], options: dict[str, Any], token: str) -> str:
     """What is wrong with an argument that no field takes."""
     if not token.startswith("-"):
@@ -61,7 +84,7 @@ def _unknown(form: type[Any], options: dict[str, Any], token: str) -> str:
     page = io.StringIO()
     with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
         tyro.cli(form, **options | {"args": ["--help"]})
-    known = sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", ANSI.sub("", page.getvalue()))) - {"--help"})
+    known = re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", ANSI.sub("", page.getvalue()))
     near = difflib.get_close_matches(name.replace("_", "-"), known, n=1)
     return f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else "")
 
@@ -70,7 +93,8 @@ def _sentence(box: str) -> str:
     """The content of tyro's framed message as one line."""
     framed = [line for line in ANSI.sub("", box).splitlines() if line.startswith(("│ ", "  "))]
     lines = [line.translate(BOX).strip() for line in framed]
-    text = re.split("For full help|Argument helptext:", " ".join(line for line in lines if line.strip("-")))[0]
+    text = " ".join(line for line in lines if line.strip("-"))
+    text = re.split("For full help|Argument helptext:", text)[0]
     for pattern, plain in REWORDED:
         text = re.sub(pattern, plain, text)
     return " ".join(text.split()).rstrip(".") or "wrong usage"

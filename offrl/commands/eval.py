@@ -160,7 +160,7 @@ def summarize(
 
 
 def mean_interval(returns: np.ndarray) -> tuple[float, float] | None:
-    """95 % interval of the mean of n returns by Student's t, n - 1 degrees of freedom; None for one return."""
+    """95 % interval of the mean of n returns by Student's t with n - 1 degrees of freedom; None for n = 1."""
     n = len(returns)
     if n < 2:
         return None

@@ -9,9 +9,9 @@ from typing import Any
 import tyro
 
 from offrl.algos import ALGORITHMS, load_algorithm
+from offrl.commands.arguments import parse
 from offrl.errors import ConfigError
-from offrl.evaluation.charts import save_curves
-from offrl.evaluation.report import write_report
+from offrl.evaluation.report import save_curves, write_report
 from offrl.evaluation.runs import RunRecord, find_runs, read_run
 
 
@@ -41,7 +41,7 @@ class ReportOptions:
 
 def main(argv: list[str]) -> int:
     """``offrl report ...``."""
-    options = tyro.cli(ReportOptions, prog="offrl report", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+    options = parse(ReportOptions, "offrl report", argv)
     records = [read_run(directory) for directory in find_runs(options.runs)]
     write_report(records, options.out, last_k=options.last_k, defaults=known_defaults(records))
     print(f"wrote {options.out}: {len(records)} run{'' if len(records) == 1 else 's'}")

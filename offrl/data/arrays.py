@@ -99,19 +99,12 @@ def read_table(
             episode whose rows are not together.
         MissingExtraError: polars is not installed.
     """
-    path = _existing(path)
-    table = _Table(path)
+    table = _Table(path := _existing(path))
     groups = {"observations": table.match(observations), "actions": table.match(actions)}
     if next_observations is not None:
         groups["next_observations"] = table.match(next_observations)
-    for name in (reward, episode, terminated, truncated):
-        if name is not None and name not in table.columns:
-            table.refuse_missing(name)
     single = [name for name in (reward, episode, terminated, truncated) if name is not None]
-    names = [column for columns in groups.values() for column in columns] + single
-    if twice := [c for c in names if names.count(c) > 1]:
-        raise DatasetError(f"{path}: column {twice[0]!r} is asked for twice; make the patterns narrower")
-    table.load(names)
+    table.load([column for columns in groups.values() for column in columns] + single)
     fields: dict[str, Any] = {k: np.stack([table.numbers(c) for c in v], axis=1) for k, v in groups.items()}
     fields["rewards"] = table.numbers(reward)
     starts = _episode_starts(table.texts(episode), path)
@@ -171,7 +164,12 @@ class _Table:
         )
 
     def load(self, names: list[str]) -> None:
-        """Read these columns."""
+        """Read these columns, by their exact names."""
+        for name in names:
+            if name not in self.columns:
+                self.refuse_missing(name)
+            if names.count(name) > 1:
+                raise DatasetError(f"{self.path}: column {name!r} is asked for twice; narrow the patterns")
         self.frame = self._read(lambda: self.source.select(names).collect())
         if self.frame.height == 0:
             raise DatasetError(f"{self.path} holds no rows")

@@ -94,7 +94,6 @@ def write_minari(
         MissingExtraError: Minari (or pyarrow) is not installed.
     """
     _import_minari()
-    from minari.dataset.minari_storage import MinariStorage
     from minari.namespace import create_namespace, list_local_namespaces
     from minari.storage import get_dataset_path
 
@@ -107,33 +106,38 @@ def write_minari(
         raise ConfigError(f"minari:{dataset_id} exists; choose another version, or pass overwrite=True")
     whole = layout.with_successors(dataset)
     if data_format != "hdf5" and whole.episode_lengths.max() >= MAX_BATCH_ROWS:
-        raise DatasetError(
-            f"Minari's {data_format} storage holds episodes of < {MAX_BATCH_ROWS} steps; use hdf5"
-        )
+        raise DatasetError(f"{data_format} storage holds episodes of < {MAX_BATCH_ROWS} steps; use hdf5")
     namespace = dataset_id.rpartition("/")[0]
     if namespace and namespace not in list_local_namespaces():
         create_namespace(namespace)
     with _new_folder(target) as folder:
-        spec, action_space = layout.environment(whole)
-        images = any(whole.fields[k].dtype == np.uint8 for k in whole.fields if k.startswith("observations"))
-        try:
-            storage = MinariStorage.new(
-                folder / "data",
-                layout.observation_space(whole),
-                action_space,
-                spec,
-                data_format,
-                **({"jpeg_encoding": False} if images else {}),
-            )
-        except ImportError:
-            raise MissingExtraError("pyarrow", "minari") from None
-        storage.update_metadata(layout.description(whole, dataset_id))
-        # Arrow storage would add up the size of all files after each episode: quadratic in their number
-        storage.get_size = lambda: 0.0
-        storage.update_episodes(layout.buffers(whole))
-        del storage.get_size
-        storage.update_metadata({"dataset_size": float(storage.get_size())})
+        _fill(folder / "data", whole, dataset_id, data_format)
     return whole
+
+
+def _fill(folder: Path, dataset: OfflineDataset, dataset_id: str, data_format: str) -> None:
+    """As Minari's ``create_dataset_from_buffers``, into a folder of our choice."""
+    from minari.dataset.minari_storage import MinariStorage
+
+    spec, action_space = layout.environment(dataset)
+    images = any(a.dtype == np.uint8 for k, a in dataset.fields.items() if k.startswith("observations"))
+    try:
+        storage = MinariStorage.new(
+            folder,
+            layout.observation_space(dataset),
+            action_space,
+            spec,
+            data_format,
+            **({"jpeg_encoding": False} if images else {}),
+        )
+    except ImportError:
+        raise MissingExtraError("pyarrow", "minari") from None
+    storage.update_metadata(layout.description(dataset, dataset_id))
+    # Arrow storage would add up the size of all files after each episode: quadratic in their number
+    storage.get_size = lambda: 0.0
+    storage.update_episodes(layout.buffers(dataset))
+    del storage.get_size
+    storage.update_metadata({"dataset_size": float(storage.get_size())})
 
 
 def _import_minari() -> Any:

@@ -14,24 +14,33 @@ REPEATS = 2_000
 LEVEL = 0.95
 
 
-def iqm(scores: np.ndarray) -> float:
-    """Interquartile mean of ``scores``, any shape: drop floor(n / 4) values from each end, then average.
+def iqm(scores: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Interquartile mean: drop floor(n / 4) values from each end, then average.
 
-    Source: arXiv:2108.13264, section 4.3.
+    Args:
+        scores: at least one value.
+        axis: the axis to reduce; None takes all values together.
+
+    Returns:
+        ``scores`` without that axis.
 
     Raises:
         ConfigError: ``scores`` is empty.
+
+    Source: arXiv:2108.13264, section 4.3.
     """
-    ordered = np.sort(np.asarray(scores, dtype=np.float64), axis=None)
-    if not len(ordered):
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.size == 0:
         raise ConfigError("the interquartile mean of no scores is undefined")
-    cut = len(ordered) // 4
-    return float(ordered[cut : len(ordered) - cut].mean())
+    ordered = np.sort(scores.ravel() if axis is None else np.moveaxis(scores, axis, -1), axis=-1)
+    n = ordered.shape[-1]
+    middle: np.ndarray = ordered[..., n // 4 : n - n // 4].mean(axis=-1)
+    return middle
 
 
 def stratified_bootstrap(
     scores: np.ndarray,
-    statistic: Callable[[np.ndarray], float] = iqm,
+    statistic: Callable[[np.ndarray], np.ndarray] = lambda tables: iqm(tables, axis=-1),
     *,
     repeats: int = REPEATS,
     level: float = LEVEL,
@@ -41,8 +50,8 @@ def stratified_bootstrap(
 
     Args:
         scores: (runs, tasks), one number for each run of each task.
-        statistic: of a resampled (runs, tasks) array.
-        repeats: number of resampled arrays.
+        statistic: of each resampled table, given as the rows of (repeats, runs * tasks); returns (repeats,).
+        repeats: number of resampled tables.
         level: coverage, 0 .. 1.
         rng: source of the draws.
 
@@ -56,12 +65,9 @@ def stratified_bootstrap(
     """
     if scores.ndim != 2 or scores.size == 0:
         raise ConfigError(f"scores must be (runs, tasks) and not empty, got shape {scores.shape}")
-    runs = len(scores)
-    draws = [
-        statistic(np.take_along_axis(scores, rng.integers(runs, size=scores.shape), axis=0))
-        for _ in range(repeats)
-    ]
-    low, high = np.percentile(draws, _tails(level))
+    drawn = rng.integers(len(scores), size=(repeats, *scores.shape))
+    tables = np.take_along_axis(scores[None], drawn, axis=1)
+    low, high = np.percentile(statistic(tables.reshape(repeats, -1)), _tails(level))
     return float(low), float(high)
 
 

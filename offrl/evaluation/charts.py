@@ -4,20 +4,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
 import numpy as np
 
-from offrl.evaluation.groups import Curve, Task, group_runs, mean_curve
-from offrl.evaluation.runs import RunRecord
+from offrl.errors import ConfigError
+from offrl.evaluation.groups import Curve, Task, mean_curve
 from offrl.evaluation.svg import CSS, STYLES, Scale, dash, marker, number, points, sample, tag, ticks
-from offrl.files import atomic_write_text
 
 MAX_POINTS = 200  # of a training metric; more are averaged in bins
 LOG_RANGE = 100.0  # a positive metric that spans more is drawn on a logarithmic axis
 CHARACTER = 7.0  # estimated width of one, at font size 13
 NAMESPACE = "http://www.w3.org/2000/svg"
-NOTE = "thin: one seed each; thick: their mean; band: its 95 % bootstrap interval; dashed: mean of the data"
+NOTE = "thin: seeds; thick: their mean; band: its 95 % bootstrap interval; dashed: mean of the data"
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,22 +186,28 @@ def interval_chart(rows: Sequence[Interval], level: float | None, title: str) ->
     return _svg(width, bottom + 26, *content, class_="chart intervals", role="img", aria_label=title)
 
 
-def save_curves(records: Sequence[RunRecord], path: Path | str) -> None:
-    """Write the learning curves of runs, one chart a task, as one standalone SVG file (atomically)."""
-    charts = [learning_curves(task) for task in group_runs(records)]
+def curves_file(tasks: Sequence[Task]) -> str:
+    """The learning curves of evaluated tasks, one chart below the other, as text of a standalone SVG file.
+
+    Raises:
+        ConfigError: no run was evaluated.
+    """
+    tasks = [task for task in tasks if any(group.counted for group in task.groups)]
+    if not tasks:
+        raise ConfigError("no run was evaluated, so there are no learning curves to draw")
     pitch = LARGE.height + 12
     placed = [
-        tag("g", chart.svg(f"c{i}"), transform=f"translate(0 {8 + i * pitch})")
-        for i, chart in enumerate(charts)
+        tag("g", learning_curves(task).svg(f"c{i}"), transform=f"translate(0 {8 + i * pitch})")
+        for i, task in enumerate(tasks)
     ]
-    height = 8 + len(charts) * pitch + 22
+    height = 8 + len(tasks) * pitch + 22
     content = [
         tag("style", CSS),
         tag("rect", class_="paper", width="100%", height="100%"),
         *placed,
-        tag("text", escape(NOTE), class_="note", x=LARGE.left, y=height - 12),
+        tag("text", escape(NOTE), class_="note", x=14, y=height - 12),
     ]
-    atomic_write_text(path, _svg(LARGE.width, height, *content) + "\n")
+    return _svg(LARGE.width, height, *content) + "\n"
 
 
 def _svg(width: int, height: int, *content: str, **attributes: object) -> str:

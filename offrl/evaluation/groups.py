@@ -85,9 +85,10 @@ class Group:
     def iqm_of_last(self) -> tuple[float, tuple[float, float] | None]:
         """IQM over the seeds, and its 95 % interval where there are two or more."""
         last = self.last()
+        middle = float(iqm(last))
         if len(last) < 2:
-            return iqm(last), None
-        return iqm(last), stratified_bootstrap(last[:, None], rng=np.random.default_rng(BOOTSTRAP_SEED))
+            return middle, None
+        return middle, stratified_bootstrap(last[:, None], rng=np.random.default_rng(BOOTSTRAP_SEED))
 
 
 @dataclass(frozen=True, eq=False)

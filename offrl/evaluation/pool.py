@@ -13,7 +13,7 @@ import pickle
 import signal
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -65,7 +65,7 @@ class BlockPool:
         try:
             _Call(self, policy, plan, sizes, consume).play()
         except BaseException:
-            self._stop_helpers()
+            self.stop_helpers()
             raise
         finally:
             torch.set_num_threads(threads)
@@ -77,12 +77,19 @@ class BlockPool:
 
     def close(self) -> None:
         """End the helpers and close the environments; may be called twice."""
-        self._stop_helpers()
+        self.stop_helpers()
         for env in self.envs:
             env.close()
         self.envs = []
 
-    def _stop_helpers(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def stop_helpers(self) -> None:
+        """End the processes, whatever they do."""
         for helper in self.helpers:
             helper.stop()
         self.helpers = []
@@ -118,7 +125,7 @@ class _Call:
             elif self.more:
                 return
         if any(helper.tasks for helper in pool.helpers):
-            pool._stop_helpers()  # what they still play is not wanted
+            pool.stop_helpers()  # what they still play is not wanted
 
     def tick(self) -> bool:
         if self.pool.helpers:

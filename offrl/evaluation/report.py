@@ -13,7 +13,7 @@ import numpy as np
 from offrl import __version__
 from offrl.errors import ConfigError
 from offrl.evaluation.aggregate import bootstrap_mean, iqm, stratified_bootstrap
-from offrl.evaluation.charts import NOTE, Interval, interval_chart, learning_curves, metric_chart
+from offrl.evaluation.charts import NOTE, Interval, curves_file, interval_chart, learning_curves, metric_chart
 from offrl.evaluation.groups import BOOTSTRAP_SEED, Curve, Group, Task, group_runs
 from offrl.evaluation.runs import RunRecord
 from offrl.evaluation.svg import CSS, number, swatch, tag
@@ -34,6 +34,11 @@ def write_report(
 ) -> None:
     """Write the report of ``records`` to ``path``, atomically; see ``render_report``."""
     atomic_write_text(path, render_report(records, last_k=last_k, defaults=defaults))
+
+
+def save_curves(records: Sequence[RunRecord], path: Path | str) -> None:
+    """Write the learning curves of ``records``, one chart a dataset, as a standalone SVG file, atomically."""
+    atomic_write_text(path, curves_file(group_runs(records)))
 
 
 def render_report(records: Sequence[RunRecord], *, last_k: int = 10, defaults: Defaults | None = None) -> str:
@@ -152,7 +157,7 @@ def _across(tasks: Sequence[Task]) -> str:
             rows.append([escape(algorithm), "", tag("small", reason), ""])
             continue
         scores = np.stack([g[0].last() for g in groups], axis=1)
-        middle = iqm(scores)
+        middle = float(iqm(scores))
         bounds = "one seed: no interval"
         if len(scores) > 1:
             rng = np.random.default_rng(BOOTSTRAP_SEED)
@@ -274,10 +279,15 @@ def _options(tasks: Sequence[Task]) -> str:
     pairs = [(task, group) for task in tasks for group in task.groups]
     rows: Rows = []
     for option in OPTIONS:
-        values = [sorted({str(run.config.get(option)) for run in group.runs}) for _, group in pairs]
+        values = [sorted({_option(run, option) for run in group.runs}) for _, group in pairs]
         if any(value != ["None"] for value in values):
             rows.append([option, *(tag("span", escape(", ".join(v)), class_="long") for v in values)])
     return _table(["option", *_names(tasks, pairs)], rows)
+
+
+def _option(run: RunRecord, name: str) -> str:
+    value = str(run.config.get(name))
+    return value[:16] if name == "dataset_sha256" and run.config.get(name) else value
 
 
 def _names(tasks: Sequence[Task], pairs: Sequence[tuple[Task, Group]]) -> list[str]:
@@ -297,13 +307,13 @@ def _speed(tasks: Sequence[Task]) -> str:
         seconds, rate = run.timing.columns["seconds"], run.steps_per_second
         cells = [escape(task.name), escape(group.label), str(run.seed), str(run.steps_done)]
         cells.append("" if rate is None else _value(rate))
-        cells.append(f"{seconds[-1] / 60:.1f}" if len(seconds) else "")
+        cells.append(_duration(seconds[-1]) if len(seconds) else "")
         for name in extra:
             column = run.timing.columns.get(name, np.zeros(0))
             known = column[np.isfinite(column)]
             cells.append(_value(np.median(known)) if len(known) else "")
         rows.append(cells)
-    head = ["data", "method", "seed", "updates", "updates/s (median)", "minutes of updates"]
+    head = ["data", "method", "seed", "updates", "updates/s (median)", "time in updates"]
     return _table([*head, *(f"{name} (median)" for name in extra)], rows)
 
 
@@ -369,6 +379,12 @@ def _value(value: SupportsFloat, *, like: SupportsFloat | None = None) -> str:
     """``value`` with the decimals that suit ``like``: one from 10 on, two from 1 on, else three."""
     size = abs(float(value if like is None else like))
     return f"{float(value):.{1 if size >= 10 else 2 if size >= 1 else 3}f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _count(n: int, what: str) -> str:

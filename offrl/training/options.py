@@ -75,7 +75,7 @@ def make_settings(algorithm: str, given: dict[str, Any], preset_name: str | None
     known = [f.name for f in dataclasses.fields(method.config)]
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+            near = difflib.get_close_matches(key, [*known, *RunOptions.__dataclass_fields__], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"
             raise ConfigError(f"{name} has no setting {key!r}{hint}")
     base = preset(method, preset_name) if preset_name else {}

@@ -170,7 +170,7 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         import torch
 
-        return str(torch.cuda.getdevice_name(device))
+        return str(torch.cuda.get_device_name(device))
     return device
 
 

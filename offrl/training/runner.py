@@ -59,19 +59,44 @@ def start(
     """
     name, method = load_algorithm(algorithm)
     reporter = reporter or Reporter("quiet", options.steps)
-    if dataset is None and options.dataset is None:
-        raise ConfigError(f"{name} learns from data: pass --dataset ('offrl data list' shows what there is)")
-    data = load_dataset(options.dataset) if dataset is None and options.dataset else dataset
+    data = dataset if dataset is not None else load_dataset(options.dataset) if options.dataset else None
     if data is None:
-        raise ConfigError("no dataset")
+        raise ConfigError(f"{name} learns from data: pass --dataset ('offrl data list' shows what there is)")
     spec = dataset_env(data, options.env)
-    config = {
-        "algorithm": name,
-        "algorithm_file": str(Path(algorithm).resolve()) if algorithm.endswith(".py") else None,
-        "algorithm_sha256": sha256_file(algorithm) if algorithm.endswith(".py") else None,
+    config = _config(algorithm, settings, options, data, spec)
+    if dataset is not None:
+        config["dataset"] = None  # in memory: it must be given again to resume
+    if options.compile:
+        require_compiler(config["device"])
+    require_sinks(config)
+    torch.set_num_threads(config["threads"])
+    seed_globally(options.seed)
+    learner, source = build(method, settings, data, spec, config)  # bad input fails before a folder is made
+    run = RunDir.create(options.out, config)
+    reporter.note(f"{name} on {config['dataset_name']}: {data.describe()}")
+    reporter.note(
+        f"{spaced(len(source))} rows ({config['rows']}), device {device_name(config['device'])}, "
+        f"{config['threads']} thread{'s' * (config['threads'] > 1)}, {spaced(options.steps)} steps, "
+        f"run directory {run.path}"
+    )
+    if spec is None:
+        reporter.note("the data name no environment: training without evaluation (pass --env ID for scores)")
+    with run.locked():
+        return Session(run, learner, source, spec, reporter).go()
+
+
+def _config(
+    algorithm: str, settings: Any, options: RunOptions, data: OfflineDataset, spec: EnvSpec | None
+) -> dict[str, Any]:
+    """What ``config.json`` records: everything that the run depends on."""
+    own_file = algorithm.endswith(".py")
+    return {
+        "algorithm": Path(algorithm).stem if own_file else algorithm,
+        "algorithm_file": str(Path(algorithm).resolve()) if own_file else None,
+        "algorithm_sha256": sha256_file(algorithm) if own_file else None,
         "settings": dataclasses.asdict(settings),
         "preset": options.preset,
-        "dataset": _absolute(options.dataset) if dataset is None else None,
+        "dataset": _absolute(options.dataset),
         "dataset_name": data.metadata.get("name") or "data",
         "dataset_sha256": data.sha256,
         "dataset_return_mean": float(data.episode_returns.mean()),
@@ -92,23 +117,6 @@ def start(
         "tensorboard": options.tensorboard,
         "wandb": options.wandb,
     }
-    if options.compile:
-        require_compiler(config["device"])
-    require_sinks(config)
-    torch.set_num_threads(config["threads"])
-    seed_globally(options.seed)
-    learner, source = build(method, settings, data, spec, config)  # bad input fails before a folder is made
-    run = RunDir.create(options.out, config)
-    reporter.note(f"{name} on {config['dataset_name']}: {data.describe()}")
-    reporter.note(
-        f"{spaced(len(source))} rows ({config['rows']}), device {device_name(config['device'])}, "
-        f"{config['threads']} thread{'s' * (config['threads'] > 1)}, {spaced(options.steps)} steps, "
-        f"run directory {run.path}"
-    )
-    if spec is None:
-        reporter.note("the data name no environment: training without evaluation (pass --env ID for scores)")
-    with run.locked():
-        return Session(run, learner, source, spec, reporter).go()
 
 
 def resume(

@@ -1,4 +1,4 @@
-"""What holds for every method: the checks, seeds side by side, a bandit with a known optimum, presets, names."""
+"""What holds for every method: the checks, seeds side by side, a bandit with known optima, presets, names."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,9 @@ EVERY = pytest.mark.parametrize("name", ALGORITHMS)
 
 
 def train(name, seeds, updates, change=None, **problem_fields):
-    """A learner after ``updates`` updates; ``change(batch)`` may alter each batch. Returns it with its metrics."""
+    """A learner after ``updates`` updates; ``change(batch)`` may alter each batch. Returns it with its
+    metrics.
+    """
     _, method = load_algorithm(name)
     problem = dataclasses.replace(tiny_problem(seeds), **problem_fields)
     learner, log = method.learner(problem, method.config(hidden=16, batch_size=32)), []
@@ -52,7 +54,7 @@ def test_seeds_trained_side_by_side_equal_their_single_runs(name):
 
 @EVERY
 def test_one_seeds_data_do_not_reach_the_others(name):
-    """Rewards, actions and order of seed 1's rows are changed in every batch: seeds 0 and 2 stay bit-equal."""
+    """Rewards, actions and order of seed 1's rows change in every batch: seeds 0 and 2 stay bit-equal."""
 
     def change(batch):
         def flip(x):
@@ -68,14 +70,18 @@ def test_one_seeds_data_do_not_reach_the_others(name):
     one, _ = train(name, (0, 1, 2), 20)
     other, _ = train(name, (0, 1, 2), 20, change)
     for k, equal in ((0, True), (1, False), (2, True)):
-        assert all(torch.equal(a, b) for a, b in zip(weights(one, k), weights(other, k), strict=True)) is equal
+        assert (
+            all(torch.equal(a, b) for a, b in zip(weights(one, k), weights(other, k), strict=True)) is equal
+        )
 
 
 BEST = 0.4  # of the bandit's actions
 
 
 def bandit(rows=200):
-    """One state, one step, one action dim: reward 1 - (a - 0.4)^2; the data's actions have mean -0.2 and cover [-1, 1]."""
+    """One state, one step, one action dim: reward 1 - (a - 0.4)^2; the data's actions have mean -0.2 and
+    cover [-1, 1].
+    """
     actions = -1 + 2 * torch.linspace(0, 1, rows)[:, None] ** 1.5
     return dataclasses.replace(
         tiny_problem((0, 1, 2), rows),
@@ -94,9 +100,9 @@ def bandit(rows=200):
 def optimum(name, problem):
     """Where the method's objective has its optimum, from the data and the true reward function.
 
-    BC: the mean action. IQL: a Gaussian's weighted likelihood is highest at sum w a / sum w, w = exp(3 r), V cancels.
-    TD3+BC: lambda (best - pi) = pi - mean a with lambda = 2.5 / Q(pi), solved by iteration. PRDC: the data are dense,
-    so that the anchor holds nothing back and the best action itself is left.
+    BC: the mean action. IQL: a Gaussian's weighted likelihood is highest at sum w a / sum w, w = exp(3 r), V
+    cancels. TD3+BC: lambda (best - pi) = pi - mean a with lambda = 2.5 / Q(pi), solved by iteration. PRDC:
+    the data are dense, so that the anchor holds nothing back and the best action itself is left.
     """
     mean = problem.actions.mean().item()
     if name == "bc":
@@ -115,9 +121,11 @@ def optimum(name, problem):
 
 @EVERY
 def test_it_finds_the_optimum_of_a_bandit_from_three_seeds(name):
-    """The mean action over the last 50 of 400 updates; over 15 seeds it was at most 0.15 away, the start 0.2 to 0.6.
+    """The mean action over the last 50 of 400 updates; over 15 seeds it was at most 0.15 away, the start 0.2
+    to 0.6.
 
-    The critic gets five steps for each of the actor's, lest the actor saturates before there is a Q to follow.
+    The critic gets five steps for each of the actor's, lest the actor saturates before there is a Q to
+    follow.
     """
     _, method = load_algorithm(name)
     problem = bandit()
@@ -129,7 +137,9 @@ def test_it_finds_the_optimum_of_a_bandit_from_three_seeds(name):
         if update >= 350 and update % 10 == 0:
             last.append([learner.policy(seed)(torch.zeros(1, 3)).item() for seed in range(3)])
     for seed in range(3):
-        assert sum(actions[seed] for actions in last) / len(last) == pytest.approx(optimum(name, problem), abs=0.15)
+        assert sum(actions[seed] for actions in last) / len(last) == pytest.approx(
+            optimum(name, problem), abs=0.15
+        )
 
 
 @pytest.mark.slow
@@ -144,6 +154,18 @@ def test_compiled_updates_equal_eager_ones(name):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     for a, b in zip(log, other, strict=True):
         torch.testing.assert_close(dict(a), dict(b), rtol=1e-4, atol=1e-5)
+
+
+@EVERY
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_refused_for_every_setting(name, value):
+    """NaN passes every check written as 'x < 0', and then trains to NaN."""
+    config = load_algorithm(name)[1].config
+    numbers = [f.name for f in dataclasses.fields(config) if isinstance(f.default, float)]
+    assert len(numbers) >= 2
+    for setting in numbers:
+        with pytest.raises(ConfigError, match=f"{setting} .*{value}"):
+            config(**{setting: value})
 
 
 # Presets and names
@@ -170,7 +192,7 @@ def test_a_name_that_no_preset_begins_is_refused_with_the_presets_there_are(name
 
 
 def test_a_method_without_presets_says_none():
-    with pytest.raises(ConfigError, match="no preset for 'hopper-medium-v2'; .*: none"):
+    with pytest.raises(ConfigError, match=r"no preset for 'hopper-medium-v2'; .*: none"):
         preset(load_algorithm("bc")[1], "hopper-medium-v2")
 
 
@@ -191,8 +213,14 @@ def test_every_preset_is_a_valid_setting(name):
 def test_the_presets_of_iql_are_those_of_its_official_scripts():
     iql = load_algorithm("iql")[1]
     assert preset(iql, "ant-medium-v2") == preset(iql, "hopper-medium-v2") == {"return_range_scaling": True}
-    assert preset(iql, "antmaze-large-play-v2") == {"expectile": 0.9, "temperature": 10.0, "reward_shift": -1.0}
-    assert preset(iql, "pen-human-v1") == preset(iql, "kitchen-mixed-v0") == {"temperature": 0.5, "dropout": 0.1}
+    assert preset(iql, "antmaze-large-play-v2") == {
+        "expectile": 0.9,
+        "temperature": 10.0,
+        "reward_shift": -1.0,
+    }
+    assert (
+        preset(iql, "pen-human-v1") == preset(iql, "kitchen-mixed-v0") == {"temperature": 0.5, "dropout": 0.1}
+    )
 
 
 @pytest.mark.parametrize(("name", "hint"), [("td3bc", "td3_bc"), ("td3-bc", "td3_bc"), ("prcd", "prdc")])
@@ -208,7 +236,9 @@ def test_a_file_is_loaded_by_its_path_and_must_declare_an_algorithm(tmp_path):
     name, method = load_algorithm(str(good))
     assert name == "mine"
     assert isinstance(method, Algorithm)
-    with pytest.raises(ConfigError, match=r"empty.py declares no ALGORITHM = offrl.training.problem.Algorithm"):
+    with pytest.raises(
+        ConfigError, match=r"empty.py declares no ALGORITHM = offrl.training.problem.Algorithm"
+    ):
         load_algorithm(str(bad))
     with pytest.raises(FileNotFoundError, match=r"no algorithm file .*none.py"):
         load_algorithm(str(tmp_path / "none.py"))

@@ -54,7 +54,10 @@ class Reference:
     def __init__(self, learner, config, steps, seed):
         self.config, self.box = config, learner.box
         actor = learner.actor.params
-        self.actor, self.log_std = sequential(actor[:-1], seed), actor[-1][seed, 0].detach().clone().requires_grad_()
+        self.actor, self.log_std = (
+            sequential(actor[:-1], seed),
+            actor[-1][seed, 0].detach().clone().requires_grad_(),
+        )
         self.value = sequential(learner.value.params, seed)
         self.critics = [sequential(learner.critic.params, 2 * seed + j) for j in range(2)]
         self.targets = [sequential(learner.critic.params, 2 * seed + j) for j in range(2)]
@@ -80,7 +83,9 @@ class Reference:
         with torch.no_grad():
             weight = torch.exp(c.temperature * (q - self.value(s)[:, 0])).clip(max=100)
         normal = torch.distributions.Normal(self.actor(s).tanh(), self.log_std.clip(-5, 2).exp())
-        log_prob = (normal.log_prob((a - (LOW + HIGH) / 2) / half) - half.log()).sum(1)  # in units of the half-range
+        log_prob = (normal.log_prob((a - (LOW + HIGH) / 2) / half) - half.log()).sum(
+            1
+        )  # in units of the half-range
         self.minimize("actor", -(weight * log_prob).mean())
         self.schedule.step()
         with torch.no_grad():
@@ -92,9 +97,11 @@ class Reference:
 
 
 def test_twenty_updates_equal_an_independent_implementation():
-    """Two stacked seeds, box (-1, 1) x (0, 4), 25 steps of a cosine; lr 1e-2 and tau .1 so that the order shows.
+    """Two stacked seeds, box (-1, 1) x (0, 4), 25 steps of a cosine; lr 1e-2 and tau .1 so that the order
+    shows.
 
-    V first, the actor with the new V and the target Q, Q with the new V, then the targets: the official order.
+    V first, the actor with the new V and the target Q, Q with the new V, then the targets: the official
+    order.
     """
     config = IQLConfig(expectile=0.8, temperature=2.0, tau=0.1, discount=0.9, lr=1e-2, **SMALL)
     problem = dataclasses.replace(own_box((0, 1)), steps=25)
@@ -102,13 +109,21 @@ def test_twenty_updates_equal_an_independent_implementation():
     references = [Reference(learner, config, 25, k) for k in range(2)]
     for batch in series(problem, 20):
         for k, reference in enumerate(references):
-            fields = (batch.observations, batch.actions, batch.rewards, batch.next_observations, batch.terminated)
+            fields = (
+                batch.observations,
+                batch.actions,
+                batch.rewards,
+                batch.next_observations,
+                batch.terminated,
+            )
             reference.update(*(f[k] for f in fields))
         learner.update(batch)
     for k, reference in enumerate(references):
         assert_equal_networks(learner.actor.params[:-1], reference.actor, k)
         assert_equal_networks(learner.value.params, reference.value, k)
-        torch.testing.assert_close(learner.actor.params[-1][k, 0].detach(), reference.log_std.detach(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            learner.actor.params[-1][k, 0].detach(), reference.log_std.detach(), rtol=1e-4, atol=1e-4
+        )
         for j in range(2):
             assert_equal_networks(learner.critic.params, reference.critics[j], 2 * k + j)
             assert_equal_networks(learner.critic.target, reference.targets[j], 2 * k + j)
@@ -121,7 +136,8 @@ def test_twenty_updates_equal_an_independent_implementation():
 def test_in_a_terminal_bandit_the_value_is_the_expectile_of_the_mean_rewards(expectile):
     """One state, every row terminates, a = -1 pays 0 and a = 1 pays 1, equally often: Q(a) = r(a), V = tau_e.
 
-    With noise of +-0.5 added to each reward Q still converges to its mean: V fits Q, not the rewards themselves.
+    With noise of +-0.5 added to each reward Q still converges to its mean: V fits Q, not the rewards
+    themselves.
     """
     good, noise = torch.tensor([0.0, 0.0, 1.0, 1.0]), torch.tensor([-0.5, 0.5, -0.5, 0.5])
     problem = dataclasses.replace(
@@ -160,7 +176,7 @@ def test_an_expectile_of_one_half_fits_the_mean_of_q():
 
 
 def test_the_critics_target_uses_the_value_and_stops_at_terminations_only():
-    """y = r + gamma (1 - d) V(s'): raising V by 100 raises y by gamma 100 where d = 0 (time limits included)."""
+    """y = r + gamma (1 - d) V(s'): raising V by 100 raises y by gamma 100 where d = 0 (a time limit too)."""
     problem = tiny_problem()
     learner, (batch,) = IQL(problem, IQLConfig(discount=0.9, **SMALL)), series(problem, 1)
     half = dataclasses.replace(batch, terminated=(torch.arange(32) % 2).float()[None])
@@ -193,15 +209,21 @@ def test_the_likelihood_of_training_is_that_of_the_policy():
     The box is (-1, 1) x (0, 4), log_std not 0, observations normalized: units must agree between the two.
     """
     problem = own_box((0, 1))
-    normalizer = dataclasses.replace(problem.normalizer, mean=torch.tensor([1.0, -2.0, 0.5]), std=torch.tensor([2.0, 0.1, 1.0]))
+    normalizer = dataclasses.replace(
+        problem.normalizer, mean=torch.tensor([1.0, -2.0, 0.5]), std=torch.tensor([2.0, 0.1, 1.0])
+    )
     learner = IQL(dataclasses.replace(problem, normalizer=normalizer), IQLConfig(temperature=0.0, **SMALL))
     with torch.no_grad():
         learner.actor.params[-1].copy_(torch.tensor([[[-0.7, 0.4]], [[0.3, -9.0]]]))
     (batch,) = series(problem, 1)
-    _, metrics = actor_gradients(learner, dataclasses.replace(batch, observations=normalizer(batch.observations)))
+    _, metrics = actor_gradients(
+        learner, dataclasses.replace(batch, observations=normalizer(batch.observations))
+    )
     for k in range(2):
         distribution = learner.policy(k).distribution(batch.observations[k])
-        torch.testing.assert_close(metrics["actor_loss"][k], -distribution.log_prob(batch.actions[k]).mean().detach())
+        torch.testing.assert_close(
+            metrics["actor_loss"][k], -distribution.log_prob(batch.actions[k]).mean().detach()
+        )
 
 
 def test_a_temperature_of_zero_is_plain_likelihood_whatever_the_values():
@@ -232,7 +254,9 @@ def test_no_weight_exceeds_one_hundred():
 
 
 def test_better_actions_weigh_more_and_by_the_target_critic():
-    """The weight is exp(beta (min_j Q'_j - V)): lowering V by log 2 / beta doubles it; online critics play no part."""
+    """The weight is exp(beta (min_j Q'_j - V)): lowering V by log 2 / beta doubles it; online critics play no
+    part.
+    """
     problem = tiny_problem()
     learner, (batch,) = IQL(problem, IQLConfig(temperature=2.0, **SMALL)), series(problem, 1)
     _, before = actor_gradients(learner, batch)
@@ -258,12 +282,14 @@ def test_log_std_is_held_within_minus_five_and_two(raw, acting):
 
 
 def test_the_actors_step_size_falls_along_a_cosine_and_the_others_do_not():
-    """lr (1 + cos(pi t / T)) / 2: all at t = 0, half at T/2, none from T on, where only V and Q still move."""
+    """lr (1 + cos(pi t / T)) / 2: all at t = 0, half at T/2, none from T on, where V and Q still move."""
     problem = dataclasses.replace(tiny_problem(), steps=4)
     learner = IQL(problem, IQLConfig(lr=0.1, **SMALL))
     rates = []
     for batch in series(problem, 6):
-        before = [[p.detach().clone() for p in net.params] for net in (learner.actor, learner.value, learner.critic)]
+        before = [
+            [p.detach().clone() for p in net.params] for net in (learner.actor, learner.value, learner.critic)
+        ]
         learner.update(batch)
         rates.append(learner.actor.lr)
         moved = [
@@ -271,7 +297,9 @@ def test_the_actors_step_size_falls_along_a_cosine_and_the_others_do_not():
             for old, net in zip(before, (learner.actor, learner.value, learner.critic), strict=True)
         ]
         assert moved == [learner.updates <= 4, True, True]
-    assert rates == pytest.approx([0.1, 0.05 * (1 + math.sqrt(0.5)), 0.05, 0.05 * (1 - math.sqrt(0.5)), 0.0, 0.0])
+    assert rates == pytest.approx(
+        [0.1, 0.05 * (1 + math.sqrt(0.5)), 0.05, 0.05 * (1 - math.sqrt(0.5)), 0.0, 0.0]
+    )
     assert learner.value.lr == learner.critic.lr == 0.1
 
 
@@ -303,7 +331,9 @@ def test_dropout_masks_come_from_each_seeds_own_stream():
 
 
 def test_a_dropped_unit_reaches_neither_the_loss_nor_its_gradient():
-    """With every unit of the last hidden layer dropped the mean is its bias: the lower layers' gradients vanish."""
+    """With every unit of the last hidden layer dropped the mean is its bias: the lower layers' gradients
+    vanish.
+    """
     problem = tiny_problem()
     learner, (batch,) = IQL(problem, IQLConfig(**SMALL)), series(problem, 1)
     masks = [torch.ones(1, 32, 8), torch.zeros(1, 32, 8)]
@@ -313,7 +343,7 @@ def test_a_dropped_unit_reaches_neither_the_loss_nor_its_gradient():
 
 
 def test_dropout_acts_in_training_only():
-    """It changes the training, is repeated by the same seed, and the policy that comes out is deterministic."""
+    """It changes the training, the same seed repeats it, and the policy that comes out is deterministic."""
     problem = tiny_problem()
     weights = {}
     for name, rate in (("with", 0.5), ("again", 0.5), ("without", 0.0)):
@@ -325,6 +355,43 @@ def test_dropout_acts_in_training_only():
         assert torch.equal(first, second)
     assert torch.equal(weights["with"], weights["again"])
     assert not torch.equal(weights["with"], weights["without"])
+
+
+class ElsewhereTensor:
+    """Stands for a tensor that a checkpoint's loader put on the run's device: generators take CPU tensors
+    only.
+    """
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def cpu(self):
+        return self.tensor
+
+
+def test_dropout_streams_are_restored_from_a_state_on_another_device():
+    saved, restored = (IQL(tiny_problem((seed,)), IQLConfig(dropout=0.5, **SMALL)) for seed in (0, 5))
+    state = saved.state_dict()
+    state["noise"] = [ElsewhereTensor(s) for s in state["noise"]]
+    restored.load_state_dict(state)
+    (batch,) = series(tiny_problem(), 1)
+    assert torch.equal(restored._dropout_masks(batch)[0], saved._dropout_masks(batch)[0])
+
+
+def test_the_form_that_is_compiled_makes_the_same_updates(monkeypatch):
+    """Compiled, gradients come from torch.func and networks are plain compositions; both forms agree, with
+    dropout.
+    """
+    problem = own_box((0, 1))
+    eager, twin = (IQL(problem, IQLConfig(dropout=0.2, lr=1e-2, **SMALL)) for _ in range(2))
+    for batch in series(problem, 3):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            metrics = twin.update(batch)
+        torch.testing.assert_close(metrics, eager.update(batch))
+    for net in ("actor", "value", "critic"):
+        for a, b in zip(getattr(eager, net).params, getattr(twin, net).params, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 # The settings
@@ -351,5 +418,12 @@ def test_an_impossible_setting_is_refused_with_value_and_rule(setting, value, me
 
 def test_the_defaults_are_the_papers_for_locomotion():
     c = IQLConfig()
-    assert (c.expectile, c.temperature, c.dropout, c.discount, c.tau, c.lr) == (0.7, 3.0, 0.0, 0.99, 0.005, 3e-4)
+    assert (c.expectile, c.temperature, c.dropout, c.discount, c.tau, c.lr) == (
+        0.7,
+        3.0,
+        0.0,
+        0.99,
+        0.005,
+        3e-4,
+    )
     assert (c.hidden, c.batch_size, c.normalize_observations, c.reward_shift) == (256, 256, False, 0.0)

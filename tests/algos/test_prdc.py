@@ -43,7 +43,9 @@ def test_the_anchor_is_the_action_of_the_nearest_pair(beta):
         assert torch.equal(nearest[k], problem.actions[rows])
         states = beta * (problem.observations[rows] - batch.observations[k]).norm(dim=1)
         actions = (problem.actions[rows] - pi[k]).norm(dim=1)
-        torch.testing.assert_close((states**2 + actions**2).sqrt(), d.amin(dim=1).float(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            (states**2 + actions**2).sqrt(), d.amin(dim=1).float(), rtol=1e-4, atol=1e-5
+        )
         torch.testing.assert_close(metrics["neighbour_state_distance"][k], states.mean())
         torch.testing.assert_close(metrics["neighbour_action_distance"][k], actions.mean())
         torch.testing.assert_close(metrics["self_hit_rate"][k], (rows == batch.rows[k]).float().mean())
@@ -77,7 +79,8 @@ def test_the_dc_loss_is_at_most_the_bc_loss_in_training():
 
 
 def test_a_large_beta_is_td3_bc():
-    """With beta > 2 sqrt(A) a_max / (least distance of two states) no other pair can be nearer than the own one.
+    """With beta > 2 sqrt(A) a_max / (least distance of two states) no other pair can be nearer than the own
+    one.
 
     Then losses, gradients and all weights are TD3+BC's, here after 10 updates bit for bit.
     """
@@ -114,7 +117,9 @@ def test_without_states_the_neighbour_depends_on_the_action_alone():
 
 
 def test_without_states_dense_data_hardly_hold_the_policy():
-    """Uniform actions, N = 400, A = 2: the nearest of N points is about 1/(2 sqrt(N/4)) = 0.05 away, far below bc."""
+    """Uniform actions, N = 400, A = 2: the nearest of N points is about 1/(2 sqrt(N/4)) = 0.05 away, far
+    below bc.
+    """
     problem = tiny_problem()
     learner, (batch,) = PRDC(problem, PRDCConfig(beta=0.0, **SMALL)), series(problem, 1)
     pi = random_policy_actions(batch)
@@ -134,7 +139,9 @@ def test_no_gradient_flows_through_the_search():
 
 
 def test_the_neighbour_stays_while_pi_moves_less_than_half_the_gap_to_the_second():
-    """Moving pi by delta changes each distance by at most delta, so below half the gap the order of the two stays."""
+    """Moving pi by delta changes each distance by at most delta, so below half the gap the order of the two
+    stays.
+    """
     problem = tiny_problem()
     learner, (batch,) = PRDC(problem, PRDCConfig(beta=0.5, **SMALL)), series(problem, 1)
     pi = random_policy_actions(batch)
@@ -146,7 +153,9 @@ def test_the_neighbour_stays_while_pi_moves_less_than_half_the_gap_to_the_second
     assert not torch.equal(learner.nearest_actions(batch, pi + 0.7 * direction, {}), before)
 
 
-@pytest.mark.parametrize(("beta", "settles"), [(100.0, (math.sqrt(6) - 1) / 2), (1.0, 1.0)], ids=["own", "other"])
+@pytest.mark.parametrize(
+    ("beta", "settles"), [(100.0, (math.sqrt(6) - 1) / 2), (1.0, 1.0)], ids=["own", "other"]
+)
 def test_the_two_row_toy_has_the_known_answer(beta, settles):
     """Data {(0, -1), (0.1, 1)}, Q(a) = a, a free scalar pi at s = 0 from 0.5, alpha 2.5, actions in [-1, 1].
 
@@ -164,7 +173,10 @@ def test_the_two_row_toy_has_the_known_answer(beta, settles):
     )
     learner = PRDC(problem, PRDCConfig(beta=beta, **SMALL))
     batch = dataclasses.replace(
-        series(problem, 1)[0], observations=torch.zeros(1, 1, 1), actions=-torch.ones(1, 1, 1), rows=torch.tensor([[0]])
+        series(problem, 1)[0],
+        observations=torch.zeros(1, 1, 1),
+        actions=-torch.ones(1, 1, 1),
+        rows=torch.tensor([[0]]),
     )
 
     def anchor(pi):
@@ -206,7 +218,9 @@ def test_the_actors_gradient_does_not_depend_on_the_scale_of_q():
 
 
 def test_the_search_comes_once_an_actor_step_and_only_then():
-    """It is the expensive part: 10 updates with policy_delay 2 make 5 searches; reading the timings resets them."""
+    """It is the expensive part: 10 updates with policy_delay 2 make 5 searches; reading the timings resets
+    them.
+    """
     problem = tiny_problem()
     learner = PRDC(problem, PRDCConfig(**SMALL))
     for batch in series(problem, 10):
@@ -241,7 +255,25 @@ def test_an_impossible_setting_is_refused_with_value_and_rule(settings, message)
 
 def test_the_defaults_are_those_of_the_official_commands():
     c = PRDCConfig()
-    assert (c.alpha, c.beta, c.discount, c.tau, c.policy_noise, c.noise_clip) == (2.5, 2.0, 0.99, 0.005, 0.2, 0.5)
-    assert (c.policy_delay, c.lr, c.hidden, c.batch_size, c.normalize_observations) == (2, 3e-4, 256, 256, True)
+    assert (c.alpha, c.beta, c.discount, c.tau, c.policy_noise, c.noise_clip) == (
+        2.5,
+        2.0,
+        0.99,
+        0.005,
+        0.2,
+        0.5,
+    )
+    assert (c.policy_delay, c.lr, c.hidden, c.batch_size, c.normalize_observations) == (
+        2,
+        3e-4,
+        256,
+        256,
+        True,
+    )
     assert ALGORITHM.presets["halfcheetah-"] == {"alpha": 40.0}
-    assert ALGORITHM.presets["antmaze-"] == {"alpha": 7.5, "beta": 7.5, "reward_scale": 1e4, "reward_shift": -1.0}
+    assert ALGORITHM.presets["antmaze-"] == {
+        "alpha": 7.5,
+        "beta": 7.5,
+        "reward_scale": 1e4,
+        "reward_shift": -1.0,
+    }

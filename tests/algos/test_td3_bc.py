@@ -43,7 +43,9 @@ def test_alpha_zero_gives_the_gradient_of_behaviour_cloning():
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
 def test_the_actors_gradient_does_not_depend_on_the_scale_of_q(factor):
-    """Multiplying the critics' output layers by c > 0 multiplies Q by c, which lambda = alpha / mean |Q| undoes."""
+    """Multiplying the critics' output layers by c > 0 multiplies Q by c, which lambda = alpha / mean |Q|
+    undoes.
+    """
     problem = tiny_problem()
     learner, (batch,) = TD3BC(problem, TD3BCConfig(**SMALL)), series(problem, 1)
     before = actor_gradient(learner, batch)
@@ -78,7 +80,9 @@ def test_the_loss_is_reported_in_its_parts():
 
 
 class Reference:
-    """TD3+BC written again with torch's own modules and Adam, one seed, box [-1, 1]; initial weights are given."""
+    """TD3+BC written again with torch's own modules and Adam, one seed, box [-1, 1]; initial weights are
+    given.
+    """
 
     def __init__(self, learner, seed, config):
         self.config, self.step = config, 0
@@ -128,7 +132,8 @@ def sequential(params, g):
 def test_twenty_updates_equal_an_independent_implementation(policy_delay):
     """Two stacked seeds against torch's modules, autograd and Adam on the same batches and noise, to 1e-4.
 
-    Settings are away from the defaults (tau .05, gamma .9, lr 3e-3), so that a wrong order, sign or schedule shows.
+    Settings are away from the defaults (tau .05, gamma .9, lr 3e-3), so that a wrong order, sign or schedule
+    shows.
     """
     config = TD3BCConfig(policy_delay=policy_delay, tau=0.05, discount=0.9, lr=3e-3, **SMALL)
     problem = tiny_problem((0, 1))
@@ -138,7 +143,13 @@ def test_twenty_updates_equal_an_independent_implementation(policy_delay):
     for batch in series(problem, 20):
         eps = normal(batch.actions.shape[1:], noise)
         for k, reference in enumerate(references):
-            fields = (batch.observations, batch.actions, batch.rewards, batch.next_observations, batch.terminated)
+            fields = (
+                batch.observations,
+                batch.actions,
+                batch.rewards,
+                batch.next_observations,
+                batch.terminated,
+            )
             reference.update(*(f[k] for f in fields), eps[k])
         learner.update(batch)
     for k, reference in enumerate(references):
@@ -155,10 +166,14 @@ def test_twenty_updates_equal_an_independent_implementation(policy_delay):
 
 
 def test_the_policy_acts_on_raw_observations_like_the_trained_actor_on_normalized_ones():
-    """In a box that is not [-1, 1], for each seed of a stack; later updates do not change a policy handed out."""
+    """In a box that is not [-1, 1], for each seed of a stack; later updates do not change a policy handed
+    out.
+    """
     low, high = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 4.0])
     problem = dataclasses.replace(tiny_problem((0, 1)), action_low=low, action_high=high)
-    normalizer = dataclasses.replace(problem.normalizer, mean=torch.tensor([1.0, -2.0, 0.5]), std=torch.tensor([2.0, 0.1, 1.0]))
+    normalizer = dataclasses.replace(
+        problem.normalizer, mean=torch.tensor([1.0, -2.0, 0.5]), std=torch.tensor([2.0, 0.1, 1.0])
+    )
     problem = dataclasses.replace(problem, normalizer=normalizer)
     learner, _ = trained(problem, TD3BCConfig(**SMALL), 4)
     raw = problem.observations[:9]
@@ -185,5 +200,12 @@ def test_an_impossible_setting_is_refused_with_value_and_rule(settings, message)
 
 def test_the_defaults_are_the_papers():
     c = TD3BCConfig()
-    assert (c.alpha, c.discount, c.tau, c.policy_noise, c.noise_clip, c.policy_delay) == (2.5, 0.99, 0.005, 0.2, 0.5, 2)
+    assert (c.alpha, c.discount, c.tau, c.policy_noise, c.noise_clip, c.policy_delay) == (
+        2.5,
+        0.99,
+        0.005,
+        0.2,
+        0.5,
+        2,
+    )
     assert (c.lr, c.hidden, c.batch_size, c.normalize_observations) == (3e-4, 256, 256, True)

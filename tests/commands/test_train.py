@@ -119,7 +119,7 @@ def test_without_an_algorithm_the_names_are_shown(capsys):
         (["--alfa", "3"], "unknown option --alfa; did you mean --alpha?"),
         (["--steps", "many"], "--steps needs an integer, got 'many'"),
         (["--alpha", "big"], "--alpha needs a number, got 'big'"),
-        (["--steps"], "Missing value for argument '--steps'"),
+        (["--steps"], "missing value for argument '--steps'"),
         (["--rows", "some"], "invalid choice 'some' for argument '--rows'"),
         (["--steps", "-3"], "steps must be 1 or more, got -3"),
         (["--tau", "0.995"], "tau must be in (0, 0.5], got 0.995"),
@@ -191,10 +191,10 @@ def test_resume_has_its_own_usage(capsys):
 
 def test_kill_9_and_resume_in_fresh_processes(folder):
     """The whole way as a user goes it: the command, SIGKILL after the first checkpoint, the resume command."""
-    assert train("-q", "--steps", "400", "--checkpoint-every", "20", "--out", "whole") == 0
+    assert train("-q", "--steps", "800", "--checkpoint-every", "40", "--out", "whole") == 0
     (whole,) = folder.glob("whole/*/*/*")
     offrl = [sys.executable, "-m", "offrl.cli"]
-    more = ["--steps", "400", "--checkpoint-every", "20", "-q"]
+    more = ["--steps", "800", "--checkpoint-every", "40", "-q"]
     command = [*offrl, "train", "td3_bc", "--dataset", "tiny.npz", *SMALL, *STEPS, *more]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120

@@ -363,6 +363,13 @@ def test_a_broken_array_is_refused_in_one_line(changes, message):
     assert "\n" not in str(caught.value)
 
 
+def test_the_bad_row_of_a_long_array_is_named():
+    """Arrays are looked at in parts; row 150 000 lies in the third."""
+    zero = np.zeros((200_000, 1))
+    with pytest.raises(DatasetError, match="at row 150000;"):
+        OfflineDataset.from_arrays(zero, zero, at(200_000, 150_000, np.nan), np.zeros(200_000))
+
+
 @pytest.mark.parametrize(
     ("starts", "message"),
     [

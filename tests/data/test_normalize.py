@@ -14,7 +14,8 @@ def rows(n=200, seed=0):
 
 
 def test_normalized_data_have_mean_zero_and_std_almost_one():
-    """The constant is added to the std: the result's std is s / (s + 1e-3), 0.909 for a column with s = 0.01."""
+    """The constant is added to the std: the result's std is s / (s + 1e-3), 0.909 for a column with s = 0.01.
+    """
     data = rows()
     out = ObservationNormalizer.fit(data)(torch.from_numpy(data)).double().numpy()
     s = data.astype(np.float64).std(axis=0)
@@ -40,7 +41,9 @@ def test_the_epsilon_is_a_setting():
 
 
 def test_statistics_are_summed_in_float64():
-    """A million rows of 4096 +- 1: float32 sums of 4e9 have steps of 256, float64 ones give mean and std exactly."""
+    """A million rows of 4096 +- 1: float32 sums of 4e9 have steps of 256, float64 ones give mean and std
+    exactly.
+    """
     data = np.full((1_000_000, 1), 4096.0, np.float32)
     data[::2] += 1.0
     data[1::2] -= 1.0

@@ -16,7 +16,10 @@ def test_the_target_adds_the_discounted_next_value():
 def test_a_terminated_row_ignores_whatever_comes_next():
     """Its successor is often the first state of another episode: no value of it may matter."""
     r, ended = torch.tensor([1.0]), torch.tensor([1.0])
-    assert td_target(r, ended, torch.tensor([1e9]), 0.99).item() == td_target(r, ended, torch.tensor([-1e9]), 0.99).item()
+    assert (
+        td_target(r, ended, torch.tensor([1e9]), 0.99).item()
+        == td_target(r, ended, torch.tensor([-1e9]), 0.99).item()
+    )
 
 
 def test_a_discount_of_one_keeps_the_next_value_whole():
@@ -41,11 +44,15 @@ def test_the_td_gradient_is_twice_the_error_over_the_batch_and_none_for_the_targ
 
 @pytest.mark.parametrize("expectile", [0.5, 0.7, 0.9])
 def test_the_expectile_of_a_fair_coin_is_the_expectile_itself(expectile):
-    """For x in {0, 1} equally likely the gradient in v is tau (1 - v) - (1 - tau) v up to a factor: 0 at v = tau.
+    """For x in {0, 1} equally likely the gradient in v is tau (1 - v) - (1 - tau) v up to a factor: 0 at v =
+    tau.
 
     A grid search over v in [0, 1] finds it.
     """
-    coin, grid = torch.tensor([0.0, 1.0], dtype=torch.float64), torch.linspace(0, 1, 1001, dtype=torch.float64)
+    coin, grid = (
+        torch.tensor([0.0, 1.0], dtype=torch.float64),
+        torch.linspace(0, 1, 1001, dtype=torch.float64),
+    )
     losses = expectile_loss(coin - grid[:, None], expectile)
     assert grid[losses.argmin()].item() == pytest.approx(expectile, abs=1e-9)
 

@@ -28,7 +28,9 @@ def test_the_log_density_integrates_to_one():
 
 
 def test_the_gradients_of_the_log_density_are_closed_form():
-    """With z = (a - mean) / std: d/dmean = z / std, d/dlog_std = z^2 - 1 (0 at one std, so std fits the spread)."""
+    """With z = (a - mean) / std: d/dmean = z / std, d/dlog_std = z^2 - 1 (0 at one std, so std fits the
+    spread).
+    """
     mean = torch.tensor([[0.5, -1.0]], dtype=torch.float64, requires_grad=True)
     log_std = torch.tensor([[0.2, -0.7]], dtype=torch.float64, requires_grad=True)
     actions = torch.tensor([[1.5, -1.2]], dtype=torch.float64)
@@ -55,7 +57,9 @@ def test_the_weights_are_constants_for_the_gradient():
 
 
 def test_the_loss_is_minus_the_weighted_mean_of_each_seed():
-    """-(2 * -1 + 3 * -5) / 2 = 8.5 and -(0 * 7 + 1 * 4) / 2 = -2: a mean over the batch, not over the weights."""
+    """-(2 * -1 + 3 * -5) / 2 = 8.5 and -(0 * 7 + 1 * 4) / 2 = -2: a mean over the batch, not over the
+    weights.
+    """
     log_probs = torch.tensor([[-1.0, -5.0], [7.0, 4.0]], requires_grad=True)
     weights = torch.tensor([[2.0, 3.0], [0.0, 1.0]], requires_grad=True)
     loss = weighted_likelihood_loss(log_probs, weights)

@@ -14,8 +14,9 @@ def test_the_q_term_is_minus_alpha_mean_q_over_mean_absolute_q():
 
 
 def test_lambda_is_a_constant_for_the_gradient():
-    """dL/dQ_b = -lambda / B, the same for all b. Were lambda differentiated, a term +lambda mean Q sign(Q_b) / ... would
-    come in, and for Q > 0 the whole gradient would vanish (the loss is then -alpha, whatever Q)."""
+    """dL/dQ_b = -lambda / B, the same for all b. Were lambda differentiated, a term +lambda mean Q sign(Q_b)
+    / ... would come in, and for Q > 0 the whole gradient would vanish (the loss is then -alpha, whatever Q).
+    """
     q = torch.tensor([[1.0, 2.0, 6.0]], requires_grad=True)
     loss, scale = normalized_q_loss(q, 2.5)
     loss.sum().backward()

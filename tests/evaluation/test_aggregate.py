@@ -7,6 +7,10 @@ from offrl.errors import ConfigError
 from offrl.evaluation.aggregate import bootstrap_mean, iqm, stratified_bootstrap, summarize_run
 
 
+def mean(tables: np.ndarray) -> np.ndarray:
+    return tables.mean(axis=-1)
+
+
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
@@ -28,6 +32,8 @@ def test_iqm_is_the_mean_of_the_middle_half(scores, expected):
 def test_iqm_takes_any_shape_and_moves_with_shift_and_scale():
     x = rng().normal(size=(5, 4))
     assert iqm(x) == iqm(x.T.ravel())
+    assert iqm(x, axis=0).tolist() == [iqm(x[:, i]) for i in range(4)]
+    assert iqm(x, axis=1).tolist() == [iqm(row) for row in x]
     assert iqm(3.0 * x - 7.0) == pytest.approx(3.0 * iqm(x) - 7.0)
 
 
@@ -82,7 +88,7 @@ def test_stratified_bootstrap_resamples_runs_within_tasks_only():
     Drawing across tasks instead would mix 10 and 20.
     """
     scores = np.tile([10.0, 20.0], (5, 1))
-    low, high = stratified_bootstrap(scores, np.mean, rng=rng())
+    low, high = stratified_bootstrap(scores, mean, rng=rng())
     assert low == high == 15.0
 
 
@@ -93,20 +99,31 @@ def test_stratified_bootstrap_matches_the_exact_distribution_of_a_small_table():
         np.mean([scores[i, 0], scores[j, 0], scores[k, 1], scores[m, 1]])
         for i, j, k, m in itertools.product((0, 1), repeat=4)
     )
-    low, high = stratified_bootstrap(scores, np.mean, level=0.8, repeats=4_000, rng=rng())
+    low, high = stratified_bootstrap(scores, mean, level=0.8, repeats=4_000, rng=rng())
     assert (low, high) == (means[int(0.1 * 16)], means[15 - int(0.1 * 16)]) == (1.0, 3.0)
 
 
 def test_stratified_bootstrap_draws_each_task_on_its_own():
     """Two mirrored tasks: drawing the same runs for both would always give the total 2."""
-    seen = set()
+    totals = []
 
-    def remember(table: np.ndarray) -> float:
-        seen.add(table.sum())
-        return 0.0
+    def remember(tables: np.ndarray) -> np.ndarray:
+        totals.extend(tables.sum(axis=-1).tolist())
+        return np.zeros(len(tables))
 
     stratified_bootstrap(np.array([[0.0, 1.0], [1.0, 0.0]]), remember, repeats=200, rng=rng())
-    assert seen == {0.0, 1.0, 2.0, 3.0, 4.0}
+    assert set(totals) == {0.0, 1.0, 2.0, 3.0, 4.0}
+
+
+def test_stratified_bootstrap_of_the_iqm_by_hand():
+    """One run of 100, three of 0: the middle two of four draws are (0, 0) unless 100 comes twice or more.
+
+    P(at most once) = (3/4)^4 + 4 (1/4) (3/4)^3 = 0.738 and P(at most twice) = 0.949, so the quantile at 0.8
+    is the case of two, whose middle half is (0, 100).
+    """
+    scores = np.array([[0.0], [0.0], [0.0], [100.0]])
+    low, high = stratified_bootstrap(scores, level=0.6, repeats=4_000, rng=rng())
+    assert (low, high) == (0.0, 50.0)
 
 
 def test_an_interval_covers_about_as_often_as_it_says():

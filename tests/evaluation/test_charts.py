@@ -3,6 +3,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
+from offrl.errors import ConfigError
 from offrl.evaluation.charts import (
     Chart,
     Frame,
@@ -11,11 +12,11 @@ from offrl.evaluation.charts import (
     interval_chart,
     learning_curves,
     metric_chart,
-    save_curves,
     thinned,
     wants_log,
 )
 from offrl.evaluation.groups import Curve, group_runs
+from offrl.evaluation.report import save_curves
 from offrl.evaluation.runs import read_run
 from offrl.evaluation.svg import STYLES, Scale, marker, number, swatch, tag, ticks
 
@@ -41,7 +42,7 @@ def axis(markup, name):
 
 
 def test_a_line_says_what_the_data_say(make_run):
-    """The points of the mean, read back through the tick labels, are the evaluations: scores 10, 30, 50, 40."""
+    """The points of the mean, read back through the tick labels, are the scores 10, 30, 50, 40."""
     (task,) = group_runs([read_run(make_run())])
     markup = learning_curves(task).svg("c")
     (line,) = elements(markup, "polyline", "mean")
@@ -94,12 +95,14 @@ def test_names_are_escaped_and_ids_are_distinct():
     assert root.get("aria-labelledby") == "one-t one-d"
 
 
-def test_a_wide_metric_gets_a_logarithmic_axis(make_run):
-    """critic_loss 1000 .. 100 spans a factor of 10; divided by 1 .. 10 twice it would span 100."""
+def test_a_wide_metric_gets_a_logarithmic_axis():
+    """From a factor of 100 on, and never with values at or below 0; decades are then equally far apart."""
     assert not wants_log([Curve(np.arange(2), np.array([1000.0, 100.0]))])
     assert wants_log([Curve(np.arange(2), np.array([1000.0, 10.0]))])
     assert not wants_log([Curve(np.arange(2), np.array([1000.0, 0.0]))])
-    chart = Chart("loss", "", [Series("a", 0, Curve(np.array([1, 2, 3]), np.array([1e3, 1e2, 1e1])))], log=True)
+    chart = Chart(
+        "loss", "", [Series("a", 0, Curve(np.array([1, 2, 3]), np.array([1e3, 1e2, 1e1])))], log=True
+    )
     ys = polyline(elements(chart.svg("c"), "polyline", "mean")[0])[:, 1]
     assert ys[1] - ys[0] == pytest.approx(ys[2] - ys[1], abs=0.11)
 
@@ -137,6 +140,7 @@ def test_intervals_lie_where_their_numbers_say():
 
 def test_curves_are_saved_as_one_standalone_file(make_run, tmp_path):
     runs = [read_run(make_run("a")), read_run(make_run("b", dataset_name="other", seed=2))]
+    runs.append(read_run(make_run("c", dataset_name="never evaluated", evaluated=False)))
     path = tmp_path / "curves.svg"
     save_curves(runs, path)
     root = ET.fromstring(path.read_text())
@@ -144,6 +148,12 @@ def test_curves_are_saved_as_one_standalone_file(make_run, tmp_path):
     assert root.find(SVG + "style") is not None
     ids = [e.get("id") for e in root.iter() if e.get("id")]
     assert len(ids) == len(set(ids)) == 4
+
+
+def test_there_is_no_file_of_curves_without_an_evaluation(make_run, tmp_path):
+    with pytest.raises(ConfigError, match="no run was evaluated"):
+        save_curves([read_run(make_run(evaluated=False))], tmp_path / "curves.svg")
+    assert not (tmp_path / "curves.svg").exists()
 
 
 def test_long_labels_are_cut_and_wrapped_inside_the_frame():

@@ -17,7 +17,9 @@ def test_seeds_of_the_same_settings_are_one_group(make_run):
 
 
 def test_the_order_of_the_arguments_does_not_matter(make_run):
-    folders = [make_run(f"r{i}", seed=i % 2, algorithm=name) for i, name in enumerate(("iql", "bc", "iql", "bc"))]
+    folders = [
+        make_run(f"r{i}", seed=i % 2, algorithm=name) for i, name in enumerate(("iql", "bc", "iql", "bc"))
+    ]
     shapes = [
         [(g.label, [r.directory for r in g.runs]) for g in tasks_of(*order)[0].groups]
         for order in (folders, folders[::-1])

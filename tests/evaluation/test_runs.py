@@ -103,7 +103,10 @@ def truncate_final(folder):
 
 
 def claim_a_huge_array(folder):
-    with zipfile.ZipFile(folder / "final_returns.npz", "w") as archive, archive.open("returns.npy", "w") as member:
+    with (
+        zipfile.ZipFile(folder / "final_returns.npz", "w") as archive,
+        archive.open("returns.npy", "w") as member,
+    ):
         header = {"descr": "<f8", "fortran_order": False, "shape": (10**15,)}
         np.lib.format.write_array_header_1_0(member, header)
 
@@ -115,14 +118,26 @@ DAMAGE = {
     "missing column": (in_table("eval.csv", "return", "reward"), "eval.csv has no column 'return'"),
     "column twice": (in_table("metrics.csv", "actor_loss", "critic_loss"), "names a column twice"),
     "a word": (in_table("metrics.csv", "500.0", "fast"), "metrics.csv line 3: could not convert"),
-    "short row": (in_table("timing.csv", "200,0.4,500.0", "200,0.4"), "timing.csv line 3 has 2 cells, the header has 3"),
-    "steps backwards": (in_table("metrics.csv", "\n300,", "\n100,"), "metrics.csv line 4: 'step' must be a whole"),
+    "short row": (
+        in_table("timing.csv", "200,0.4,500.0", "200,0.4"),
+        "timing.csv line 3 has 2 cells, the header has 3",
+    ),
+    "steps backwards": (
+        in_table("metrics.csv", "\n300,", "\n100,"),
+        "metrics.csv line 4: 'step' must be a whole",
+    ),
     "half a step": (in_table("metrics.csv", "\n300,", "\n300.5,"), "metrics.csv line 4: 'step'"),
     "no step": (in_table("metrics.csv", "\n300,", "\n,"), "metrics.csv line 4: 'step'"),
     "infinite step": (in_table("metrics.csv", "\n1000,", "\ninf,"), "metrics.csv line 11: 'step'"),
-    "infinite return": (in_table("eval.csv", "50.0", "inf"), "eval.csv line 5: 'return' is not a finite number"),
+    "infinite return": (
+        in_table("eval.csv", "50.0", "inf"),
+        "eval.csv line 5: 'return' is not a finite number",
+    ),
     "no return": (in_table("eval.csv", "500,0,50.0", "500,0,"), "eval.csv line 5: 'return' is not a finite"),
-    "episode twice": (in_table("eval.csv", "500,1,", "500,0,"), "episodes of step 500 must be numbered 0, 1, 2"),
+    "episode twice": (
+        in_table("eval.csv", "500,1,", "500,0,"),
+        "episodes of step 500 must be numbered 0, 1, 2",
+    ),
     "config not JSON": (overwrite("config.json", b"{"), "config.json is not valid JSON"),
     "config of another program": (overwrite("config.json", b'{"model": "x"}'), "does not describe a run"),
     "future format": (edit_config(format=2), "has format 2, this version reads 1; upgrade"),
@@ -131,7 +146,10 @@ DAMAGE = {
     "references equal": (edit_config(reference_returns=[1.0, 1.0]), "'reference_returns' is"),
     "data mean is text": (edit_config(dataset_return_mean="high"), "'dataset_return_mean' is 'high'"),
     "final not numbers": (final(returns=np.array(["a"])), "'returns' must be finite numbers"),
-    "final pickled": (final(returns=np.array([{}], dtype=object)), "final_returns.npz is damaged: Object arrays"),
+    "final pickled": (
+        final(returns=np.array([{}], dtype=object)),
+        "final_returns.npz is damaged: Object arrays",
+    ),
     "final nan": (final(returns=np.array([np.nan])), "'returns' must be finite"),
     "final misses returns": (final(lengths=np.ones(1)), "final_returns.npz is damaged"),
     "final cut": (truncate_final, "final_returns.npz is damaged"),
@@ -158,12 +176,12 @@ def test_runs_are_found_below_a_folder_once_each(make_run, tmp_path):
 
 
 def test_folders_without_runs_are_refused(make_run, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such folder: .*/nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no such folder: .*/nowhere"):
         find_runs([tmp_path / "nowhere"])
     with pytest.raises(FileNotFoundError, match="is not a run directory"):
         read_run(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="empty holds no run: there is no config.json"):
+    with pytest.raises(CheckpointError, match=r"empty holds no run: there is no config\.json"):
         find_runs([tmp_path / "empty"])
     with pytest.raises(CheckpointError, match="is a file; name a run directory"):
         find_runs([make_run() / "config.json"])

@@ -30,7 +30,9 @@ def make(seeds=(0,), settings=SETTINGS, low=LOW, high=HIGH):
 def draw(seeds=(0,), size=16, index=0):
     problem = tiny_problem(seeds)
     actions = 2 + 2 * problem.actions  # anything: the critic does not ask where actions come from
-    problem = dataclasses.replace(problem, actions=actions, terminated=(problem.terminated + problem.rewards > 0).float())
+    problem = dataclasses.replace(
+        problem, actions=actions, terminated=(problem.terminated + problem.rewards > 0).float()
+    )
     generators = problem.streams("data")
     return [source_of(problem, size).sample(generators) for _ in range(index + 1)][-1]
 
@@ -66,11 +68,15 @@ def same(a, b):
 
 
 def test_squash_maps_minus_one_and_one_to_the_ends_of_the_box():
-    """center + half-range tanh(u): u = 0 is the center, u -> +-inf the ends; in the unit box it is tanh itself."""
+    """center + half-range tanh(u): u = 0 is the center, u -> +-inf the ends; in the unit box it is tanh
+    itself.
+    """
     box = ActionBox(LOW, HIGH)
     raw = torch.tensor([[0.0, 0.0], [50.0, 50.0], [-50.0, -50.0], [0.5, 0.5]])
     t = torch.tensor(0.5).tanh()
-    torch.testing.assert_close(box.squash(raw), torch.stack([(LOW + HIGH) / 2, HIGH, LOW, torch.stack([t, 2 + 2 * t])]))
+    torch.testing.assert_close(
+        box.squash(raw), torch.stack([(LOW + HIGH) / 2, HIGH, LOW, torch.stack([t, 2 + 2 * t])])
+    )
     unit = ActionBox(-torch.ones(2), torch.ones(2))
     assert unit.is_unit
     assert not box.is_unit
@@ -80,11 +86,17 @@ def test_squash_maps_minus_one_and_one_to_the_ends_of_the_box():
 def test_clip_stops_at_each_dimensions_own_bounds():
     far = torch.tensor([[9.0, 9.0], [-9.0, -9.0], [0.5, 3.0]])
     assert ActionBox(LOW, HIGH).clip(far).tolist() == [[1.0, 4.0], [-1.0, 0.0], [0.5, 3.0]]
-    assert ActionBox(-torch.ones(2), torch.ones(2)).clip(far).tolist() == [[1.0, 1.0], [-1.0, -1.0], [0.5, 1.0]]
+    assert ActionBox(-torch.ones(2), torch.ones(2)).clip(far).tolist() == [
+        [1.0, 1.0],
+        [-1.0, -1.0],
+        [0.5, 1.0],
+    ]
 
 
 def test_act_and_values_are_those_of_the_single_networks():
-    """pi is network s, Q_j network 2 s + j on the observation followed by the action; shapes (S, B, A), (S, E, B)."""
+    """pi is network s, Q_j network 2 s + j on the observation followed by the action; shapes (S, B, A), (S,
+    E, B).
+    """
     td3, batch = make((0, 1, 2)), draw((0, 1, 2))
     actions, values = td3.act(td3.actor.params, batch.observations), None
     values = td3.values(td3.critic.params, batch.observations, batch.actions)
@@ -102,7 +114,8 @@ def test_act_and_values_are_those_of_the_single_networks():
 
 
 def test_the_target_is_td3s():
-    """y = r + gamma (1 - d) min_j Q'_j(s', clip(pi'(s') + half clip(.2 eps, +-.5))), with torch's own modules.
+    """y = r + gamma (1 - d) min_j Q'_j(s', clip(pi'(s') + half clip(.2 eps, +-.5))), with torch's own
+    modules.
 
     Online and target networks differ, the box is not [-1, 1], and the noise is large enough to be clipped.
     """
@@ -137,7 +150,9 @@ def test_the_target_does_not_look_at_the_online_networks():
 
 @pytest.mark.parametrize("member", [0, 1])
 def test_the_target_takes_the_lower_twin(member):
-    """A twin that is far above the other has no say, however far; one that is 1000 below takes all of y with it."""
+    """A twin that is far above the other has no say, however far; one that is 1000 below takes all of y with
+    it.
+    """
     td3, batch = make(), draw()
     bias, y = td3.critic.target[-1][member], {}
     start = bias.clone()
@@ -150,7 +165,8 @@ def test_the_target_takes_the_lower_twin(member):
 
 
 def test_termination_stops_the_bootstrap_and_a_time_limit_does_not():
-    """A cut by a time limit arrives as terminated = 0: its target holds the next value like any other row's."""
+    """A cut by a time limit arrives as terminated = 0: its target holds the next value like any other row's.
+    """
     td3, batch = make(), draw()
     td3.critic.target[-1] += 100.0
     y = td3.target(batch, torch.zeros_like(batch.actions))
@@ -161,7 +177,9 @@ def test_termination_stops_the_bootstrap_and_a_time_limit_does_not():
 
 
 def test_the_target_noise_is_clipped_in_units_of_the_half_range():
-    """Any draw beyond noise_clip / policy_noise = 2.5 stds acts like one of exactly 2.5; a smaller one does not."""
+    """Any draw beyond noise_clip / policy_noise = 2.5 stds acts like one of exactly 2.5; a smaller one does
+    not.
+    """
     td3, batch = make(), draw()
     y = {z: td3.target(batch, torch.full_like(batch.actions, z)) for z in (-1e9, -2.5, -1.0, 1.0, 2.5, 1e9)}
     torch.testing.assert_close(y[1e9], y[2.5])
@@ -186,7 +204,9 @@ def test_the_target_action_stays_inside_the_box(high):
 
 
 def test_the_critics_gradient_is_that_of_the_summed_squared_errors():
-    """L_Q = sum_j mean_B (Q_j - y)^2 for each seed apart; y is a constant. By autograd through torch's modules."""
+    """L_Q = sum_j mean_B (Q_j - y)^2 for each seed apart; y is a constant. By autograd through torch's
+    modules.
+    """
     td3, batch = make((0, 1)), draw((0, 1))
     noise = normal(batch.actions.shape[1:], streams((0, 1), "eps"))
     grads, metrics = td3.critic_gradients(batch, noise)
@@ -204,7 +224,9 @@ def test_the_critics_gradient_is_that_of_the_summed_squared_errors():
 
 
 def test_the_actors_gradient_goes_through_the_first_critic():
-    """dL/d(actor) of -mean Q_1(s, pi(s)) + (pi - anchor)^2 / 2, per seed, by autograd through torch's modules."""
+    """dL/d(actor) of -mean Q_1(s, pi(s)) + (pi - anchor)^2 / 2, per seed, by autograd through torch's
+    modules.
+    """
     td3, batch = make((0, 1)), draw((0, 1))
     grads, metrics = td3.actor_gradients(batch.observations, batch.actions)
     for s in range(2):
@@ -238,11 +260,15 @@ def test_the_second_critic_plays_no_part_in_the_actors_gradient():
 
 
 def test_one_seeds_rows_do_not_reach_the_others():
-    """Losses are summed over seeds, so changing seed 1's batch leaves the gradients of seeds 0 and 2 bit-equal."""
+    """Losses are summed over seeds, so changing seed 1's batch leaves the gradients of seeds 0 and 2 bit-
+    equal.
+    """
     td3, batch = make((0, 1, 2)), draw((0, 1, 2))
     other = draw((0, 1, 2), index=1)
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if f.name != "next_actions"}
-    mixed = {name: torch.stack([value[0], getattr(other, name)[1], value[2]]) for name, value in fields.items()}
+    mixed = {
+        name: torch.stack([value[0], getattr(other, name)[1], value[2]]) for name, value in fields.items()
+    }
     noise = normal(batch.actions.shape[1:], streams((0, 1, 2), "eps"))
     for function in (
         lambda b: td3.critic_gradients(b, noise)[0],
@@ -259,7 +285,9 @@ def test_one_seeds_rows_do_not_reach_the_others():
 
 
 def test_actor_and_both_targets_move_only_every_policy_delay_updates():
-    """policy_delay = 3: updates 1 and 2 move the critics alone; update 3 moves all, and says so in its metrics."""
+    """policy_delay = 3: updates 1 and 2 move the critics alone; update 3 moves all, and says so in its
+    metrics.
+    """
     td3 = make(settings=dataclasses.replace(SETTINGS, policy_delay=3))
     for update in range(1, 7):
         before, batch = snapshot(td3), draw(index=update)
@@ -331,7 +359,8 @@ def test_every_update_draws_fresh_noise_for_each_seed_from_its_own_stream():
 
 
 def test_restored_training_goes_on_bit_for_bit():
-    """Networks, targets, moments, the update counter (it decides the next actor step) and the noise streams."""
+    """Networks, targets, moments, the update counter (it decides the next actor step) and the noise streams.
+    """
 
     def run(td3, indices):
         for index in indices:
@@ -349,8 +378,30 @@ def test_restored_training_goes_on_bit_for_bit():
         assert same(a[name], b[name]), name
 
 
+class ElsewhereTensor:
+    """Stands for a tensor that a checkpoint's loader put on the run's device: generators take CPU tensors
+    only.
+    """
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def cpu(self):
+        return self.tensor
+
+
+def test_noise_streams_are_restored_from_a_state_on_another_device():
+    saved = make()
+    state = saved.state_dict()
+    state["noise"] = [ElsewhereTensor(s) for s in state["noise"]]
+    restored = make((5,))
+    restored.load_state_dict(state)
+    assert torch.equal(normal((2,), restored.noise), normal((2,), saved.noise))
+
+
 def test_the_form_that_is_compiled_makes_the_same_updates(monkeypatch):
-    """Compiled, gradients come from torch.func and the anchor is found outside the graph; both forms agree."""
+    """Compiled, gradients come from torch.func and the anchor is found outside the graph; both forms agree.
+    """
     eager = make((0, 1), settings=dataclasses.replace(SETTINGS, policy_delay=1))
     twin = copy.deepcopy(eager)
     twin.compiled = True
@@ -388,6 +439,15 @@ def test_the_form_that_is_compiled_makes_the_same_updates(monkeypatch):
 def test_an_impossible_setting_is_refused_with_value_and_rule(setting, value, message):
     with pytest.raises(ConfigError, match=message):
         TD3Settings(**{setting: value})
+
+
+@pytest.mark.parametrize("tau", [-0.1, 0.0, 1.0, 1.5])
+def test_the_hint_about_tau_is_given_only_where_it_helps(tau):
+    """1 - tau is a possible setting only for tau in [0.5, 1): a hint of 1.1 or -0.5 would be refused as well.
+    """
+    with pytest.raises(ConfigError, match=rf"tau must be in \(0, 0.5\], got {tau}") as refused:
+        TD3Settings(tau=tau)
+    assert "did you mean" not in str(refused.value)
 
 
 @pytest.mark.parametrize("setting", ["discount", "tau", "policy_delay", "lr", "hidden", "batch_size"])

@@ -16,12 +16,16 @@ def network(copies=1, seeds=(0,), dtype=torch.float64):
 
 
 def inputs(groups, seed=0):
-    return torch.randn(groups, BATCH, SIZES[0], dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        groups, BATCH, SIZES[0], dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def dropout_masks(groups, rate=0.4):
     generator = torch.Generator().manual_seed(1)
-    draws = [torch.rand(groups, BATCH, width, generator=generator, dtype=torch.float64) for width in SIZES[1:-1]]
+    draws = [
+        torch.rand(groups, BATCH, width, generator=generator, dtype=torch.float64) for width in SIZES[1:-1]
+    ]
     return [(u >= rate).double() / (1 - rate) for u in draws]
 
 
@@ -38,7 +42,8 @@ def plain(params, x, masks=None):
 
 
 def test_the_output_is_that_of_linear_layers_and_relus():
-    """``unstack`` gives torch.nn.Linear's layout, so a Sequential filled with it computes the same outputs."""
+    """``unstack`` gives torch.nn.Linear's layout, so a Sequential filled with it computes the same outputs.
+    """
     params, x = network(copies=2, seeds=(0, 1)), inputs(4)
     out = mlp(params, x)
     assert out.shape == (4, SIZES[-1], BATCH)
@@ -124,8 +129,8 @@ def test_member_and_detached_are_views():
 def test_only_the_wanted_gradients_are_computed(monkeypatch, weights, input_too, products):
     """Three layers: one product a layer for the weights' gradients, one for the flow to the layer below.
 
-    A critic's loss does not need the flow into the input (5 products), an actor's loss through the critic does
-    not need the critic's weight gradients (3 products).
+    A critic's loss does not need the flow into the input (5 products), an actor's loss through the critic
+    does not need the critic's weight gradients (3 products).
     """
     params, x = network(), inputs(1).requires_grad_(input_too)
     params = params if weights else detached(params)
@@ -139,11 +144,12 @@ def test_only_the_wanted_gradients_are_computed(monkeypatch, weights, input_too,
     torch.testing.assert_close(got, reference)
 
 
-def test_one_frozen_layer_leaves_the_others_gradients_right():
-    """Each layer's gradients are computed by its own need: freezing the middle one changes none of the rest."""
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_one_frozen_layer_leaves_the_others_gradients_right(layer):
+    """Each layer's gradients are computed by its own need: freezing one changes none of the rest."""
     params, x = network(), inputs(1)
-    params[2].requires_grad_(False)
-    params[3].requires_grad_(False)
+    params[2 * layer].requires_grad_(False)
+    params[2 * layer + 1].requires_grad_(False)
     wanted = [p for p in params if p.requires_grad]
     got = torch.autograd.grad(mlp(params, x).sum(), wanted)
     torch.testing.assert_close(got, torch.autograd.grad(plain(params, x).sum(), wanted))
@@ -157,11 +163,12 @@ def test_a_second_derivative_is_refused_rather_than_wrong():
 
 
 def test_a_second_backward_is_refused_rather_than_wrong():
-    """The hidden layers' memory goes back to the pool in the backward, so there is nothing to repeat it from."""
+    """The hidden layers' memory goes back to the pool in the backward, so there is nothing to repeat it from.
+    """
     params, x = network(), inputs(1)
     out = mlp(params, x)
     torch.autograd.grad(out.sum(), params, retain_graph=True)
-    with pytest.raises((AttributeError, RuntimeError)):
+    with pytest.raises(RuntimeError, match="once a forward pass"):
         torch.autograd.grad(out.sum(), params)
 
 
@@ -182,7 +189,10 @@ def test_networks_that_are_alive_together_share_no_memory(hidden):
     of each graph alone, and no later call changes what an earlier one returned.
     """
     sizes = (3, *hidden, 2)
-    nets = [[p.detach().double().requires_grad_() for p in init_mlp(sizes, 1, streams((k,), "init"))] for k in range(3)]
+    nets = [
+        [p.detach().double().requires_grad_() for p in init_mlp(sizes, 1, streams((k,), "init"))]
+        for k in range(3)
+    ]
     xs = [inputs(1, seed=k).requires_grad_() for k in range(3)]
 
     def reference(k):
@@ -205,9 +215,24 @@ def test_networks_that_are_alive_together_share_no_memory(hidden):
         torch.testing.assert_close(results[k], grads)
 
 
+def test_calls_in_inference_mode_leave_training_alone():
+    """Rollouts run in inference mode; memory made there may not be written outside, so none may reach the
+    pool.
+    """
+    params, x = network(), inputs(1)
+    want = torch.autograd.grad(plain(params, x).sum(), params)
+    with torch.inference_mode():
+        torch.testing.assert_close(mlp(detached(params), x), plain(detached(params), x))
+    mlp(detached(params), x)
+    with torch.inference_mode():
+        mlp(detached(params), x)
+    torch.testing.assert_close(torch.autograd.grad(mlp(params, x).sum(), params), want)
+
+
 @pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
 def test_the_form_that_is_compiled_computes_the_same(monkeypatch, dropout):
-    """Under torch.compile ``mlp`` is a plain composition; values and gradients equal the hand-written node's."""
+    """Under torch.compile ``mlp`` is a plain composition; values and gradients equal the hand-written node's.
+    """
     params, x = network(copies=2, seeds=(0, 1)), inputs(2).requires_grad_()
     masks = dropout_masks(4) if dropout else None
     eager = mlp(params, x, masks)
@@ -219,11 +244,12 @@ def test_the_form_that_is_compiled_computes_the_same(monkeypatch, dropout):
 
 
 def test_initial_weights_are_uniform_within_one_over_the_root_of_the_fan_in():
-    """torch's default for nn.Linear: weights and biases U(-1/sqrt(in), 1/sqrt(in)), whose std is that / sqrt(3).
+    """torch's default for nn.Linear: weights and biases U(-1/sqrt(in), 1/sqrt(in)), whose std is that /
+    sqrt(3).
 
     Of n draws the sample std has standard error std sqrt((9/5 - 1) / (4 n)) (a uniform's kurtosis is 9/5) and
-    the sample mean std / sqrt(n); both are held to 5 of them. The largest of n falls short of the bound by more
-    than 10/n of it with probability exp(-5) a side.
+    the sample mean std / sqrt(n); both are held to 5 of them. The largest of n falls short of the bound by
+    more than 10/n of it with probability exp(-5) a side.
     """
     sizes = (64, 100, 16, 50)
     params = init_mlp(sizes, 3, streams((0, 1), "init"))

@@ -51,7 +51,9 @@ def test_minimize_computes_and_moves_its_own_network_only():
 
 @pytest.mark.parametrize("layout", ["transposed", "expanded"])
 def test_a_gradient_in_another_memory_layout_makes_the_same_step(layout):
-    """autograd hands out views: the gradient of w.sum() is one expanded number, that of a transpose is transposed."""
+    """autograd hands out views: the gradient of w.sum() is one expanded number, that of a transpose is
+    transposed.
+    """
     grad = torch.tensor([[1.0, -2.0, 3.0], [4.0, 5.0, -6.0]]).T.contiguous().T
     if layout == "expanded":
         grad = torch.tensor([[3.0], [-1.0]]).expand(2, 3)
@@ -119,7 +121,8 @@ def go_on(net, steps):
 
 
 def test_restored_training_goes_on_bit_for_bit():
-    """Weights, target and Adam's moments and step count are all in the state; restored, six steps equal six."""
+    """Weights, target and Adam's moments and step count are all in the state; restored, six steps equal six.
+    """
     whole, state = trained(6), copy.deepcopy(trained(3).state_dict())
     resumed = trained(1, seed=9)
     storage = [p.data_ptr() for p in resumed.params]
@@ -133,10 +136,18 @@ def test_restored_training_goes_on_bit_for_bit():
 def test_a_state_of_another_shape_is_refused():
     net = Trainable(init_mlp((2, 4, 1), 1, streams((0,), "init")), 1e-2)
     wider = Trainable(init_mlp((2, 5, 1), 1, streams((0,), "init")), 1e-2).state_dict()
-    with pytest.raises(RuntimeError, match="size of tensor"):
+    with pytest.raises((RuntimeError, ValueError)):
         net.load_state_dict(wider)
     with pytest.raises(ValueError, match="shorter"):
         net.load_state_dict(wider | {"params": net.state_dict()["params"][:2]})
+
+
+def test_the_state_of_one_seed_does_not_spread_over_a_stack():
+    """Shapes (1, ...) would broadcast into (3, ...): every seed would silently go on as a copy of the one."""
+    one = Trainable(init_mlp((2, 4, 1), 1, streams((0,), "init")), 1e-2)
+    three = Trainable(init_mlp((2, 4, 1), 1, streams((0, 1, 2), "init")), 1e-2)
+    with pytest.raises(ValueError, match=r"shape \(1, 2, 4\).*\(3, 2, 4\)"):
+        three.load_state_dict(one.state_dict())
 
 
 @pytest.mark.parametrize("compiling", [False, True], ids=["eager", "as compiled"])

@@ -6,7 +6,13 @@ import torch
 from offrl.training.check import _unequal, batches, check_algorithm, source_of, tiny_problem
 from offrl.training.problem import Algorithm
 
-CHECKS = ["update() returns", "two runs from one seed", "2N updates equal", "a saved policy", "seed k of a stack"]
+CHECKS = [
+    "update() returns",
+    "two runs from one seed",
+    "2N updates equal",
+    "a saved policy",
+    "seed k of a stack",
+]
 
 METHOD = """
 import torch
@@ -116,7 +122,8 @@ GENERATOR = torch.Generator().manual_seed(0)
     def policy(self, seed=0):
         from offrl.nn.mlp import unstack
         from offrl.nn.policy import DeterministicPolicy
-        return DeterministicPolicy.from_params(unstack(self.actor.params, seed), 3 + self.box.low, 3 + self.box.high)
+        low, high = 3 + self.box.low, 3 + self.box.high
+        return DeterministicPolicy.from_params(unstack(self.actor.params, seed), low, high)
 """,
         3,
         "left the action box",
@@ -166,7 +173,26 @@ def test_a_sound_method_passes_every_check(tmp_path):
     file.write_text(METHOD.format(body=""))
     found = findings(file)
     assert [problem for _, problem in found] == [None] * len(CHECKS)
-    assert all(name.startswith(start) and not name.endswith(".") for (name, _), start in zip(found, CHECKS, strict=True))
+    assert all(
+        name.startswith(start) and not name.endswith(".")
+        for (name, _), start in zip(found, CHECKS, strict=True)
+    )
+
+
+def test_the_global_random_streams_may_be_used(tmp_path):
+    """A run seeds them and saves them in its checkpoints, so a method that draws from them is sound."""
+    body = """
+    def update(self, batch):
+        import random
+        import numpy as np
+        scale = 1.0 + 0.01 * (np.random.rand() + random.random() + torch.rand(1).item())
+        loss = scale * squared_distance(self.pi(batch), batch.actions)
+        self.actor.minimize(loss.sum())
+        return {"bc_loss": loss.detach()}
+"""
+    file = tmp_path / "mine.py"
+    file.write_text(METHOD.format(body=body))
+    assert [problem for _, problem in findings(file)] == [None] * len(CHECKS)
 
 
 def test_a_finding_does_not_hide_the_checks_after_it(tmp_path):
@@ -174,7 +200,12 @@ def test_a_finding_does_not_hide_the_checks_after_it(tmp_path):
     file.write_text(METHOD.format(body='\n    def policy(self, seed=0):\n        raise KeyError("policy")\n'))
     found = findings(file)
     assert len(found) == len(CHECKS)
-    assert [problem for _, problem in found] == [None, "KeyError: 'policy'", None, *["KeyError: 'policy'"] * 2]
+    assert [problem for _, problem in found] == [
+        None,
+        "KeyError: 'policy'",
+        None,
+        *["KeyError: 'policy'"] * 2,
+    ]
 
 
 def test_differences_are_found_at_any_depth_and_named():
@@ -200,7 +231,8 @@ def test_the_tiny_problem_is_the_same_every_time_and_has_every_kind_of_row():
 def test_batches_give_next_actions_to_the_methods_that_ask():
     problem = tiny_problem()
     with_them, without = (
-        next(batches(Algorithm(object, lambda p, c: None, next_actions=asks), problem)) for asks in (True, False)
+        next(batches(Algorithm(object, lambda p, c: None, next_actions=asks), problem))
+        for asks in (True, False)
     )
     assert torch.equal(with_them.next_actions, problem.next_actions[with_them.rows])
     assert without.next_actions is None

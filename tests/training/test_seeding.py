@@ -18,7 +18,11 @@ def test_the_same_seed_and_name_give_the_same_numbers():
 
 def test_seeds_and_names_give_different_streams():
     """All pairs of 50 seeds and 4 names start differently, neighbouring seeds included."""
-    starts = {(s, name): stream(s, name).initial_seed() for s in range(50) for name in ("init", "noise", "data", "eval")}
+    starts = {
+        (s, name): stream(s, name).initial_seed()
+        for s in range(50)
+        for name in ("init", "noise", "data", "eval")
+    }
     assert len(set(starts.values())) == len(starts)
 
 
@@ -51,7 +55,9 @@ def test_normal_draws_come_from_each_seeds_own_stream():
 
 
 def test_normal_draws_are_standard_normal():
-    """Mean 0 with standard error 1/sqrt(n), variance 1 with sqrt(2/n), fourth moment 3 with sqrt(96/n); 5 of each."""
+    """Mean 0 with standard error 1/sqrt(n), variance 1 with sqrt(2/n), fourth moment 3 with sqrt(96/n); 5 of
+    each.
+    """
     n = 200_000
     x = normal((n,), [stream(0, "noise")])[0].double()
     assert abs(x.mean().item()) < 5 / n**0.5

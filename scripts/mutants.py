@@ -1,0 +1,398 @@
+"""Breaks the package on purpose, one place at a time, and says which test notices.
+
+    python scripts/mutants.py [WORD ...]     only the mutants whose file or texts hold one of the words
+
+Each pair in the table below is applied alone to a temporary copy of the package, and the tests of that file
+are run until one fails: killed. A mutant that no test notices survived, and the exit code is 1. A text that is
+not found exactly once in its file means that the table is out of date.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch._dynamo  # loaded once here instead of in every child
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 300  # a mutant may make a test hang
+
+TESTS = {  # file -> its tests
+    "nn/mlp.py": "nn/test_mlp.py",
+    "nn/trainable.py": "nn/test_trainable.py",
+    "nn/gradients.py": "nn/test_trainable.py",
+    "nn/actor_critic.py": "nn/test_actor_critic.py",
+    "estimators/bellman.py": "estimators/test_bellman.py",
+    "estimators/likelihood.py": "estimators/test_likelihood.py",
+    "estimators/pathwise.py": "estimators/test_pathwise.py",
+    "algos/__init__.py": "algos/test_every_algorithm.py",
+    "algos/bc.py": "algos/test_bc.py",
+    "algos/td3_bc.py": "algos/test_td3_bc.py",
+    "algos/iql.py": "algos/test_iql.py",
+    "algos/prdc.py": "algos/test_prdc.py",
+    "data/normalize.py": "data/test_normalize.py",
+    "data/source.py": "data/test_source.py",
+    "training/seeding.py": "training/test_seeding.py",
+    "training/check.py": "training/test_check.py",
+}
+
+MUTANTS = {  # file -> pairs of a text and what stands in its place
+    "nn/mlp.py": [
+        ("* fan_in**-0.5", "* fan_out**-0.5"),
+        ("* fan_in**-0.5", "* (3 / fan_in) ** 0.5"),
+        ("(2.0 * u - 1.0)", "u"),
+        ("for generator in generators:", "for generator in [generators[0]] * len(generators):"),
+        ("p.view(-1, members, *p.shape[1:])[:, index]", "p.view(members, -1, *p.shape[1:])[index]"),
+        ("[:, index] for p", "[:, 0] for p"),
+        ("x[:, None].expand(-1, copies, -1, -1)", "x[None].expand(copies, -1, -1, -1)"),
+        ("(weight if last else weight.T)", "(weight.T if last else weight.T)"),
+        ("(weight if last else weight.T).clone().contiguous()", "(weight if last else weight.T)"),
+        ("return [p.detach() for p in params]", "return [p.detach().clone() for p in params]"),
+        ("return [p.detach() for p in params]", "return list(params)"),
+        ("h if masks is None else h.mul_(masks[i // 2])", "h"),
+        ("h.mul_(masks[i // 2])", "h.mul_(masks[0][..., : h.shape[2]])"),
+        ("h = h if masks is None else h * masks[i // 2]", "h = h"),
+        ("baddbmm(params[i + 1], h, params[i]).relu()", "baddbmm(params[i + 1], h, params[i]).tanh()"),
+        ("flow.mul_(masks[layer])", "pass"),
+        ("flow.mul_(masks[layer])", "flow.div_(masks[layer].clamp(min=1e-9))"),
+        ("threshold_backward.grad_input(flow, hidden, 0,", "threshold_backward.grad_input(flow, hidden, -1,"),
+        (
+            "grads[2 * layers + 1] = grad_out.sum(2, keepdim=True)",
+            "grads[2 * layers + 1] = grad_out.mean(2, keepdim=True)",
+        ),
+        (
+            "grads[2 * layer + 3] = flow.sum(1, keepdim=True)",
+            "grads[2 * layer + 3] = flow.mean(1, keepdim=True)",
+        ),
+        ("if want[2 * layers]:", "if True:"),
+        ("if want[2 * layer + 2]:", "if True:"),
+        ("if want[2 * layer + 2]:", "if want[2 * layers]:"),
+        ("elif want[0]:", "else:"),
+        ("    @torch.autograd.function.once_differentiable\n", ""),
+        ("        del ctx.activations", "        pass"),
+        ("free.pop() if free else", "free[-1] if free else"),
+        ("            if not train and i:\n", "            if i:\n"),
+        ("if len(sizes) < 3:", "if len(sizes) < 2:"),
+    ],
+    "nn/trainable.py": [
+        ("beta1=0.9,", "beta1=0.99,"),
+        ("beta2=0.999,", "beta2=0.99,"),
+        ("eps=1e-8,", "eps=1e-5,"),
+        ("weight_decay=0.0,", "weight_decay=0.01,"),
+        ("maximize=False,", "maximize=True,"),
+        ("self.steps.add_(1.0)", "self.steps.fill_(1.0)"),
+        (
+            "_foreach_lerp_(self.target, self.constant, tau)",
+            "_foreach_lerp_(self.target, self.constant, 1 - tau)",
+        ),
+        (
+            "_foreach_lerp_(self.target, self.constant, tau)",
+            "_foreach_lerp_(self.constant, self.target, tau)",
+        ),
+        ("[p.clone() for p in self.constant] if target", "list(self.constant) if target"),
+        ("torch.autograd.grad(loss, self.params)", "[-g for g in torch.autograd.grad(loss, self.params)]"),
+        ('pairs += [(self.second_moments, "second_moments")]', ""),
+        ('self.steps.copy_(state["steps"])', ""),
+        ('pairs += [] if self.target is None else [(self.target, "target")]', ""),
+    ],
+    "nn/gradients.py": [
+        ("{name: x.detach() for name, x in aux.items()}", "aux"),
+    ],
+    "nn/actor_critic.py": [
+        (
+            "self.center, self.half = (high + low) / 2, (high - low) / 2",
+            "self.center, self.half = (high - low) / 2, (high - low) / 2",
+        ),
+        ("self.center + self.half * raw.tanh()", "self.half * raw.tanh()"),
+        ("(low == -1).all() and (high == 1).all()", "(low == -1).any() and (high == 1).any()"),
+        ("actions.clamp(-1.0, 1.0) if", "actions if"),
+        ("torch.clamp(actions, self.low, self.high)", "torch.clamp(actions, -self.high, self.high)"),
+        ("torch.cat((observations, actions), dim=2)", "torch.cat((actions, observations), dim=2)"),
+        (
+            "q.view(len(observations), -1, observations.shape[1])",
+            "q.view(-1, len(observations), observations.shape[1]).transpose(0, 1)",
+        ),
+        (
+            "self.updates % self.settings.policy_delay == 0",
+            "self.updates % self.settings.policy_delay == 1 % self.settings.policy_delay",
+        ),
+        (
+            "self.updates % self.settings.policy_delay == 0",
+            "self.updates % (self.settings.policy_delay + 1) == 0",
+        ),
+        ("            self.critic.update_target(self.settings.tau)\n", ""),
+        ("            self.actor.update_target(self.settings.tau)\n", ""),
+        (
+            "        self.updates += 1\n        if",
+            "        self.updates += 1\n        self.critic.update_target(self.settings.tau)\n        if",
+        ),
+        (
+            "            self.actor.apply(grads)\n            self.actor.update_target(self.settings.tau)\n",
+            "            self.actor.update_target(self.settings.tau)\n            self.actor.apply(grads)\n",
+        ),
+        ("self.actor.update_target(self.settings.tau)", "self.actor.update_target(1 - self.settings.tau)"),
+        (".clamp(-clip, clip)", ""),
+        (
+            "(noise * self.settings.policy_noise).clamp(-clip, clip)",
+            "noise.clamp(-clip, clip) * self.settings.policy_noise",
+        ),
+        ("(noise if self.box.is_unit else noise * self.box.half)", "noise"),
+        ("self.box.clip(next_actions + (", "(next_actions + ("),
+        ("actor, critic = self.actor.target or [], self", "actor, critic = self.actor.constant, self"),
+        ("self.critic.target or []", "self.critic.constant"),
+        ("next_actions).amin(dim=1)", "next_actions).amax(dim=1)"),
+        ("next_actions).amin(dim=1)", "next_actions)[:, 0]"),
+        ("next_actions).amin(dim=1)", "next_actions).mean(dim=1)"),
+        ("self.act(actor, batch.next_observations)", "self.act(actor, batch.observations)"),
+        ("self.values(critic, batch.next_observations, next", "self.values(critic, batch.observations, next"),
+        ("batch.terminated, next_values, self", "1 - batch.terminated, next_values, self"),
+        ("member(self.critic.constant, 0, 2)", "member(self.critic.constant, 1, 2)"),
+        (
+            "q = self.values(first_critic, observations, pi)[:, 0]",
+            "q = self.values(self.critic.constant, observations, pi).amin(dim=1)",
+        ),
+        ("anchor(pi.detach()) if callable(anchor)", "anchor(pi) if callable(anchor)"),
+        ('return per_seed.sum(), {"critic_loss"', 'return per_seed.mean(), {"critic_loss"'),
+        ('return per_seed.sum(), {"actor_loss"', 'return per_seed.mean(), {"actor_loss"'),
+        (
+            '            "updates": self.updates,\n            "noise"',
+            '            "updates": 0,\n            "noise"',
+        ),
+        (
+            "        for generator, saved in zip(self.noise",
+            "        for generator, saved in zip([] and self.noise",
+        ),
+        ("if not 0.0 < config.tau <= 0.5:", "if not 0.0 < config.tau <= 1.0:"),
+    ],
+    "estimators/bellman.py": [
+        ("rewards + discount * (1.0 - terminated)", "rewards + discount * terminated"),
+        ("rewards + discount * (1.0 - terminated)", "rewards + discount"),
+        ("rewards + discount * (1.0 - terminated)", "rewards + (1.0 - terminated)"),
+        ("target.detach()[:, None]", "target[:, None]"),
+        (".mean(dim=2).sum(dim=1)", ".mean(dim=2).mean(dim=1)"),
+        (".mean(dim=2).sum(dim=1)", ".sum(dim=2).sum(dim=1)"),
+        ("(difference < 0)", "(difference > 0)"),
+        ("(weight * difference.square()).mean(dim=-1)", "(weight * difference.abs()).mean(dim=-1)"),
+        (
+            "(weight * difference.square()).mean(dim=-1)",
+            "(weight * difference.square()).sum(-1) / weight.sum(-1)",
+        ),
+    ],
+    "estimators/likelihood.py": [
+        ("(-log_std).exp()", "log_std.exp()"),
+        ("z.square() + log_std +", "z.square() - log_std +"),
+        ("0.5 * math.log(2 * math.pi)", "math.log(2 * math.pi)"),
+        ("math.pi)).sum(dim=-1)", "math.pi)).mean(dim=-1)"),
+        ("(advantages.detach() * temperature)", "(advantages * temperature)"),
+        ("(advantages.detach() * temperature)", "(advantages.detach() / max(temperature, 1e-9))"),
+        (".clamp(max=limit)", ""),
+        ("-(weights.detach() * log_probs)", "(weights.detach() * log_probs)"),
+        ("weights.detach() * log_probs", "weights * log_probs"),
+    ],
+    "estimators/pathwise.py": [
+        ("alpha / q.detach().abs()", "alpha / q.abs()"),
+        ("q.detach().abs().mean(dim=-1)", "q.detach().mean(dim=-1).abs()"),
+        ("q.detach().abs().mean(dim=-1)", "q.detach().abs().mean()"),
+        ("return -scale * q", "return scale * q"),
+        ("policy_actions - actions.detach()", "policy_actions - actions"),
+        (".mean(dim=(-2, -1))", ".sum(dim=-1).mean(dim=-1)"),
+    ],
+    "algos/bc.py": [
+        ("max(1, int(", "max(0, int("),
+        (
+            "int(config.top_fraction * dataset.num_episodes)",
+            "round(config.top_fraction * dataset.num_episodes)",
+        ),
+        ("np.argsort(-dataset.episode_returns", "np.argsort(dataset.episode_returns"),
+        (
+            "np.argsort(-dataset.episode_returns",
+            "np.argsort(-dataset.episode_returns / dataset.episode_lengths",
+        ),
+        ("dataset.select(np.sort(best))", "dataset.select(best)"),
+        ("if not 0.0 < self.top_fraction <= 1.0:", "if not 0.0 <= self.top_fraction <= 1.0:"),
+        ("squared_distance(pi, batch.actions)", "squared_distance(pi, batch.actions) * 2"),
+        ("BCConfig, BC, prepare=best_episodes", "BCConfig, BC"),
+    ],
+    "algos/td3_bc.py": [
+        ("return q_loss + bc_loss", "return q_loss - bc_loss"),
+        ("anchor=batch.actions", "anchor=batch.actions.flip(1)"),
+        ("if self.alpha < 0:", "if self.alpha < -9:"),
+        ("unstack(self.td3.actor.params, seed)", "unstack(self.td3.actor.target, seed)"),
+        ("unstack(self.td3.actor.params, seed)", "unstack(self.td3.actor.params, 0)"),
+    ],
+    "algos/prdc.py": [
+        ("batch.rows.flatten(), pi.flatten(0, 1)", "batch.rows.flatten(), batch.actions.flatten(0, 1)"),
+        ("nearest = self.actions[rows]", "nearest = self.actions[batch.rows]"),
+        ("problem.actions, config.beta, threads", "problem.actions, 2 * config.beta, threads"),
+        ("problem.actions, config.beta, threads", "problem.actions, config.beta**0.5, threads"),
+        ("(rows == batch.rows).float()", "(rows != batch.rows).float()"),
+        ("self.beta * state_gap", "state_gap"),
+        ("q_loss + dc_loss, {", "q_loss + 0.5 * dc_loss, {"),
+        ("normalized_q_loss(q, alpha)", "normalized_q_loss(-q, alpha)"),
+        ("pi, found)", "batch.actions, found)"),
+    ],
+    "algos/iql.py": [
+        ("_q(self.critic.target or [], batch).amin(dim=1)", "_q(self.critic.constant, batch).amin(dim=1)"),
+        (
+            "_q(self.critic.target or [], batch).amin(dim=1)",
+            "_q(self.critic.target or [], batch).amax(dim=1)",
+        ),
+        ("_q(self.critic.target or [], batch).amin(dim=1)", "_q(self.critic.target or [], batch)[:, 0]"),
+        ("expectile_loss(target_q - v,", "expectile_loss(v - target_q,"),
+        ("advantages = target_q - mlp", "advantages = mlp"),
+        ("self.config.temperature, WEIGHT_LIMIT", "self.config.temperature, 1e9"),
+        ("actor[-1].clamp(*LOG_STD_RANGE) + self.box.half.log()", "actor[-1].clamp(*LOG_STD_RANGE)"),
+        ("actor[-1].clamp(*LOG_STD_RANGE) + self.box.half.log()", "actor[-1] + self.box.half.log()"),
+        ("batch.next_observations)[:, 0]", "batch.observations)[:, 0]"),
+        ("td_target(batch.rewards, batch.terminated,", "td_target(batch.rewards, 0 * batch.terminated,"),
+        ("        self.critic.update_target(self.config.tau)\n", ""),
+        ("math.cos(math.pi * progress)", "math.cos(0.5 * math.pi * progress)"),
+        ("min(self.updates / self.steps, 1.0)", "self.updates / self.steps"),
+        ("self.actor.lr = self.actor_lr()", "self.actor.lr = self.critic.lr = self.actor_lr()"),
+        ("(u >= rate).float() / (1.0 - rate)", "(u >= rate).float()"),
+        ("(u >= rate).float() / (1.0 - rate)", "(u < rate).float() / rate"),
+        ("mlp(actor[:-1], batch.observations, masks)", "mlp(actor[:-1], batch.observations)"),
+        ("self.actor.constant[-1][seed, 0]", "self.actor.constant[-1][0, 0]"),
+        ('return per_seed.sum(), {"value_loss"', 'return per_seed.mean(), {"value_loss"'),
+        ("LOG_STD_RANGE = (-5.0, 2.0)", "LOG_STD_RANGE = (-20.0, 2.0)"),
+        (
+            "grads, target_q, value_metrics = self._value_gradients(batch)\n        self.value.apply(grads)\n",
+            "_, target_q, value_metrics = self._value_gradients(batch)\n",
+        ),
+    ],
+    "algos/__init__.py": [
+        ("max(fitting, key=len)", "min(fitting, key=len)"),
+        ("if name.startswith(key)]", "if key in name]"),
+        (
+            "return dict(algorithm.presets[max(fitting, key=len)])",
+            "return algorithm.presets[max(fitting, key=len)]",
+        ),
+    ],
+    "data/normalize.py": [
+        ("+ eps", ""),
+        ("observations.std(axis=0, dtype=np.float64)", "observations.std(axis=0, ddof=1, dtype=np.float64)"),
+        (
+            "observations.std(axis=0, dtype=np.float64) + eps",
+            "np.sqrt(observations.var(axis=0, dtype=np.float64) + eps**2)",
+        ),
+        ("observations.mean(axis=0, dtype=np.float64)", "observations.mean(axis=1, dtype=np.float64)"),
+        ("(observations - self.mean", "(observations + self.mean"),
+    ],
+    "data/source.py": [
+        ("o, a, r, n, d, *rest = picked", "n, a, r, o, d, *rest = picked"),
+        ("(1, self.batch_size), self", "(1, self.batch_size + 1), self"),
+        ("torch.randint(len(self.table), shape", "torch.randint(len(self.table) - 1, shape"),
+        ("generator=g, device=device) for g", "generator=generators[0], device=device) for g"),
+    ],
+    "training/seeding.py": [
+        ("[seed, zlib", "[0, zlib"),
+        ("zlib.crc32(name.encode())", "0"),
+        ("torch.randn((1, *shape)", "torch.rand((1, *shape)"),
+    ],
+    "training/check.py": [
+        ("if value.requires_grad:", "if False:"),
+        ("if seen != set(learner.metrics):", "if not seen:"),
+        ("for batch in series[UPDATES:]:", "for batch in series[:0]:"),
+        ("if apart > 1e-5:", "if apart > 1e5:"),
+        ("(actions.abs() > 1 + 1e-6).any()", "(actions.abs() > 9).any()"),
+        ("return None if torch.equal(a, b) else path", "return None"),
+    ],
+}
+
+
+class FirstFailure:
+    """A pytest plugin that keeps the name of the first test that failed."""
+
+    name = ""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Called by pytest for each phase of each test."""
+        if report.failed and not self.name:
+            self.name = report.nodeid.rpartition("/")[2]
+
+
+def run_tests(folder: Path, tests: list[str]) -> tuple[int, str]:
+    """Run pytest in a child process that imports the package from ``folder``: exit code, first failing test.
+
+    A child that hangs or dies counts as failed (exit code 1).
+    """
+    result = folder / "result.txt"
+    result.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(SECONDS)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        sys.path.insert(0, str(folder))
+        import offrl
+
+        failure = FirstFailure()
+        files = [str(ROOT / "tests" / name) for name in tests]
+        where = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
+        code = int(pytest.main(["-x", "-q", *where, *files], plugins=[failure]))
+        if not Path(offrl.__file__).is_relative_to(folder):
+            failure.name = f"the tests ran on {offrl.__file__}"
+            code = int(pytest.ExitCode.INTERNAL_ERROR)
+        result.write_text(f"{code}\n{failure.name}")
+        os._exit(0)
+    os.waitpid(child, 0)
+    if not result.exists():
+        return 1, "the process died or hung"
+    code_text, _, name = result.read_text().partition("\n")
+    return int(code_text), name
+
+
+def copy_package(folder: Path) -> None:
+    """A fresh copy of the package under ``folder``."""
+    shutil.rmtree(folder / "offrl", ignore_errors=True)
+    shutil.copytree(ROOT / "offrl", folder / "offrl", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def try_mutant(folder: Path, file: str, text: str, replacement: str) -> tuple[str, str]:
+    """The verdict on one mutant ('killed', 'survived', 'out of date', 'broken'), and why."""
+    path = folder / "offrl" / file
+    source = path.read_text()
+    if source.count(text) != 1:
+        return "out of date", f"the text occurs {source.count(text)} times"
+    path.write_text(source.replace(text, replacement))
+    try:
+        code, test = run_tests(folder, [TESTS[file]])
+    finally:
+        path.write_text(source)
+    if code == 0:
+        return "survived", ""
+    return ("killed", test) if code == 1 else ("broken", f"pytest ended with code {code}: {test}")
+
+
+def main(words: list[str]) -> int:
+    """Try the mutants whose file or texts hold one of ``words`` (all without words); 1 if not all were killed."""
+    torch.set_num_threads(1)
+    sys.dont_write_bytecode = True
+    every = [(file, *pair) for file, pairs in MUTANTS.items() for pair in pairs]
+    chosen = [row for row in every if not words or any(word in "\n".join(row) for word in words)]
+    verdicts: list[str] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copy_package(folder)
+        code, test = run_tests(folder, sorted({TESTS[file] for file, _, _ in chosen}))
+        if code != 0:
+            print(f"the tests fail without any mutant ({test or f'code {code}'}); mend that first")
+            return 1
+        for file, text, replacement in chosen:
+            began = time.monotonic()
+            verdict, why = try_mutant(folder, file, text, replacement)
+            verdicts.append(verdict)
+            change = " ".join(f"{text} -> {replacement or '(nothing)'}".split())
+            print(f"{verdict:12}{time.monotonic() - began:5.1f} s  {file}: {change}  [{why}]", flush=True)
+    print(", ".join(f"{verdicts.count(v)} {v}" for v in ("killed", "survived", "broken", "out of date")))
+    return 0 if verdicts.count("killed") == len(verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,104 @@
+"""The Python door: the same runs as the command line, typed, lazy."""
+
+import inspect
+import typing
+
+import numpy as np
+import pytest
+
+import offrl
+from offrl import api
+from offrl.cli import main
+from offrl.errors import ConfigError, DatasetError, Stopped
+from offrl.nn.policy import load_policy
+
+SHORT = {"steps": 10, "hidden": 8, "batch_size": 8, "eval_every": 5, "eval_episodes": 2, "progress": False}
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in offrl.__all__:
+        thing = getattr(offrl, name)
+        assert inspect.getdoc(thing), name
+        assert name in dir(offrl)
+    with pytest.raises(AttributeError, match="has no attribute 'tarin'"):
+        offrl.tarin  # noqa: B018
+
+
+@pytest.mark.parametrize("name", api.__all__)
+def test_the_door_is_typed(name):
+    function = getattr(api, name)
+    hints = typing.get_type_hints(function)
+    assert set(hints) == {*inspect.signature(function).parameters, "return"}
+
+
+def test_train_resume_evaluate_and_load(tmp_path, pendulum):
+    result = offrl.train("td3_bc", pendulum, out=tmp_path, seed=1, **SHORT)
+    assert result.steps == 10
+    assert result.returns.shape == (2,)
+    assert result.scores.shape == (2,)
+    assert result.directory.is_relative_to(tmp_path)
+    again = offrl.resume(result.directory, progress=False)
+    assert again.already_finished
+    loaded = offrl.load_policy(result.directory)
+    for policy in (result.policy, loaded, str(result.directory), f"run:{result.directory}"):
+        played = offrl.evaluate(policy, "Pendulum-v1", episodes=2, seed=3)
+        assert played.returns.shape == (2,)
+        assert played.returns[0] == offrl.evaluate(loaded, "Pendulum-v1", episodes=1, seed=3).returns[0]
+
+
+def test_the_command_line_makes_the_same_run(tmp_path, monkeypatch, pendulum_npz):
+    monkeypatch.chdir(pendulum_npz.parent)
+    ours = offrl.train("bc", "tiny.npz", env="Pendulum-v1", out="door", lr=1e-3, **SHORT)
+    typed = "--env Pendulum-v1 --lr 1e-3 --steps 10 --hidden 8 --batch-size 8 --eval-every 5 --eval-episodes 2 -q"
+    assert main(["train", "bc", "--dataset", "tiny.npz", *typed.split()]) == 0
+    (config,) = tmp_path.glob("runs/*/*/*/config.json")
+    for name in ("metrics.csv", "eval.csv", "policy.safetensors", "config.json"):
+        assert (config.parent / name).read_bytes() == (ours.directory / name).read_bytes(), name
+    np.testing.assert_array_equal(load_policy(config.parent).head.bias.detach(), ours.policy.head.bias.detach())
+
+
+def test_a_preset_is_taken_by_name_and_recorded(tmp_path, pendulum):
+    result = offrl.train("prdc", pendulum, out=tmp_path, preset="halfcheetah-medium-v2", beta=1.0, **SHORT)
+    config = offrl.training.run_dir.RunDir(result.directory).config
+    assert (config["preset"], config["settings"]["alpha"], config["settings"]["beta"]) == (
+        "halfcheetah-medium-v2",
+        40.0,
+        1.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"stepz": 5}, ConfigError, "td3_bc has no setting 'stepz'; did you mean 'steps'"),
+        ({"alhpa": 5}, ConfigError, "td3_bc has no setting 'alhpa'; did you mean 'alpha'"),
+        ({"steps": -5}, ConfigError, "steps must be 1 or more"),
+        ({"tau": 0.995}, ConfigError, "did you mean 0.005"),
+        ({"env": "Pendlum-v1"}, ConfigError, "Pendlum"),
+        ({"preset": "nothing"}, ConfigError, "no preset for 'nothing'"),
+    ],
+)
+def test_mistakes_are_refused_by_name(tmp_path, pendulum, given, error, message):
+    with pytest.raises(error, match=message):
+        offrl.train("td3_bc", pendulum, **SHORT | {"out": tmp_path / "runs"} | given)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_dataset_is_the_second_argument(tmp_path, pendulum):
+    with pytest.raises(TypeError, match="dataset"):
+        offrl.train("td3_bc", pendulum, dataset="hopper-medium-v2")
+    with pytest.raises(DatasetError, match="did you mean 'hopper-medium-v2'"):
+        offrl.train("td3_bc", "hoper-medium-v2", out=tmp_path)
+
+
+def test_progress_is_printed_unless_it_is_not_wanted(tmp_path, pendulum, capsys):
+    offrl.train("bc", pendulum, out=tmp_path, **SHORT)
+    assert capsys.readouterr().out == ""
+    offrl.train("bc", pendulum, out=tmp_path, **SHORT | {"progress": True})
+    assert "10/10  100%" in capsys.readouterr().out
+
+
+def test_a_stop_is_an_exception_that_names_the_way_on():
+    stopped = Stopped("stopped at step 3; go on with: offrl resume R", 130)
+    assert stopped.exit_code == 130
+    assert not isinstance(stopped, ValueError | OSError)
