@@ -58,7 +58,11 @@ def train(
 
 
 def resume(
-    run: str | Path, *, dataset: OfflineDataset | None = None, progress: bool = True, allow_inexact: bool = False
+    run: str | Path,
+    *,
+    dataset: OfflineDataset | None = None,
+    progress: bool = True,
+    allow_inexact: bool = False,
 ) -> RunResult:
     """Go on with a run exactly where it stopped; see ``offrl resume``.
 

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import os
+import signal
 import sys
 
 COMMANDS = {  # name -> module under offrl.commands, one line for the overview
@@ -31,8 +32,8 @@ def overview() -> str:
     lines += [
         "",
         "first steps:",
-        "  offrl train prdc --dataset builtin:hopper-demo --steps 10000",
-        "  offrl report runs/prdc/hopper-demo/* --out report.html",
+        "  offrl train prdc --dataset builtin:double-pendulum-demo --steps 10000",
+        "  offrl report runs/prdc/double-pendulum-demo/* --out report.html",
         "",
         "exit codes: 0 done, 1 failed (one line says why), 2 wrong usage, 130 Ctrl-C, 143 SIGTERM",
     ]
@@ -41,7 +42,14 @@ def overview() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    code = run(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # the interpreter ends now: an impatient second Ctrl-C has nothing left to stop
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return code
+
+
+def run(argv: list[str]) -> int:
+    """Find the command and run it."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
         return 0 if argv else 2

@@ -127,11 +127,18 @@ def peer_cell(o: PeerCell) -> None:
     evaluations = []
     with Evaluator(spec, workers=1) as evaluator:
         for step in range(o.steps - (LAST - 1) * 10_000, o.steps + 1, 10_000):
-            policy = peer_policy(folder / f"actor-{step}.npz", normalizer if o.algorithm == "td3_bc" else None)
+            policy = peer_policy(
+                folder / f"actor-{step}.npz", normalizer if o.algorithm == "td3_bc" else None
+            )
             result = evaluator(policy, EPISODES, seed=o.seed, stream=step)
             evaluations.append({"step": step, "returns": result.returns.tolist()})
     record = {
-        "config": {"algorithm": f"d3rlpy {o.algorithm}", "seed": o.seed, "steps": o.steps, "dataset": o.dataset},
+        "config": {
+            "algorithm": f"d3rlpy {o.algorithm}",
+            "seed": o.seed,
+            "steps": o.steps,
+            "dataset": o.dataset,
+        },
         "versions": versions("cpu", 1) | {"d3rlpy": facts["d3rlpy"]},
         "evaluations": evaluations,
         "seconds": facts["cpu_seconds"],
@@ -144,7 +151,10 @@ def peer_policy(path: Path, normalizer: ObservationNormalizer | None) -> Determi
     with np.load(path, allow_pickle=False) as file:
         weights = {name: torch.from_numpy(file[name]) for name in file.files}
     head = "_fc" if "_fc.weight" in weights else "_mu"
-    layers = [(weights[f"{n}.weight"], weights[f"{n}.bias"]) for n in ("_encoder._layers.0", "_encoder._layers.2", head)]
+    layers = [
+        (weights[f"{n}.weight"], weights[f"{n}.bias"])
+        for n in ("_encoder._layers.0", "_encoder._layers.2", head)
+    ]
     ones = torch.ones(len(layers[-1][1]))
     mean, std = (normalizer.mean, normalizer.std) if normalizer else (None, None)
     return DeterministicPolicy.from_params(layers, -ones, ones, mean, std)
@@ -179,7 +189,9 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(dataset: str, pair: tuple[float, float], records: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
+def _table(
+    dataset: str, pair: tuple[float, float], records: dict[tuple[str, str], list[dict[str, Any]]]
+) -> list[str]:
     lines = ["| algorithm | seeds | last | last 3 (mean +- std) | best |", "|---|---|---|---|---|"]
     means = {}
     for algorithm in (*OURS, *(f"d3rlpy {p}" for p in PEERS)):
@@ -187,7 +199,9 @@ def _table(dataset: str, pair: tuple[float, float], records: dict[tuple[str, str
         if not runs:
             lines.append(f"| {algorithm} | 0 | not run yet | | |")
             continue
-        curves = [[normalized_score(pair, np.array(e["returns"])).mean() for e in r["evaluations"]] for r in runs]
+        curves = [
+            [normalized_score(pair, np.array(e["returns"])).mean() for e in r["evaluations"]] for r in runs
+        ]
         last3 = np.array([np.mean(c[-LAST:]) for c in curves])
         means[algorithm] = last3
         spread = last3.std(ddof=1) if len(last3) > 1 else float("nan")
@@ -222,7 +236,9 @@ def main() -> None:
         o = tyro.cli(Run, args=rest)
         chosen = [cell for cell, _ in cells(o.d3rlpy) if o.only in cell.name]
         deadline = None if o.minutes is None else 60 * o.minutes
-        left = run_cells(chosen, WORK / "logs", jobs=o.jobs, deadline=deadline, note=lambda line: print(line, flush=True))
+        left = run_cells(
+            chosen, WORK / "logs", jobs=o.jobs, deadline=deadline, note=lambda line: print(line, flush=True)
+        )
         print(f"without a result: {', '.join(left) or 'none'}")
     elif word == "peer-cell":
         peer_cell(tyro.cli(PeerCell, args=rest))

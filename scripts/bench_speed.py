@@ -115,7 +115,9 @@ def step_function(problem: Problem, algorithm: str) -> Callable[[], Any]:
     return lambda: learner.update(source.sample(streams))
 
 
-def measured(call: Callable[[], Any], mflop: float, seconds: float = 1.2, repeats: int = 3) -> dict[str, float] | None:
+def measured(
+    call: Callable[[], Any], mflop: float, seconds: float = 1.2, repeats: int = 3
+) -> dict[str, float] | None:
     """Rate, product rate and fraction of the limit; None where the machine was too noisy."""
     for _ in range(100):
         call()
@@ -203,7 +205,11 @@ def _measure_steps(o: Measure) -> dict[str, Any]:
                 for peer, command in _peers(o, algorithm).items():
                     one[peer] = _peer_rate([*command, str(s), str(a)], mflop)
                 rounds.append(one)
-                print(algorithm, name, {k: f"{v['steps_per_second']:.0f}/s {v['fraction']:.3f}" for k, v in one.items()})
+                print(
+                    algorithm,
+                    name,
+                    {k: f"{v['steps_per_second']:.0f}/s {v['fraction']:.3f}" for k, v in one.items()},
+                )
             record["rounds"] = rounds
             results[f"{algorithm} {name}"] = record
     return results
@@ -266,7 +272,9 @@ def _measure_loop(o: Measure) -> dict[str, float]:
                 table.append({"step": step, **{k: v[0] for k, v in means.pop().items()}})
             save_seconds = time.process_time()
             save_checkpoint(Path(folder), {"learner": learner.state_dict(), "rng": rng_state()})
-            whole = save_seconds - began + (time.process_time() - save_seconds) / 10  # a checkpoint every 10 000 steps
+            whole = (
+                save_seconds - began + (time.process_time() - save_seconds) / 10
+            )  # a checkpoint every 10 000 steps
             ratios.append(whole / bare - 1)
     print("loop overhead", [f"{100 * r:.1f} %" for r in ratios])
     return {"overhead": statistics.median(ratios), "rounds": ratios}  # type: ignore[dict-item]
@@ -330,12 +338,20 @@ def page() -> str:
     """The page from the raw figures."""
     raw = json.loads(RAW.read_text())
     v = raw["versions"]
-    lines = ["# Speed", "", "Regenerate: `python scripts/bench_speed.py page`; raw numbers: `benchmarks/raw/speed.json`.", ""]
+    lines = [
+        "# Speed",
+        "",
+        "Regenerate: `python scripts/bench_speed.py page`; raw numbers: `benchmarks/raw/speed.json`.",
+        "",
+    ]
     lines += [" ".join(str(__doc__).split("Method: ")[1].split()), ""]
     lines += [f"offrl {v['offrl']} ({v['commit']}), torch {v['torch']}, {v['cpu']}, one thread.", ""]
     if "step" in raw:
         lines += ["## Training step, batch 256, width 256, 1e6 rows", ""]
-        lines += ["| step | variant | steps/s | fraction of the limit | against d3rlpy 2.8 |", "|---|---|---|---|---|"]
+        lines += [
+            "| step | variant | steps/s | fraction of the limit | against d3rlpy 2.8 |",
+            "|---|---|---|---|---|",
+        ]
         for name, record in raw["step"].items():
             for kind in record["rounds"][0]:
                 rate = statistics.median(r[kind]["steps_per_second"] for r in record["rounds"])
@@ -350,14 +366,18 @@ def page() -> str:
             lines += ["", f"First two compiled steps took {min(compiles):.0f} to {max(compiles):.0f} s."]
         lines += [""]
     if "loop" in raw:
-        lines += ["## Loop", "", f"Loop, metric means, log rows and checkpoints (every 10 000 steps) add "]
+        lines += ["## Loop", "", "Loop, metric means, log rows and checkpoints (every 10 000 steps) add "]
         lines[-1] += f"{100 * raw['loop']['overhead']:.1f} % to the bare update."
         lines += [""]
     if "sampler" in raw:
         lines += [f"A batch of 256 of 1e6 rows is drawn in {raw['sampler']['milliseconds']:.3f} ms.", ""]
     if "prdc" in raw:
         p = raw["prdc"]
-        lines += ["## PRDC", "", f"`{p['dataset']}`, {p['rows']} rows, beta 2; index built in {p['build_cpu_seconds']:.0f} CPU-s."]
+        lines += [
+            "## PRDC",
+            "",
+            f"`{p['dataset']}`, {p['rows']} rows, beta 2; index built in {p['build_cpu_seconds']:.0f} CPU-s.",
+        ]
         lines += [
             "",
             f"* steps 0-2k: {p['ratio_0_2k']:.2f} of TD3+BC's rate",

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-DATASET = "builtin:hopper-demo"
+DATASET = "builtin:double-pendulum-demo"
 SEEDS = (0, 1, 2)
 
 
@@ -51,7 +51,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("demo"))
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--no-video", action="store_true", help="leave the video out (software rendering takes a minute)")
+    parser.add_argument(
+        "--no-video", action="store_true", help="leave the video out (software rendering takes a minute)"
+    )
     o = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the training processes
 

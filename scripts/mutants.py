@@ -3,8 +3,8 @@
     python scripts/mutants.py [WORD ...]     only the mutants whose file or texts hold one of the words
 
 Each pair in the table below is applied alone to a temporary copy of the package, and the tests of that file
-are run until one fails: killed. A mutant that no test notices survived, and the exit code is 1. A text that is
-not found exactly once in its file means that the table is out of date.
+are run until one fails: killed. A mutant that no test notices survived, and the exit code is 1. A text that
+is not found exactly once in its file means that the table is out of date.
 """
 
 import os
@@ -261,8 +261,8 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ('return per_seed.sum(), {"value_loss"', 'return per_seed.mean(), {"value_loss"'),
         ("LOG_STD_RANGE = (-5.0, 2.0)", "LOG_STD_RANGE = (-20.0, 2.0)"),
         (
-            "grads, target_q, value_metrics = self._value_gradients(batch)\n        self.value.apply(grads)\n",
-            "_, target_q, value_metrics = self._value_gradients(batch)\n",
+            "grads, target_q, value_metrics = self._value_gradients(batch)\n        self.value.apply(grads)",
+            "_, target_q, value_metrics = self._value_gradients(batch)",
         ),
     ],
     "algos/__init__.py": [
@@ -371,7 +371,7 @@ def try_mutant(folder: Path, file: str, text: str, replacement: str) -> tuple[st
 
 
 def main(words: list[str]) -> int:
-    """Try the mutants whose file or texts hold one of ``words`` (all without words); 1 if not all were killed."""
+    """Try the mutants whose file or texts hold one of ``words``, or all; 1 if not all were killed."""
     torch.set_num_threads(1)
     sys.dont_write_bytecode = True
     every = [(file, *pair) for file, pairs in MUTANTS.items() for pair in pairs]

@@ -74,7 +74,11 @@ def main() -> None:
     )
     for epoch, _ in epochs:
         np.savez(o.out / f"actor-{epoch * o.save_every}.npz", **actor_weights(algo))
-    facts = {"d3rlpy": d3rlpy.__version__, "torch": torch.__version__, "cpu_seconds": time.process_time() - began}
+    facts = {
+        "d3rlpy": d3rlpy.__version__,
+        "torch": torch.__version__,
+        "cpu_seconds": time.process_time() - began,
+    }
     (o.out / "facts.json").write_text(json.dumps(facts | {"transitions": int(dataset.transition_count)}))
 
 

@@ -1,6 +1,6 @@
 """Gradient steps per CPU-second of d3rlpy's own update on random data; prints one JSON line. Imports nothing of offrl.
 
-    d3rlpy-venv/bin/python scripts/peer_d3rlpy_speed.py td3_bc 11 3
+d3rlpy-venv/bin/python scripts/peer_d3rlpy_speed.py td3_bc 11 3
 """
 
 import json

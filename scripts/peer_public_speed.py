@@ -87,7 +87,9 @@ def unifloral(root: Path, obs_dim: int, act_dim: int) -> Callable[[int], None]:
     actor, critic = peer.DeterministicTanhActor(act_dim, mean, std), peer.DualQNetwork(mean, std)
     key, inputs = jax.random.PRNGKey(0), [jnp.zeros(obs_dim), jnp.zeros(act_dim)]
     pairs = [(actor, inputs[:1]), (actor, inputs[:1]), (critic, inputs), (critic, inputs)]
-    agent = peer.AgentTrainState(*(peer.create_train_state(args, key, net, arguments) for net, arguments in pairs))
+    agent = peer.AgentTrainState(
+        *(peer.create_train_state(args, key, net, arguments) for net, arguments in pairs)
+    )
     step = peer.make_train_step(args, actor.apply, critic.apply, dataset)
     run = jax.jit(lambda state, count: jax.lax.scan(step, state, None, count), static_argnums=1)
     state = [(key, agent)]

@@ -49,12 +49,16 @@ def test_train_resume_evaluate_and_load(tmp_path, pendulum):
 def test_the_command_line_makes_the_same_run(tmp_path, monkeypatch, pendulum_npz):
     monkeypatch.chdir(pendulum_npz.parent)
     ours = offrl.train("bc", "tiny.npz", env="Pendulum-v1", out="door", lr=1e-3, **SHORT)
-    typed = "--env Pendulum-v1 --lr 1e-3 --steps 10 --hidden 8 --batch-size 8 --eval-every 5 --eval-episodes 2 -q"
+    typed = (
+        "--env Pendulum-v1 --lr 1e-3 --steps 10 --hidden 8 --batch-size 8 --eval-every 5 --eval-episodes 2 -q"
+    )
     assert main(["train", "bc", "--dataset", "tiny.npz", *typed.split()]) == 0
     (config,) = tmp_path.glob("runs/*/*/*/config.json")
     for name in ("metrics.csv", "eval.csv", "policy.safetensors", "config.json"):
         assert (config.parent / name).read_bytes() == (ours.directory / name).read_bytes(), name
-    np.testing.assert_array_equal(load_policy(config.parent).head.bias.detach(), ours.policy.head.bias.detach())
+    np.testing.assert_array_equal(
+        load_policy(config.parent).head.bias.detach(), ours.policy.head.bias.detach()
+    )
 
 
 def test_a_preset_is_taken_by_name_and_recorded(tmp_path, pendulum):

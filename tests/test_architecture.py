@@ -39,8 +39,7 @@ for driver in ("build", "options", "runner", "session", "check", "cells"):
     }
 
 HEAVY = set(
-    "mujoco minari pyarrow polars pandas stable_baselines3 sb3_contrib imageio imageio_ffmpeg pykdtree numba wandb "
-    "tensorboard gymnasium_robotics torch_geometric diffusers onnx onnxruntime ray transformers".split()
+    ["mujoco", "minari", "pyarrow", "polars", "pandas", "stable_baselines3", "sb3_contrib", "imageio", "imageio_ffmpeg", "pykdtree", "numba", "wandb", "tensorboard", "gymnasium_robotics", "torch_geometric", "diffusers", "onnx", "onnxruntime", "ray", "transformers"]
 )
 WITHOUT_TORCH = (
     "offrl.data.environments",

@@ -22,7 +22,7 @@ from offrl.errors import (
     UsageError,
 )
 
-FORBIDDEN = "torch numpy gymnasium h5py scipy matplotlib mujoco minari".split()
+FORBIDDEN = ["torch", "numpy", "gymnasium", "h5py", "scipy", "matplotlib", "mujoco", "minari"]
 
 
 def test_the_overview_names_every_command(capsys):
@@ -135,7 +135,12 @@ def test_a_reader_that_goes_away_is_no_error_message():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["-c", "import offrl"], ["-m", "offrl.cli", "--help"], ["-m", "offrl.cli", "--version"], ["-m", "offrl.cli", "algos"]],
+    [
+        ["-c", "import offrl"],
+        ["-m", "offrl.cli", "--help"],
+        ["-m", "offrl.cli", "--version"],
+        ["-m", "offrl.cli", "algos"],
+    ],
 )
 def test_it_starts_fast_and_loads_no_heavy_library(arguments):
     """Under 0.5 s on an idle machine: measured as processor time, the best of three, with a margin for slow ones."""
@@ -144,13 +149,19 @@ def test_it_starts_fast_and_loads_no_heavy_library(arguments):
         "atexit.register(lambda: sys.stderr.write(' '.join(sys.modules)))\n"
         f"sys.argv = {['offrl', *arguments[2:]]!r}\n"
     )
-    code += "import offrl" if arguments[0] == "-c" else "import runpy; runpy.run_module('offrl.cli', run_name='__main__')"
+    code += (
+        "import offrl"
+        if arguments[0] == "-c"
+        else "import runpy; runpy.run_module('offrl.cli', run_name='__main__')"
+    )
     costs = []
     for _ in range(3):
         before = os.times()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         after = os.times()
-        costs.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        costs.append(
+            after.children_user + after.children_system - before.children_user - before.children_system
+        )
         if costs[-1] < 0.5:
             break
         time.sleep(0.1)

@@ -93,7 +93,8 @@ def test_json_refuses_what_is_not_json(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b"\xff\xfe", b"[1]", b"3", b'"x"', b"null", b"[" * 200_000, b"9" * 10_000, b" " * (1 << 21)]
+    "data",
+    [b"", b"{", b"\xff\xfe", b"[1]", b"3", b'"x"', b"null", b"[" * 200_000, b"9" * 10_000, b" " * (1 << 21)],
 )
 def test_a_bad_json_file_is_one_error_of_the_wanted_class(tmp_path, data):
     (tmp_path / "x.json").write_bytes(data)

@@ -345,7 +345,9 @@ def folder(prepared, tmp_path, monkeypatch):
 
 
 def listing(folder: Path) -> dict[str, bytes | None]:
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))
+    }
 
 
 def test_there_are_enough_cases_with_names_of_their_own():
@@ -406,9 +408,16 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_is_kept(folder, in_ch
     before = listing(folder)
     child = in_child(command)
     assert child.code == 1
-    assert child.err == "offrl: File too large: stopped/checkpoint-next.pt; go on with: offrl resume stopped\n"
+    assert (
+        child.err == "offrl: File too large: stopped/checkpoint-next.pt; go on with: offrl resume stopped\n"
+    )
     changed = {name for name, data in listing(folder).items() if before.get(name) != data}
-    assert changed <= {"stopped/metrics.csv", "stopped/timing.csv", "stopped/policy.json", "stopped/policy.safetensors"}
+    assert changed <= {
+        "stopped/metrics.csv",
+        "stopped/timing.csv",
+        "stopped/policy.json",
+        "stopped/policy.safetensors",
+    }
     assert main(["resume", "stopped", "-q"]) == 0
     finished = (folder / "finished" / "metrics.csv").read_bytes()
     assert (folder / "stopped" / "metrics.csv").read_bytes() == finished

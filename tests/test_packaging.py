@@ -12,7 +12,11 @@ import pytest
 import offrl
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = {"offrl": "offrl", "envs": "offrl/envs", "policies": "offrl/policies"}  # in the checkout -> in the wheel
+FOLDERS = {
+    "offrl": "offrl",
+    "envs": "offrl/envs",
+    "policies": "offrl/policies",
+}  # in the checkout -> in the wheel
 DATA = (".txt", ".css", ".js", ".typed", ".json", ".npz", ".hdf5", ".safetensors")
 
 
@@ -34,7 +38,18 @@ def wheel(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", "dist", "."]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        "dist",
+        ".",
+    ]
     subprocess.run([*command, "--no-index"], cwd=folder, check=True, capture_output=True)
     (found,) = (folder / "dist").glob("*.whl")
     return found
@@ -44,7 +59,17 @@ def wheel(tmp_path_factory) -> Path:
 def site(wheel, tmp_path_factory) -> Path:
     """A folder in which the wheel is installed, and nothing else."""
     target = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(target),
+    ]
     subprocess.run([*command, str(wheel)], check=True, capture_output=True)
     return target
 
@@ -111,6 +136,8 @@ def test_a_spawned_process_imports_the_same_packages(site, tmp_path):
 
 
 def test_a_run_from_the_wheel_records_no_commit(site, tmp_path):
-    code = "from offrl.training.run_dir import versions; v = versions('cpu', 1); print(v['offrl'], v['commit'])"
+    code = (
+        "from offrl.training.run_dir import versions; v = versions('cpu', 1); print(v['offrl'], v['commit'])"
+    )
     done = run_there(site, tmp_path, sys.executable, "-c", code)
     assert done.stdout == f"{offrl.__version__} None\n", done.stderr

@@ -42,7 +42,9 @@ class BCConfig:
     def __post_init__(self) -> None:
         check_optimization(self)
         if not 0.0 < self.top_fraction <= 1.0:
-            raise ConfigError(f"top_fraction must be in (0, 1], got {self.top_fraction}; 0.1 keeps the best 10 %")
+            raise ConfigError(
+                f"top_fraction must be in (0, 1], got {self.top_fraction}; 0.1 keeps the best 10 %"
+            )
 
 
 def best_episodes(dataset: OfflineDataset, config: BCConfig) -> OfflineDataset:
@@ -72,7 +74,7 @@ class BC:
         return {"bc_loss": loss.detach()}
 
     def policy(self, seed: int = 0) -> DeterministicPolicy:
-        """pi of one seed, acting on raw observations."""
+        """Pi of one seed, acting on raw observations."""
         layers = unstack(self.actor.params, seed)
         return DeterministicPolicy.from_params(
             layers, self.box.low, self.box.high, self.normalizer.mean, self.normalizer.std

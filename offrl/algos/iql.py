@@ -98,7 +98,9 @@ class IQL:
         log_std = torch.zeros(seeds, 1, act_dim, device=problem.device, requires_grad=True)
         actor = [*init_mlp((obs_dim, hidden, hidden, act_dim), 1, init), log_std]
         self.actor = Trainable(actor, config.lr)
-        self.critic = Trainable(init_mlp((obs_dim + act_dim, hidden, hidden, 1), 2, init), config.lr, target=True)
+        self.critic = Trainable(
+            init_mlp((obs_dim + act_dim, hidden, hidden, 1), 2, init), config.lr, target=True
+        )
         self.value = Trainable(init_mlp((obs_dim, hidden, hidden, 1), 1, init), config.lr)
         self.noise, self.updates = problem.streams("noise"), 0
         self._value_gradients, self._actor_gradients = self.value_gradients, self.actor_gradients
@@ -149,7 +151,9 @@ class IQL:
 
         def loss(actor: Params) -> tuple[Tensor, dict[str, Tensor]]:
             mean = self.box.squash(mlp(actor[:-1], batch.observations, masks).transpose(1, 2))
-            log_std = actor[-1].clamp(*LOG_STD_RANGE) + self.box.half.log()  # learned in units of the half-range
+            log_std = (
+                actor[-1].clamp(*LOG_STD_RANGE) + self.box.half.log()
+            )  # learned in units of the half-range
             log_probs = gaussian_log_prob(mean, log_std, batch.actions)
             per_seed = weighted_likelihood_loss(log_probs, weights)
             return per_seed.sum(), {"actor_loss": per_seed}
@@ -184,7 +188,7 @@ class IQL:
         return [(u >= rate).float() / (1.0 - rate) for u in draws]
 
     def policy(self, seed: int = 0) -> GaussianPolicy:
-        """pi of one seed, acting on raw observations."""
+        """Pi of one seed, acting on raw observations."""
         layers = unstack(self.actor.params[:-1], seed)
         log_std = self.actor.constant[-1][seed, 0].clamp(*LOG_STD_RANGE)
         box, normalizer = self.box, self.normalizer

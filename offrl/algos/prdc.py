@@ -49,11 +49,18 @@ PRESETS: dict[str, dict[str, Any]] = {  # README of LAMDA-RL/PRDC
     "halfcheetah-": {"alpha": 40.0},
     "hopper-": {"alpha": 2.5},
     "walker2d-": {"alpha": 2.5},
-    "antmaze-": {"alpha": 7.5, "beta": 7.5, "reward_scale": 10_000.0, "reward_shift": -1.0},  # given for medium-play
+    "antmaze-": {
+        "alpha": 7.5,
+        "beta": 7.5,
+        "reward_scale": 10_000.0,
+        "reward_shift": -1.0,
+    },  # given for medium-play
 }
 
 
-def actor_loss(q: Tensor, pi: Tensor, neighbour_actions: Tensor, alpha: float) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(
+    q: Tensor, pi: Tensor, neighbour_actions: Tensor, alpha: float
+) -> tuple[Tensor, dict[str, Tensor]]:
     """-lambda mean Q + mean (pi - a*)^2, per seed.
 
     Args:
@@ -89,7 +96,9 @@ class PRDC:
     def __init__(self, problem: Problem, config: PRDCConfig) -> None:
         self.normalizer, self.beta = problem.normalizer, config.beta
         self.observations, self.actions = problem.observations, problem.actions
-        self.index = NeighbourIndex(problem.observations, problem.actions, config.beta, threads=problem.threads)
+        self.index = NeighbourIndex(
+            problem.observations, problem.actions, config.beta, threads=problem.threads
+        )
         self.query_seconds, self.queries = 0.0, 0
         self.td3 = TD3(
             problem.obs_dim,
@@ -127,7 +136,7 @@ class PRDC:
         return {"neighbour_query_ms": mean}
 
     def policy(self, seed: int = 0) -> DeterministicPolicy:
-        """pi of one seed, acting on raw observations."""
+        """Pi of one seed, acting on raw observations."""
         layers = unstack(self.td3.actor.params, seed)
         box, normalizer = self.td3.box, self.normalizer
         return DeterministicPolicy.from_params(layers, box.low, box.high, normalizer.mean, normalizer.std)

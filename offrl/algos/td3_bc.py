@@ -38,7 +38,10 @@ class TD3BCConfig(TD3Settings):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "antmaze-": {"reward_shift": -1.0, "normalize_observations": False},  # r - 1: CORL; raw states: sfujim/TD3_BC #2
+    "antmaze-": {
+        "reward_shift": -1.0,
+        "normalize_observations": False,
+    },  # r - 1: CORL; raw states: sfujim/TD3_BC #2
 }
 
 
@@ -81,7 +84,7 @@ class TD3BC:
         return self.td3.update(batch, anchor=batch.actions)
 
     def policy(self, seed: int = 0) -> DeterministicPolicy:
-        """pi of one seed, acting on raw observations."""
+        """Pi of one seed, acting on raw observations."""
         layers = unstack(self.td3.actor.params, seed)
         box, normalizer = self.td3.box, self.normalizer
         return DeterministicPolicy.from_params(layers, box.low, box.high, normalizer.mean, normalizer.std)

@@ -42,6 +42,6 @@ def main(argv: list[str]) -> int:
     sys.stdout.write(
         f"wrote {path}\n"
         f"  offrl algos check {path}\n"
-        f"  offrl train {path if path.is_absolute() else f'./{path}'} --dataset builtin:hopper-demo --steps 5000\n"
+        f"  offrl train {path if path.is_absolute() else f'./{path}'} --dataset builtin:double-pendulum-demo --steps 5000\n"
     )
     return 0

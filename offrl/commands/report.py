@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -19,11 +19,11 @@ from offrl.evaluation.runs import RunRecord, find_runs, read_run
 class ReportOptions:
     """Write one self-contained HTML page: curves, last, best, IQM, films, settings, versions, commands."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN ...")]]
     """Run directories, or folders with runs in them."""
-    out: Path = Path("report.html")
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("report.html")
     """The page; an existing one is replaced."""
-    curves: Path | None = None
+    curves: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Also write the learning curves to this .svg file."""
     last_k: int = 10
     """Evaluations in the column 'mean of last k'."""

@@ -47,15 +47,12 @@ def read_d4rl(path: Path | str, metadata: Mapping[str, Any] | None = None) -> Of
     with _open(path) as file:
         arrays = _list_arrays(file, path)
         own = _read_attribute(file, path)
-        timeouts = "timeouts" in arrays
         fields, left_out = _read_fields(arrays, path)
         if scalars := _read_scalars(arrays):
             own.setdefault("file_metadata", scalars)
     if left_out:
         own["left_out"] = left_out
     own |= dict(metadata or {})
-    if not timeouts:
-        own["timeouts_recorded"] = False
     try:
         dataset = OfflineDataset.from_fields(fields, own)
     except DatasetError as error:

@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def td_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, discount: float) -> Tensor:
-    """r + discount (1 - terminated) V(s'), the one-step target; every argument (..., B).
+    """R + discount (1 - terminated) V(s'), the one-step target; every argument (..., B).
 
     Only ``terminated`` stops the bootstrap: a time-limit cut must arrive here as 0.
     """

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
-    """log N(a; mean, diag(exp(log_std)^2)) summed over action dims, nats: (..., A) -> (...)."""
+    """Log N(a; mean, diag(exp(log_std)^2)) summed over action dims, nats: (..., A) -> (...)."""
     z = (actions - mean) * (-log_std).exp()
     return -(0.5 * z.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(dim=-1)
 

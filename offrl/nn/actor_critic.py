@@ -38,7 +38,7 @@ class ActionBox:
         self.is_unit = bool((low == -1).all() and (high == 1).all())
 
     def squash(self, raw: Tensor) -> Tensor:
-        """center + half-range * tanh(raw)."""
+        """Center + half-range * tanh(raw)."""
         return raw.tanh() if self.is_unit else self.center + self.half * raw.tanh()
 
     def clip(self, actions: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class TD3:
         return metrics
 
     def target(self, batch: Batch, noise: Tensor) -> Tensor:
-        """y (S, B) with clipped noise on the target policy's action; ``noise`` is standard normal (S, B, A)."""
+        """Y (S, B) with clipped noise on the target policy's action; ``noise`` is standard normal (S, B, A)."""
         clip = self.settings.noise_clip
         noise = (noise * self.settings.policy_noise).clamp(-clip, clip)
         actor, critic = self.actor.target or [], self.critic.target or []

@@ -140,7 +140,9 @@ class _MLP(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         activations, weights, masks = ctx.activations, ctx.weights, ctx.masks
-        del ctx.activations  # a second backward would read buffers that are in use elsewhere: it fails here instead
+        del (
+            ctx.activations
+        )  # a second backward would read buffers that are in use elsewhere: it fails here instead
         layers = len(weights)
         want = ctx.needs_input_grad  # of x, masks, W_0, b_0, ..., W_L, b_L
         grads: list[Tensor | None] = [None] * len(want)

@@ -56,7 +56,7 @@ class Trainable:
         )
 
     def update_target(self, tau: float) -> None:
-        """target <- target + tau (online - target): ``tau`` is the step towards the online network."""
+        """Target <- target + tau (online - target): ``tau`` is the step towards the online network."""
         if self.target is None:
             raise RuntimeError("this network has no target copy")
         torch._foreach_lerp_(self.target, self.constant, tau)

@@ -112,22 +112,20 @@ class _Inert:
         self.state = state
 
 
-class _Reader(pickle.Unpickler):
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data))
-        # fresh classes for each file: what a pickle does to a class dies with it
-        self.classes = {key: type("_Named", (_Inert,), {"name": key[1]}) for key in NAMES}
+_STAND_INS = {key: type("_Named", (_Inert,), {"name": key[1]}) for key in NAMES}
 
+
+class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.classes:
+        if (module, name) not in _STAND_INS:
             raise PolicyError(f"it names {module}.{name}, which no VecNormalize file needs; refused")
-        return self.classes[module, name]
+        return _STAND_INS[module, name]
 
 
 def _load(data: bytes) -> Any:
     _inspect(data)
     try:
-        return _Reader(data).load()
+        return _Reader(io.BytesIO(data)).load()
     except (pickle.UnpicklingError, EOFError, IndexError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, PolicyError):
             raise

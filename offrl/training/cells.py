@@ -108,7 +108,9 @@ def run_cells(
                 note(f"{cell.name} failed with exit code {process.returncode}; trying once more")
                 waiting.append((cell, 2))
             else:
-                note(f"{cell.name} has no result (exit code {process.returncode}); see {logs / cell.name}.log")
+                note(
+                    f"{cell.name} has no result (exit code {process.returncode}); see {logs / cell.name}.log"
+                )
                 missing.append(cell.name)
     return missing
 

@@ -94,7 +94,7 @@ def _updates(method: Algorithm) -> str | None:
 
 
 def _learns_deterministically(method: Algorithm) -> str | None:
-    """two runs from one seed are equal bit for bit and change the policy."""
+    """Two runs from one seed are equal bit for bit and change the policy."""
     problem = tiny_problem()
     first, second = _train(method, problem, UPDATES), _train(method, problem, UPDATES)
     fresh = _make(method, problem)
@@ -125,7 +125,7 @@ def _resumes(method: Algorithm) -> str | None:
 
 
 def _saves_policy(method: Algorithm) -> str | None:
-    """a saved policy acts like the learner's, within the action box."""
+    """A saved policy acts like the learner's, within the action box."""
     problem = tiny_problem()
     policy = _train(method, problem, UPDATES).policy()
     with tempfile.TemporaryDirectory() as folder:
@@ -138,7 +138,7 @@ def _saves_policy(method: Algorithm) -> str | None:
 
 
 def _stacks(method: Algorithm) -> str | None:
-    """seed k of a stack of 3 equals its single run to 1e-5."""
+    """Seed k of a stack of 3 equals its single run to 1e-5."""
     stacked = _train(method, tiny_problem((0, 1, 2)), UPDATES)
     for k in range(3):
         single = _train(method, tiny_problem((k,)), UPDATES)
@@ -173,5 +173,3 @@ def _unequal(a: Any, b: Any, path: str = "") -> str | None:
         return None if a == b else path
     found = (_unequal(x, y, f"{path}.{key}".lstrip(".")) for key, x, y in pairs)
     return next((bad for bad in found if bad is not None), None)
-
-

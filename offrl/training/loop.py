@@ -20,15 +20,21 @@ class MetricMeans:
         self.counts: dict[str, int] = {}
 
     def add(self, metrics: dict[str, Tensor]) -> None:
-        """Add one update's metrics."""
-        for name, value in metrics.items():
-            if name in self.sums:
-                self.sums[name].add_(value)
-                self.counts[name] += 1
-            elif name in self.names:
-                self.sums[name], self.counts[name] = value.detach().clone(), 1
-            else:
+        """Add one update's metrics.
+
+        Raises:
+            ConfigError: a metric that the learner did not declare.
+        """
+        if not metrics:
+            return
+        for name in [name for name in metrics if name not in self.sums]:
+            if name not in self.names:
                 raise ConfigError(f"update() returned {name!r}, which its learner's 'metrics' does not list")
+            self.sums[name], self.counts[name] = torch.zeros_like(metrics[name]), 0
+        with torch.no_grad():  # a metric that still carries its gradient must not keep every graph alive
+            torch._foreach_add_([self.sums[name] for name in metrics], list(metrics.values()))
+        for name in metrics:
+            self.counts[name] += 1
 
     def pop(self) -> dict[str, list[float]]:
         """Per metric, the mean of each seed since the last pop; forgets them."""

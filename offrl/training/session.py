@@ -2,10 +2,11 @@
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class Session:
         self.pop_timings = getattr(learner, "pop_timings", dict)  # wall-clock parts that some learners report
         self.timing_csv = run.table("timing.csv", [*TIMING_COLUMNS, *self.pop_timings()])
         self.sinks = Sinks(run.path, self.config)
-        self.diverged = False
+        self.diverged, self.evaluating = False, False
 
     def restore(self) -> None:
         """Load the last checkpoint and forget the rows written after it."""
@@ -98,7 +99,7 @@ class Session:
     def go(self) -> RunResult:
         """Train to the last step; evaluate, write rows, checkpoint, in this order."""
         evaluator = Evaluator(self.spec, workers=self.config["workers"]) if self.spec else None
-        with _graceful_stop() as asked, evaluator or contextlib.nullcontext():
+        with _graceful_stop(self._when_asked) as asked, evaluator or contextlib.nullcontext():
             try:
                 result = self._train(evaluator, asked)
             except OSError as error:  # a full disk, a worker that died: what is on disk is whole
@@ -151,7 +152,15 @@ class Session:
     def _evaluate(self, evaluator: Evaluator) -> EvaluationResult:
         c = self.config
         episodes = (c["final_episodes"] if self.step == c["steps"] else 0) or c["eval_episodes"]
-        return evaluator(self.learner.policy(), episodes, seed=c["seed"], stream=self.step)
+        self.evaluating = True
+        result = evaluator(self.learner.policy(), episodes, seed=c["seed"], stream=self.step)
+        self.evaluating = False
+        return result
+
+    def _when_asked(self) -> None:
+        """Say that a stop was heard, where it is not obeyed within milliseconds."""
+        if self.evaluating and self.reporter.mode == "text":
+            os.write(2, b"\noffrl: stopping after this evaluation; once more stops at once\n")
 
     def _record_metrics(self, rate: float) -> None:
         means = {name: values[0] for name, values in self.means.pop().items()}
@@ -225,7 +234,7 @@ def run_result(run: RunDir, returns: np.ndarray, policy: Policy, *, already: boo
 
 
 @contextlib.contextmanager
-def _graceful_stop() -> Iterator[list[int]]:
+def _graceful_stop(heard: Callable[[], None]) -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM instead of dying of them; a second one acts as usual."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -236,6 +245,7 @@ def _graceful_stop() -> Iterator[list[int]]:
 
     def handler(number: int, _frame: Any) -> None:
         asked.append(number)
+        heard()
         signal.signal(number, usual[signal.Signals(number)])
 
     for number in numbers:

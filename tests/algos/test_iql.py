@@ -358,9 +358,7 @@ def test_dropout_acts_in_training_only():
 
 
 class ElsewhereTensor:
-    """Stands for a tensor that a checkpoint's loader put on the run's device: generators take CPU tensors
-    only.
-    """
+    """Stands for a tensor that was loaded onto the run's device; generators take CPU tensors only."""
 
     def __init__(self, tensor):
         self.tensor = tensor

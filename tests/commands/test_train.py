@@ -14,8 +14,8 @@ import pytest
 from offrl.cli import main
 from offrl.data.source import UniformSource
 
-SMALL = "--hidden 8 --batch-size 8 --env Pendulum-v1 --eval-every 0 --eval-episodes 1".split()
-STEPS = "--steps 20 --log-every 5 --checkpoint-every 8".split()
+SMALL = ["--hidden", "8", "--batch-size", "8", "--env", "Pendulum-v1", "--eval-every", "0", "--eval-episodes", "1"]
+STEPS = ["--steps", "20", "--log-every", "5", "--checkpoint-every", "8"]
 
 
 @pytest.fixture
@@ -96,7 +96,14 @@ def test_an_option_can_undo_a_preset(folder, capsys):
 def test_help_groups_the_options_and_explains_each(capsys):
     assert main(["train", "td3_bc", "--help"]) == 0
     page = capsys.readouterr().out
-    for part in ("run options", "algorithm options", "start options", "output options", "--dataset URI", "--alpha"):
+    for part in (
+        "run options",
+        "algorithm options",
+        "start options",
+        "output options",
+        "--dataset URI",
+        "--alpha",
+    ):
         assert part in page
     assert "Weight of the Q term" in page
     assert page.index("--dataset URI") < page.index("--alpha")
@@ -115,7 +122,10 @@ def test_without_an_algorithm_the_names_are_shown(capsys):
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        (["--stepz", "3"], "unknown option --stepz; did you mean --steps? ('offrl train td3_bc --help' shows all"),
+        (
+            ["--stepz", "3"],
+            "unknown option --stepz; did you mean --steps? ('offrl train td3_bc --help' shows all",
+        ),
         (["--alfa", "3"], "unknown option --alfa; did you mean --alpha?"),
         (["--steps", "many"], "--steps needs an integer, got 'many'"),
         (["--alpha", "big"], "--alpha needs a number, got 'big'"),
@@ -213,7 +223,10 @@ def test_ctrl_c_on_a_terminal(folder):
     """A pseudo-terminal sends SIGINT to the process group; the message starts on its own line."""
     pid, terminal = os.forkpty()
     if pid == 0:
-        os.execv(sys.executable, [sys.executable, "-m", "offrl.cli", "train", "bc", "--dataset", "tiny.npz", *SMALL])
+        os.execv(
+            sys.executable,
+            [sys.executable, "-m", "offrl.cli", "train", "bc", "--dataset", "tiny.npz", *SMALL],
+        )
     seen = b""
     while b"steps/s" not in seen:
         seen += os.read(terminal, 4096)

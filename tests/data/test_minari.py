@@ -206,13 +206,16 @@ def test_metadata_of_the_set_win_over_the_tables():
 
 
 def test_the_recording_environment_is_used_if_nothing_else_is_known(root):
-    write_minari(episodes(env_id="Hopper-v5", env_kwargs={"frame_skip": 2}), "toy-v0")
+    about = {"env_id": "Hopper-v5", "env_kwargs": {"frame_skip": 2}, "reference_returns": [1.0, 2.0]}
+    write_minari(episodes(**about), "toy-v0")
     path = root / "toy-v0" / "data" / "metadata.json"
     raw = json.loads(path.read_text())
     del raw["offrl"]
     path.write_text(json.dumps(raw))
-    assert read_minari("toy-v0").metadata["env_id"] == "Hopper-v5"
-    assert read_minari("toy-v0").metadata["env_kwargs"]["frame_skip"] == 2
+    data = read_minari("toy-v0", defaults={"reference_returns": [3.0, 4.0]})
+    assert data.metadata["env_id"] == "Hopper-v5"
+    assert data.metadata["env_kwargs"]["frame_skip"] == 2
+    assert data.reference_returns == (1.0, 2.0)  # those of the set itself win
     path.write_text(json.dumps(raw | {"env_spec": "{}"}))
     with pytest.raises(DatasetError, match="toy-v0"):
         read_minari("toy-v0")

@@ -14,8 +14,7 @@ def rows(n=200, seed=0):
 
 
 def test_normalized_data_have_mean_zero_and_std_almost_one():
-    """The constant is added to the std: the result's std is s / (s + 1e-3), 0.909 for a column with s = 0.01.
-    """
+    """The constant is added to the std: the result's std is s / (s + 1e-3), 0.909 at s = 0.01."""
     data = rows()
     out = ObservationNormalizer.fit(data)(torch.from_numpy(data)).double().numpy()
     s = data.astype(np.float64).std(axis=0)

@@ -9,8 +9,7 @@ from offrl.training.seeding import streams
 
 
 def test_every_field_is_the_one_of_the_rows_that_were_drawn():
-    """Batches are views of one packed table; with O = 3 and A = 2 any slice that is off by one mixes fields.
-    """
+    """Batches are views of one packed table; with O = 3 and A = 2 a slice that is off by one mixes fields."""
     problem = tiny_problem()
     batch = source_of(problem, 64, next_actions=True).sample(streams((0, 1), "data"))
     assert batch.rows.shape == (2, 64)

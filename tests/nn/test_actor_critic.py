@@ -165,8 +165,7 @@ def test_the_target_takes_the_lower_twin(member):
 
 
 def test_termination_stops_the_bootstrap_and_a_time_limit_does_not():
-    """A cut by a time limit arrives as terminated = 0: its target holds the next value like any other row's.
-    """
+    """A cut by a time limit arrives as terminated = 0: its target holds the next value like any row's."""
     td3, batch = make(), draw()
     td3.critic.target[-1] += 100.0
     y = td3.target(batch, torch.zeros_like(batch.actions))
@@ -359,8 +358,7 @@ def test_every_update_draws_fresh_noise_for_each_seed_from_its_own_stream():
 
 
 def test_restored_training_goes_on_bit_for_bit():
-    """Networks, targets, moments, the update counter (it decides the next actor step) and the noise streams.
-    """
+    """Networks, targets, moments, noise, and the counter of updates, which decides the next actor step."""
 
     def run(td3, indices):
         for index in indices:
@@ -379,9 +377,7 @@ def test_restored_training_goes_on_bit_for_bit():
 
 
 class ElsewhereTensor:
-    """Stands for a tensor that a checkpoint's loader put on the run's device: generators take CPU tensors
-    only.
-    """
+    """Stands for a tensor that was loaded onto the run's device; generators take CPU tensors only."""
 
     def __init__(self, tensor):
         self.tensor = tensor
@@ -400,8 +396,7 @@ def test_noise_streams_are_restored_from_a_state_on_another_device():
 
 
 def test_the_form_that_is_compiled_makes_the_same_updates(monkeypatch):
-    """Compiled, gradients come from torch.func and the anchor is found outside the graph; both forms agree.
-    """
+    """Compiled, gradients come from torch.func and the anchor is found outside the graph; both agree."""
     eager = make((0, 1), settings=dataclasses.replace(SETTINGS, policy_delay=1))
     twin = copy.deepcopy(eager)
     twin.compiled = True
@@ -443,8 +438,7 @@ def test_an_impossible_setting_is_refused_with_value_and_rule(setting, value, me
 
 @pytest.mark.parametrize("tau", [-0.1, 0.0, 1.0, 1.5])
 def test_the_hint_about_tau_is_given_only_where_it_helps(tau):
-    """1 - tau is a possible setting only for tau in [0.5, 1): a hint of 1.1 or -0.5 would be refused as well.
-    """
+    """1 - tau is a possible setting only for tau in [0.5, 1): a hint of 1.1 or -0.5 would be refused too."""
     with pytest.raises(ConfigError, match=rf"tau must be in \(0, 0.5\], got {tau}") as refused:
         TD3Settings(tau=tau)
     assert "did you mean" not in str(refused.value)

@@ -42,8 +42,7 @@ def plain(params, x, masks=None):
 
 
 def test_the_output_is_that_of_linear_layers_and_relus():
-    """``unstack`` gives torch.nn.Linear's layout, so a Sequential filled with it computes the same outputs.
-    """
+    """``unstack`` gives torch.nn.Linear's layout, so a Sequential filled with it computes the same."""
     params, x = network(copies=2, seeds=(0, 1)), inputs(4)
     out = mlp(params, x)
     assert out.shape == (4, SIZES[-1], BATCH)
@@ -163,8 +162,7 @@ def test_a_second_derivative_is_refused_rather_than_wrong():
 
 
 def test_a_second_backward_is_refused_rather_than_wrong():
-    """The hidden layers' memory goes back to the pool in the backward, so there is nothing to repeat it from.
-    """
+    """The hidden layers' memory goes back to the pool in the backward: nothing is left to repeat it from."""
     params, x = network(), inputs(1)
     out = mlp(params, x)
     torch.autograd.grad(out.sum(), params, retain_graph=True)
@@ -216,23 +214,22 @@ def test_networks_that_are_alive_together_share_no_memory(hidden):
 
 
 def test_calls_in_inference_mode_leave_training_alone():
-    """Rollouts run in inference mode; memory made there may not be written outside, so none may reach the
-    pool.
+    """Rollouts run in inference mode. Memory made there may not be written outside: none may reach the pool.
+
+    The batch has a size of its own, so that the first call finds no memory from another test.
     """
-    params, x = network(), inputs(1)
-    want = torch.autograd.grad(plain(params, x).sum(), params)
+    params, x = network(), torch.randn(1, 13, SIZES[0], dtype=torch.float64)
     with torch.inference_mode():
         torch.testing.assert_close(mlp(detached(params), x), plain(detached(params), x))
-    mlp(detached(params), x)
+    want = torch.autograd.grad(plain(params, x).sum(), params)
+    torch.testing.assert_close(torch.autograd.grad(mlp(params, x).sum(), params), want)
     with torch.inference_mode():
         mlp(detached(params), x)
-    torch.testing.assert_close(torch.autograd.grad(mlp(params, x).sum(), params), want)
 
 
 @pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
 def test_the_form_that_is_compiled_computes_the_same(monkeypatch, dropout):
-    """Under torch.compile ``mlp`` is a plain composition; values and gradients equal the hand-written node's.
-    """
+    """Under torch.compile ``mlp`` is a plain composition; values and gradients equal the written node's."""
     params, x = network(copies=2, seeds=(0, 1)), inputs(2).requires_grad_()
     masks = dropout_masks(4) if dropout else None
     eager = mlp(params, x, masks)

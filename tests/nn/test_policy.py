@@ -333,6 +333,19 @@ def test_a_damaged_policy_is_refused_in_one_line(name, tmp_path):
     assert str(tmp_path) in str(caught.value) or name == "empty box"
 
 
+def test_nothing_is_allocated_for_sizes_that_only_the_description_claims(tmp_path, monkeypatch):
+    devices = set()
+    monkeypatch.setattr(
+        torch.nn.Linear, "reset_parameters", lambda layer: devices.add(layer.weight.device.type)
+    )
+    save_policy(one_of("deterministic"), tmp_path)
+    _json(lambda v: v["config"].update(hidden=[30_000, 30_000]))(tmp_path)
+    devices.clear()
+    with pytest.raises(PolicyError, match="does not fit"):
+        load_policy(tmp_path)
+    assert devices == {"meta"}
+
+
 @pytest.mark.parametrize("missing", ["policy.json", "policy.safetensors"])
 def test_a_missing_file_is_named_with_its_path(missing, tmp_path):
     save_policy(one_of("random"), tmp_path)

@@ -439,7 +439,7 @@ def test_hostile_pickles_are_refused_and_nothing_runs(tmp_path):
 
 
 def test_one_pickle_cannot_change_how_the_next_is_read(tmp_path):
-    """BUILD with a slot state sets attributes on whatever is on the stack, also on a class."""
+    """BUILD with a slot state could set attributes on a class that is on the stack."""
     for name in ("VecNormalize", "RunningMeanStd"):
         module = NORMALIZE if name == "VecNormalize" else RMS
         state = pickle.dumps((None, {"name": "dtype", "args": ("f8",)}), protocol=2)[2:-1]

@@ -121,8 +121,7 @@ def go_on(net, steps):
 
 
 def test_restored_training_goes_on_bit_for_bit():
-    """Weights, target and Adam's moments and step count are all in the state; restored, six steps equal six.
-    """
+    """Weights, target and Adam's moments and step count are all in the state: three and three equal six."""
     whole, state = trained(6), copy.deepcopy(trained(3).state_dict())
     resumed = trained(1, seed=9)
     storage = [p.data_ptr() for p in resumed.params]

@@ -94,7 +94,9 @@ def test_when_both_are_damaged_the_message_names_both(tmp_path):
     save(tmp_path, 2)
     damage(tmp_path / checkpoint.NEWEST)
     damage(tmp_path / checkpoint.PREVIOUS)
-    with pytest.raises(CheckpointError, match=r"no intact checkpoint.*checkpoint\.pt.*checkpoint-previous\.pt"):
+    with pytest.raises(
+        CheckpointError, match=r"no intact checkpoint.*checkpoint\.pt.*checkpoint-previous\.pt"
+    ):
         load_checkpoint(tmp_path)
 
 

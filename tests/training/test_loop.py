@@ -87,6 +87,14 @@ def test_means_are_over_the_updates_that_had_the_metric():
     assert means.pop() == {"updates": [7.5], "even": [7.0]}
 
 
+def test_metrics_keep_their_order_and_may_be_absent():
+    means = MetricMeans(["z", "a", "m"])
+    means.add({})
+    means.add({name: torch.zeros(1) for name in ("z", "a")})
+    means.add({name: torch.zeros(1) for name in ("m", "a", "z")})
+    assert list(means.pop()) == ["z", "a", "m"]
+
+
 def test_means_are_per_seed_and_change_no_tensor_of_the_learner():
     means = MetricMeans(["loss"])
     first = torch.tensor([1.0, 10.0])
@@ -117,8 +125,10 @@ def test_an_undeclared_metric_is_refused_by_name():
 
 def test_a_metric_is_detached():
     means = MetricMeans(["loss"])
-    means.add({"loss": torch.ones(1, requires_grad=True)})
+    for _ in range(2):
+        means.add({"loss": torch.ones(1, requires_grad=True)})
     assert not means.sums["loss"].requires_grad
+    assert means.pop() == {"loss": [1.0]}
 
 
 def test_the_loop_costs_microseconds_an_update():

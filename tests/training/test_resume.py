@@ -26,11 +26,20 @@ from offrl.training.runner import RunOptions, make_settings, resume, start
 
 TINY = {"hidden": 8, "batch_size": 8}
 STEPS = 24
-OPTIONS = {"steps": STEPS, "log_every": 3, "eval_every": 10, "eval_episodes": 1, "checkpoint_every": 7, "threads": 1}
+OPTIONS = {
+    "steps": STEPS,
+    "log_every": 3,
+    "eval_every": 10,
+    "eval_episodes": 1,
+    "checkpoint_every": 7,
+    "threads": 1,
+}
 ALGORITHMS = ("td3_bc", "iql", "bc", "prdc")
 
 
-def begin(out: Path, data: OfflineDataset, algorithm: str = "td3_bc", reporter=None, **options) -> runner.RunResult:
+def begin(
+    out: Path, data: OfflineDataset, algorithm: str = "td3_bc", reporter=None, **options
+) -> runner.RunResult:
     run_options = RunOptions(out=out, **OPTIONS | options)
     return start(algorithm, make_settings(algorithm, TINY), run_options, dataset=data, reporter=reporter)
 
@@ -57,7 +66,13 @@ def left(directory: Path) -> dict[str, object]:
 def flat(state: object, path: str = "") -> dict[str, object]:
     if isinstance(state, torch.Tensor):
         return {path: state.numpy().tobytes()}
-    pairs = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list | tuple) else ()
+    pairs = (
+        state.items()
+        if isinstance(state, dict)
+        else enumerate(state)
+        if isinstance(state, list | tuple)
+        else ()
+    )
     merged = {} if isinstance(state, dict | list | tuple) else {path: state}
     for key, value in pairs:
         merged |= flat(value, f"{path}.{key}")
@@ -222,7 +237,9 @@ def edit_json(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, quiet_data, stopped_run, capsys):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
+    tmp_path, quiet_data, stopped_run, capsys
+):
     flip_a_bit(stopped_run / "checkpoint.pt")
     resume(stopped_run, dataset=quiet_data, reporter_mode="text")
     out = capsys.readouterr().out
@@ -256,7 +273,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path, quiet_da
         ({"steps": 99}, "its steps is 99"),
     ],
 )
-def test_the_checkpoint_of_another_run_is_refused(tmp_path, quiet_data, stopped_run, signal_at, change, message):
+def test_the_checkpoint_of_another_run_is_refused(
+    tmp_path, quiet_data, stopped_run, signal_at, change, message
+):
     signal_at(16)
     with pytest.raises(Stopped):
         begin(tmp_path / "other", quiet_data, **change)
@@ -314,12 +333,16 @@ def test_data_in_memory_must_be_given_again(stopped_run):
 def test_another_machine_is_refused_unless_allowed(tmp_path, quiet_data, stopped_run, fact):
     recorded = json.loads((stopped_run / "versions.json").read_text())[fact]
     edit_json(stopped_run / "versions.json", **{fact: 64 if fact == "threads" else "another"})
-    with pytest.raises(CheckpointError, match=f"not be exact .{fact}: .* -> {re.escape(str(recorded))}.*--allow-inexact"):
+    with pytest.raises(
+        CheckpointError, match=f"not be exact .{fact}: .* -> {re.escape(str(recorded))}.*--allow-inexact"
+    ):
         resume(stopped_run, dataset=quiet_data)
     resume(stopped_run, dataset=quiet_data, allow_inexact=True)
 
 
-def test_libraries_of_the_environment_matter_where_there_is_one(tmp_path, pendulum, quiet_data, signal_at, stopped_run):
+def test_libraries_of_the_environment_matter_where_there_is_one(
+    tmp_path, pendulum, quiet_data, signal_at, stopped_run
+):
     edit_json(stopped_run / "versions.json", mujoco="1.50")
     resume(stopped_run, dataset=quiet_data)
     signal_at(2)

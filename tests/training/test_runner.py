@@ -58,7 +58,9 @@ def test_a_run_directory_is_complete(tmp_path, pendulum):
     )
     assert [row["step"] for row in rows(result.directory / "metrics.csv")] == ["4", "8", "12"]
     evaluations = rows(result.directory / "eval.csv")
-    assert [(r["step"], r["episode"]) for r in evaluations] == [(s, e) for s in ("5", "10", "12") for e in ("0", "1")]
+    assert [(r["step"], r["episode"]) for r in evaluations] == [
+        (s, e) for s in ("5", "10", "12") for e in ("0", "1")
+    ]
     assert {r["length"] for r in evaluations} == {"20"}
     assert {r["success"] for r in evaluations} == {""}
     timing = rows(result.directory / "timing.csv")
@@ -117,17 +119,23 @@ def test_workers_do_not_change_the_scores(tmp_path, pendulum):
 
 
 def test_without_an_environment_there_are_no_scores(tmp_path, pendulum, capsys):
-    data = OfflineDataset(pendulum.fields, pendulum.episode_starts, {"action_low": [-2.0], "action_high": [2.0]})
+    data = OfflineDataset(
+        pendulum.fields, pendulum.episode_starts, {"action_low": [-2.0], "action_high": [2.0]}
+    )
     options = RunOptions(out=tmp_path, **SHORT)
     result = start("bc", make_settings("bc", TINY), options, dataset=data, reporter=Reporter("text", 12))
     assert len(result.returns) == 0
     assert result.scores is None
-    assert (result.directory / "eval.csv").read_text() == "step,episode,return,normalized_score,length,success\n"
+    assert (
+        result.directory / "eval.csv"
+    ).read_text() == "step,episode,return,normalized_score,length,success\n"
     assert "training without evaluation (pass --env ID for scores)" in capsys.readouterr().out
 
 
 def test_a_diverged_run_says_so_once(tmp_path, pendulum, capsys):
-    data = OfflineDataset(pendulum.fields, pendulum.episode_starts, {"action_low": [-2.0], "action_high": [2.0]})
+    data = OfflineDataset(
+        pendulum.fields, pendulum.episode_starts, {"action_low": [-2.0], "action_high": [2.0]}
+    )
     settings = make_settings("td3_bc", TINY | {"reward_scale": 1e30})
     start("td3_bc", settings, RunOptions(out=tmp_path, **SHORT), dataset=data, reporter=Reporter("text", 12))
     out = capsys.readouterr().out
@@ -221,7 +229,9 @@ def test_the_action_box_is_the_environments_then_the_datas_then_one(pendulum):
     table = pendulum.transitions()
     low, high = action_box(pendulum, table, dataset_env(pendulum, None))
     assert (low.tolist(), high.tolist()) == ([-2.0], [2.0])
-    narrow = OfflineDataset(pendulum.fields | {"actions": pendulum.fields["actions"] / 4}, pendulum.episode_starts, {})
+    narrow = OfflineDataset(
+        pendulum.fields | {"actions": pendulum.fields["actions"] / 4}, pendulum.episode_starts, {}
+    )
     low, high = action_box(narrow, narrow.transitions(), None)
     assert (low.tolist(), high.tolist()) == ([-1.0], [1.0])
     narrow.metadata.update(action_low=[-0.5], action_high=[0.75])
@@ -259,7 +269,9 @@ def test_devices_are_checked():
 
 def test_the_command_is_recorded(tmp_path, pendulum, monkeypatch):
     monkeypatch.setattr("sys.argv", ["/usr/bin/offrl", "train", "bc", "--dataset", "a file.npz"])
-    assert (train(tmp_path, pendulum).directory / "command.txt").read_text() == "offrl train bc --dataset 'a file.npz'\n"
+    assert (
+        train(tmp_path, pendulum).directory / "command.txt"
+    ).read_text() == "offrl train bc --dataset 'a file.npz'\n"
     monkeypatch.setattr("sys.argv", ["my_script.py", "--fast"])
     assert (train(tmp_path, pendulum).directory / "command.txt").read_text() == "my_script.py --fast\n"
 
@@ -279,11 +291,16 @@ def test_loop_logging_and_checkpoints_cost_little_beside_the_updates(tmp_path, p
     An update of BC costs a fifth of TD3+BC's, and these few updates pay for the start and the end of a run and
     for checkpoints a hundred times as frequent as by default.
     """
-    data = OfflineDataset(pendulum.fields, pendulum.episode_starts, {"action_low": [-2.0], "action_high": [2.0]})
+    data = OfflineDataset(
+        pendulum.fields, pendulum.episode_starts, {"action_low": [-2.0], "action_high": [2.0]}
+    )
     steps, ratios = 200, []
     for _ in range(2):
         problem = tiny_problem()
-        learner, source = load_algorithm("bc")[1].learner(problem, make_settings("bc", {})), source_of(problem, 256)
+        learner, source = (
+            load_algorithm("bc")[1].learner(problem, make_settings("bc", {})),
+            source_of(problem, 256),
+        )
         generators = problem.streams("data")
         began = time.process_time()
         for _step in range(steps):
