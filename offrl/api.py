@@ -88,7 +88,8 @@ def evaluate(
     """Roll out a policy in a Gymnasium environment.
 
     Args:
-        policy: a ``Policy``, or a SOURCE (``run:DIR``, a directory, ``sb3:FILE.zip``, ``py:module:factory``, ``random``).
+        policy: a ``Policy``, or a SOURCE: ``run:DIR``, a directory, ``sb3:FILE.zip``, ``py:MODULE:FACTORY`` or
+            ``random``.
         env: Gymnasium id.
         episodes: episodes to run.
         seed: seed of the environments and of action noise.

@@ -12,7 +12,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minari.storage import get_dataset_path
@@ -69,6 +69,7 @@ RECIPES["halfcheetah-mixed"] = _mixed(
     ("random", 0.0), ("a2c", 0.1), ("ppo", 0.2), ("trpo", 0.3), ("sac", 0.1)
 )
 RECIPES["walker2d-mixed"] = _mixed(("random", 0.0), ("a2c", 0.1), ("trpo", 0.2), ("sac", 0.3), ("sac", 0.1))
+RECIPES["walker2d-mixed-1m"] = Recipe(tuple(replace(p, steps=200_000) for p in RECIPES["walker2d-mixed"].parts))
 MAZES = {"pointmaze-umaze": 100_000, "pointmaze-medium": 100_000}  # steps of the waypoint controller, seed 0
 FOLDER_NAMES = {"hopper": "Hopper", "halfcheetah": "HalfCheetah", "walker2d": "Walker2d"}
 

@@ -79,7 +79,7 @@ def in_child(tmp_path_factory):
             try:
                 for number, name in zip((1, 2), names, strict=True):
                     os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-                sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+                sys.stdout, sys.stderr = (os.fdopen(number, "w") for number in (1, 2))
                 code = int(function() or 0)
             except BaseException:
                 traceback.print_exc()

@@ -39,7 +39,28 @@ for driver in ("build", "options", "runner", "session", "check", "cells"):
     }
 
 HEAVY = set(
-    ["mujoco", "minari", "pyarrow", "polars", "pandas", "stable_baselines3", "sb3_contrib", "imageio", "imageio_ffmpeg", "pykdtree", "numba", "wandb", "tensorboard", "gymnasium_robotics", "torch_geometric", "diffusers", "onnx", "onnxruntime", "ray", "transformers"]
+    [
+        "mujoco",
+        "minari",
+        "pyarrow",
+        "polars",
+        "pandas",
+        "stable_baselines3",
+        "sb3_contrib",
+        "imageio",
+        "imageio_ffmpeg",
+        "pykdtree",
+        "numba",
+        "wandb",
+        "tensorboard",
+        "gymnasium_robotics",
+        "torch_geometric",
+        "diffusers",
+        "onnx",
+        "onnxruntime",
+        "ray",
+        "transformers",
+    ]
 )
 WITHOUT_TORCH = (
     "offrl.data.environments",

@@ -39,9 +39,14 @@ def test_folders_are_made_and_old_content_is_replaced(tmp_path):
 def test_a_failed_block_leaves_the_old_file_and_no_temporary(tmp_path, error):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(error), atomic_write(path) as temporary:
-        temporary.write_text("half")
-        raise error
+
+    def half() -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        half()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 

@@ -30,6 +30,7 @@ from offrl.data.source import UniformSource
 TRAIN = ["train", "bc", "--dataset"]
 OPTIONS = "--env Pendulum-v1 --hidden 8 --batch-size 8 --steps 12 --eval-every 0 --eval-episodes 1 --checkpoint-every 4"
 CONVERT = ["data", "convert", "bad.csv", "--out", "o.hdf5", "--obs", "x", "--action", "u"]
+FIELDS = ("observations", "actions", "rewards", "terminated", "truncated")
 QUICK = OPTIONS.split()
 
 
@@ -38,7 +39,7 @@ class Case:
     """Spoil the folder, then type the command; the line must match."""
 
     name: str
-    spoil: Callable[[Path], None]
+    spoil: Callable[[Path], object]
     typed: list[str]
     line: str
     code: int = 1
@@ -90,7 +91,7 @@ def cut(path: Path, share: float = 0.5) -> None:
 
 
 def bytes_of(name: str, data: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(data) and None
+    return lambda folder: (folder / name).write_bytes(data)
 
 
 def csv(text: str) -> Callable[[Path], None]:
@@ -178,35 +179,40 @@ CASES = [
     # files of data
     Case("truncated HDF5", lambda f: cut(hdf5(f)), [*TRAIN, "bad.hdf5"], r"bad\.hdf5.*(damaged|truncated|HDF5)"),
     Case("not HDF5", bytes_of("bad.hdf5", b"hello" * 99), [*TRAIN, "bad.hdf5"], r"bad\.hdf5.*HDF5"),
-    Case("HDF5 without rewards", lambda f: hdf5(f, rewards=None) and None, [*TRAIN, "bad.hdf5"], "rewards"),
-    Case("HDF5 with text", lambda f: hdf5(f, rewards=np.array([b"x"] * 160)) and None, [*TRAIN, "bad.hdf5"], "rewards"),
+    Case("HDF5 without rewards", lambda f: hdf5(f, rewards=None), [*TRAIN, "bad.hdf5"], "rewards"),
+    Case("HDF5 with text", lambda f: hdf5(f, rewards=np.array([b"x"] * 160)), [*TRAIN, "bad.hdf5"], "rewards"),
     Case("a missing array", npz(actions=None), [*TRAIN, "bad.npz"], r"bad\.npz.*actions"),
     Case("wrong lengths", npz(rewards=lambda a: a[:-3]), [*TRAIN, "bad.npz"], r"'rewards' has 157 rows.*160"),
     Case("wrong length of the flags", npz(truncated=lambda a: a[:-3]), [*TRAIN, "bad.npz"], "157 rows.*160"),
     Case("NaN", npz(observations=put(7, np.nan)), [*TRAIN, "bad.npz"], "'observations' is not finite .*at row 7"),
     Case("infinite reward", npz(rewards=put(3, np.inf)), [*TRAIN, "bad.npz"], "'rewards' is not finite .*at row 3"),
-    Case("float32 overflow", npz(rewards=lambda a: put(3, 1e300)(a.astype(float))), [*TRAIN, "bad.npz"], "'rewards'.*row 3"),
+    Case("float32 overflow", npz(rewards=lambda a: put(3, 1e300)(a.astype(float))),
+         [*TRAIN, "bad.npz"], "'rewards'.*row 3"),
     Case("integer actions", npz(actions=lambda a: a.astype(int)), [*TRAIN, "bad.npz"], "'actions' are integers"),
-    Case("action out of bounds", npz(actions=put(5, 2.5)), [*TRAIN, "bad.npz"], r"action \[2.5\] at row 5 lies outside"),
-    Case("actions of another size", npz(actions=lambda a: np.tile(a, 2)), [*TRAIN, "bad.npz"], "O=3, A=2 but Pendulum-v1"),
+    Case("action out of bounds", npz(actions=put(5, 2.5)),
+         [*TRAIN, "bad.npz"], r"action \[2.5\] at row 5 lies outside"),
+    Case("actions of another size", npz(actions=lambda a: np.tile(a, 2)),
+         [*TRAIN, "bad.npz"], "O=3, A=2 but Pendulum-v1"),
     Case("ragged shape", npz(actions=lambda a: a.reshape(-1, 1, 1)), [*TRAIN, "bad.npz"], "'actions' .*shape"),
-    Case("no rows", npz(**{n: lambda a: a[:0] for n in ("observations", "actions", "rewards", "terminated", "truncated")}),
+    Case("no rows", npz(**dict.fromkeys(FIELDS, lambda a: a[:0])),
          [*TRAIN, "bad.npz"], r"(empty|no steps|no rows|0 rows)"),
     Case("flags that are no flags", npz(terminated=lambda a: a + 2.0), [*TRAIN, "bad.npz"], "'terminated'"),
     Case("text instead of numbers", npz(rewards=lambda a: a.astype(str)), [*TRAIN, "bad.npz"], "'rewards'"),
     Case("complex numbers", npz(rewards=lambda a: a + 1j), [*TRAIN, "bad.npz"], "'rewards'"),
-    Case("pickled objects in an npz", npz(infos=lambda a: np.array([Hostile()], object)), [*TRAIN, "bad.npz"], r"bad\.npz"),
+    Case("pickled objects in an npz", npz(infos=lambda a: np.array([Hostile()], object)),
+         [*TRAIN, "bad.npz"], r"bad\.npz"),
     Case("a bomb in an npz", npz_bomb, [*TRAIN, "bad.npz"], r"bad\.npz"),
-    Case("a cut npz", lambda f: (npz()(f), cut(f / "bad.npz")) and None, [*TRAIN, "bad.npz"], r"bad\.npz.*npz file"),
+    Case("a cut npz", lambda f: (npz()(f), cut(f / "bad.npz")), [*TRAIN, "bad.npz"], r"bad\.npz.*npz file"),
     Case("CSV with text", csv("x,u,r,e\n1,2,3,0\n1,oops,3,0\n"),
          [*CONVERT, "--reward", "r", "--episode", "e", "--terminated", "none"], r"bad\.csv.*'u'.*oops"),
     Case("CSV without the column", csv("x,u,r,e\n1,2,3,0\n"),
-         [*CONVERT, "--reward", "reward", "--episode", "e", "--terminated", "none"], "no column 'reward'; it has x, u, r"),
+         [*CONVERT, "--reward", "reward", "--episode", "e", "--terminated", "none"], "no column 'reward'; it has x"),
     Case("CSV with an empty cell", csv("x,u,r,e\n1,2,3,0\n1,,3,0\n"),
          [*CONVERT, "--reward", "r", "--episode", "e", "--terminated", "none"], r"bad\.csv.*'u'"),
     Case("binary CSV", bytes_of("bad.csv", bytes(range(256)) * 20), [*TRAIN, "bad.csv"], r"bad\.csv"),
-    Case("garbage Parquet", bytes_of("bad.parquet", b"PAR1" + b"\0" * 400 + b"PAR1"), [*TRAIN, "bad.parquet"], r"bad\.parquet"),
-    Case("a compressed file", lambda f: (f / "bad.hdf5").write_bytes(gzip.compress(b"x" * 999)) and None,
+    Case("garbage Parquet", bytes_of("bad.parquet", b"PAR1" + b"\0" * 400 + b"PAR1"),
+         [*TRAIN, "bad.parquet"], r"bad\.parquet"),
+    Case("a compressed file", lambda f: (f / "bad.hdf5").write_bytes(gzip.compress(b"x" * 999)),
          [*TRAIN, "bad.hdf5"], r"bad\.hdf5"),
     Case("a folder instead of a file", lambda f: (f / "bad.hdf5").mkdir(), [*TRAIN, "bad.hdf5"], r"bad\.hdf5"),
     Case("no such file", nothing, [*TRAIN, "gone.hdf5"], r"gone\.hdf5"),
@@ -217,13 +223,18 @@ CASES = [
     Case("a misspelt Minari set", nothing, [*TRAIN, "minari:mujoco/hoper/medium-v0"], "(minari|hoper)"),
     Case("a misspelt command", nothing, ["trian"], "unknown command 'trian'; did you mean 'train'", 2),
     Case("a misspelt algorithm", nothing, ["train", "td3bc"], "unknown algorithm 'td3bc'; did you mean 'td3_bc'"),
-    Case("a misspelt option", nothing, [*TRAIN, "good.npz", "--stps", "3"], "unknown option --stps; did you mean --steps", 2),
-    Case("a misspelt preset", nothing, ["train", "prdc", "--dataset", "good.npz", "--preset", "hoper-"], "no preset for 'hoper-'"),
+    Case("a misspelt option", nothing,
+         [*TRAIN, "good.npz", "--stps", "3"], "unknown option --stps; did you mean --steps", 2),
+    Case("a misspelt preset", nothing,
+         ["train", "prdc", "--dataset", "good.npz", "--preset", "hoper-"], "no preset for 'hoper-'"),
     Case("a misspelt source", nothing, ["eval", "rando", "--env", "Pendulum-v1"], "'rando'.*did you mean 'random'"),
     Case("a misspelt environment", nothing, [*TRAIN, "good.npz", "--env", "Pendulun-v1"], "Pendulun"),
-    Case("no such algorithm file", nothing, ["train", "./gone.py", "--dataset", "good.npz"], r"no algorithm file .*gone\.py"),
-    Case("a file that is no algorithm", bytes_of("a.py", b"x = 1\n"), ["algos", "check", "a.py"], "declares no ALGORITHM"),
-    Case("a file that is no Python", bytes_of("a.py", b"\x00\xff"), ["train", "a.py", "--dataset", "good.npz"], r"a\.py cannot be loaded"),
+    Case("no such algorithm file", nothing,
+         ["train", "./gone.py", "--dataset", "good.npz"], r"no algorithm file .*gone\.py"),
+    Case("a file that is no algorithm", bytes_of("a.py", b"x = 1\n"),
+         ["algos", "check", "a.py"], "declares no ALGORITHM"),
+    Case("a file that is no Python", bytes_of("a.py", b"\x00\xff"),
+         ["train", "a.py", "--dataset", "good.npz"], r"a\.py cannot be loaded"),
     # numbers
     Case("negative steps", nothing, [*TRAIN, "good.npz", "--steps", "-3"], "steps must be 1 or more, got -3", 2),
     Case("tau the other way round", nothing, ["train", "td3_bc", "--dataset", "good.npz", "--tau", "0.995"],
@@ -232,23 +243,30 @@ CASES = [
     Case("a learning rate that is no number", nothing, [*TRAIN, "good.npz", "--lr", "nan"], "lr must be", 2),
     Case("a share above one", nothing, [*TRAIN, "good.npz", "--top-fraction", "10"], "top_fraction must be in", 2),
     Case("an unknown device", nothing, [*TRAIN, "good.npz", "--device", "tpu"], "device 'tpu' cannot be used"),
-    Case("no episodes", nothing, ["eval", "random", "--env", "Pendulum-v1", "--episodes", "0"], "episodes must be 1 or more"),
+    Case("no episodes", nothing,
+         ["eval", "random", "--env", "Pendulum-v1", "--episodes", "0"], "episodes must be 1 or more"),
     # what does not fit together
     Case("another environment than the data's", nothing, [*TRAIN, "good.npz", "--env", "MountainCarContinuous-v0"],
          "O=3, A=1 but MountainCarContinuous-v0 has observations"),
     Case("another environment than the policy's", nothing, ["eval", "finished", "--env", "MountainCarContinuous-v0"],
          "built for O=3.*another environment"),
-    Case("D4RL's rule without time limits", npz(truncated=None), [*TRAIN, "bad.npz", "--rows", "qlearning"], "time limit"),
+    Case("D4RL's rule without time limits", npz(truncated=None),
+         [*TRAIN, "bad.npz", "--rows", "qlearning"], "time limit"),
     Case("settings of another algorithm", nothing, ["train", "td3_bc", "--config", "finished/config.json"],
          r"belongs to bc, not to td3_bc"),
     # configs and runs
-    Case("garbage instead of JSON", bytes_of("stopped/config.json", b"{\x00"), ["resume", "stopped"], r"config\.json is not valid JSON"),
-    Case("deep JSON", bytes_of("stopped/config.json", b"[" * 100_000), ["resume", "stopped"], r"config\.json is not valid JSON"),
+    Case("garbage instead of JSON", bytes_of("stopped/config.json", b"{\x00"),
+         ["resume", "stopped"], r"config\.json is not valid JSON"),
+    Case("deep JSON", bytes_of("stopped/config.json", b"[" * 100_000),
+         ["resume", "stopped"], r"config\.json is not valid JSON"),
     Case("huge JSON", bytes_of("stopped/config.json", b" " * (2 << 20)), ["resume", "stopped"], "larger than"),
-    Case("JSON of another kind", bytes_of("stopped/config.json", b"[1, 2]"), ["resume", "stopped"], "must hold a JSON object"),
-    Case("garbage as --config", bytes_of("c.json", b"nope"), ["train", "bc", "--config", "c.json"], r"c\.json is not valid JSON"),
+    Case("JSON of another kind", bytes_of("stopped/config.json", b"[1, 2]"),
+         ["resume", "stopped"], "must hold a JSON object"),
+    Case("garbage as --config", bytes_of("c.json", b"nope"),
+         ["train", "bc", "--config", "c.json"], r"c\.json is not valid JSON"),
     Case("a config of a later format", config_of("stopped", format=99), ["resume", "stopped"], "has format 99"),
-    Case("a setting that is gone", config_of("stopped", settings={"hiddn": 8}), ["resume", "stopped"], "no setting 'hiddn'"),
+    Case("a setting that is gone", config_of("stopped", settings={"hiddn": 8}),
+         ["resume", "stopped"], "no setting 'hiddn'"),
     Case("a setting of another kind", config_of("finished", settings={"lr": "fast"}),
          ["train", "bc", "--config", "finished/config.json"], "lr is 'fast'"),
     Case("a text for a number", config_of("stopped", steps="many"), ["resume", "stopped"], "'steps' is 'many'"),
@@ -259,23 +277,31 @@ CASES = [
     Case("data that are gone", lambda f: (f / "good.npz").unlink(), ["resume", "stopped"], r"good\.npz"),
     Case("a damaged end mark", bytes_of("finished/final_returns.npz", b"PK\x03\x04"), ["resume", "finished"],
          r"final_returns\.npz is damaged"),
-    Case("a damaged table", bytes_of("stopped/metrics.csv", b"step"), ["resume", "stopped"], r"metrics\.csv is shorter"),
+    Case("a damaged table", bytes_of("stopped/metrics.csv", b"step"),
+         ["resume", "stopped"], r"metrics\.csv is shorter"),
     # checkpoints
     Case("damaged checkpoints", damaged_checkpoints, ["resume", "stopped"], "no intact checkpoint"),
     Case("a checkpoint of another algorithm", other_algorithm, ["resume", "stopped"], "its algorithm is td3_bc"),
-    Case("a checkpoint of a later format", checkpoint(torch_bytes({"format": 99})), ["resume", "stopped"], "has format 99"),
-    Case("a hostile pickle as checkpoint", checkpoint(pickle.dumps(Hostile())), ["resume", "stopped"], "is not a checkpoint"),
-    Case("a hostile torch file as checkpoint", checkpoint(torch_bytes({"format": 1, "x": Hostile()})), ["resume", "stopped"],
+    Case("a checkpoint of a later format", checkpoint(torch_bytes({"format": 99})),
+         ["resume", "stopped"], "has format 99"),
+    Case("a hostile pickle as checkpoint", checkpoint(pickle.dumps(Hostile())),
+         ["resume", "stopped"], "is not a checkpoint"),
+    Case("a hostile torch file as checkpoint", checkpoint(torch_bytes({"format": 1, "x": Hostile()})),
+         ["resume", "stopped"],
          "is not a checkpoint"),
     Case("garbage as checkpoint", checkpoint(b"\x80\x02garbage"), ["resume", "stopped"], "is not a checkpoint"),
     # policies
-    Case("a policy of a later format", policy_json(format=99), ["eval", "finished", "--env", "Pendulum-v1"], "format 99"),
-    Case("a policy of an unknown kind", policy_json(kind="quantum"), ["eval", "finished", "--env", "Pendulum-v1"], "'?quantum'?"),
+    Case("a policy of a later format", policy_json(format=99),
+         ["eval", "finished", "--env", "Pendulum-v1"], "format 99"),
+    Case("a policy of an unknown kind", policy_json(kind="quantum"),
+         ["eval", "finished", "--env", "Pendulum-v1"], "'?quantum'?"),
     Case("a policy without its weights", lambda f: (f / "finished/policy.safetensors").unlink(),
          ["eval", "finished", "--env", "Pendulum-v1"], r"policy\.safetensors"),
-    Case("cut weights", lambda f: cut(f / "finished/policy.safetensors"), ["eval", "finished", "--env", "Pendulum-v1"],
+    Case("cut weights", lambda f: cut(f / "finished/policy.safetensors"),
+         ["eval", "finished", "--env", "Pendulum-v1"],
          r"policy\.safetensors"),
-    Case("an SB3 zip that is none", bytes_of("a.zip", b"PK\x03\x04" + b"\0" * 99), ["eval", "sb3:a.zip", "--env", "Pendulum-v1"],
+    Case("an SB3 zip that is none", bytes_of("a.zip", b"PK\x03\x04" + b"\0" * 99),
+         ["eval", "sb3:a.zip", "--env", "Pendulum-v1"],
          r"a\.zip"),
     Case("a bomb in an SB3 zip", zip_of("a.zip", data=b"{" + b" " * (40 << 20) + b"}", policy__pth=b""),
          ["eval", "sb3:a.zip", "--env", "Pendulum-v1"], r"a\.zip.*(limit|larger|too large)"),
@@ -283,7 +309,7 @@ CASES = [
          ["eval", "sb3:a.zip", "--env", "Pendulum-v1"], r"a\.zip"),
     Case("a hostile vecnormalize.pkl",
          lambda f: (zip_of("a.zip", data=b"{}", policy__pth=torch_bytes({}))(f),
-                    (f / "vecnormalize.pkl").write_bytes(pickle.dumps(Hostile()))) and None,
+                    (f / "vecnormalize.pkl").write_bytes(pickle.dumps(Hostile()))),
          ["eval", "sb3:a.zip", "--env", "Pendulum-v1"], r"vecnormalize\.pkl"),
     Case("no such module", nothing, ["eval", "py:not_here:make", "--env", "Pendulum-v1"], "no module 'not_here'"),
     # places to write to
@@ -293,7 +319,8 @@ CASES = [
          ["collect", "--env", "Pendulum-v1", "--policy", "random", "--steps", "10", "--out", "/proc/x.hdf5"], "/proc"),
     Case("collecting over a file", nothing,
          ["collect", "--env", "Pendulum-v1", "--policy", "random", "--steps", "10", "--out", "good.npz"], r"good\.npz"),
-    Case("a new algorithm over a file", bytes_of("mine.py", b"precious"), ["new", "algo", "mine"], r"file exists.*mine\.py"),
+    Case("a new algorithm over a file", bytes_of("mine.py", b"precious"),
+         ["new", "algo", "mine"], r"file exists.*mine\.py"),
     Case("a report of no run", nothing, ["report", "gone", "--out", "r.html"], "gone"),
 ]  # fmt: skip
 

@@ -39,9 +39,10 @@ def main(argv: list[str]) -> int:
         raise FileExistsError(17, "file exists, choose another name", str(path))
     template = resources.files("offrl.commands").joinpath("algorithm_template.txt").read_text()
     atomic_write_text(path, template.replace("my_algo", options.name))
+    typed = path if path.is_absolute() else f"./{path}"
     sys.stdout.write(
         f"wrote {path}\n"
         f"  offrl algos check {path}\n"
-        f"  offrl train {path if path.is_absolute() else f'./{path}'} --dataset builtin:double-pendulum-demo --steps 5000\n"
+        f"  offrl train {typed} --dataset builtin:double-pendulum-demo --steps 5000\n"
     )
     return 0

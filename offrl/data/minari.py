@@ -172,8 +172,10 @@ def _readable(dataset_id: str) -> Iterator[None]:
 
     try:
         yield
-    except (DatasetError, PermissionError):
+    except PermissionError:
         raise
+    except DatasetError as error:
+        raise DatasetError(f"minari:{dataset_id}: {error}") from None
     except ImportError as error:
         if "pyarrow" in str(error):
             raise MissingExtraError("pyarrow", "minari") from None

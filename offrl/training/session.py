@@ -58,6 +58,7 @@ class Session:
         self.timing_csv = run.table("timing.csv", [*TIMING_COLUMNS, *self.pop_timings()])
         self.sinks = Sinks(run.path, self.config)
         self.diverged, self.evaluating = False, False
+        self.asked: list[int] = []  # signals received
 
     def restore(self) -> None:
         """Load the last checkpoint and forget the rows written after it."""
@@ -99,21 +100,26 @@ class Session:
     def go(self) -> RunResult:
         """Train to the last step; evaluate, write rows, checkpoint, in this order."""
         evaluator = Evaluator(self.spec, workers=self.config["workers"]) if self.spec else None
-        with _graceful_stop(self._when_asked) as asked, evaluator or contextlib.nullcontext():
+        with _graceful_stop(self._heard) as self.asked, evaluator or contextlib.nullcontext():
             try:
-                result = self._train(evaluator, asked)
+                result = self._train(evaluator)
+            except KeyboardInterrupt:  # a second one
+                message = (
+                    f"stopped at once; go on from the last checkpoint with: offrl resume {self.run.path}"
+                )
+                raise Stopped(message, 130) from None
             except OSError as error:  # a full disk, a worker that died: what is on disk is whole
                 error.add_note(f"go on with: offrl resume {self.run.path}")
                 raise
             finally:
                 self.reporter.end()
                 self.sinks.close()
-        if asked and self.step < self.config["steps"]:
+        if self.asked and self.step < self.config["steps"]:
             message = f"stopped at step {self.step}; go on with: offrl resume {self.run.path}"
-            raise Stopped(message, 128 + asked[0])
+            raise Stopped(message, 128 + self.asked[0])
         return self._finish(result)
 
-    def _train(self, evaluator: Evaluator | None, asked: list[int]) -> EvaluationResult | None:
+    def _train(self, evaluator: Evaluator | None) -> EvaluationResult | None:
         """The updates that are left; returns the last evaluation."""
         c = self.config
         loop = train(
@@ -124,14 +130,14 @@ class Session:
             steps=c["steps"],
             every=[p for p in (c["log_every"], c["eval_every"], c["checkpoint_every"]) if p],
             start=self.step,
-            stop=lambda: bool(asked),
+            stop=lambda: bool(self.asked),
         )
         began, before = time.monotonic(), self.step
         for step in loop:
             elapsed = time.monotonic() - began
             self.seconds += elapsed
             rate, self.step = (step - before) / max(elapsed, 1e-9), step
-            last, stopped = step == c["steps"], bool(asked)
+            last, stopped = step == c["steps"], bool(self.asked)
             result = None
             if evaluator and (last or (c["eval_every"] and step % c["eval_every"] == 0)):
                 result = self._evaluate(evaluator)
@@ -153,11 +159,13 @@ class Session:
         c = self.config
         episodes = (c["final_episodes"] if self.step == c["steps"] else 0) or c["eval_episodes"]
         self.evaluating = True
+        if self.asked:
+            self._heard()
         result = evaluator(self.learner.policy(), episodes, seed=c["seed"], stream=self.step)
         self.evaluating = False
         return result
 
-    def _when_asked(self) -> None:
+    def _heard(self) -> None:
         """Say that a stop was heard, where it is not obeyed within milliseconds."""
         if self.evaluating and self.reporter.mode == "text":
             os.write(2, b"\noffrl: stopping after this evaluation; once more stops at once\n")

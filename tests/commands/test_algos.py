@@ -69,7 +69,7 @@ def test_an_unknown_name_names_the_nearest(capsys):
 
 
 def test_a_file_must_declare_an_algorithm(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no algorithm file .*missing.py"):
+    with pytest.raises(FileNotFoundError, match=r"no algorithm file .*missing\.py"):
         load_algorithm(str(tmp_path / "missing.py"))
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ConfigError, match="declares no ALGORITHM"):

@@ -4,7 +4,21 @@ import pytest
 
 from offrl.cli import main
 
-SMALL = ["--hidden", "8", "--batch-size", "8", "--env", "Pendulum-v1", "--eval-every", "0", "--eval-episodes", "1", "--steps", "10", "-q"]
+SMALL = [
+    "--hidden",
+    "8",
+    "--batch-size",
+    "8",
+    "--env",
+    "Pendulum-v1",
+    "--eval-every",
+    "0",
+    "--eval-episodes",
+    "1",
+    "--steps",
+    "10",
+    "-q",
+]
 
 
 def test_the_new_file_passes_its_check_and_trains(tmp_path, monkeypatch, pendulum_npz, capsys):

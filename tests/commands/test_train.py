@@ -14,7 +14,18 @@ import pytest
 from offrl.cli import main
 from offrl.data.source import UniformSource
 
-SMALL = ["--hidden", "8", "--batch-size", "8", "--env", "Pendulum-v1", "--eval-every", "0", "--eval-episodes", "1"]
+SMALL = [
+    "--hidden",
+    "8",
+    "--batch-size",
+    "8",
+    "--env",
+    "Pendulum-v1",
+    "--eval-every",
+    "0",
+    "--eval-episodes",
+    "1",
+]
 STEPS = ["--steps", "20", "--log-every", "5", "--checkpoint-every", "8"]
 
 

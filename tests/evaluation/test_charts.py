@@ -49,6 +49,10 @@ def test_a_line_says_what_the_data_say(make_run):
     xy = polyline(line)
     np.testing.assert_allclose(axis(markup, "x")(xy[:, 0]), [250, 500, 750, 1000], atol=1.0)
     np.testing.assert_allclose(axis(markup, "y")(xy[:, 1]), [10, 30, 50, 40], atol=0.1)
+    assert (np.diff(xy[:, 0]) > 0).all()  # later is to the right, more is up
+    assert xy[2, 1] < xy[0, 1]
+    assert (xy > 0).all()
+    assert (xy < [560, 340]).all()
     (data,) = elements(markup, "line", "data")[:1]
     assert axis(markup, "y")(float(data.get("y1"))) == pytest.approx(20.0, abs=0.1)
 

@@ -185,7 +185,17 @@ def test_the_first_episodes_are_the_same_for_every_number_of_episodes():
     assert np.array_equal(few.returns, many.returns[:7])
 
 
-def test_seed_and_stream_choose_the_episodes():
+def test_seed_and_stream_choose_the_environments_draws():
+    """The lengths are drawn by the environment: 20 of them are equal by chance once in 6^20."""
+    runs = [
+        evaluate(pays(0.0), "Counter-v0", episodes=20, seed=seed, stream=stream).lengths.tolist()
+        for seed, stream in ((0, 0), (0, 0), (0, 1), (1, 0))
+    ]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2] != runs[3] != runs[0]
+
+
+def test_seed_and_stream_choose_the_policys_draws():
     policy = stochastic()
     runs = [
         evaluate(policy, PENDULUM, episodes=3, seed=seed, stream=stream, deterministic=False).returns
@@ -253,6 +263,9 @@ def test_noise_is_added_before_the_cut_to_the_box():
     run_block([make_env(spec) for _ in range(5)], pays(1.0), Plan(seed=0, noise=0.2), 0, 5)
     assert np.max(Counter.actions) == 1.0
     assert np.mean(np.array(Counter.actions) == 1.0) == pytest.approx(0.5, abs=4 * 0.5 / 1000**0.5)
+    Counter.actions = []
+    run_block([make_env(spec) for _ in range(5)], pays(3.0), Plan(seed=0, noise=0.2), 0, 5)
+    assert {float(a[0]) for a in Counter.actions} == {1.0}  # not cut first, then disturbed
 
 
 def test_training_mode_device_and_threads_of_the_caller_are_left_alone():

@@ -119,7 +119,7 @@ def test_partial_sums_survive_a_save():
 
 
 def test_an_undeclared_metric_is_refused_by_name():
-    with pytest.raises(ConfigError, match="'surprise'.*'metrics' does not list"):
+    with pytest.raises(ConfigError, match=r"'surprise'.*'metrics' does not list"):
         MetricMeans(["loss"]).add({"surprise": torch.zeros(1)})
 
 
@@ -136,7 +136,9 @@ def test_the_loop_costs_microseconds_an_update():
 
     class Idle:
         metrics = ("a", "b", "c", "d", "e", "f")
-        found = {name: torch.zeros(1) for name in metrics}
+
+        def __init__(self):
+            self.found = {name: torch.zeros(1) for name in self.metrics}
 
         def update(self, batch):
             return self.found

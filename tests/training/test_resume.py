@@ -108,7 +108,7 @@ def signal_at(monkeypatch):
 
         monkeypatch.setattr(UniformSource, "sample", sampling)
 
-    yield arm
+    return arm
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -320,7 +320,7 @@ def test_other_data_are_refused(stopped_run, pendulum, quiet_data):
     rewards[5] += 1
     fields = quiet_data.fields | {"rewards": rewards}
     other = OfflineDataset(fields, quiet_data.episode_starts, quiet_data.metadata)
-    with pytest.raises(CheckpointError, match="the data .* changed"):
+    with pytest.raises(CheckpointError, match=r"the data .* changed"):
         resume(stopped_run, dataset=other)
 
 
@@ -350,7 +350,7 @@ def test_libraries_of_the_environment_matter_where_there_is_one(
         begin(tmp_path, pendulum)
     signal_at(0)
     edit_json(only_run(tmp_path) / "versions.json", mujoco="1.50")
-    with pytest.raises(CheckpointError, match="mujoco: 1.50 -> "):
+    with pytest.raises(CheckpointError, match=r"mujoco: 1\.50 -> "):
         resume(only_run(tmp_path), dataset=pendulum)
 
 
@@ -370,7 +370,7 @@ def test_a_run_whose_end_mark_was_lost_or_damaged_is_completed_again(tmp_path, p
     expected = left(whole.directory)
     end = whole.directory / "final_returns.npz"
     end.write_bytes(end.read_bytes()[:40])
-    with pytest.raises(CheckpointError, match="damaged.*delete it and resume"):
+    with pytest.raises(CheckpointError, match=r"damaged.*delete it and resume"):
         resume(whole.directory)
     end.unlink()
     for name in ("policy.json", "policy.safetensors"):
@@ -414,17 +414,15 @@ def test_a_full_disk_costs_nothing(tmp_path, quiet_data, in_child):
                 if step >= 7:  # one checkpoint is written
                     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-        try:
+        with pytest.raises(OSError, match="too large") as full:
             begin(out, quiet_data, reporter=Late("quiet", STEPS))
-        except OSError as error:
-            assert error.errno == errno.EFBIG
-            assert Path(error.filename).name == "checkpoint-next.pt"
-            assert error.__notes__ == [f"go on with: offrl resume {only_run(out)}"]
-            return 3
-        return 4
+        assert full.value.errno == errno.EFBIG
+        assert Path(full.value.filename).name == "checkpoint-next.pt"
+        assert full.value.__notes__ == [f"go on with: offrl resume {only_run(out)}"]
+        return 0
 
     child = in_child(limited)
-    assert child.code == 3, child.err
+    assert child.code == 0, child.err
     state, _ = load_checkpoint(only_run(out))
     assert state["step"] == 7
     resume(only_run(out), dataset=quiet_data)
@@ -498,8 +496,11 @@ def test_a_second_signal_ends_at_once(tmp_path, quiet_data, monkeypatch):
         return sample(self, generators)
 
     monkeypatch.setattr(UniformSource, "sample", twice)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(
+        Stopped, match="stopped at once; go on from the last checkpoint with: offrl resume"
+    ) as stopped:
         begin(tmp_path, quiet_data)
+    assert stopped.value.exit_code == 130
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -106,7 +106,7 @@ def test_a_table_forgets_the_rows_after_a_size(tmp_path):
 
 
 def test_a_folder_without_config_is_no_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match="not a run directory: it has no config.json"):
+    with pytest.raises(FileNotFoundError, match="not a run directory: it has no config"):
         RunDir(tmp_path)
 
 

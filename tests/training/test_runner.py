@@ -200,9 +200,9 @@ def test_impossible_options_are_refused(options, message):
 def test_settings_are_refused_by_name_and_range():
     with pytest.raises(ConfigError, match="td3_bc has no setting 'alhpa'; did you mean 'alpha'"):
         make_settings("td3_bc", {"alhpa": 1.0})
-    with pytest.raises(ConfigError, match="it has .*alpha"):
+    with pytest.raises(ConfigError, match=r"it has .*alpha"):
         make_settings("td3_bc", {"zzz": 1.0})
-    with pytest.raises(ConfigError, match="did you mean 0.005"):
+    with pytest.raises(ConfigError, match=r"did you mean 0\.005"):
         make_settings("td3_bc", {"tau": 0.995})
 
 
@@ -210,7 +210,7 @@ def test_a_preset_is_the_longest_prefix_and_given_values_win():
     assert make_settings("td3_bc", {}, "antmaze-umaze-v2").reward_shift == -1.0
     assert make_settings("td3_bc", {"reward_shift": 0.5}, "antmaze-umaze-v2").reward_shift == 0.5
     assert make_settings("prdc", {}, "halfcheetah-medium-v2").alpha == 40.0
-    with pytest.raises(ConfigError, match="no preset for 'pendulum'; presets .*antmaze-"):
+    with pytest.raises(ConfigError, match=r"no preset for 'pendulum'; presets .*antmaze-"):
         make_settings("td3_bc", {}, "pendulum")
 
 
