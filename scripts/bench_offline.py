@@ -172,10 +172,11 @@ def page() -> str:
         "",
         "Regenerate: `python scripts/bench_offline.py page`. Raw numbers: `benchmarks/raw/offline/`.",
         "",
-        "Same rows (D4RL's q-learning rule), batch 256, two hidden layers of 256, no reward scaling; d3rlpy 2.8 trains in",
-        "its own environment with matched settings and is evaluated by offrl. Scores use D4RL's reference pair on the -v5",
-        "environments: they are not D4RL scores. *last 3*: mean over the last 3 evaluations of 20 episodes each, the mean",
-        "and standard deviation over seeds. *best* is chosen with online episodes. A run counts only when it is finished.",
+        "Same rows (D4RL's q-learning rule), batch 256, two hidden layers of 256, no reward scaling; d3rlpy 2.8",
+        "trains in its own environment with matched settings and is evaluated by offrl. Scores use D4RL's reference",
+        "pair on the -v5 environments: they are not D4RL scores. *last 3*: mean over the last 3 evaluations of 20",
+        "episodes each, the mean and standard deviation over seeds. *best* is chosen with online episodes. A run",
+        "counts only when it is finished.",
         "",
     ]
     for dataset, steps, *_ in TASKS:
@@ -207,8 +208,8 @@ def _table(
         spread = last3.std(ddof=1) if len(last3) > 1 else float("nan")
         best = np.mean([max(c) for c in curves])
         lines.append(
-            f"| {algorithm} | {len(runs)} | {np.mean([c[-1] for c in curves]):.1f} | {last3.mean():.1f} +- {spread:.1f} | "
-            f"{best:.1f} |"
+            f"| {algorithm} | {len(runs)} | {np.mean([c[-1] for c in curves]):.1f} | "
+            f"{last3.mean():.1f} +- {spread:.1f} | {best:.1f} |"
         )
     for algorithm in PEERS:
         ours, peer = means.get(algorithm), means.get(f"d3rlpy {algorithm}")
@@ -224,7 +225,8 @@ def _table(
 
 def _where(record: dict[str, Any]) -> str:
     v = record["versions"]
-    return f"offrl {v['offrl']} ({v['commit']}), torch {v['torch']}, mujoco {v['mujoco']}, {v['cpu']}, {v['threads']} thread"
+    libraries = f"torch {v['torch']}, mujoco {v['mujoco']}"
+    return f"offrl {v['offrl']} ({v['commit']}), {libraries}, {v['cpu']}, {v['threads']} thread"
 
 
 def main() -> None:

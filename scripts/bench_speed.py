@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,7 @@ def _measure_steps(o: Measure) -> dict[str, Any]:
                 calls["compiled"] = compiled
             rounds = []
             for _ in range(o.rounds):
-                one = {kind: patient(lambda c=call: measured(c, mflop)) for kind, call in calls.items()}
+                one = {kind: patient(partial(measured, call, mflop)) for kind, call in calls.items()}
                 for peer, command in _peers(o, algorithm).items():
                     one[peer] = _peer_rate([*command, str(s), str(a)], mflop)
                 rounds.append(one)

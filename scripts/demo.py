@@ -75,8 +75,9 @@ def main() -> int:
         data_mean, bound = RunDir(run).config["dataset_return_mean"], lower_bound(returns)
         wins += bound > data_mean
         print(
-            f"seed {seed}: mean return {returns.mean():.0f} over {len(returns)} episodes, 95 % lower bound {bound:.0f}, "
-            f"data {data_mean:.0f}: {'better than its data' if bound > data_mean else 'NOT clearly better'}"
+            f"seed {seed}: mean return {returns.mean():.0f} over {len(returns)} episodes, "
+            f"95 % lower bound {bound:.0f}, data {data_mean:.0f}: "
+            f"{'better than its data' if bound > data_mean else 'NOT clearly better'}"
         )
     _artefacts(o.out, runs, video=not o.no_video)
     print(f"report  {o.out / 'report.html'}\ncurves  {o.out / 'curves.svg'}")

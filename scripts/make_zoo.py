@@ -69,7 +69,9 @@ RECIPES["halfcheetah-mixed"] = _mixed(
     ("random", 0.0), ("a2c", 0.1), ("ppo", 0.2), ("trpo", 0.3), ("sac", 0.1)
 )
 RECIPES["walker2d-mixed"] = _mixed(("random", 0.0), ("a2c", 0.1), ("trpo", 0.2), ("sac", 0.3), ("sac", 0.1))
-RECIPES["walker2d-mixed-1m"] = Recipe(tuple(replace(p, steps=200_000) for p in RECIPES["walker2d-mixed"].parts))
+RECIPES["walker2d-mixed-1m"] = Recipe(
+    tuple(replace(p, steps=200_000) for p in RECIPES["walker2d-mixed"].parts)
+)
 MAZES = {"pointmaze-umaze": 100_000, "pointmaze-medium": 100_000}  # steps of the waypoint controller, seed 0
 FOLDER_NAMES = {"hopper": "Hopper", "halfcheetah": "HalfCheetah", "walker2d": "Walker2d"}
 

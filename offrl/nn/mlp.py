@@ -14,6 +14,7 @@ place, and uses its hidden-layer buffers again. It can be taken once a forward p
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def init_mlp(sizes: Sequence[int], copies: int, generators: Sequence[torch.Gener
     per_seed = []
     for generator in generators:
         params: Params = []
-        for layer, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for layer, (fan_in, fan_out) in enumerate(pairwise(sizes)):
             last = layer == len(sizes) - 2
             shapes = ((fan_out, fan_in), (fan_out, 1)) if last else ((fan_in, fan_out), (1, fan_out))
             for shape in shapes:

@@ -212,11 +212,11 @@ def test_resume_has_its_own_usage(capsys):
 
 def test_kill_9_and_resume_in_fresh_processes(folder):
     """The whole way as a user goes it: the command, SIGKILL after the first checkpoint, the resume command."""
-    assert train("-q", "--steps", "800", "--checkpoint-every", "40", "--out", "whole") == 0
+    more = ["--steps", "800", "--checkpoint-every", "40", "-q"]
+    assert train(*more, "--out", "whole", algorithm="bc") == 0
     (whole,) = folder.glob("whole/*/*/*")
     offrl = [sys.executable, "-m", "offrl.cli"]
-    more = ["--steps", "800", "--checkpoint-every", "40", "-q"]
-    command = [*offrl, "train", "td3_bc", "--dataset", "tiny.npz", *SMALL, *STEPS, *more]
+    command = [*offrl, "train", "bc", "--dataset", "tiny.npz", *SMALL, *STEPS, *more]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
     while not list(folder.glob("runs/*/*/*/checkpoint.pt")) and time.monotonic() < deadline:

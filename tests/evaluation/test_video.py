@@ -28,7 +28,7 @@ def stripes(count, shape=(64, 96)):
 class Clock:
     """An environment whose picture shows its age; it ends after ``horizon`` steps."""
 
-    metadata = {"render_fps": 60}  # noqa: RUF012
+    metadata = {"render_fps": 60}
 
     def __init__(self, horizon):
         from gymnasium import spaces

@@ -15,7 +15,7 @@ from offrl.training import checkpoint
 from offrl.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 
 
-class Crash(Exception):  # noqa: N818 - it stands for a process that died
+class Crash(Exception):
     pass
 
 
