@@ -62,7 +62,7 @@ def mlp(params: Params, x: Tensor, masks: Sequence[Tensor] | None = None) -> Ten
         x = x[:, None].expand(-1, copies, -1, -1).flatten(0, 1)
     if torch.compiler.is_compiling():
         return _plain_forward(params, x, masks)
-    out: Tensor = _MLP.apply(x, masks, *params)
+    out: Tensor = _MLP.apply(x, masks, *params)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -73,7 +73,7 @@ def batches(method: Algorithm, problem: Problem) -> Iterator[Batch]:
 
 
 def _make(method: Algorithm, problem: Problem) -> Learner:
-    small = {"hidden": 16} if "hidden" in method.config.__dataclass_fields__ else {}
+    small = {"hidden": 16} if hasattr(method.config, "hidden") else {}
     return method.learner(problem, method.config(**small))
 
 

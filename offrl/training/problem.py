@@ -55,7 +55,9 @@ class Problem:
 class Learner(Protocol):
     """What the loop trains. ``metrics`` names everything that ``update`` may return."""
 
-    metrics: tuple[str, ...]
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of all metrics."""
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient update; metrics are detached tensors (S,) on the device, never synchronized here."""

@@ -203,7 +203,8 @@ def test_numbers_for_readers():
 def test_the_first_twelve_groups_look_different():
     looks = {swatch(style) for style in range(12)}
     assert len(looks) == 12
-    assert len({marker(style, 0.0, 0.0) for style in range(STYLES)}) == STYLES
+    shapes = {marker(style, 0.0, 0.0).replace(f"s{style}", "") for style in range(STYLES)}
+    assert len(shapes) == STYLES
 
 
 def test_tags_escape_and_name_their_attributes():
