@@ -49,7 +49,7 @@ class BCConfig:
 
 def best_episodes(dataset: OfflineDataset, config: BCConfig) -> OfflineDataset:
     """The best max(1, floor(fraction * n)) episodes by return, in their recorded order."""
-    count = max(1, int(config.top_fraction * dataset.num_episodes))
+    count = max(1, int(config.top_fraction * dataset.num_episodes + 1e-9))  # 0.29 * 100 is 28.999...
     if count == dataset.num_episodes:
         return dataset
     best = np.argsort(-dataset.episode_returns, kind="stable")[:count]

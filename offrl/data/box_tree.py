@@ -267,7 +267,7 @@ def descend(
     gaps = np.empty(WIDTH, np.float32)
     places = np.empty(len(scaled), np.int64)
     for b in range(len(scaled)):
-        node = 0
+        node = np.int64(0)
         for level in range(len(levels) - 2):
             box_distances(scaled, b, boxes, levels[level] + node, gaps)
             below = levels[level + 2] - levels[level + 1]
@@ -290,7 +290,8 @@ def squared_distance(keys: NDArray[np.float32], b: int, points: NDArray[np.float
 def radius(square: float, slack: float, step: float) -> np.float32:
     """Bound on the rounded squared distance, in steps, of every point within sqrt(``square``)."""
     steps = np.sqrt(square) / step + slack
-    return np.float32(steps * steps * ROUNDING)
+    bound: np.float32 = np.float32(steps * steps * ROUNDING)
+    return bound
 
 
 @compiled_strictly

@@ -20,15 +20,19 @@ from offrl.errors import ConfigError
 
 Backend = Literal["auto", "numba", "scipy", "torch"]
 FEW_ROWS = 10_000  # below this scipy's tree is fast enough, and nothing has to be compiled
+LARGEST_KEY = 1e15  # squares must stay inside float32
 BLOCK_ROWS = 1 << 16  # rows that the brute-force search compares at a time
 BLOCK_KEYS = 2048  # keys that go down the tree at a time
 
 
 class Search(Protocol):
-    """What a backend does: rows (B,) for keys (B, D), which the own pairs of ``known`` rows (B,) may bound."""
+    """What a backend does."""
+
+    def points(self, rows: Tensor) -> Tensor:
+        """Keys (B, D) of dataset rows (B,), a copy."""
 
     def __call__(self, keys: Tensor, known: Tensor | None) -> Tensor:
-        """(B,) int64 rows."""
+        """Rows (B,) nearest to ``keys`` (B, D); ``known`` rows (B,), where given, are near and bound the search."""
 
 
 class NeighbourIndex:
@@ -78,11 +82,13 @@ class NeighbourIndex:
         if backend not in ("auto", "numba", "scipy", "torch"):
             raise ConfigError(f"unknown neighbour backend {backend!r}; choose auto, numba, scipy or torch")
         keys = torch.cat([float(beta) * observations.detach().float(), actions.detach().float()], dim=1)
-        if not torch.isfinite(keys).all():
-            raise ConfigError("observations, actions or beta give keys that are not finite")
+        if not (keys.abs() <= LARGEST_KEY).all():
+            raise ConfigError(
+                f"observations, actions or beta give keys that are not finite or above {LARGEST_KEY:g}"
+            )
         self.size, self.obs_dim, self.key_dim = len(keys), observations.shape[1], keys.shape[1]
+        self.device = keys.device
         self.backend = choose_backend(keys) if backend == "auto" else backend
-        self.keys = keys  # (N, O + A) float32
         self.search: Search
         if self.backend == "torch":
             self.search = BruteForce(keys)
@@ -110,12 +116,13 @@ class NeighbourIndex:
                 f"a query needs rows (B,) and actions (B, {self.key_dim - self.obs_dim}), got shapes "
                 f"{tuple(rows.shape)} and {tuple(actions.shape)}"
             )
-        rows = rows.to(self.keys.device)
+        rows = rows.to(self.device)
         if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= self.size):
             raise ConfigError(f"rows must lie in 0 .. {self.size - 1}")
-        keys = self.keys[rows]
+        refuse_unbounded(actions)
+        keys = self.search.points(rows)
         keys[:, self.obs_dim :] = actions.detach()
-        return self.checked(keys, rows).to(actions.device)
+        return self.search(keys, rows).to(actions.device)
 
     def nearest(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Distances (B,) float64 and rows (B,) int64 of the points nearest to any ``keys`` (B, O + A) float32.
@@ -125,15 +132,17 @@ class NeighbourIndex:
         """
         if keys.ndim != 2 or keys.shape[1] != self.key_dim:
             raise ConfigError(f"keys must be (B, {self.key_dim}), got shape {tuple(keys.shape)}")
-        local = keys.detach().float().to(self.keys.device)
-        rows = self.checked(local, None)
-        return squared_distances(self.keys[rows], local).sqrt().to(keys.device), rows.to(keys.device)
+        refuse_unbounded(keys)
+        local = keys.detach().float().to(self.device)
+        rows = self.search(local, None)
+        squares = squared_distances(self.search.points(rows), local)
+        return squares.sqrt().to(keys.device), rows.to(keys.device)
 
-    def checked(self, keys: Tensor, known: Tensor | None) -> Tensor:
-        """``search`` for keys that must be finite."""
-        if not torch.isfinite(keys).all():
-            raise ConfigError("the keys of a neighbour search must be finite: has the actor diverged?")
-        return self.search(keys, known)
+
+def refuse_unbounded(values: Tensor) -> None:
+    """Raise ConfigError for NaN, infinity and numbers whose squares leave float32."""
+    if not (values.abs() <= LARGEST_KEY).all():
+        raise ConfigError("the keys of a neighbour search must be finite: has the actor diverged?")
 
 
 def choose_backend(keys: Tensor) -> Backend:
@@ -175,6 +184,10 @@ class CompiledTree:
         self.threads = threads
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
+    def points(self, rows: Tensor) -> Tensor:
+        """From the tree's own copy, whose place the search reads next."""
+        return torch.from_numpy(self.tree.keys[self.tree.places[rows.numpy()]])
+
     def __call__(self, keys: Tensor, known: Tensor | None) -> Tensor:
         """Search in the order of the known places: neighbouring keys then read the same nodes."""
         points = keys.numpy()
@@ -205,6 +218,10 @@ class ScipyTree:
         self.keys, self.threads = keys, threads
         self.tree = cKDTree(keys.numpy(), balanced_tree=False, compact_nodes=False)
 
+    def points(self, rows: Tensor) -> Tensor:
+        """From the float32 keys."""
+        return self.keys[rows]
+
     def __call__(self, keys: Tensor, known: Tensor | None) -> Tensor:
         """Both neighbours first; ``known`` does not help."""
         distances, rows = self.tree.query(keys.numpy(), k=[1, 2], workers=self.threads)
@@ -234,6 +251,10 @@ class BruteForce:
         coarse = keys.is_cuda and torch.backends.cuda.matmul.allow_tf32
         self.shrink = 1.0 - (keys.shape[1] + 8) * (2.0**-9 if coarse else 2.0**-22)
         self.norms = self.shrink * keys.square().sum(dim=1)
+
+    def points(self, rows: Tensor) -> Tensor:
+        """From the float32 keys."""
+        return self.keys[rows]
 
     def __call__(self, keys: Tensor, known: Tensor | None) -> Tensor:
         """Block by block with the best so far as the bound; ``known`` gives the first."""

@@ -159,7 +159,7 @@ class WaypointPolicy(Policy):
         actions = torch.as_tensor(force, dtype=torch.float32, device=observations.device)
         if not deterministic:
             actions = actions + NOISE * torch.randn(actions.shape, generator=generator, device=actions.device)
-        return actions, plans
+        return self.clip(actions), plans
 
     def plan(self, position: np.ndarray, goal: np.ndarray, generator: torch.Generator | None) -> Plan:
         """The way from ``position`` (2,) to ``goal`` (2,); way-points are shifted if there is a generator."""

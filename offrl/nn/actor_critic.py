@@ -10,8 +10,9 @@ Source: TD3, arXiv:1802.09477, algorithm 1.
 
 from __future__ import annotations  # evaluated annotations of inner functions cannot be compiled
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -85,18 +86,22 @@ class TD3Settings:
 
 def check_common_settings(config: Any) -> None:
     """Refuse impossible values of the settings that every off-policy method has (ConfigError)."""
+    check_optimization(config)
     if not 0.0 < config.discount <= 1.0:
         raise ConfigError(f"discount must be in (0, 1], got {config.discount}")
     if not 0.0 < config.tau <= 0.5:
+        hint = f"; did you mean {1 - config.tau:.4g}?" if 0.5 < config.tau < 1.0 else ""
         raise ConfigError(
-            f"tau must be in (0, 0.5], got {config.tau}: it is the step towards the online network; "
-            f"did you mean {1 - config.tau:.4g}?"
+            f"tau must be in (0, 0.5], got {config.tau}: it is the step towards the online network{hint}"
         )
-    check_optimization(config)
 
 
 def check_optimization(config: Any) -> None:
     """Refuse an impossible learning rate, width or batch size (ConfigError)."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{field.name} must be a finite number, got {value}")
     if not 0.0 < config.lr < 1.0:
         raise ConfigError(f"lr must be in (0, 1), got {config.lr}; the usual value is 3e-4")
     for name in ("hidden", "batch_size"):
@@ -220,4 +225,4 @@ class TD3:
         self.critic.load_state_dict(state["critic"])
         self.updates = state["updates"]
         for generator, saved in zip(self.noise, state["noise"], strict=True):
-            generator.set_state(saved)
+            generator.set_state(saved.cpu())

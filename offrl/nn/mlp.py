@@ -113,7 +113,7 @@ class _Buffers:
 
     def give(self, buffer: Tensor) -> None:
         """Return a buffer that nothing uses any more."""
-        if buffer.device.type == "cpu":
+        if buffer.device.type == "cpu" and not buffer.is_inference():
             self._free.setdefault((buffer.shape, buffer.dtype), []).append(buffer)
 
 
@@ -141,9 +141,9 @@ class _MLP(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         activations, weights, masks = ctx.activations, ctx.weights, ctx.masks
-        del (
-            ctx.activations
-        )  # a second backward would read buffers that are in use elsewhere: it fails here instead
+        if activations is None:  # its buffers are in use elsewhere
+            raise RuntimeError("the gradient of a network can be taken once a forward pass: call mlp again")
+        ctx.activations = None
         layers = len(weights)
         want = ctx.needs_input_grad  # of x, masks, W_0, b_0, ..., W_L, b_L
         grads: list[Tensor | None] = [None] * len(want)

@@ -41,7 +41,7 @@ class Trainable:
         self.steps.add_(1.0)
         torch._fused_adam_(
             self.constant,
-            list(grads),
+            [g.contiguous() for g in grads],  # the kernel reads memory, not strides
             self.first_moments,
             self.second_moments,
             [],
@@ -78,5 +78,9 @@ class Trainable:
         pairs += [] if self.target is None else [(self.target, "target")]
         for own, name in pairs:
             for tensor, saved in zip(own, state[name], strict=True):
+                if tensor.shape != saved.shape:
+                    raise ValueError(
+                        f"saved {name} have shape {tuple(saved.shape)}, here {tuple(tensor.shape)}"
+                    )
                 tensor.copy_(saved)
         self.steps.copy_(state["steps"])

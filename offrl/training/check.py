@@ -16,6 +16,7 @@ from offrl.data.source import UniformSource
 from offrl.nn.policy import load_policy, save_policy
 from offrl.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from offrl.training.problem import Algorithm, Learner, Problem
+from offrl.training.seeding import seed_globally
 
 OBS_DIM, ACT_DIM, ROWS, UPDATES = 3, 2, 400, 6
 
@@ -57,12 +58,13 @@ def check_algorithm(name: str) -> Iterator[tuple[str, str | None]]:
     """Run every check on an algorithm; yields (what was checked, None or what is wrong)."""
     _, method = load_algorithm(name)
     for check in (_updates, _learns_deterministically, _resumes, _saves_policy, _stacks):
-        torch.manual_seed(0)
+        seed_globally(0)
         try:
             problem = check(method)
         except Exception as error:  # any failure of foreign code is the finding
             problem = f"{type(error).__name__}: {error}"
-        yield (check.__doc__ or "").rstrip("."), problem
+        about = (check.__doc__ or "").rstrip(".")
+        yield about[:1].lower() + about[1:], problem
 
 
 def batches(method: Algorithm, problem: Problem) -> Iterator[Batch]:
@@ -111,7 +113,7 @@ def _resumes(method: Algorithm) -> str | None:
     half = _train(method, problem, UPDATES)
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder), {"learner": half.state_dict(), "rng": rng_state()})
-        torch.manual_seed(99)
+        seed_globally(99)
         resumed = _make(method, problem)
         state, _ = load_checkpoint(Path(folder))
     if state is None:
@@ -150,7 +152,7 @@ def _stacks(method: Algorithm) -> str | None:
 
 
 def _train(method: Algorithm, problem: Problem, updates: int) -> Learner:
-    torch.manual_seed(0)
+    seed_globally(0)
     learner = _make(method, problem)
     for batch in itertools.islice(batches(method, problem), updates):
         learner.update(batch)

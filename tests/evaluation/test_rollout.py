@@ -360,15 +360,15 @@ def test_a_policy_that_cannot_travel_is_refused_before_a_process_is_started():
 
 
 def test_dict_observations_are_flattened_in_the_declared_order():
-    env = make_env(EnvSpec("Goal-v0", flatten=("a", "b")))
+    env = make_env(EnvSpec("Goal-v0", flatten=("b", "a")))
     observation, _ = env.reset(seed=0)
     assert isinstance(env, FlatObservation)
     assert env.observation_space.shape == observation.shape == (3,)
     assert observation.dtype == np.float32
-    assert observation[2] == env.unwrapped.length
+    assert observation[0] == env.unwrapped.length
     assert set(env.raw) == {"a", "b", "c"}
     observation, *_ = env.step(np.zeros(1))
-    assert observation.tolist() == [1.0, -1.0, env.unwrapped.length]
+    assert observation.tolist() == [env.unwrapped.length, 1.0, -1.0]
 
 
 def test_the_simulators_state_is_found_behind_wrappers_and_only_in_mujoco():
