@@ -74,12 +74,15 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("if want[2 * layer + 2]:", "if want[2 * layers]:"),
         ("elif want[0]:", "else:"),
         ("    @torch.autograd.function.once_differentiable\n", ""),
-        ("        del ctx.activations", "        pass"),
+        ("ctx.activations = None", "pass"),
+        (" and not buffer.is_inference()", ""),
         ("free.pop() if free else", "free[-1] if free else"),
         ("            if not train and i:\n", "            if i:\n"),
         ("if len(sizes) < 3:", "if len(sizes) < 2:"),
     ],
     "nn/trainable.py": [
+        ("[g.contiguous() for g in grads]", "list(grads)"),
+        ("if tensor.shape != saved.shape:", "if False:"),
         ("beta1=0.9,", "beta1=0.99,"),
         ("beta2=0.999,", "beta2=0.99,"),
         ("eps=1e-8,", "eps=1e-5,"),
@@ -104,6 +107,9 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("{name: x.detach() for name, x in aux.items()}", "aux"),
     ],
     "nn/actor_critic.py": [
+        ("not math.isfinite(value)", "False"),
+        (" if 0.5 < config.tau < 1.0 else", " if True else"),
+        ("generator.set_state(saved.cpu())", "generator.set_state(saved)"),
         (
             "self.center, self.half = (high + low) / 2, (high - low) / 2",
             "self.center, self.half = (high - low) / 2, (high - low) / 2",
@@ -205,9 +211,10 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
     "algos/bc.py": [
         ("max(1, int(", "max(0, int("),
         (
-            "int(config.top_fraction * dataset.num_episodes)",
+            "int(config.top_fraction * dataset.num_episodes + 1e-9)",
             "round(config.top_fraction * dataset.num_episodes)",
         ),
+        ("dataset.num_episodes + 1e-9)", "dataset.num_episodes)"),
         ("np.argsort(-dataset.episode_returns", "np.argsort(dataset.episode_returns"),
         (
             "np.argsort(-dataset.episode_returns",
@@ -237,6 +244,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("pi, found)", "batch.actions, found)"),
     ],
     "algos/iql.py": [
+        ("generator.set_state(saved.cpu())", "generator.set_state(saved)"),
         ("_q(self.critic.target or [], batch).amin(dim=1)", "_q(self.critic.constant, batch).amin(dim=1)"),
         (
             "_q(self.critic.target or [], batch).amin(dim=1)",
@@ -295,6 +303,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("torch.randn((1, *shape)", "torch.rand((1, *shape)"),
     ],
     "training/check.py": [
+        ("    seed_globally(0)\n    learner", "    torch.manual_seed(0)\n    learner"),
         ("if value.requires_grad:", "if False:"),
         ("if seen != set(learner.metrics):", "if not seen:"),
         ("for batch in series[UPDATES:]:", "for batch in series[:0]:"),

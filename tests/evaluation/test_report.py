@@ -86,7 +86,7 @@ def test_final_policies_are_compared_with_the_data(make_run):
     """Final returns m - 10, m, m + 10 over (0, 200): three values have their range as bootstrap interval."""
     folders = [
         make_run("a", (20.0, 80.0)),
-        make_run("b", (30.0,), seed=1, dataset_return_mean=40.0),
+        make_run("b", (40.0,), seed=1),
         make_run("c", (25.0,), seed=2),
     ]
     page, _ = report(*folders)
@@ -94,7 +94,7 @@ def test_final_policies_are_compared_with_the_data(make_run):
     assert head[:4] == ["method", "seed", "episodes", "return"]
     assert [row[1:] for row in rows] == [
         ["0", "3", "80.0", "40.0", "[35.0, 45.0]", "above"],
-        ["1", "3", "30.0", "15.0", "[10.0, 20.0]", "not separable"],
+        ["1", "3", "40.0", "20.0", "[15.0, 25.0]", "not separable"],
         ["2", "3", "25.0", "12.5", "[7.5, 17.5]", "below"],
     ]
 

@@ -72,6 +72,14 @@ def test_versions_and_command_may_be_missing(make_run):
     assert (run.versions, run.command) == ({}, "")
 
 
+def test_the_rate_of_a_run_is_a_median(make_run):
+    """A pause of the machine makes one row slow; the first row holds the warm-up."""
+    folder = make_run()
+    text = (folder / "timing.csv").read_text().replace("500.0", "9.0", 1)
+    (folder / "timing.csv").write_text(text[: text.rindex("500.0")] + "9000.0\n")
+    assert read_run(folder).steps_per_second == 500.0
+
+
 def edit_config(**changes):
     def edit(folder):
         path = folder / "config.json"
@@ -100,6 +108,10 @@ def final(**arrays):
 def truncate_final(folder):
     path = folder / "final_returns.npz"
     path.write_bytes(path.read_bytes()[:-40])
+
+
+def a_huge_array_in_a_small_file(folder):
+    np.savez_compressed(folder / "final_returns.npz", returns=np.zeros(2**21 + 1))
 
 
 def claim_a_huge_array(folder):
@@ -153,6 +165,7 @@ DAMAGE = {
     "final nan": (final(returns=np.array([np.nan])), "'returns' must be finite"),
     "final misses returns": (final(lengths=np.ones(1)), "final_returns.npz is damaged"),
     "final cut": (truncate_final, "final_returns.npz is damaged"),
+    "final is huge": (a_huge_array_in_a_small_file, "final_returns.npz is damaged: it is too large"),
     "final claims a huge array": (claim_a_huge_array, "final_returns.npz is damaged"),
 }
 
@@ -173,6 +186,7 @@ def test_runs_are_found_below_a_folder_once_each(make_run, tmp_path):
     (tmp_path / "runs/td3_bc/notes").mkdir()
     assert find_runs([tmp_path / "runs"]) == [a, b]
     assert find_runs([b, tmp_path / "runs/td3_bc", a]) == [b, a]
+    assert find_runs([a, tmp_path / "runs/../runs/td3_bc/toy/seed0"]) == [a]
 
 
 def test_folders_without_runs_are_refused(make_run, tmp_path):

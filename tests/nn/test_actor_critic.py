@@ -422,6 +422,7 @@ def test_the_form_that_is_compiled_makes_the_same_updates(monkeypatch):
         ("discount", float("nan"), "discount"),
         ("tau", 0.995, r"tau must be in \(0, 0.5\], got 0.995: .* did you mean 0.005\?"),
         ("tau", 0.0, r"tau must be in \(0, 0.5\], got 0.0"),
+        ("policy_noise", float("nan"), "policy_noise must be a finite number, got nan"),
         ("policy_noise", -0.1, "policy_noise and noise_clip must be 0 or more, got -0.1 and 0.5"),
         ("noise_clip", -0.5, "policy_noise and noise_clip must be 0 or more, got 0.2 and -0.5"),
         ("policy_delay", 0, "policy_delay must be 1 or more, got 0"),
