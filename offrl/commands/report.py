@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
 
 def known_defaults(records: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
     """Default settings of the built-in algorithms among ``records``; a run's own code is never loaded."""
-    names = {record.algorithm for record in records}
+    names = {record.algorithm for record in records if record.config.get("algorithm_file") is None}
     fields = {
         name: dataclasses.fields(load_algorithm(name)[1].config) for name in sorted(names & set(ALGORITHMS))
     }
