@@ -65,13 +65,15 @@ class Child:
 
 @pytest.fixture
 def in_child(tmp_path_factory):
-    """Calls ``in_child(function, kill_after=None)``: runs it in a forked process, which may be killed -9.
+    """Calls ``in_child(function)``: runs it in a forked process, which may get a signal.
+
+    ``kill_after`` are the seconds after which it is sent, ``kill_when`` is asked until it says so.
 
     Forking costs milliseconds where a new interpreter with torch costs seconds; the process is as real.
     """
     folder = tmp_path_factory.mktemp("child")
 
-    def run(function, kill_after: float | None = None) -> Child:
+    def run(function, kill_after: float | None = None, kill_when=None, number: int = signal.SIGKILL) -> Child:
         names = folder / "out", folder / "err"
         pid = os.fork()
         if pid == 0:
@@ -89,7 +91,11 @@ def in_child(tmp_path_factory):
                 os._exit(code)
         if kill_after is not None:
             time.sleep(kill_after)
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
+        if kill_when is not None:
+            while not kill_when() and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                time.sleep(0.002)
+            os.kill(pid, number)
         _, status = os.waitpid(pid, 0)
         return Child(status, *(name.read_text() for name in names))
 

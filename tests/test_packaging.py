@@ -11,6 +11,8 @@ import pytest
 
 import offrl
 
+pytestmark = pytest.mark.xdist_group("wheel")  # one worker builds it, once
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = {
     "offrl": "offrl",

@@ -88,6 +88,11 @@ def _make(env_id: str, settings: dict[str, Any]) -> gymnasium.Env[Any, Any]:
             warnings.simplefilter("ignore")  # 'out of date': the caller names a version on purpose
             return gymnasium.make(env_id, disable_env_checker=True, **settings)
     except gymnasium.error.DependencyNotInstalled as error:
+        if "mujoco_py" in str(error):
+            raise ConfigError(
+                f"cannot make the environment {env_id!r}: it needs mujoco-py, which is no longer maintained; "
+                "use its -v4 or -v5"
+            ) from error
         raise MissingExtraError("MuJoCo", "mujoco") from error
     except (gymnasium.error.Error, ImportError) as error:
         raise ConfigError(

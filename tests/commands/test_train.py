@@ -190,6 +190,19 @@ def test_a_signal_writes_a_checkpoint_and_names_the_resume_command(folder, capsy
     assert out.splitlines()[-2:] == [f"run directory {run}", f"next: offrl report {run} --out report.html"]
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_from_another_process_is_obeyed(folder, in_child, number, code):
+    child = in_child(
+        lambda: train("--steps", "1000000"),
+        kill_when=lambda: list(folder.glob("runs/*/*/*/checkpoint.pt")),
+        number=number,
+    )
+    assert child.code == code
+    run = run_of(folder).relative_to(folder)
+    assert re.fullmatch(rf"offrl: stopped at step \d+; go on with: offrl resume {run}\n", child.err)
+    assert not (run / "final_returns.npz").exists()
+
+
 def test_resuming_a_finished_run_says_so_and_exits_0(folder, capsys):
     assert train("-q") == 0
     run = str(run_of(folder))
