@@ -1,12 +1,14 @@
 """Nearest neighbours: every backend against float64 brute force, ties, bounds, limits in beta, and bad input."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from offrl.data import neighbours
 from offrl.data.neighbours import NeighbourIndex
-from offrl.errors import ConfigError
+from offrl.errors import ConfigError, MissingExtraError
 
 BACKENDS = ["numba", "scipy", "torch"]
 
@@ -222,6 +224,13 @@ def test_auto_takes_the_compiled_tree_for_many_rows_only(monkeypatch):
 def test_data_that_cannot_be_indexed_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         NeighbourIndex(*arguments)
+
+
+def test_without_numba_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "offrl.data.box_tree", raising=False)
+    with pytest.raises(MissingExtraError, match=r"offrl\[knn\]"):
+        NeighbourIndex(*make_data("spread"), 1.0, backend="numba")
 
 
 def test_an_unknown_backend_is_refused():
