@@ -225,7 +225,7 @@ def test_resume_has_its_own_usage(capsys):
 
 def test_kill_9_and_resume_in_fresh_processes(folder):
     """The whole way as a user goes it: the command, SIGKILL after the first checkpoint, the resume command."""
-    more = ["--steps", "800", "--checkpoint-every", "40", "-q"]
+    more = ["--steps", "400", "--checkpoint-every", "20", "-q"]
     assert train(*more, "--out", "whole", algorithm="bc") == 0
     (whole,) = folder.glob("whole/*/*/*")
     offrl = [sys.executable, "-m", "offrl.cli"]

@@ -151,7 +151,7 @@ def test_a_run_killed_at_a_random_moment_resumes_bit_for_bit(tmp_path, pendulum,
         else:
             begin(tmp_path / "cut", pendulum, algorithm)
 
-    for _ in range(3):
+    for _ in range(2):
         child = in_child(go_on, kill_after=random.uniform(0.01, 0.3))
         assert child.code in (0, -signal.SIGKILL), child.err
     go_on()
@@ -175,13 +175,13 @@ def dies_before(operation: int, function) -> int:
     return 7  # it has done everything without reaching that operation
 
 
-@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 5])
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 9])
 def test_a_run_killed_before_any_of_its_file_operations_resumes_bit_for_bit(
     tmp_path, quiet_data, in_child, stride
 ):
     """The gaps between two changes on disk, from the run directory's making to the mark of a finished run.
 
-    The slow variant visits every gap, the fast one every fifth from a random start.
+    The slow variant visits every gap, the fast one every ninth from a random start.
     """
     settings = {"algorithm": "bc", "steps": 4, "log_every": 1, "checkpoint_every": 2}
     whole = begin(tmp_path / "whole", quiet_data, **settings)

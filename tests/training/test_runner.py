@@ -294,7 +294,7 @@ def test_loop_logging_and_checkpoints_cost_little_beside_the_updates(tmp_path, p
     data = OfflineDataset(
         pendulum.fields, pendulum.episode_starts, {"action_low": [-2.0], "action_high": [2.0]}
     )
-    steps, ratios = 200, []
+    steps, ratios = 100, []
     for _ in range(2):
         problem = tiny_problem()
         learner, source = (
@@ -307,7 +307,7 @@ def test_loop_logging_and_checkpoints_cost_little_beside_the_updates(tmp_path, p
             learner.update(source.sample(generators))
         bare = time.process_time() - began
         began = time.process_time()
-        options = RunOptions(out=tmp_path, steps=steps, log_every=50, checkpoint_every=100)
+        options = RunOptions(out=tmp_path, steps=steps, log_every=25, checkpoint_every=50)
         start("bc", make_settings("bc", {}), options, dataset=data)
         ratios.append((time.process_time() - began) / bare)
-    assert min(ratios) < 1.6, ratios
+    assert min(ratios) < 2.0, ratios
