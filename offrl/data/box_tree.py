@@ -52,7 +52,7 @@ class BoxTree:
 
     Args:
         keys: (N, D) float32, finite.
-        obs_dim: how many leading columns may be rotated; the others (actions) keep their axes.
+        axes: (D, D) orthonormal columns, the most telling first.
 
     Attributes:
         keys: (N, D) float32 in tree order.
@@ -60,8 +60,8 @@ class BoxTree:
         places: (N,) int32, row to place.
     """
 
-    def __init__(self, keys: NDArray[np.float32], obs_dim: int) -> None:
-        self.axes = principal_axes(keys, obs_dim)
+    def __init__(self, keys: NDArray[np.float32], axes: NDArray[np.float64]) -> None:
+        self.axes = np.pad(axes, ((0, 0), (0, -len(axes) % GROUP)))
         turned = keys.astype(np.float64) @ self.axes
         self.shift = (turned.min(axis=0) + turned.max(axis=0)) / 2
         turned -= self.shift
@@ -96,23 +96,6 @@ class BoxTree:
             scaled, keys, places, slack, self.step, self.boxes, self.levels, self.points, self.starts, self.keys,
             self.rows,
         )  # fmt: skip
-
-
-def principal_axes(keys: NDArray[np.float32], obs_dim: int) -> NDArray[np.float64]:
-    """(D, padded D) orthonormal columns: a third of the states' axes, the actions, the rest, zeros.
-
-    A search rules a point out by the first coordinates that add up to its bound. The leading axes of the states hold
-    most of their variance, and a policy's action is what makes a key differ from the data.
-    """
-    dim = keys.shape[1]
-    states = keys[:, :obs_dim].astype(np.float64)
-    states -= states.mean(axis=0)
-    axes = np.linalg.eigh(states.T @ states)[1][:, ::-1]
-    whole = np.eye(dim)
-    whole[:obs_dim, :obs_dim] = axes
-    leading = -(-obs_dim // 3)
-    order = [*range(leading), *range(obs_dim, dim), *range(leading, obs_dim)]
-    return np.pad(whole[:, order], ((0, 0), (0, -dim % GROUP)))
 
 
 @compiled

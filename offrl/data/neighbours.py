@@ -19,7 +19,7 @@ from torch import Tensor
 from offrl.errors import ConfigError
 
 Backend = Literal["auto", "numba", "scipy", "torch"]
-FEW_ROWS = 10_000  # below this scipy's tree is fast enough, and nothing has to be compiled
+FEW_ROWS = 1000  # for fewer, scipy takes milliseconds and nothing has to be compiled
 LARGEST_KEY = 1e15  # squares must stay inside float32
 BLOCK_ROWS = 1 << 16  # rows that the brute-force search compares at a time
 BLOCK_KEYS = 2048  # keys that go down the tree at a time
@@ -95,7 +95,7 @@ class NeighbourIndex:
         elif self.backend == "numba":
             self.search = CompiledTree(keys.cpu(), self.obs_dim, threads)
         else:
-            self.search = ScipyTree(keys.cpu(), threads)
+            self.search = ScipyTree(keys.cpu(), self.obs_dim, threads)
         self.build_seconds = time.process_time() - began
 
     def query(self, rows: Tensor, actions: Tensor) -> Tensor:
@@ -154,6 +154,21 @@ def choose_backend(keys: Tensor) -> Backend:
     return "scipy"
 
 
+def principal_axes(keys: NDArray[np.float32], obs_dim: int) -> NDArray[np.float64]:
+    """(D, D) orthonormal columns: a third of the states' principal axes, the actions' own axes, the other states'.
+
+    A tree rules a point out by the first coordinates that add up to its bound. The leading axes of the states hold
+    most of their variance, and the action is what makes a policy's key differ from the data.
+    """
+    dim = keys.shape[1]
+    states = keys[:, :obs_dim].astype(np.float64)
+    states -= states.mean(axis=0)
+    axes = np.eye(dim)
+    axes[:obs_dim, :obs_dim] = np.linalg.eigh(states.T @ states)[1][:, ::-1]
+    leading = -(-obs_dim // 3)
+    return axes[:, [*range(leading), *range(obs_dim, dim), *range(leading, obs_dim)]]
+
+
 def squared_distances(points: Tensor, keys: Tensor) -> Tensor:
     """Sums of squared differences of (M, D) float32 in float64, (M,), added in the order of the columns."""
     total = torch.zeros(len(keys), dtype=torch.float64, device=keys.device)
@@ -180,7 +195,7 @@ class CompiledTree:
     def __init__(self, keys: Tensor, obs_dim: int, threads: int) -> None:
         from offrl.data.box_tree import BoxTree
 
-        self.tree = BoxTree(keys.numpy(), obs_dim)
+        self.tree = BoxTree(keys.numpy(), principal_axes(keys.numpy(), obs_dim))
         self.threads = threads
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
@@ -210,32 +225,30 @@ class CompiledTree:
 
 
 class ScipyTree:
-    """SciPy's k-d tree; two nearly equal distances send a key to a second search that collects every candidate."""
+    """SciPy's k-d tree on principal axes; a second search collects all that rounding leaves in doubt."""
 
-    MARGIN = 1e-9  # relative; float64 sums of squares in another order differ by less
-
-    def __init__(self, keys: Tensor, threads: int) -> None:
+    def __init__(self, keys: Tensor, obs_dim: int, threads: int) -> None:
         self.keys, self.threads = keys, threads
-        self.tree = cKDTree(keys.numpy(), balanced_tree=False, compact_nodes=False)
+        self.axes = principal_axes(keys.numpy(), obs_dim)
+        self.tree = cKDTree(keys.numpy() @ self.axes, balanced_tree=False, compact_nodes=False)
 
     def points(self, rows: Tensor) -> Tensor:
         """From the float32 keys."""
         return self.keys[rows]
 
     def __call__(self, keys: Tensor, known: Tensor | None) -> Tensor:
-        """Both neighbours first; ``known`` does not help."""
-        distances, rows = self.tree.query(keys.numpy(), k=[1, 2], workers=self.threads)
-        answers = torch.from_numpy(rows[:, 0].astype(np.int64))
-        doubtful = np.flatnonzero(distances[:, 1] <= distances[:, 0] * (1 + self.MARGIN))
-        if len(doubtful):
-            points = keys[doubtful]
-            radii = distances[doubtful, 0] * (1 + self.MARGIN)
-            found = self.tree.query_ball_point(points.numpy(), radii, workers=self.threads)
-            owners = torch.repeat_interleave(torch.tensor([len(each) for each in found]))
-            candidates = torch.from_numpy(np.concatenate(found).astype(np.int64))
-            squares = squared_distances(self.keys[candidates], points[owners])
-            answers[doubtful] = lowest(len(points), owners, squares, candidates)[1]
-        return answers
+        """The nearest distance first, then every row at it; ``known`` does not help."""
+        turned = keys.numpy() @ self.axes
+        nearest, _ = self.tree.query(turned, workers=self.threads)
+        sizes = np.linalg.norm(turned, axis=1)
+        radii = nearest * (1 + 1e-9) + 1e-12 * (
+            2 * sizes + nearest
+        )  # float64 rounding of the axes and the sums
+        found = self.tree.query_ball_point(turned, radii, workers=self.threads)
+        owners = torch.repeat_interleave(torch.tensor([len(each) for each in found], dtype=torch.int64))
+        rows = torch.tensor([row for each in found for row in each], dtype=torch.int64)
+        squares = squared_distances(self.keys[rows], keys[owners])
+        return lowest(len(keys), owners, squares, rows)[1]
 
 
 class BruteForce:
