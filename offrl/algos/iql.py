@@ -28,7 +28,7 @@ from offrl.errors import ConfigError
 from offrl.estimators.bellman import expectile_loss, td_loss, td_target
 from offrl.estimators.likelihood import advantage_weights, gaussian_log_prob, weighted_likelihood_loss
 from offrl.nn.actor_critic import ActionBox, check_common_settings
-from offrl.nn.gradients import gradients
+from offrl.nn.gradients import compiled, gradients
 from offrl.nn.mlp import Params, init_mlp, mlp, unstack
 from offrl.nn.policy import GaussianPolicy
 from offrl.nn.trainable import Trainable
@@ -106,9 +106,9 @@ class IQL:
         self._value_gradients, self._actor_gradients = self.value_gradients, self.actor_gradients
         self._critic_gradients = self.critic_gradients
         if problem.compile:
-            self._value_gradients = torch.compile(self.value_gradients, fullgraph=True, dynamic=False)
-            self._actor_gradients = torch.compile(self.actor_gradients, fullgraph=True, dynamic=False)
-            self._critic_gradients = torch.compile(self.critic_gradients, fullgraph=True, dynamic=False)
+            self._value_gradients = compiled(self.value_gradients)
+            self._actor_gradients = compiled(self.actor_gradients)
+            self._critic_gradients = compiled(self.critic_gradients)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """V, then the actor with the new V, then Q with the new V, then the target critics."""

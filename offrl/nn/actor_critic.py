@@ -21,7 +21,7 @@ from torch import Tensor
 from offrl.data.batch import Batch
 from offrl.errors import ConfigError
 from offrl.estimators.bellman import td_loss, td_target
-from offrl.nn.gradients import gradients
+from offrl.nn.gradients import compiled, gradients
 from offrl.nn.mlp import Params, init_mlp, member, mlp
 from offrl.nn.trainable import Trainable
 from offrl.training.seeding import normal
@@ -140,8 +140,8 @@ class TD3:
         self.noise, self.updates, self.compiled = list(noise), 0, compile
         self._critic_gradients, self._actor_gradients = self.critic_gradients, self.actor_gradients
         if compile:
-            self._critic_gradients = torch.compile(self.critic_gradients, fullgraph=True, dynamic=False)
-            self._actor_gradients = torch.compile(self.actor_gradients, fullgraph=True, dynamic=False)
+            self._critic_gradients = compiled(self.critic_gradients)
+            self._actor_gradients = compiled(self.actor_gradients)
 
     def act(self, actor: Params, observations: Tensor) -> Tensor:
         """pi(s): (S, B, O) -> (S, B, A)."""

@@ -1,12 +1,14 @@
 """Loss, gradients and auxiliary values in one call, the same code eager and compiled."""
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from offrl.nn.mlp import Params
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 Loss = Callable[[Params], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -18,8 +20,11 @@ def gradients(loss: Loss, params: Params) -> tuple[tuple[Tensor, ...], dict[str,
             never averaged, so that each seed's gradient is its own.
         params: tensors that require gradients.
     """
-    if torch.compiler.is_compiling():
-        grads, (_, aux) = torch.func.grad_and_value(loss, has_aux=True)(params)
-        return tuple(grads), aux
     value, aux = loss(params)
     return torch.autograd.grad(value, params), {name: x.detach() for name, x in aux.items()}
+
+
+def compiled(function: Function) -> Function:
+    """``torch.compile`` of a function that calls ``gradients``: one graph, fixed shapes."""
+    torch._dynamo.config.trace_autograd_ops = True  # type: ignore[attr-defined]
+    return torch.compile(function, fullgraph=True, dynamic=False)

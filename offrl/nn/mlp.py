@@ -9,8 +9,10 @@ E = 2). Parameters are a flat list ``[W_0, b_0, ..., W_L, b_L]``:
 The output layer is stored the other way round because its products are narrow (1 to 30 columns), where
 ``W h^T`` runs several times faster than ``h W``; a critic's values then come out as (G, 1, B) for free.
 
-The gradient is written by hand (one autograd node a network): it computes the wanted gradients only, works in
-place, and uses its hidden-layer buffers again. It can be taken once a forward pass.
+The gradient is written by hand (one autograd node a network): it computes the wanted gradients only and works in
+place. Compiled code takes both passes as single operations, because generated loops for narrow products are slow.
+Under ``torch.autocast`` to bfloat16 the products and hidden layers are bfloat16; parameters, outputs and gradients
+stay float32.
 """
 
 from collections.abc import Sequence
@@ -60,9 +62,11 @@ def mlp(params: Params, x: Tensor, masks: Sequence[Tensor] | None = None) -> Ten
     copies = params[0].shape[0] // x.shape[0]
     if copies > 1:
         x = x[:, None].expand(-1, copies, -1, -1).flatten(0, 1)
+    masks = [] if masks is None else list(masks)
     if torch.compiler.is_compiling():
-        return _plain_forward(params, x, masks)
-    out: Tensor = _MLP.apply(x, masks, *params)  # type: ignore[no-untyped-call]
+        compiled: Tensor = _mlp_forward(x, params, masks, _half(x))[-1]
+        return compiled
+    out: Tensor = _MLP.apply(x, masks, _half(x), *params)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -86,85 +90,120 @@ def unstack(params: Params, index: int) -> list[tuple[Tensor, Tensor]]:
     return pairs
 
 
-def _plain_forward(params: Sequence[Tensor], x: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
-    h = x
+def _half(x: Tensor) -> bool:
+    """Whether autocast asks for bfloat16."""
+    kind = x.device.type
+    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+
+
+def _forward(x: Tensor, params: Sequence[Tensor], masks: Sequence[Tensor], half: bool) -> list[Tensor]:
+    """Hidden layers' values, in bfloat16 if ``half``, then the output."""
+    if half:
+        x, params = x.bfloat16(), [p.bfloat16() for p in params]
+    values = []
     for i in range(0, len(params) - 2, 2):
-        h = torch.baddbmm(params[i + 1], h, params[i]).relu()
-        h = h if masks is None else h * masks[i // 2]
-    return torch.baddbmm(params[-1], params[-2], h.transpose(1, 2))
+        x = torch.baddbmm(params[i + 1], x, params[i]).relu_()
+        values.append(x.mul_(masks[i // 2]) if masks else x)
+    out = torch.baddbmm(params[-1], params[-2], x.transpose(1, 2))
+    return [*values, out.float() if half else out]
 
 
-class _Buffers:
-    """Hidden-layer buffers that are used again: on a CPU fresh memory costs up to a third of a training step.
+def _backward(
+    grad_out: Tensor,
+    activations: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    want: Sequence[bool],
+) -> list[Tensor]:
+    """The wanted gradients among those of x, W_0, b_0, ..., W_L, b_L, in this order.
 
-    A buffer belongs to the call that took it until that call gives it back, so none is ever shared.
+    ``activations``: x, then the hidden layers' values, which are 0 exactly where relu (or the mask) cut.
     """
-
-    def __init__(self) -> None:
-        self._free: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
-
-    def product(self, a: Tensor, b: Tensor) -> Tensor:
-        """``bmm(a, b)`` in a buffer; on other devices than the CPU the allocator already does this well."""
-        if a.device.type != "cpu":
-            return torch.bmm(a, b)
-        shape = torch.Size((a.shape[0], a.shape[1], b.shape[2]))
-        free = self._free.setdefault((shape, a.dtype), [])
-        return torch.bmm(a, b, out=free.pop() if free else torch.empty(shape, dtype=a.dtype))
-
-    def give(self, buffer: Tensor) -> None:
-        """Return a buffer that nothing uses any more."""
-        if buffer.device.type == "cpu" and not buffer.is_inference():
-            self._free.setdefault((buffer.shape, buffer.dtype), []).append(buffer)
-
-
-_buffers = _Buffers()
+    last, half = len(weights) - 1, activations[-1].dtype == torch.bfloat16
+    if half:
+        grad_out, weights = grad_out.bfloat16(), [w.bfloat16() for w in weights]
+        activations = [activations[0].bfloat16(), *activations[1:]]
+    grads: list[Tensor] = []  # from the last to the first
+    if want[2 + 2 * last]:
+        grads.append(grad_out.sum(2, keepdim=True))
+    if want[1 + 2 * last]:
+        grads.append(torch.bmm(grad_out, activations[-1]))
+    flow = torch.bmm(grad_out.transpose(1, 2), weights[-1])
+    for layer in range(last - 1, -1, -1):
+        if masks:
+            flow.mul_(masks[layer])
+        torch.ops.aten.threshold_backward.grad_input(flow, activations[layer + 1], 0, grad_input=flow)
+        if want[2 + 2 * layer]:
+            grads.append(flow.sum(1, keepdim=True))
+        if want[1 + 2 * layer]:
+            grads.append(torch.bmm(activations[layer].transpose(1, 2), flow))
+        if layer or want[0]:
+            flow = torch.bmm(flow, weights[layer].transpose(1, 2))
+    grads = grads[::-1] if not want[0] else [flow, *grads[::-1]]
+    return [g.float() for g in grads] if half else grads
 
 
 class _MLP(torch.autograd.Function):
+    """The eager node."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, masks: Sequence[Tensor] | None, *params: Tensor) -> Tensor:
-        train = any(ctx.needs_input_grad)
-        activations = [x]
-        for i in range(0, len(params) - 2, 2):
-            h = _buffers.product(activations[-1], params[i]).add_(params[i + 1]).relu_()
-            activations.append(h if masks is None else h.mul_(masks[i // 2]))
-            if not train and i:
-                _buffers.give(activations[-2])
-        out = torch.baddbmm(params[-1], params[-2], activations[-1].transpose(1, 2))
-        if train:
-            ctx.activations, ctx.weights, ctx.masks = activations, params[::2], masks
-        else:
-            _buffers.give(activations[-1])
+    def forward(ctx: Any, x: Tensor, masks: list[Tensor], half: bool, *params: Tensor) -> Tensor:
+        *hidden, out = _forward(x, params, masks, half)
+        ctx.activations, ctx.weights, ctx.masks = [x, *hidden], params[::2], masks
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        activations, weights, masks = ctx.activations, ctx.weights, ctx.masks
-        if activations is None:  # its buffers are in use elsewhere
-            raise RuntimeError("the gradient of a network can be taken once a forward pass: call mlp again")
-        ctx.activations = None
-        layers = len(weights)
-        want = ctx.needs_input_grad  # of x, masks, W_0, b_0, ..., W_L, b_L
-        grads: list[Tensor | None] = [None] * len(want)
-        if want[2 * layers]:
-            grads[2 * layers] = torch.bmm(grad_out, activations[-1])
-            grads[2 * layers + 1] = grad_out.sum(2, keepdim=True)
-        flow = _buffers.product(grad_out.transpose(1, 2), weights[-1])
-        for layer in range(layers - 2, -1, -1):
-            if masks is not None:
-                flow.mul_(masks[layer])
-            hidden = activations[layer + 1]  # 0 exactly where relu (or the mask) cut
-            torch.ops.aten.threshold_backward.grad_input(flow, hidden, 0, grad_input=flow)
-            _buffers.give(hidden)
-            if want[2 * layer + 2]:
-                grads[2 * layer + 2] = torch.bmm(activations[layer].transpose(1, 2), flow)
-                grads[2 * layer + 3] = flow.sum(1, keepdim=True)
-            if layer:
-                following = _buffers.product(flow, weights[layer].transpose(1, 2))
-                _buffers.give(flow)
-                flow = following
-            elif want[0]:
-                grads[0] = torch.bmm(flow, weights[0].transpose(1, 2))
-        _buffers.give(flow)
-        return tuple(grads)
+        x, _, _, *params = ctx.needs_input_grad
+        grads = iter(_backward(grad_out, ctx.activations, ctx.weights, ctx.masks, [x, *params]))
+        return next(grads) if x else None, None, None, *(next(grads) if p else None for p in params)
+
+
+@torch.library.custom_op("offrl::mlp_forward", mutates_args=())
+def _mlp_forward(x: Tensor, params: list[Tensor], masks: list[Tensor], half: bool) -> list[Tensor]:
+    return _forward(x, params, masks, half)
+
+
+@_mlp_forward.register_fake
+def _(x: Tensor, params: list[Tensor], masks: list[Tensor], half: bool) -> list[Tensor]:
+    (copies, batch), dtype = x.shape[:2], torch.bfloat16 if half else x.dtype
+    hidden = [x.new_empty(copies, batch, bias.shape[2], dtype=dtype) for bias in params[1:-2:2]]
+    return [*hidden, x.new_empty(copies, params[-2].shape[1], batch)]
+
+
+@torch.library.custom_op("offrl::mlp_backward", mutates_args=())
+def _mlp_backward(
+    grad_out: Tensor, activations: list[Tensor], weights: list[Tensor], masks: list[Tensor], want: list[bool]
+) -> list[Tensor]:
+    return _backward(grad_out, activations, weights, masks, want)
+
+
+@_mlp_backward.register_fake
+def _(
+    grad_out: Tensor, activations: list[Tensor], weights: list[Tensor], masks: list[Tensor], want: list[bool]
+) -> list[Tensor]:
+    shapes = [activations[0].shape]
+    for weight in weights[:-1]:
+        shapes += [weight.shape, torch.Size((weight.shape[0], 1, weight.shape[2]))]
+    shapes += [weights[-1].shape, torch.Size((*weights[-1].shape[:2], 1))]
+    return [grad_out.new_empty(shape) for shape, wanted in zip(shapes, want, strict=True) if wanted]
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, list[Tensor], list[Tensor], bool], output: list[Tensor]) -> None:
+    x, params, masks, _ = inputs
+    ctx.counts = (len(output), len(params) // 2)
+    ctx.save_for_backward(x, *output[:-1], *params[::2], *masks)
+
+
+def _gradient(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | None, list[Tensor | None], list[None], None]:
+    saved, (layers, weights) = ctx.saved_tensors, ctx.counts
+    activations, rest = list(saved[:layers]), list(saved[layers:])
+    x, params, masks, _ = ctx.needs_input_grad
+    want = [bool(x), *(bool(p) for p in params)]
+    found = iter(_mlp_backward(grads[-1], activations, rest[:weights], rest[weights:], want))
+    grads = next(found) if x else None, [next(found) if p else None for p in params]
+    return *grads, [None] * len(masks), None
+
+
+_mlp_forward.register_autograd(_gradient, setup_context=_save)

@@ -1,6 +1,8 @@
 """The training loop, a generator: evaluation, logging and checkpoints are plain code in its caller."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -9,6 +11,8 @@ from torch import Tensor
 from offrl.data.source import Source
 from offrl.errors import ConfigError
 from offrl.training.problem import Learner
+
+NOTHING: AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class MetricMeans:
@@ -61,6 +65,7 @@ def train(
     steps: int,
     every: Sequence[int],
     start: int = 0,
+    around: AbstractContextManager[Any] = NOTHING,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[int]:
     """Run updates ``start + 1 .. steps``.
@@ -73,6 +78,7 @@ def train(
         steps: gradient updates in all.
         every: periods; a multiple of any of them is yielded.
         start: updates already made.
+        around: context of every update, e.g. its ``Precision``.
         stop: asked after every update; True yields that step and ends the loop.
 
     Yields:
@@ -80,7 +86,8 @@ def train(
     """
     step = start
     while step < steps:
-        means.add(learner.update(source.sample(generators)))
+        with around:
+            means.add(learner.update(source.sample(generators)))
         step += 1
         stopping = stop()
         if stopping or step == steps or any(step % period == 0 for period in every):

@@ -49,6 +49,8 @@ class RunOptions:
     """Processes that evaluate; the scores do not depend on it."""
     threads: int = 1
     """CPU threads; 0: all cores, at most 4. More helps an idle machine and costs much on a busy one."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: hidden layers and products in bfloat16, parameters in float32; for chips that have it."""
     compile: bool = False
     """Compile the gradient computation (on CPU this needs a C++ compiler)."""
     tensorboard: bool = False

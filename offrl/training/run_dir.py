@@ -30,7 +30,7 @@ EVAL_COLUMNS = ("step", "episode", "return", "normalized_score", "length", "succ
 TIMING_COLUMNS = ("step", "seconds", "steps_per_second")
 CONFIG_FORMAT = 1
 CONFIG_TYPES: dict[str, Any] = {  # what a resume relies on
-    **dict.fromkeys(("algorithm", "dataset_name", "dataset_sha256", "rows", "device"), str),
+    **dict.fromkeys(("algorithm", "dataset_name", "dataset_sha256", "rows", "device", "precision"), str),
     **dict.fromkeys(("algorithm_file", "algorithm_sha256", "dataset", "preset", "env_id"), str | None),
     **dict.fromkeys(("settings", "env_kwargs"), dict),
     **dict.fromkeys(("seed", "steps", "log_every", "eval_every", "eval_episodes", "final_episodes"), int),

@@ -16,6 +16,7 @@ from offrl.data.load import load_dataset
 from offrl.errors import CheckpointError, ConfigError
 from offrl.files import sha256_file
 from offrl.nn.policy import load_policy
+from offrl.nn.precision import Precision
 from offrl.training.build import build, dataset_env
 from offrl.training.options import (
     RunOptions,
@@ -66,6 +67,7 @@ def start(
     config = _config(algorithm, settings, options, data, spec)
     if dataset is not None:
         config["dataset"] = None  # in memory: it must be given again to resume
+    Precision(options.precision, config["device"])  # refuses what the device lacks
     if options.compile:
         require_compiler(config["device"])
     require_sinks(config)
@@ -113,6 +115,7 @@ def _config(
         "workers": options.workers,
         "device": resolve_device(options.device),
         "threads": options.threads or min(os.cpu_count() or 1, 4),
+        "precision": options.precision,
         "compile": options.compile,
         "tensorboard": options.tensorboard,
         "wandb": options.wandb,

@@ -18,6 +18,7 @@ from offrl.data.reference import normalized_score
 from offrl.errors import CheckpointError, Stopped
 from offrl.evaluation.rollout import EvaluationResult, Evaluator
 from offrl.nn.policy import Policy, save_policy
+from offrl.nn.precision import Precision
 from offrl.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from offrl.training.loop import MetricMeans, train
 from offrl.training.problem import Learner
@@ -130,6 +131,7 @@ class Session:
             steps=c["steps"],
             every=[p for p in (c["log_every"], c["eval_every"], c["checkpoint_every"]) if p],
             start=self.step,
+            around=Precision(c["precision"], c["device"]),
             stop=lambda: bool(self.asked),
         )
         began, before = time.monotonic(), self.step

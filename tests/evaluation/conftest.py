@@ -30,6 +30,7 @@ CONFIG = {
     "workers": 1,
     "device": "cpu",
     "threads": 1,
+    "precision": "float32",
     "compile": False,
     "tensorboard": False,
     "wandb": False,
