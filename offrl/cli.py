@@ -1,5 +1,6 @@
 """The ``offrl`` command: finds the command's module and hands over; only what needs torch loads it."""
 
+import contextlib
 import difflib
 import importlib
 import os
@@ -51,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
 def run(argv: list[str]) -> int:
     """Find the command and run it."""
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(overview())
+        with contextlib.suppress(BrokenPipeError):
+            print(overview(), flush=True)
         return 0 if argv else 2
     if argv[0] in ("--version", "-V"):
         from offrl import __version__

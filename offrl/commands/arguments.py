@@ -23,7 +23,7 @@ REWORDED = (
     (r"\. Expected \d+ values\.", ""),
 )
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-BOX = str.maketrans("╭╮╰╯│─", "      ")
+FRAME = "╭╮╰╯│─| "
 
 
 def parse(
@@ -91,8 +91,8 @@ def _unknown(form: type[Any], options: dict[str, Any], token: str) -> str:
 
 def _sentence(box: str) -> str:
     """The content of tyro's framed message as one line."""
-    framed = [line for line in ANSI.sub("", box).splitlines() if line.startswith(("│ ", "  "))]
-    lines = [line.translate(BOX).strip() for line in framed]
+    framed = [line for line in ANSI.sub("", box).splitlines() if line.startswith(("│ ", "| ", "  "))]
+    lines = [line.strip(FRAME) for line in framed]
     text = " ".join(line for line in lines if line.strip("-"))
     text = re.split("For full help|Argument helptext:", text)[0]
     for pattern, plain in REWORDED:

@@ -12,9 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from packaging.requirements import Requirement
 from packaging.version import Version
+
+from offrl.commands.arguments import parse
 
 MUJOCO_CAP = "3.12"  # from here on comparing enums changed, on which gymnasium-robotics 1.4 relies
 FOR_DEVELOPERS = ("test", "docs", "bench", "all")  # extras that no feature needs
@@ -46,7 +47,7 @@ class DoctorOptions:
 
 def main(argv: list[str]) -> int:
     """``offrl doctor``."""
-    tyro.cli(DoctorOptions, prog="offrl doctor", args=argv)
+    parse(DoctorOptions, "offrl doctor", argv)
     failed = False
     for finding in examine(Path.cwd()):
         failed |= finding.status == "FAIL"

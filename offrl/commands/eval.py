@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from scipy.special import stdtrit
 
+from offrl.commands.arguments import parse
 from offrl.data.environments import EnvSpec, flatten_order
 from offrl.data.reference import Pair, normalized_score, reference_label, reference_returns
 from offrl.errors import ConfigError
@@ -57,8 +58,7 @@ class EvalOptions:
 
 def main(argv: list[str]) -> int:
     """``offrl eval ...``."""
-    form = (tyro.conf.FlagCreatePairsOff,)
-    options = tyro.cli(EvalOptions, prog="offrl eval", args=argv, config=form)
+    options = parse(EvalOptions, "offrl eval", argv)
     check(options)
     facts = source_facts(options.source)
     spec = environment(options, facts)

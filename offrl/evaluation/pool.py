@@ -11,7 +11,8 @@ import itertools
 import multiprocessing
 import pickle
 import signal
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
@@ -156,6 +157,19 @@ class _Call:
                 helper.send(task)
 
 
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """A process started inside never hears Ctrl-C: its parent does, and ends it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _Helper:
     def __init__(self, spec: EnvSpec, number: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -164,7 +178,8 @@ class _Helper:
         self.tasks: list[int] = []
         self.message: bytes | None = None
         self.process = context.Process(target=serve, args=(theirs, spec), daemon=True)
-        self.process.start()
+        with _interrupts_ignored():
+            self.process.start()
         theirs.close()
 
     def begin(self, message: bytes) -> None:
