@@ -295,25 +295,25 @@ def _measure_loop(o: Measure) -> dict[str, float]:
         problem.terminated,
         batch_size=BATCH,
     )
-    streams, means, steps = problem.streams("data"), MetricMeans(learner.metrics), 1000
-    around = Precision("float32", "cpu")
-    ratios = []
+    streams, means, steps = problem.streams("data"), MetricMeans(learner.metrics), 100
+    around, turns, ratios = Precision("float32", "cpu"), 30, []
     with tempfile.TemporaryDirectory() as folder:
         table = Table(Path(folder) / "metrics.csv", ["step", *learner.metrics])
         for _ in range(2 * o.rounds + 1):
+            bare = whole = 0.0
+            for turn in range(turns):  # short ones, so that a slow second meets both
+                began = time.process_time()
+                for _ in range(steps):
+                    with around:
+                        learner.update(source.sample(streams))
+                middle = time.process_time()
+                for step in train(learner, source, streams, means, steps=steps, every=(1000,), around=around):
+                    if turn % 10 == 9:  # a row every 1000 steps
+                        table.append({"step": step, **{k: v[0] for k, v in means.pop().items()}})
+                bare, whole = bare + middle - began, whole + time.process_time() - middle
             began = time.process_time()
-            for _ in range(steps):
-                with around:
-                    learner.update(source.sample(streams))
-            bare = time.process_time() - began
-            began = time.process_time()
-            for step in train(learner, source, streams, means, steps=steps, every=(1000,), around=around):
-                table.append({"step": step, **{k: v[0] for k, v in means.pop().items()}})
-            save_seconds = time.process_time()
             save_checkpoint(Path(folder), {"learner": learner.state_dict(), "rng": rng_state()})
-            whole = (
-                save_seconds - began + (time.process_time() - save_seconds) / 10
-            )  # a checkpoint every 10 000 steps
+            whole += (time.process_time() - began) * turns * steps / 10_000  # one every 10 000 steps
             ratios.append(whole / bare - 1)
     print("loop overhead", [f"{100 * r:.1f} %" for r in ratios])
     return {"overhead": statistics.median(ratios), "rounds": ratios}  # type: ignore[dict-item]
