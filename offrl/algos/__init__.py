@@ -18,6 +18,8 @@ ALGORITHMS = {  # name (also of the file) -> what it is, for 'offrl algos'
     "td3_bc": "TD3 with a behaviour-cloning term (arXiv:2106.06860)",
     "iql": "implicit Q-learning (arXiv:2110.06169)",
     "prdc": "policy regularization with dataset constraint (arXiv:2306.06569)",
+    "a2pr": "adaptive advantage-guided policy regularization (arXiv:2405.19909)",
+    "rebrac": "TD3+BC with separate pulls on actor and critic (arXiv:2305.09836)",
 }
 
 

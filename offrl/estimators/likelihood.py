@@ -22,3 +22,8 @@ def advantage_weights(advantages: Tensor, temperature: float, limit: float) -> T
 def weighted_likelihood_loss(log_probs: Tensor, weights: Tensor) -> Tensor:
     """mean_B -w log pi(a | s), ``weights`` constant: (S, B), (S, B) -> (S,)."""
     return -(weights.detach() * log_probs).mean(dim=-1)
+
+
+def standard_normal_kl(mean: Tensor, log_std: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_std)^2) || N(0, 1)) of every dimension apart, nats; any shape."""
+    return 0.5 * (mean.square() + (2.0 * log_std).exp() - 1.0) - log_std

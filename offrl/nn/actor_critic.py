@@ -27,7 +27,8 @@ from offrl.nn.trainable import Trainable
 from offrl.training.seeding import normal
 
 Metrics = dict[str, Tensor]
-ActorLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Metrics]]
+Anchor = Tensor | tuple[Tensor, ...] | Callable[[Tensor], Tensor]
+ActorLoss = Callable[[Tensor, Tensor, Any], tuple[Tensor, Metrics]]
 
 
 class ActionBox:
@@ -45,6 +46,20 @@ class ActionBox:
     def clip(self, actions: Tensor) -> Tensor:
         """Actions clipped to the box."""
         return actions.clamp(-1.0, 1.0) if self.is_unit else torch.clamp(actions, self.low, self.high)
+
+    def smoothed(self, actions: Tensor, noise: Tensor, std: float, limit: float) -> Tensor:
+        """Actions with noise, clipped to the box.
+
+        Args:
+            actions: (S, B, A).
+            noise: standard normal draws, (S, B, A).
+            std: of the noise, in half-ranges of the box.
+            limit: bound of the noise, same unit.
+
+        Source: target policy smoothing, TD3, arXiv:1802.09477, section 5.3.
+        """
+        noise = (noise * std).clamp(-limit, limit)
+        return self.clip(actions + (noise if self.is_unit else noise * self.half))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +117,8 @@ def check_optimization(config: Any) -> None:
         value = getattr(config, field.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{field.name} must be a finite number, got {value}")
-    if not 0.0 < config.lr < 1.0:
-        raise ConfigError(f"lr must be in (0, 1), got {config.lr}; the usual value is 3e-4")
+        if field.name.endswith("lr") and not 0.0 < value < 1.0:
+            raise ConfigError(f"{field.name} must be in (0, 1), got {value}; the usual value is 3e-4")
     for name in ("hidden", "batch_size"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} must be 1 or more, got {getattr(config, name)}")
@@ -116,9 +131,11 @@ class TD3:
         obs_dim: O.
         box: action bounds.
         settings: shared settings.
-        actor_loss: ``(q, pi, anchor) -> (loss (S,), metrics)`` with q = Q_1(s, pi(s)) (S, B), pi (S, B, A).
+        actor_loss: ``(q, pi, anchor) -> (loss (S,), metrics)`` with q = Q_1(s, pi(s)) (S, B), pi (S, B, A), and
+            what ``update`` was given as anchor.
         init: one generator a seed, for the initial weights.
         noise: one generator a seed, for the target-policy noise; part of ``state_dict``.
+        actor_layers, critic_layers: hidden layers of each.
         compile: compile both gradient computations (needs a C++ compiler on CPU).
     """
 
@@ -131,12 +148,15 @@ class TD3:
         *,
         init: Sequence[torch.Generator],
         noise: Sequence[torch.Generator],
+        actor_layers: int = 2,
+        critic_layers: int = 2,
         compile: bool = False,
     ) -> None:
-        act_dim, hidden, lr = len(box.low), settings.hidden, settings.lr
+        act_dim, width, lr = len(box.low), (settings.hidden,), settings.lr
         self.box, self.settings, self.actor_loss = box, settings, actor_loss
-        self.actor = Trainable(init_mlp((obs_dim, hidden, hidden, act_dim), 1, init), lr, target=True)
-        self.critic = Trainable(init_mlp((obs_dim + act_dim, hidden, hidden, 1), 2, init), lr, target=True)
+        actor = init_mlp((obs_dim, *width * actor_layers, act_dim), 1, init)
+        critic = init_mlp((obs_dim + act_dim, *width * critic_layers, 1), 2, init)
+        self.actor, self.critic = Trainable(actor, lr, target=True), Trainable(critic, lr, target=True)
         self.noise, self.updates, self.compiled = list(noise), 0, compile
         self._critic_gradients, self._actor_gradients = self.critic_gradients, self.actor_gradients
         if compile:
@@ -152,41 +172,53 @@ class TD3:
         q = mlp(critic, torch.cat((observations, actions), dim=2))
         return q.view(len(observations), -1, observations.shape[1])
 
-    def update(self, batch: Batch, anchor: Tensor | Callable[[Tensor], Tensor]) -> Metrics:
+    def update(self, batch: Batch, anchor: Anchor) -> Metrics:
         """One critic step and, every ``policy_delay`` calls, one actor step and the target updates.
 
         Args:
             batch: S x B transitions.
-            anchor: what the actor's regularizer pulls towards, (S, B, A), or a function of pi(s) that finds it;
-                pi(s) reaches that function as a constant.
+            anchor: what the actor's regularizer pulls towards, (S, B, A), or all tensors that it is made of, or a
+                function of pi(s) that finds it; pi(s) reaches that function as a constant.
         """
         noise = normal(batch.actions.shape[1:], self.noise)
         grads, metrics = self._critic_gradients(batch, noise)
         self.critic.apply(grads)
+        return metrics | self.update_actor(batch.observations, anchor)
+
+    def update_actor(self, observations: Tensor, anchor: Anchor) -> Metrics:
+        """The second half of ``update``, after the critics' step."""
         self.updates += 1
-        if self.updates % self.settings.policy_delay == 0:
-            if callable(anchor) and self.compiled:
-                anchor = anchor(self.act(self.actor.constant, batch.observations))
-            grads, actor_metrics = self._actor_gradients(batch.observations, anchor)
-            self.actor.apply(grads)
-            self.actor.update_target(self.settings.tau)
-            self.critic.update_target(self.settings.tau)
-            metrics |= actor_metrics
+        if self.updates % self.settings.policy_delay:
+            return {}
+        if callable(anchor) and self.compiled:
+            anchor = anchor(self.act(self.actor.constant, observations))
+        grads, metrics = self._actor_gradients(observations, anchor)
+        self.actor.apply(grads)
+        self.actor.update_target(self.settings.tau)
+        self.critic.update_target(self.settings.tau)
         return metrics
 
     def target(self, batch: Batch, noise: Tensor) -> Tensor:
         """Y (S, B) with clipped noise on the target policy's action; ``noise`` is standard normal (S, B, A)."""
-        clip = self.settings.noise_clip
-        noise = (noise * self.settings.policy_noise).clamp(-clip, clip)
-        actor, critic = self.actor.target or [], self.critic.target or []
-        next_actions = self.act(actor, batch.next_observations)
-        next_actions = self.box.clip(next_actions + (noise if self.box.is_unit else noise * self.box.half))
+        next_actions = self.next_actions(batch, noise)
+        return self.bootstrap(self.critic.target or [], batch, next_actions)
+
+    def next_actions(self, batch: Batch, noise: Tensor) -> Tensor:
+        """The target policy's action at s' with clipped noise, inside the box, (S, B, A)."""
+        next_actions = self.act(self.actor.target or [], batch.next_observations)
+        return self.box.smoothed(next_actions, noise, self.settings.policy_noise, self.settings.noise_clip)
+
+    def bootstrap(self, critic: Params, batch: Batch, next_actions: Tensor) -> Tensor:
+        """R + gamma (1 - d) min_j Q_j(s', a') of given critics, (S, B)."""
         next_values = self.values(critic, batch.next_observations, next_actions).amin(dim=1)
         return td_target(batch.rewards, batch.terminated, next_values, self.settings.discount)
 
     def critic_gradients(self, batch: Batch, noise: Tensor) -> tuple[tuple[Tensor, ...], Metrics]:
         """Gradients of L_Q for the critics' parameters."""
-        target = self.target(batch, noise)
+        return self.regression_gradients(batch, self.target(batch, noise))
+
+    def regression_gradients(self, batch: Batch, target: Tensor) -> tuple[tuple[Tensor, ...], Metrics]:
+        """Gradients of L_Q for a given target Y (S, B)."""
 
         def loss(critic: Params) -> tuple[Tensor, Metrics]:
             q = self.values(critic, batch.observations, batch.actions)
@@ -195,9 +227,7 @@ class TD3:
 
         return gradients(loss, self.critic.params)
 
-    def actor_gradients(
-        self, observations: Tensor, anchor: Tensor | Callable[[Tensor], Tensor]
-    ) -> tuple[tuple[Tensor, ...], Metrics]:
+    def actor_gradients(self, observations: Tensor, anchor: Anchor) -> tuple[tuple[Tensor, ...], Metrics]:
         """Gradients of the method's actor loss for the actor's parameters; the critic is constant."""
         first_critic = member(self.critic.constant, 0, 2)
 

@@ -101,8 +101,9 @@ def optimum(name, problem):
     """Where the method's objective has its optimum, from the data and the true reward function.
 
     BC: the mean action. IQL: a Gaussian's weighted likelihood is highest at sum w a / sum w, w = exp(3 r), V
-    cancels. TD3+BC: lambda (best - pi) = pi - mean a with lambda = 2.5 / Q(pi), solved by iteration. PRDC:
-    the data are dense, so that the anchor holds nothing back and the best action itself is left.
+    cancels. TD3+BC: lambda (best - pi) = pi - mean a with lambda = 2.5 / Q(pi), solved by iteration; ReBRAC
+    likewise with lambda = 1 / (actor_bc_coef Q(pi)). PRDC: the data are dense, so that the anchor holds nothing
+    back and the best action itself is left. A2PR: both targets pull towards the best action.
     """
     mean = problem.actions.mean().item()
     if name == "bc":
@@ -110,10 +111,10 @@ def optimum(name, problem):
     if name == "iql":
         w = torch.exp(3 * problem.rewards)
         return ((w * problem.actions[:, 0]).sum() / w.sum()).item()
-    if name == "td3_bc":
-        pi = mean
+    if name in ("td3_bc", "rebrac"):
+        pi, alpha = mean, 2.5 if name == "td3_bc" else 1 / 0.01
         for _ in range(50):
-            scale = 2.5 / (1 - (pi - BEST) ** 2)
+            scale = alpha / (1 - (pi - BEST) ** 2)
             pi = (scale * BEST + mean) / (scale + 1)
         return pi
     return BEST
@@ -128,10 +129,11 @@ def test_it_finds_the_optimum_of_a_bandit_from_three_seeds(name):
     follow.
     """
     _, method = load_algorithm(name)
-    problem = bandit()
-    delay = {"policy_delay": 5} if "policy_delay" in method.config.__dataclass_fields__ else {}
-    learner = method.learner(problem, method.config(hidden=32, lr=5e-3, **delay))
-    source, generators, last = source_of(problem, 64), problem.streams("data"), []
+    problem, fields = bandit(), method.config.__dataclass_fields__
+    wanted = {"hidden": 32, "vae_hidden": 32, "policy_delay": 5} | {f: 5e-3 for f in fields if f.endswith("lr")}
+    learner = method.learner(problem, method.config(**{f: x for f, x in wanted.items() if f in fields}))
+    source = source_of(problem, 64, method.next_actions)
+    generators, last = problem.streams("data"), []
     for update in range(400):
         learner.update(source.sample(generators))
         if update >= 350 and update % 10 == 0:
@@ -144,7 +146,7 @@ def test_it_finds_the_optimum_of_a_bandit_from_three_seeds(name):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised inside torch's own compiler
-@pytest.mark.parametrize("name", ["td3_bc", "iql", "prdc"])
+@pytest.mark.parametrize("name", ["td3_bc", "iql", "prdc", "a2pr", "rebrac"])
 def test_compiled_updates_equal_eager_ones(name):
     """20 updates, weights and metrics to 1e-5. Needs a C++ compiler."""
     eager, log = train(name, (0, 1), 20)

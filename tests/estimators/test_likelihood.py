@@ -4,9 +4,14 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent, Normal, kl_divergence
 
-from offrl.estimators.likelihood import advantage_weights, gaussian_log_prob, weighted_likelihood_loss
+from offrl.estimators.likelihood import (
+    advantage_weights,
+    gaussian_log_prob,
+    standard_normal_kl,
+    weighted_likelihood_loss,
+)
 
 
 def test_the_log_density_is_the_normal_distributions():
@@ -67,3 +72,14 @@ def test_the_loss_is_minus_the_weighted_mean_of_each_seed():
     loss.sum().backward()
     torch.testing.assert_close(log_probs.grad, -weights.detach() / 2)
     assert weights.grad is None
+
+
+def test_the_divergence_from_the_standard_normal():
+    """0 at N(0, 1) and nowhere else; 1/2 at N(1, 1); elsewhere torch's own closed form, a number a dimension."""
+    zero = torch.zeros(2, 3)
+    assert (standard_normal_kl(zero, zero) == 0.0).all()
+    assert (standard_normal_kl(zero + 1, zero) == 0.5).all()
+    mean, log_std = torch.randn(2, 3), torch.randn(2, 3)
+    want = kl_divergence(Normal(mean, log_std.exp()), Normal(0.0, 1.0))
+    torch.testing.assert_close(standard_normal_kl(mean, log_std), want)
+    assert (want > 0).all()

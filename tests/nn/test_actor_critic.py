@@ -283,6 +283,19 @@ def test_one_seeds_rows_do_not_reach_the_others():
 # The update
 
 
+def test_the_number_of_hidden_layers_may_be_chosen_for_actor_and_critics():
+    """Weight and bias of each hidden and the output layer: 2 (n + 1) tensors; the networks still train."""
+    init, noise = streams((0,), "init"), streams((0,), "noise")
+    td3 = TD3(
+        3, ActionBox(LOW, HIGH), SETTINGS, plain_loss, init=init, noise=noise, actor_layers=1, critic_layers=4
+    )
+    assert [len(td3.actor.params), len(td3.critic.params)] == [4, 10]
+    assert {p.shape[-1] for p in td3.critic.params[2:-2]} == {8}
+    for index in range(2):
+        td3.update(draw(index=index), draw(index=index).actions)
+    assert td3.updates == 2
+
+
 def test_actor_and_both_targets_move_only_every_policy_delay_updates():
     """policy_delay = 3: updates 1 and 2 move the critics alone; update 3 moves all, and says so in its
     metrics.
