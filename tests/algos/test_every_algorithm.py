@@ -130,7 +130,9 @@ def test_it_finds_the_optimum_of_a_bandit_from_three_seeds(name):
     """
     _, method = load_algorithm(name)
     problem, fields = bandit(), method.config.__dataclass_fields__
-    wanted = {"hidden": 32, "vae_hidden": 32, "policy_delay": 5} | {f: 5e-3 for f in fields if f.endswith("lr")}
+    wanted = {"hidden": 32, "vae_hidden": 32, "policy_delay": 5} | {
+        f: 5e-3 for f in fields if f.endswith("lr")
+    }
     learner = method.learner(problem, method.config(**{f: x for f, x in wanted.items() if f in fields}))
     source = source_of(problem, 64, method.next_actions)
     generators, last = problem.streams("data"), []

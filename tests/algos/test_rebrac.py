@@ -118,9 +118,7 @@ def test_the_initial_weights_are_edacs():
             assert 0.95 < weight.abs().max().item() * inputs**0.5 <= 1.0
         assert 0.95 * bound < linear[-2].abs().max().item() <= bound
         assert 0.0 < linear[-1].abs().max().item() <= bound
-    assert all(
-        (p == 1 - i % 2).all() for i, p in enumerate(learner.critic.params[8:])
-    )  # gains 1, shifts 0
+    assert all((p == 1 - i % 2).all() for i, p in enumerate(learner.critic.params[8:]))  # gains 1, shifts 0
     assert same(learner.critic.target, learner.critic.constant)
 
 
@@ -315,7 +313,13 @@ def test_an_impossible_setting_is_refused_with_value_and_rule(settings, message)
 
 def test_the_defaults_are_those_of_locomotion():
     c = ReBRACConfig()
-    assert (c.lr, c.critic_lr, c.batch_size, c.hidden, c.normalize_observations) == (1e-3, 1e-3, 1024, 256, False)
+    assert (c.lr, c.critic_lr, c.batch_size, c.hidden, c.normalize_observations) == (
+        1e-3,
+        1e-3,
+        1024,
+        256,
+        False,
+    )
     assert (c.discount, c.tau, c.policy_noise, c.noise_clip, c.policy_delay) == (0.99, 0.005, 0.2, 0.5, 2)
     assert ALGORITHM.next_actions
 
