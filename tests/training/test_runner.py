@@ -214,7 +214,7 @@ def test_a_preset_is_the_longest_prefix_and_given_values_win():
         make_settings("td3_bc", {}, "pendulum")
 
 
-@pytest.mark.parametrize("algorithm", ["bc", "td3_bc", "iql", "prdc"])
+@pytest.mark.parametrize("algorithm", ["bc", "td3_bc", "iql", "prdc", "a2pr", "rebrac"])
 def test_settings_survive_json(algorithm):
     _, method = load_algorithm(algorithm)
     settings = method.config()
