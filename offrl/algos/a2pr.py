@@ -32,7 +32,7 @@ from offrl.errors import ConfigError
 from offrl.estimators.likelihood import standard_normal_kl
 from offrl.estimators.pathwise import normalized_q_loss
 from offrl.nn.actor_critic import TD3, ActionBox, TD3Settings
-from offrl.nn.gradients import gradients
+from offrl.nn.gradients import compiled, gradients
 from offrl.nn.mlp import Params, init_mlp, member, mlp, unstack
 from offrl.nn.policy import DeterministicPolicy
 from offrl.nn.trainable import Trainable
@@ -209,9 +209,9 @@ class A2PR:
         self._critic_gradients, self._value_gradients = self.critic_gradients, self.value_gradients
         self._vae_gradients = self.vae_gradients
         if problem.compile:
-            self._critic_gradients = torch.compile(self.critic_gradients, fullgraph=True, dynamic=False)
-            self._value_gradients = torch.compile(self.value_gradients, fullgraph=True, dynamic=False)
-            self._vae_gradients = torch.compile(self.vae_gradients, fullgraph=True, dynamic=False)
+            self._critic_gradients = compiled(self.critic_gradients)
+            self._value_gradients = compiled(self.value_gradients)
+            self._vae_gradients = compiled(self.vae_gradients)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Q, V with the new Q, VAE, and every ``policy_delay`` calls actor and targets."""
@@ -254,7 +254,7 @@ class A2PR:
             return per_seed.sum(), {"value_loss": per_seed, "values": v}
 
         grads, parts = gradients(loss, self.value.params)
-        values = parts.pop("values").detach()
+        values = parts.pop("values")
         return grads, q_data, values, parts | {"value": values.mean(dim=1)}
 
     def vae_gradients(

@@ -29,7 +29,7 @@ from offrl.errors import ConfigError
 from offrl.estimators.bellman import td_loss, td_target
 from offrl.estimators.pathwise import normalized_q_loss
 from offrl.nn.actor_critic import ActionBox, TD3Settings
-from offrl.nn.gradients import gradients
+from offrl.nn.gradients import compiled, gradients
 from offrl.nn.mlp import Params, init_mlp, mlp, unstack
 from offrl.nn.normed import init_normed, linear_part, normed_mlp
 from offrl.nn.policy import DeterministicPolicy
@@ -181,8 +181,8 @@ class ReBRAC:
         self.noise, self.updates = problem.streams("noise"), 0
         self._critic_gradients, self._actor_gradients = self.critic_gradients, self.actor_gradients
         if problem.compile:
-            self._critic_gradients = torch.compile(self.critic_gradients, fullgraph=True, dynamic=False)
-            self._actor_gradients = torch.compile(self.actor_gradients, fullgraph=True, dynamic=False)
+            self._critic_gradients = compiled(self.critic_gradients)
+            self._actor_gradients = compiled(self.actor_gradients)
 
     def act(self, actor: Params, observations: Tensor) -> Tensor:
         """pi(s): (S, B, O) -> (S, B, A)."""
