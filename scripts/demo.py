@@ -103,7 +103,7 @@ def _artefacts(out: Path, runs: list[Path], *, video: bool) -> None:
             print(f"no video: {error}")
     records = [read_run(run) for run in runs]
     save_curves(records, out / "curves.svg")
-    write_report(records, out / "report.html")
+    write_report(records, out / "report.html", last_k=3)
 
 
 if __name__ == "__main__":

@@ -198,14 +198,16 @@ def _final(task: Task) -> str:
             mean = float(values.mean())
             intervals.append(Interval(f"{group.label} seed {run.seed}", style, low, mean, high))
             cells = [_method(style, group), str(run.seed), str(len(values))]
-            cells += [_value(run.final_returns.mean()), _value(mean), _interval(low, high, like=mean)]
+            raw = [] if task.unit == "return" else [_value(run.final_returns.mean())]
+            cells += [*raw, _value(mean), _interval(low, high, like=mean)]
             rows.append([*cells, _verdict(low, high, level)])
     parts = []
     if rows:
         title = f"Final policies on {task.name}: {task.unit}, mean and 95 % bootstrap interval over episodes"
         caption = title if level is None else f"{title}; dashed: mean of the data, {_value(level)}"
         figure = interval_chart(intervals, level, title) + tag("figcaption", escape(caption))
-        head = ["method", "seed", "episodes", "return", task.unit, "95 % interval", "against the data"]
+        units = dict.fromkeys(("return", task.unit))  # one column where they are the same
+        head = ["method", "seed", "episodes", *units, "95 % interval", "against the data"]
         parts += [tag("figure", figure), _table(head, rows)]
     parts += [_unfinished(g, run) for g in task.groups for run in g.runs if not run.finished]
     return tag("h3", escape(task.name)) + "".join(parts) if parts else ""
