@@ -17,9 +17,11 @@ ALGORITHMS = {  # name (also of the file) -> what it is, for 'offrl algos'
     "bc": "behaviour cloning, also of the best x % of the episodes",
     "td3_bc": "TD3 with a behaviour-cloning term (arXiv:2106.06860)",
     "iql": "implicit Q-learning (arXiv:2110.06169)",
+    "awac": "advantage-weighted actor-critic (arXiv:2006.09359)",
     "prdc": "policy regularization with dataset constraint (arXiv:2306.06569)",
     "a2pr": "adaptive advantage-guided policy regularization (arXiv:2405.19909)",
     "rebrac": "TD3+BC with separate pulls on actor and critic (arXiv:2305.09836)",
+    "odice": "orthogonal-gradient visitation ratios, also for imitation (arXiv:2402.00348)",
 }
 
 

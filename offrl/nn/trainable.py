@@ -12,19 +12,20 @@ from offrl.nn.mlp import Params, detached
 class Trainable:
     """Stacked parameters, Adam over them, and a slow target copy.
 
-    Adam is torch's fused kernel called directly (betas 0.9 and 0.999, eps 1e-8, no weight decay): the bookkeeping of
+    Adam is torch's fused kernel called directly (betas 0.9 and 0.999, eps 1e-8): the bookkeeping of
     ``torch.optim.Adam`` costs more than the kernel itself on networks of this size.
 
     Args:
         params: tensors that require gradients; updated in place.
         lr: Adam step size; may be changed between steps.
         target: keep a target copy, moved by ``update_target``.
+        weight_decay: L2 penalty, added to the gradient before the moments as ``torch.optim.Adam`` does.
 
     Source: Adam, arXiv:1412.6980, algorithm 1.
     """
 
-    def __init__(self, params: Params, lr: float, *, target: bool = False) -> None:
-        self.params, self.lr = params, lr
+    def __init__(self, params: Params, lr: float, *, target: bool = False, weight_decay: float = 0.0) -> None:
+        self.params, self.lr, self.weight_decay = params, lr, weight_decay
         self.constant = detached(params)  # the same storage, for gradients that must not reach these weights
         self.target = [p.clone() for p in self.constant] if target else None
         self.first_moments = [torch.zeros_like(p) for p in self.constant]
@@ -49,7 +50,7 @@ class Trainable:
             lr=self.lr,
             beta1=0.9,
             beta2=0.999,
-            weight_decay=0.0,
+            weight_decay=self.weight_decay,
             eps=1e-8,
             amsgrad=False,
             maximize=False,
