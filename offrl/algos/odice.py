@@ -140,10 +140,6 @@ class ODICEConfig:
     def _check_imitation(self) -> None:
         if self.expert_episodes < 0 or self.expert_first < 0:
             raise ConfigError("expert_episodes and expert_first must be 0 or more")
-        if not self.imitation and (self.expert_dataset or self.expert_episodes or self.expert_first):
-            raise ConfigError(
-                "expert_dataset, expert_episodes and expert_first belong to imitation: set it too"
-            )
         rewards = (self.return_range_scaling, self.reward_scale, self.reward_shift)
         if self.imitation and rewards != (False, 1.0, 0.0):
             raise ConfigError(
@@ -181,9 +177,12 @@ def demonstrations(dataset: OfflineDataset, config: ODICEConfig) -> OfflineDatas
     Without ``expert_dataset`` the demonstrations are all there is, and their rewards are 0: log d_E / d_E.
 
     Raises:
+        ConfigError: demonstrations without ``imitation``; a preset may still set it when settings are read.
         DatasetError: the demonstrations asked for do not exist, or do not fit the unlabelled data.
     """
     if not config.imitation:
+        if config.expert_dataset or config.expert_episodes or config.expert_first:
+            raise ConfigError("expert_dataset, expert_episodes and expert_first need --imitation")
         return dataset
     expert = load_dataset(config.expert_dataset) if config.expert_dataset else dataset
     count = config.expert_episodes or expert.num_episodes - config.expert_first
@@ -262,7 +261,7 @@ class ODICE:
 
         linear_grads, metrics = gradients(linear, self.value.params)
         grads, aux, projection = self.dual_gradients(batch, rewards)
-        e = aux["residual"]
+        e = aux["residual"].detach()  # in the compiled form it still carries its gradient
         metrics["value_loss"] = (1.0 - lam) * metrics["value"] + aux["dual"]
         metrics |= {"residual": e.mean(dim=(1, 2)), "residual_min": e.amin(dim=(1, 2))}
         metrics |= {"residual_max": e.amax(dim=(1, 2))} | projection
@@ -321,9 +320,9 @@ class ODICE:
 
 
 def policy_weights(residuals: Tensor, config: ODICEConfig) -> Tensor:
-    """The weight of each row in the policy's likelihood, cut at 100, constant; any shape."""
-    e = residuals.detach()
-    weights = e.clamp(min=0.0) if config.weight == "relu_e" else ratio(e, config.divergence)
+    """The weight of each row in the policy's likelihood, cut at 100; any shape."""
+    relu_e = config.weight == "relu_e"
+    weights = residuals.clamp(min=0.0) if relu_e else ratio(residuals, config.divergence)
     return weights.clamp(max=WEIGHT_LIMIT)
 
 
@@ -365,7 +364,7 @@ class LogRatio:
         self.network.apply(grads)
         with torch.no_grad():
             rewards = mlp(self.network.constant, pairs)[:, 0].clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-        return rewards, metrics
+        return rewards, metrics | {"log_ratio": rewards.mean(dim=1)}
 
     def ratio_gradients(self, expert: Tensor, pairs: Tensor) -> tuple[tuple[Tensor, ...], Metrics]:
         """Gradients of L_c for (s, a) of the expert and of all data, (S, B, O + A) each."""
@@ -373,8 +372,7 @@ class LogRatio:
         def loss(network: Params) -> tuple[Tensor, Metrics]:
             above, below = mlp(network, torch.cat((expert, pairs), dim=1))[:, 0].chunk(2, dim=1)
             per_seed = density_ratio_loss(above, below)
-            means = {"log_ratio_expert": above.mean(dim=1), "log_ratio": below.mean(dim=1)}
-            return per_seed.sum(), {"log_ratio_loss": per_seed} | means
+            return per_seed.sum(), {"log_ratio_loss": per_seed, "log_ratio_expert": above.mean(dim=1)}
 
         return gradients(loss, self.network.params)
 

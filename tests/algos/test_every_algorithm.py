@@ -14,13 +14,21 @@ from offrl.training.problem import Algorithm
 EVERY = pytest.mark.parametrize("name", ALGORITHMS)
 
 
+def small(method, width, **settings):
+    """The method's default settings in small: every width is ``width``."""
+    widths = {
+        n: width for n in ("hidden", "policy_hidden", "vae_hidden") if n in method.config.__dataclass_fields__
+    }
+    return method.config(**widths, **settings)
+
+
 def train(name, seeds, updates, change=None, **problem_fields):
     """A learner after ``updates`` updates; ``change(batch)`` may alter each batch. Returns it with its
     metrics.
     """
     _, method = load_algorithm(name)
     problem = dataclasses.replace(tiny_problem(seeds), **problem_fields)
-    learner, log = method.learner(problem, method.config(hidden=16, batch_size=32)), []
+    learner, log = method.learner(problem, small(method, 16, batch_size=32)), []
     for batch in itertools.islice(batches(method, problem), updates):
         log.append(learner.update(batch if change is None else change(batch)))
     return learner, log
@@ -101,14 +109,19 @@ def optimum(name, problem):
     """Where the method's objective has its optimum, from the data and the true reward function.
 
     BC: the mean action. IQL: a Gaussian's weighted likelihood is highest at sum w a / sum w, w = exp(3 r), V
-    cancels. TD3+BC: lambda (best - pi) = pi - mean a with lambda = 2.5 / Q(pi), solved by iteration; ReBRAC
-    likewise with lambda = 1 / (actor_bc_coef Q(pi)). PRDC: the data are dense, so that the anchor holds nothing
-    back and the best action itself is left. A2PR: both targets pull towards the best action.
+    cancels; AWAC: the same, as its baseline is drawn apart from a. O-DICE: w = max(0, r - V) with V = mean r + 2/3,
+    the fixed point at lam 0.6 while every r - V is above -2. TD3+BC: lambda (best - pi) = pi - mean a with
+    lambda = 2.5 / Q(pi), solved by iteration; ReBRAC likewise with lambda = 1 / (actor_bc_coef Q(pi)). PRDC: the
+    data are dense, so that the anchor holds nothing back and the best action itself is left. A2PR: both targets pull
+    towards the best action.
     """
     mean = problem.actions.mean().item()
     if name == "bc":
         return mean
-    if name == "iql":
+    if name == "odice":
+        w = (problem.rewards - problem.rewards.mean() - 2 / 3).clamp(min=0)
+        return ((w * problem.actions[:, 0]).sum() / w.sum()).item()
+    if name in ("iql", "awac"):
         w = torch.exp(3 * problem.rewards)
         return ((w * problem.actions[:, 0]).sum() / w.sum()).item()
     if name in ("td3_bc", "rebrac"):
@@ -130,10 +143,8 @@ def test_it_finds_the_optimum_of_a_bandit_from_three_seeds(name):
     """
     _, method = load_algorithm(name)
     problem, fields = bandit(), method.config.__dataclass_fields__
-    wanted = {"hidden": 32, "vae_hidden": 32, "policy_delay": 5} | {
-        f: 5e-3 for f in fields if f.endswith("lr")
-    }
-    learner = method.learner(problem, method.config(**{f: x for f, x in wanted.items() if f in fields}))
+    wanted = {"policy_delay": 5} | {f: 5e-3 for f in fields if f.endswith("lr")}
+    learner = method.learner(problem, small(method, 32, **{f: x for f, x in wanted.items() if f in fields}))
     source = source_of(problem, 64, method.next_actions)
     generators, last = problem.streams("data"), []
     for update in range(400):
@@ -148,7 +159,7 @@ def test_it_finds_the_optimum_of_a_bandit_from_three_seeds(name):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised inside torch's own compiler
-@pytest.mark.parametrize("name", ["td3_bc", "iql", "prdc", "a2pr", "rebrac"])
+@pytest.mark.parametrize("name", ["td3_bc", "iql", "prdc", "a2pr", "rebrac", "awac", "odice"])
 def test_compiled_updates_equal_eager_ones(name):
     """20 updates, weights and metrics to 1e-5. Needs a C++ compiler."""
     eager, log = train(name, (0, 1), 20)

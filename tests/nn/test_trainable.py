@@ -40,6 +40,19 @@ def test_nothing_decays_without_a_gradient():
     assert torch.equal(net.params[0], torch.tensor([1.0, -3.0]))
 
 
+def test_weight_decay_is_an_l2_penalty_in_the_gradient():
+    """g + decay x enters the moments, as in torch.optim.Adam; it is not AdamW's shrinking beside them."""
+    net = Trainable([leaf(1.0, -3.0, 0.0)], lr=0.1, weight_decay=0.2)
+    x = leaf(1.0, -3.0, 0.0)
+    adam = torch.optim.Adam([x], lr=0.1, weight_decay=0.2)
+    for t in range(4):
+        x.grad = torch.tensor([0.5, 0.1, -0.2 * t])
+        net.apply([x.grad])
+        adam.step()
+    torch.testing.assert_close(net.params[0], x)
+    assert net.params[0][0].item() < 0.61  # nearly 0.1 a step; AdamW would add 0.02 to each
+
+
 def test_minimize_computes_and_moves_its_own_network_only():
     """The loss depends on two networks; the other one gets neither a gradient nor a step."""
     own, other = Trainable([leaf(1.0)], lr=0.1), Trainable([leaf(1.0)], lr=0.1)
