@@ -59,8 +59,16 @@ from offrl.training.problem import Algorithm, Problem
 LOG_STD_RANGE = (-5.0, 2.0)  # official code
 WEIGHT_LIMIT = 100.0
 LOG_RATIO_LIMIT = 10.0
-METRICS = ("value_loss", "value", "residual", "residual_min", "residual_max", "actor_loss")
-METRICS += ("zero_weights", "capped_weights")
+METRICS = (
+    "value_loss",
+    "value",
+    "residual",
+    "residual_min",
+    "residual_max",
+    "actor_loss",
+    "zero_weights",
+    "capped_weights",
+)
 PROJECTION_METRICS = ("forward_norm", "backward_norm", "cosine", "coefficient")
 LOG_RATIO_METRICS = ("log_ratio_loss", "log_ratio_expert", "log_ratio")
 
@@ -230,11 +238,12 @@ class ODICE:
 
     def update(self, batch: Batch) -> Metrics:
         """The log ratio, where rewards are learned; V and its target; the actor with the residuals from before."""
-        rewards, metrics = batch.rewards, {}
+        rewards = batch.rewards
+        metrics: Metrics = {}
         if self.log_ratio is not None:
             rewards, metrics = self.log_ratio.update(batch)
-        grads, residuals, value_metrics = self._value_gradients(batch, rewards)
-        self.value.apply(grads)
+        value_grads, residuals, value_metrics = self._value_gradients(batch, rewards)
+        self.value.apply(value_grads)
         if self.value.target is not None:
             self.value.update_target(self.config.tau)
         grads, actor_metrics = self._actor_gradients(batch, residuals)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from offrl.algos import load_algorithm
+from offrl.algos import ALGORITHMS, load_algorithm
 from offrl.data.dataset import OfflineDataset
 from offrl.errors import ConfigError, DatasetError, MissingExtraError
 from offrl.nn.policy import load_policy
@@ -214,7 +214,7 @@ def test_a_preset_is_the_longest_prefix_and_given_values_win():
         make_settings("td3_bc", {}, "pendulum")
 
 
-@pytest.mark.parametrize("algorithm", ["bc", "td3_bc", "iql", "prdc", "a2pr", "rebrac"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_settings_survive_json(algorithm):
     _, method = load_algorithm(algorithm)
     settings = method.config()
