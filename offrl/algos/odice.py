@@ -14,8 +14,8 @@ true differentiates f*(r + gamma (1 - d) V(s') - V(s)) through both values, with
 
 With ``imitation`` the data's rewards are not read. From demonstrations alone r = 0. With unlabelled data beside them,
 
-    log ratio:  L_c = mean_E softplus(-c(s, a)) + mean_O softplus(c(s, a)),      O = unlabelled data and E together
-                r   = c(s, a), cut at +-10; its optimum is log d_E / d_O, and 0 where O is E itself
+    log ratio:  L_h = mean_E softplus(-h(s, a)) + mean_O softplus(h(s, a)),      O = unlabelled data and E together
+                r   = h(s, a), cut at +-10; its optimum is log d_E / d_O, and 0 where O is E itself
 
 Source: Mao, Xu, Zhang & Zhan, arXiv:2402.00348; official code maoliyuan/ODICE-Pytorch.
 Departures: the paper weighs the policy by the ratio w* = max(0, e / 2 + 1), the official code by max(0, e). We follow
@@ -347,7 +347,7 @@ def orthogonal(
 
 
 class LogRatio:
-    """The learned reward of imitation: c(s, a), about log d_E / d_O, from the rows that the rewards mark with 1."""
+    """The learned reward of imitation: h(s, a), about log d_E / d_O, from the rows that the rewards mark with 1."""
 
     def __init__(self, problem: Problem, config: ODICEConfig) -> None:
         rows = torch.nonzero(problem.rewards > 0.5)[:, 0]
@@ -363,7 +363,7 @@ class LogRatio:
             self._ratio_gradients = torch.compile(self.ratio_gradients, fullgraph=True, dynamic=False)
 
     def update(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """One step of c, then the batch's rewards (S, B) from it."""
+        """One step of h, then the batch's rewards (S, B) from it."""
         shape, device = (1, batch.rewards.shape[1]), batch.rewards.device
         draws = [torch.randint(len(self.actions), shape, generator=g, device=device) for g in self.streams]
         rows = torch.cat(draws)
@@ -376,7 +376,7 @@ class LogRatio:
         return rewards, metrics | {"log_ratio": rewards.mean(dim=1)}
 
     def ratio_gradients(self, expert: Tensor, pairs: Tensor) -> tuple[tuple[Tensor, ...], Metrics]:
-        """Gradients of L_c for (s, a) of the expert and of all data, (S, B, O + A) each."""
+        """Gradients of L_h for (s, a) of the expert and of all data, (S, B, O + A) each."""
 
         def loss(network: Params) -> tuple[Tensor, Metrics]:
             above, below = mlp(network, torch.cat((expert, pairs), dim=1))[:, 0].chunk(2, dim=1)

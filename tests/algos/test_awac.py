@@ -165,7 +165,7 @@ def linear_critic(learner, slope):
 
 
 def test_the_advantage_is_over_one_action_of_the_policy_clipped_to_the_box():
-    """Q = a_0 and -mean of pi = 0, log_std 0: noise .3 gives a_pi = .3, noise 5 is cut to 1; A = a_0 - a_pi."""
+    """Q = a_0, the mean of pi 0, log_std 0: noise .3 gives a_pi = .3, noise 5 is cut to 1; A = a_0 - a_pi."""
     problem = tiny_problem()
     learner = AWAC(problem, AWACConfig(lam=0.5, **SMALL))
     linear_critic(learner, [1.0, 1.0])
@@ -231,6 +231,24 @@ def test_log_std_is_held_within_minus_twenty_and_two(raw, acting):
     with torch.no_grad():
         learner.actor.params[-1].fill_(raw)
     assert learner.policy().log_std.tolist() == [acting, acting]
+
+
+class ElsewhereTensor:
+    """Stands for a tensor that was loaded onto the run's device; generators take CPU tensors only."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def cpu(self):
+        return self.tensor
+
+
+def test_noise_streams_are_restored_from_a_state_on_another_device():
+    saved, restored = (AWAC(tiny_problem((seed,)), AWACConfig(**SMALL)) for seed in (0, 5))
+    state = saved.state_dict()
+    state["noise"] = [ElsewhereTensor(s) for s in state["noise"]]
+    restored.load_state_dict(state)
+    assert torch.equal(normal((9,), restored.noise), normal((9,), saved.noise))
 
 
 def test_the_form_that_is_compiled_makes_the_same_updates(monkeypatch):
