@@ -17,14 +17,17 @@ With ``imitation`` the data's rewards are not read. From demonstrations alone r 
     log ratio:  L_h = mean_E softplus(-h(s, a)) + mean_O softplus(h(s, a)),      O = unlabelled data and E together
                 r   = h(s, a), cut at +-10; its optimum is log d_E / d_O, and 0 where O is E itself
 
+and the linear term's mean runs over demonstrated states, so that V rises, and weights vanish, where no expert has been.
+
 Source: Mao, Xu, Zhang & Zhan, arXiv:2402.00348; official code maoliyuan/ODICE-Pytorch.
 Departures: the paper weighs the policy by the ratio w* = max(0, e / 2 + 1), the official code by max(0, e). We follow
 the code; ``weight`` ratio is the paper's. The code's reward scale takes 1000-row chunks for episodes, which drift on
 D4RL's 999-row ones; ours takes the episodes themselves. lam and eta per dataset are in an appendix that we could not
 read: the presets leave them at the code's defaults. Imitation from demonstrations alone is the official code's (there
 the last row of the trajectory leads into the next one; ours does not). Imitation with unlabelled data is a
-reconstruction: the official code has none, and the log-ratio reward is that of SMODICE, arXiv:2202.02433, over
-state-action pairs, its classifier trained along with V.
+reconstruction: the official code has none. The log-ratio reward is that of SMODICE, arXiv:2202.02433, over state-action
+pairs, its classifier trained along with V; the linear term, which stands for the initial states, is on E's as it is
+in the official imitation.
 """
 
 from __future__ import annotations  # evaluated annotations of inner functions cannot be compiled
@@ -238,11 +241,11 @@ class ODICE:
 
     def update(self, batch: Batch) -> Metrics:
         """The log ratio, where rewards are learned; V and its target; the actor with the residuals from before."""
-        rewards = batch.rewards
+        rewards, starts = batch.rewards, batch.observations
         metrics: Metrics = {}
         if self.log_ratio is not None:
-            rewards, metrics = self.log_ratio.update(batch)
-        value_grads, residuals, value_metrics = self._value_gradients(batch, rewards)
+            rewards, starts, metrics = self.log_ratio.update(batch)
+        value_grads, residuals, value_metrics = self._value_gradients(batch, rewards, starts)
         self.value.apply(value_grads)
         if self.value.target is not None:
             self.value.update_target(self.config.tau)
@@ -260,12 +263,17 @@ class ODICE:
         """The smallest target value, min_j V'_j(s), (S, 1, B)."""
         return self.values(self.value.target or [], observations).amin(dim=1, keepdim=True)
 
-    def value_gradients(self, batch: Batch, rewards: Tensor) -> tuple[list[Tensor], Tensor, Metrics]:
-        """Gradients for V's parameters; also the residuals e_f (S, E, B) before the step."""
+    def value_gradients(
+        self, batch: Batch, rewards: Tensor, starts: Tensor
+    ) -> tuple[list[Tensor], Tensor, Metrics]:
+        """Gradients for V's parameters; also the residuals e_f (S, E, B) before the step.
+
+        ``rewards`` (S, B) are the batch's or learned ones, ``starts`` (S, B, O) the states of the linear term.
+        """
         lam = self.config.lam
 
         def linear(value: Params) -> tuple[Tensor, Metrics]:
-            v = self.values(value, batch.observations).mean(dim=(1, 2))
+            v = self.values(value, starts).mean(dim=(1, 2))
             return (1.0 - lam) * v.sum(), {"value": v}
 
         linear_grads, metrics = gradients(linear, self.value.params)
@@ -362,8 +370,8 @@ class LogRatio:
         if problem.compile:
             self._ratio_gradients = torch.compile(self.ratio_gradients, fullgraph=True, dynamic=False)
 
-    def update(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """One step of h, then the batch's rewards (S, B) from it."""
+    def update(self, batch: Batch) -> tuple[Tensor, Tensor, Metrics]:
+        """One step of h; then the batch's rewards (S, B) from it, and demonstrated states (S, B, O)."""
         shape, device = (1, batch.rewards.shape[1]), batch.rewards.device
         draws = [torch.randint(len(self.actions), shape, generator=g, device=device) for g in self.streams]
         rows = torch.cat(draws)
@@ -373,7 +381,7 @@ class LogRatio:
         self.network.apply(grads)
         with torch.no_grad():
             rewards = mlp(self.network.constant, pairs)[:, 0].clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-        return rewards, metrics | {"log_ratio": rewards.mean(dim=1)}
+        return rewards, self.observations[rows], metrics | {"log_ratio": rewards.mean(dim=1)}
 
     def ratio_gradients(self, expert: Tensor, pairs: Tensor) -> tuple[tuple[Tensor, ...], Metrics]:
         """Gradients of L_h for (s, a) of the expert and of all data, (S, B, O + A) each."""

@@ -43,7 +43,7 @@ def moved(learner, scale=0.3):
 
 
 def gradients_of(learner, batch):
-    grads, residuals, metrics = learner.value_gradients(batch, batch.rewards)
+    grads, residuals, metrics = learner.value_gradients(batch, batch.rewards, batch.observations)
     return list(grads), residuals, metrics
 
 
@@ -358,17 +358,18 @@ def test_only_the_policy_decays():
 
 
 def labelled(seeds=(0,), rows=400):
-    """Half of the rows are the expert's. One state, one step; the expert acts at 0.5 +- 0.1, the others
-    anywhere.
+    """Half of the rows are the expert's, at state 0, acting at 0.5 +- 0.1. The others act anywhere, every second
+    one of them at a state (1, 1, 1) that the expert never sees. One step an episode.
     """
     g = torch.Generator().manual_seed(3)
     expert = (torch.arange(rows) % 2).float()
     actions = 2 * torch.rand(rows, 2, generator=g) - 1
     actions = torch.where(expert[:, None] > 0, 0.5 + 0.1 * actions, actions)
+    states = (torch.arange(rows) % 4 == 0).float()[:, None].expand(rows, 3).contiguous()
     return dataclasses.replace(
         tiny_problem(seeds, rows),
-        observations=torch.zeros(rows, 3),
-        next_observations=torch.zeros(rows, 3),
+        observations=states,
+        next_observations=states,
         actions=actions,
         rewards=expert,
         terminated=torch.ones(rows),
@@ -379,35 +380,48 @@ IMITATION = {"imitation": True, "expert_dataset": "demonstrations", "lam": 0.4, 
 
 
 def test_the_learned_reward_is_the_log_ratio_and_the_policy_follows_the_expert():
-    """Among the expert's actions d_E is 1/.04, d_O half of that and 1/8: the log ratio is log(25 / 12.625) = .68.
+    """Among the expert's actions d_E is 1/.04, d_O half of that and 1/16: the log ratio is log(25 / 12.56) = .69.
 
-    Elsewhere it falls towards -10, the cut. The data's mean action is 0.25, the expert's 0.5.
+    Elsewhere it falls towards -10, the cut. At state 0 the data's mean action is 1/3, the expert's 0.5. At the other
+    state nothing holds V down: it rises until e <= -2, the ratio is 0 there, and so is the policy's weight.
     """
     problem = labelled((0, 1))
     config = ODICEConfig(**IMITATION, hidden=32, policy_hidden=32, lr=5e-3, batch_size=128)
     learner = ODICE(problem, config)
     source, generators = source_of(problem, 128), problem.streams("data")
-    for _ in range(300):
+    for _ in range(400):
         learner.update(source.sample(generators))
     batch = source.sample(generators)
-    rewards, _ = learner.log_ratio.update(batch)
+    rewards, starts, _ = learner.log_ratio.update(batch)
+    _, residuals, _ = learner.value_gradients(batch, rewards, starts)
+    weights = policy_weights(residuals, config)
     for seed in range(2):
-        near = (batch.actions[seed] - 0.5).abs().amax(dim=1) < 0.05
-        assert rewards[seed][near].mean().item() == pytest.approx(0.68, abs=0.25)
-        far = (batch.actions[seed] - 0.5).abs().amax(dim=1) > 0.6
-        assert rewards[seed][far].max().item() < -3
+        at = batch.observations[seed, :, 0] == 0
+        near = at & ((batch.actions[seed] - 0.5).abs().amax(dim=1) < 0.05)
+        assert rewards[seed][near].mean().item() == pytest.approx(0.69, abs=0.25)
+        assert rewards[seed][(batch.actions[seed] - 0.5).abs().amax(dim=1) > 0.6].max().item() < -3
         assert learner.policy(seed)(torch.zeros(1, 3))[0].tolist() == pytest.approx([0.5, 0.5], abs=0.06)
+        assert weights[seed][:, ~at].max() == 0
+        assert weights[seed][:, near].min() > 0
     assert rewards.min() == -odice.LOG_RATIO_LIMIT
 
 
-def test_the_rewards_of_the_batch_are_replaced():
-    """Labels mark rows; they never reach V as rewards."""
-    problem = labelled()
+def test_labels_are_no_rewards_and_the_linear_term_is_on_demonstrated_states():
+    """Labels mark rows and never reach V; the demonstrations' states stand in for the initial ones."""
+    problem = dataclasses.replace(tiny_problem(), rewards=(torch.arange(400) % 2).float())
     learner, twin = (ODICE(problem, ODICEConfig(**IMITATION, **SMALL)) for _ in range(2))
     (batch,) = series(problem, 1)
-    rewards, _ = twin.log_ratio.update(batch)
-    want = gradients_of(twin, dataclasses.replace(batch, rewards=rewards))[2]
-    assert torch.equal(learner.update(batch)["residual"], want["residual"])
+    rewards, starts, _ = twin.log_ratio.update(batch)
+    assert starts.shape == batch.observations.shape
+    known = (starts[0][:, None] == problem.observations[None]).all(dim=2)
+    assert known.any(dim=1).all()
+    assert not known[:, ::2].any()  # rows with an even number are not the expert's
+    _, _, want = twin.value_gradients(batch, rewards, starts)
+    values = twin.values(twin.value.constant, starts)
+    torch.testing.assert_close(want["value"], values.mean(dim=(1, 2)))
+    got = learner.update(batch)
+    assert torch.equal(got["residual"], want["residual"])
+    assert torch.equal(got["value"], want["value"])
 
 
 def test_stacked_imitation_equals_single_runs_and_resumes_bit_for_bit():
