@@ -27,7 +27,7 @@ from offrl.estimators.bellman import td_loss, td_target
 from offrl.estimators.likelihood import advantage_weights, weighted_likelihood_loss
 from offrl.nn.actor_critic import ActionBox, Metrics, check_common_settings
 from offrl.nn.gaussian import GaussianActor
-from offrl.nn.gradients import gradients
+from offrl.nn.gradients import compiled, gradients
 from offrl.nn.mlp import Params, init_mlp, mlp
 from offrl.nn.policy import GaussianPolicy
 from offrl.nn.trainable import Trainable
@@ -88,8 +88,8 @@ class AWAC:
         self.critic = Trainable(critics, config.lr, target=True)
         self._critic_gradients, self._actor_gradients = self.critic_gradients, self.actor_gradients
         if problem.compile:
-            self._critic_gradients = torch.compile(self.critic_gradients, fullgraph=True, dynamic=False)
-            self._actor_gradients = torch.compile(self.actor_gradients, fullgraph=True, dynamic=False)
+            self._critic_gradients = compiled(self.critic_gradients)
+            self._actor_gradients = compiled(self.actor_gradients)
 
     def update(self, batch: Batch) -> Metrics:
         """The critics, then the actor with the new critics, then the target critics."""

@@ -52,7 +52,7 @@ from offrl.estimators.grad_surgery import flatten, project_out, unflatten
 from offrl.estimators.likelihood import weighted_likelihood_loss
 from offrl.nn.actor_critic import ActionBox, Metrics, check_common_settings
 from offrl.nn.gaussian import GaussianActor
-from offrl.nn.gradients import gradients
+from offrl.nn.gradients import compiled, gradients
 from offrl.nn.mlp import Params, init_mlp, mlp
 from offrl.nn.normed import init_normed, normed_mlp
 from offrl.nn.policy import GaussianPolicy
@@ -231,8 +231,8 @@ class ODICE:
         self.metrics = METRICS + (PROJECTION_METRICS if config.gradient == "orthogonal" else ())
         self._value_gradients, self._actor_gradients = self.value_gradients, self.actor_gradients
         if problem.compile:
-            self._value_gradients = torch.compile(self.value_gradients, fullgraph=True, dynamic=False)
-            self._actor_gradients = torch.compile(self.actor_gradients, fullgraph=True, dynamic=False)
+            self._value_gradients = compiled(self.value_gradients)
+            self._actor_gradients = compiled(self.actor_gradients)
         self.log_ratio: LogRatio | None = None
         if config.expert_dataset:
             self.log_ratio = LogRatio(problem, config)
@@ -278,7 +278,7 @@ class ODICE:
 
         linear_grads, metrics = gradients(linear, self.value.params)
         grads, aux, projection = self.dual_gradients(batch, rewards)
-        e = aux["residual"].detach()  # in the compiled form it still carries its gradient
+        e = aux["residual"]
         metrics["value_loss"] = (1.0 - lam) * metrics["value"] + aux["dual"]
         metrics |= {"residual": e.mean(dim=(1, 2)), "residual_min": e.amin(dim=(1, 2))}
         metrics |= {"residual_max": e.amax(dim=(1, 2))} | projection
@@ -368,7 +368,7 @@ class LogRatio:
         self.digest = hashlib.sha256(self.actions.cpu().numpy().tobytes()).hexdigest()
         self._ratio_gradients = self.ratio_gradients
         if problem.compile:
-            self._ratio_gradients = torch.compile(self.ratio_gradients, fullgraph=True, dynamic=False)
+            self._ratio_gradients = compiled(self.ratio_gradients)
 
     def update(self, batch: Batch) -> tuple[Tensor, Tensor, Metrics]:
         """One step of h; then the batch's rewards (S, B) from it, and demonstrated states (S, B, O)."""
