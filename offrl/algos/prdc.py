@@ -95,7 +95,6 @@ class PRDC:
 
     def __init__(self, problem: Problem, config: PRDCConfig) -> None:
         self.normalizer, self.beta = problem.normalizer, config.beta
-        self.observations, self.actions = problem.observations, problem.actions
         self.index = NeighbourIndex(
             problem.observations, problem.actions, config.beta, threads=problem.threads
         )
@@ -121,11 +120,14 @@ class PRDC:
         began = time.perf_counter()
         rows = self.index.query(batch.rows.flatten(), pi.flatten(0, 1)).view_as(batch.rows)
         self.query_seconds, self.queries = self.query_seconds + time.perf_counter() - began, self.queries + 1
-        nearest = self.actions[rows]
+        obs_dim = batch.observations.shape[2]
+        found = self.index.points(rows.flatten()).view(
+            *rows.shape, -1
+        )  # still in the cache, unlike the table
+        state_gap, nearest = found[..., :obs_dim] - self.beta * batch.observations, found[..., obs_dim:]
         metrics["bc_loss"] = squared_distance(pi, batch.actions)
         metrics["self_hit_rate"] = (rows == batch.rows).float().mean(dim=1)
-        state_gap = self.observations[rows] - batch.observations
-        metrics["neighbour_state_distance"] = self.beta * state_gap.norm(dim=2).mean(dim=1)
+        metrics["neighbour_state_distance"] = state_gap.norm(dim=2).mean(dim=1)
         metrics["neighbour_action_distance"] = (nearest - pi).norm(dim=2).mean(dim=1)
         return nearest
 

@@ -124,6 +124,10 @@ class NeighbourIndex:
         keys[:, self.obs_dim :] = actions.detach()
         return self.search(keys, rows).to(actions.device)
 
+    def points(self, rows: Tensor) -> Tensor:
+        """Keys (B, O + A) = (beta s, a) of dataset rows (B,), a copy."""
+        return self.search.points(rows)
+
     def nearest(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Distances (B,) float64 and rows (B,) int64 of the points nearest to any ``keys`` (B, O + A) float32.
 
