@@ -20,3 +20,4 @@ class Batch:
     terminated: Tensor  # (S, B), 0 or 1
     rows: Tensor  # (S, B) int64, rows of the transition table that the batch was drawn from
     next_actions: Tensor | None = None  # (S, B, A), where the method asks for them
+    returns_to_go: Tensor | None = None  # (S, B), likewise; discounted

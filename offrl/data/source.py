@@ -25,8 +25,8 @@ class Source(Protocol):
 class UniformSource:
     """Uniform draws with replacement from N transitions, packed in one contiguous table.
 
-    A batch is one ``index_select`` of rows ``[obs | action | reward | next obs | terminated (| next action)]``,
-    then views: no copies per field, no host-device traffic.
+    A batch is one ``index_select`` of rows ``[obs | action | reward | next obs | terminated (| next action)
+    (| return-to-go)]``, then views: no copies per field, no host-device traffic.
 
     Args:
         observations: (N, O) float32, as the learner sees them.
@@ -35,6 +35,7 @@ class UniformSource:
         next_observations: (N, O) float32.
         terminated: (N,) float32, 0 or 1.
         next_actions: (N, A) float32, or None when the method does not need them.
+        returns_to_go: (N,) float32, or None likewise.
         batch_size: B.
     """
 
@@ -46,12 +47,16 @@ class UniformSource:
         next_observations: Tensor,
         terminated: Tensor,
         next_actions: Tensor | None = None,
+        returns_to_go: Tensor | None = None,
         *,
         batch_size: int,
     ) -> None:
         parts = [observations, actions, rewards[:, None], next_observations, terminated[:, None]]
+        self.has_next_actions = next_actions is not None
         if next_actions is not None:
             parts.append(next_actions)
+        if returns_to_go is not None:
+            parts.append(returns_to_go[:, None])
         self.table = torch.cat(parts, dim=1).contiguous()
         self.widths = [p.shape[1] for p in parts]
         self.batch_size = batch_size
@@ -66,7 +71,9 @@ class UniformSource:
         rows = draws[0] if len(draws) == 1 else torch.cat(draws)
         picked = self.table.index_select(0, rows.flatten()).view(*rows.shape, -1)
         o, a, r, n, d, *rest = picked.split(self.widths, dim=2)
-        return Batch(o, a, r[..., 0], n, d[..., 0], rows, rest[0] if rest else None)
+        next_actions = rest.pop(0) if self.has_next_actions else None
+        returns_to_go = rest[0][..., 0] if rest else None
+        return Batch(o, a, r[..., 0], n, d[..., 0], rows, next_actions, returns_to_go)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the draws depend on the generators only."""

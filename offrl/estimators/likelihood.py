@@ -1,7 +1,8 @@
-"""Weighted log-likelihood losses: BC, AWAC, IQL and the supervised side of language-scale methods."""
+"""Log-likelihoods and their weighted losses: BC, AWAC, IQL, SAC and the supervised side of language-scale methods."""
 
 import math
 
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -9,6 +10,28 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
     """Log N(a; mean, diag(exp(log_std)^2)) summed over action dims, nats: (..., A) -> (...)."""
     z = (actions - mean) * (-log_std).exp()
     return -(0.5 * z.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+
+
+def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """``a = tanh(u)``, ``u = mean + exp(log_std) noise``, and log pi(a) in nats; differentiable in both moments.
+
+    The density is taken from the noise and from u, never from a: log(1 - tanh(u)^2) = 2 (log 2 - u -
+    softplus(-2 u)) is exact where tanh(u) rounds to 1, and a tiny std divides nothing.
+
+    Args:
+        mean: of u, (..., A).
+        log_std: of u, (..., A).
+        noise: standard normal draws, (..., A).
+
+    Returns:
+        Actions in [-1, 1], (..., A), and log pi (...), summed over action dims.
+
+    Source: SAC, arXiv:1812.05905, appendix C.
+    """
+    u = mean + log_std.exp() * noise
+    log_slope = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
+    log_normal = -(0.5 * noise.square() + log_std + 0.5 * math.log(2 * math.pi))
+    return u.tanh(), (log_normal - log_slope).sum(dim=-1)
 
 
 def advantage_weights(advantages: Tensor, temperature: float, limit: float) -> Tensor:

@@ -41,7 +41,11 @@ class ActionBox:
 
     def squash(self, raw: Tensor) -> Tensor:
         """Center + half-range * tanh(raw)."""
-        return raw.tanh() if self.is_unit else self.center + self.half * raw.tanh()
+        return self.scale(raw.tanh())
+
+    def scale(self, unit: Tensor) -> Tensor:
+        """[-1, 1] -> the box."""
+        return unit if self.is_unit else self.center + self.half * unit
 
     def clip(self, actions: Tensor) -> Tensor:
         """Actions clipped to the box."""

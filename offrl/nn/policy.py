@@ -5,7 +5,7 @@
     deterministic      a = center + half_range tanh(f(x))
     gaussian           a ~ Normal(center + half_range tanh(f(x)), half_range exp(log_std)), clipped to the box
     diag_gaussian      a ~ Normal(f(x), exp(log_std)), clipped to the box
-    squashed_gaussian  a = center + half_range tanh(u),  u ~ Normal(f(x), exp(clamp(g(x), -20, 2)))
+    squashed_gaussian  a = center + half_range tanh(u),  u ~ Normal(f(x), exp(clamp(g(x), log_std_min, 2)))
     random             a ~ Uniform(box)
 
 f and g are multi-layer perceptrons; log_std is one free number per action dimension.
@@ -374,15 +374,28 @@ class DiagGaussianPolicy(GaussianPolicy):
 
 
 class SquashedGaussianPolicy(MLPPolicy):
-    """A tanh-squashed Normal (SAC, TQC); the output layer gives A means, then A values of log_std."""
+    """A tanh-squashed Normal (SAC and its kin); the output layer gives A means, then A values of log_std.
+
+    ``log_std`` is clamped to [``log_std_min``, 2].
+    """
 
     kind: ClassVar[str] = "squashed_gaussian"
     heads: ClassVar[int] = 2
 
+    def __init__(self, *args: Any, log_std_min: float = -20.0, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        if not -float("inf") < log_std_min < 2.0:
+            raise PolicyError(f"log_std_min must be a finite number below 2, got {log_std_min}")
+        self.log_std_min = log_std_min
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments as JSON values."""
+        return super().config() | {"log_std_min": self.log_std_min}
+
     def moments(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation before the tanh, (B, A) each."""
         mean, log_std = self.output(observations).split(self.act_dim, dim=-1)
-        return mean, log_std.clamp(-20.0, 2.0).exp()
+        return mean, log_std.clamp(self.log_std_min, 2.0).exp()
 
     def forward(self, observations: Tensor) -> Tensor:
         """The squashed mean, (B, A)."""

@@ -33,17 +33,22 @@ def build(
     scale = getattr(settings, "reward_scale", 1.0)
     if getattr(settings, "return_range_scaling", False):
         scale *= return_range_scale(data)
-    rewards = rows.rewards * scale + getattr(settings, "reward_shift", 0.0)
+    rewards = (rows.rewards * scale + getattr(settings, "reward_shift", 0.0)).astype(np.float32)
+    to_go = None
+    if method.returns_to_go:
+        sparse = getattr(settings, "sparse_rewards", False)
+        to_go = torch.from_numpy(returns_to_go(rewards, rows.episode, settings.discount, sparse=sparse))
     problem = Problem(
         observations=normalizer(torch.from_numpy(rows.observations)).to(device),
         actions=torch.from_numpy(rows.actions).to(device),
-        rewards=torch.from_numpy(rewards.astype(np.float32)).to(device),
+        rewards=torch.from_numpy(rewards).to(device),
         next_observations=normalizer(torch.from_numpy(rows.next_observations)).to(device),
         terminated=torch.from_numpy(rows.terminated).to(device),
         next_actions=None if rows.next_actions is None else torch.from_numpy(rows.next_actions).to(device),
         action_low=torch.from_numpy(low).to(device),
         action_high=torch.from_numpy(high).to(device),
         normalizer=normalizer,
+        returns_to_go=None if to_go is None else to_go.to(device),
         seeds=(config["seed"],),
         steps=config["steps"],
         device=device,
@@ -57,6 +62,7 @@ def build(
         problem.next_observations,
         problem.terminated,
         problem.next_actions,
+        problem.returns_to_go,
         batch_size=settings.batch_size,
     )
     return method.learner(problem, settings), source
@@ -75,6 +81,32 @@ def return_range_scale(data: OfflineDataset) -> float:
             "every episode has the same return: return_range_scaling has no scale, turn it off"
         )
     return 1000.0 / spread
+
+
+def returns_to_go(
+    rewards: np.ndarray, episode: np.ndarray, discount: float, *, sparse: bool = False
+) -> np.ndarray:
+    """Discounted sum of rewards from each row to the last row of its episode, (N,) float32.
+
+    Args:
+        rewards: (N,), episodes in order.
+        episode: (N,), number of each row's episode.
+        discount: per step.
+        sparse: an episode whose every reward is the lowest of all returns that reward / (1 - discount) throughout.
+    """
+    starts = np.flatnonzero(np.diff(episode, prepend=episode[0] - 1))
+    last = np.zeros(len(rewards), dtype=bool)
+    last[np.append(starts[1:], len(rewards)) - 1] = True
+    out, following = np.empty(len(rewards)), 0.0
+    for row in range(len(rewards) - 1, -1, -1):
+        following = float(rewards[row]) + (0.0 if last[row] else discount * following)
+        out[row] = following
+    if sparse:
+        lowest = rewards.min()
+        failed = np.maximum.reduceat(rewards, starts) == lowest
+        lengths = np.diff(np.append(starts, len(rewards)))
+        out[np.repeat(failed, lengths)] = lowest / (1.0 - discount)
+    return out.astype(np.float32)
 
 
 def dataset_env(data: OfflineDataset, env: str | None) -> EnvSpec | None:

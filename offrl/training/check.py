@@ -36,12 +36,15 @@ def tiny_problem(seeds: tuple[int, ...] = (0,), rows: int = ROWS) -> Problem:
         action_low=-torch.ones(ACT_DIM),
         action_high=torch.ones(ACT_DIM),
         normalizer=ObservationNormalizer.identity(OBS_DIM),
+        returns_to_go=3.0 * actions[:, 1],
         seeds=seeds,
         steps=100,
     )
 
 
-def source_of(problem: Problem, batch_size: int = 32, next_actions: bool = False) -> UniformSource:
+def source_of(
+    problem: Problem, batch_size: int = 32, next_actions: bool = False, returns_to_go: bool = False
+) -> UniformSource:
     """Uniform batches from a problem's own rows."""
     return UniformSource(
         problem.observations,
@@ -50,6 +53,7 @@ def source_of(problem: Problem, batch_size: int = 32, next_actions: bool = False
         problem.next_observations,
         problem.terminated,
         problem.next_actions if next_actions else None,
+        problem.returns_to_go if returns_to_go else None,
         batch_size=batch_size,
     )
 
@@ -69,7 +73,8 @@ def check_algorithm(name: str) -> Iterator[tuple[str, str | None]]:
 
 def batches(method: Algorithm, problem: Problem) -> Iterator[Batch]:
     """An endless, reproducible series of batches."""
-    source, streams = source_of(problem, 32, method.next_actions), problem.streams("data")
+    source = source_of(problem, 32, method.next_actions, method.returns_to_go)
+    streams = problem.streams("data")
     while True:
         yield source.sample(streams)
 

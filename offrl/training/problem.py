@@ -31,6 +31,7 @@ class Problem:
     action_low: Tensor  # (A,)
     action_high: Tensor  # (A,)
     normalizer: ObservationNormalizer
+    returns_to_go: Tensor | None = None  # (N,) of the rewards above, only if the algorithm asks for them
     seeds: tuple[int, ...] = (0,)
     steps: int = 1  # gradient updates of the whole run, for schedules
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -77,7 +78,8 @@ class Algorithm:
     """What a method's file declares as ``ALGORITHM``.
 
     The data layer honours these fields of ``config`` where it has them: ``batch_size``,
-    ``normalize_observations``, ``reward_scale``, ``reward_shift`` and ``return_range_scaling``.
+    ``normalize_observations``, ``reward_scale``, ``reward_shift`` and ``return_range_scaling``; for returns-to-go
+    also ``discount`` and ``sparse_rewards``.
     """
 
     config: type  # frozen dataclass of the settings: they become the command's options
@@ -85,3 +87,4 @@ class Algorithm:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name or name prefix -> settings
     prepare: Callable[[OfflineDataset, Any], OfflineDataset] | None = None  # e.g. keep the best episodes
     next_actions: bool = False  # whether batches carry the next action of the data
+    returns_to_go: bool = False  # whether batches carry discounted returns-to-go
