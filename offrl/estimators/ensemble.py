@@ -18,7 +18,7 @@ def gradient_similarity(gradients: Tensor) -> Tensor:
     Source: EDAC, arXiv:2110.01548, equation 5.
     """
     units = gradients / (torch.linalg.vector_norm(gradients, dim=3, keepdim=True) + 1e-10)
-    pairs = units.sum(dim=1).square().sum(dim=2) - units.square().sum(dim=(1, 3))
+    pairs: Tensor = units.sum(dim=1).square().sum(dim=2) - units.square().sum(dim=(1, 3))
     return pairs.mean(dim=1) / (gradients.shape[1] - 1)
 
 

@@ -160,9 +160,9 @@ class ConservativeActorCritic:
         """The random numbers of one update, for actions of ``shape`` (B, A)."""
         k = self.settings.num_actions
         sizes = (1, k if self.settings.max_target_backup else 1, k, k)
-        actor, *policy = normal((sum(sizes), *shape), self.noise).split(sizes, dim=1)
+        actor, target, current, following = normal((sum(sizes), *shape), self.noise).split(sizes, dim=1)
         uniform = [torch.rand((1, k, *shape), generator=g, device=g.device) for g in self.noise]
-        return Draws(actor[:, 0], *policy, torch.cat(uniform) * 2.0 - 1.0)
+        return Draws(actor[:, 0], target, current, following, torch.cat(uniform) * 2.0 - 1.0)
 
     def target(self, batch: Batch, noise: Tensor) -> Tensor:
         """Y (S, B), from the best of the next actions that ``noise`` (S, K, B, A) gives."""

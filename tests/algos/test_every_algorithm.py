@@ -98,6 +98,7 @@ def bandit(rows=200):
         rewards=1 - (actions[:, 0] - BEST).square(),
         next_observations=torch.zeros(rows, 3),
         next_actions=actions,
+        returns_to_go=1 - (actions[:, 0] - BEST).square(),
         terminated=torch.ones(rows),
         action_low=-torch.ones(1),
         action_high=torch.ones(1),
@@ -113,7 +114,8 @@ def optimum(name, problem):
     the fixed point at lam 0.6 while every r - V is above -2. TD3+BC: lambda (best - pi) = pi - mean a with
     lambda = 2.5 / Q(pi), solved by iteration; ReBRAC likewise with lambda = 1 / (actor_bc_coef Q(pi)). PRDC: the
     data are dense, so that the anchor holds nothing back and the best action itself is left. A2PR: both targets pull
-    towards the best action.
+    towards the best action. SAC-N, EDAC: the best action too, at an entropy of -1. CQL, Cal-QL: the weight of their
+    gap is 0 here, which leaves that as well.
     """
     mean = problem.actions.mean().item()
     if name == "bc":
@@ -143,9 +145,9 @@ def test_it_finds_the_optimum_of_a_bandit_from_three_seeds(name):
     """
     _, method = load_algorithm(name)
     problem, fields = bandit(), method.config.__dataclass_fields__
-    wanted = {"policy_delay": 5} | {f: 5e-3 for f in fields if f.endswith("lr")}
+    wanted = {"policy_delay": 5, "cql_alpha": 0.0} | {f: 5e-3 for f in fields if f.endswith("lr")}
     learner = method.learner(problem, small(method, 32, **{f: x for f, x in wanted.items() if f in fields}))
-    source = source_of(problem, 64, method.next_actions)
+    source = source_of(problem, 64, method.next_actions, method.returns_to_go)
     generators, last = problem.streams("data"), []
     for update in range(400):
         learner.update(source.sample(generators))
@@ -157,9 +159,12 @@ def test_it_finds_the_optimum_of_a_bandit_from_three_seeds(name):
         )
 
 
+COMPILED = [name for name in ALGORITHMS if name != "bc"]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised inside torch's own compiler
-@pytest.mark.parametrize("name", ["td3_bc", "iql", "prdc", "a2pr", "rebrac", "awac", "odice"])
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiled_updates_equal_eager_ones(name):
     """20 updates, weights and metrics to 1e-5. Needs a C++ compiler."""
     eager, log = train(name, (0, 1), 20)

@@ -7,19 +7,28 @@ from offrl.data.source import UniformSource
 from offrl.training.check import source_of, tiny_problem
 from offrl.training.seeding import streams
 
+FIELDS = ("observations", "actions", "rewards", "next_observations", "terminated")
+EXTRAS = ("next_actions", "returns_to_go")
+
 
 def test_every_field_is_the_one_of_the_rows_that_were_drawn():
     """Batches are views of one packed table; with O = 3 and A = 2 a slice that is off by one mixes fields."""
     problem = tiny_problem()
-    batch = source_of(problem, 64, next_actions=True).sample(streams((0, 1), "data"))
+    batch = source_of(problem, 64, next_actions=True, returns_to_go=True).sample(streams((0, 1), "data"))
     assert batch.rows.shape == (2, 64)
     assert batch.rows.dtype == torch.int64
-    for name in ("observations", "actions", "rewards", "next_observations", "terminated", "next_actions"):
+    for name in (*FIELDS, *EXTRAS):
         assert torch.equal(getattr(batch, name), getattr(problem, name)[batch.rows]), name
 
 
-def test_next_actions_are_given_only_where_the_method_asks():
-    assert source_of(tiny_problem(), 4).sample(streams((0,), "data")).next_actions is None
+@pytest.mark.parametrize("asked", [(), ("next_actions",), ("returns_to_go",)])
+def test_extra_fields_are_given_only_where_the_method_asks(asked):
+    problem = tiny_problem()
+    batch = source_of(problem, 4, **dict.fromkeys(asked, True)).sample(streams((0,), "data"))
+    for name in EXTRAS:
+        value = getattr(batch, name)
+        assert (value is not None) is (name in asked)
+        assert value is None or torch.equal(value, getattr(problem, name)[batch.rows])
 
 
 def test_a_stack_draws_what_its_seeds_draw_alone():

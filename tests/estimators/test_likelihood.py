@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution, kl_divergence
 
 from offrl.estimators.likelihood import (
     advantage_weights,
     gaussian_log_prob,
     standard_normal_kl,
+    tanh_gaussian_sample,
     weighted_likelihood_loss,
 )
 
@@ -44,6 +45,49 @@ def test_the_gradients_of_the_log_density_are_closed_form():
     z = (actions - mean.detach()) / std
     torch.testing.assert_close(mean.grad, z / std)
     torch.testing.assert_close(log_std.grad, z.square() - 1)
+
+
+def test_the_squashed_log_density_is_the_transformed_normals():
+    """Value and gradients of both moments, against torch's distribution in double precision at tanh(u) < 1."""
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randn(3, 7, 2, generator=generator, dtype=torch.float64) for _ in range(3)]
+    mean, log_std, noise = draws[0].requires_grad_(), (0.5 * draws[1]).requires_grad_(), draws[2]
+    actions, log_prob = tanh_gaussian_sample(mean, log_std, noise)
+    base = Independent(Normal(mean, log_std.exp()), 1)
+    want_actions = torch.tanh(mean + log_std.exp() * noise)
+    want = TransformedDistribution(base, TanhTransform(cache_size=1)).log_prob(want_actions)
+    torch.testing.assert_close(actions, want_actions)
+    torch.testing.assert_close(log_prob, want)
+    grads = torch.autograd.grad((actions.sum(2) + log_prob).sum(), (mean, log_std))
+    wanted = torch.autograd.grad((want_actions.sum(2) + want).sum(), (mean, log_std))
+    torch.testing.assert_close(grads, wanted)
+
+
+def test_the_squashed_density_integrates_to_one():
+    """Over actions, on a grid of noise: sum pi(a) da with da from neighbouring actions."""
+    noise = torch.linspace(-8, 8, 20_001, dtype=torch.float64)[:, None]
+    mean, log_std = torch.tensor([[0.7], [-0.4]], dtype=torch.float64)
+    actions, log_prob = tanh_gaussian_sample(mean, log_std, noise)
+    assert torch.trapezoid(log_prob.exp(), actions[:, 0]).item() == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("mean", "log_std"), [(40.0, 0.0), (-40.0, 2.0), (3.0, -20.0), (0.0, -20.0)])
+def test_the_squashed_log_density_is_exact_where_the_action_rounds_to_the_bound(mean, log_std):
+    """float32 against the asymptote: for large |u|, log(1 - tanh(u)^2) = 2 log 2 - 2 |u| + O(exp(-2 |u|)).
+
+    A tiny std must give back the noise's own density, which (u - mean) / std would have rounded away.
+    """
+    moments = [torch.tensor([x], requires_grad=True) for x in (mean, log_std)]
+    noise = torch.tensor([1.3])
+    action, log_prob = tanh_gaussian_sample(*moments, noise)
+    u = mean + math.exp(log_std) * 1.3
+    log_slope = 2 * math.log(2) - 2 * abs(u) - 2 * math.log1p(math.exp(-2 * abs(u)))
+    want = -(1.3**2) / 2 - log_std - 0.5 * math.log(2 * math.pi) - log_slope
+    assert action.abs().item() <= 1
+    assert log_prob.item() == pytest.approx(want, rel=1e-6)
+    grads = torch.autograd.grad(log_prob, moments)
+    assert grads[0].item() == pytest.approx(2 * math.tanh(u), abs=1e-6)  # d/du of -log(1 - tanh(u)^2)
+    assert grads[1].item() == pytest.approx(-1 + 2 * math.tanh(u) * math.exp(log_std) * 1.3, abs=1e-5)
 
 
 def test_the_weights_are_exponential_up_to_the_limit():

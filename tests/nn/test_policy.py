@@ -135,6 +135,18 @@ def test_squashed_gaussian_splits_its_output_into_mean_and_clamped_log_std():
     assert torch.allclose(draw, CENTER + HALF * torch.tanh(mean + std * noise))
 
 
+def test_the_clamp_of_the_squashed_gaussian_is_kept_on_disk(tmp_path):
+    """SAC-N clamps log_std at -5, SB3 at -20, which is the default for policies saved without it."""
+    bias = [0.3, -0.2, 50.0, -50.0]
+    layers = [linear(*[[0.0] * 3] * 4, bias=bias)]
+    save_policy(SquashedGaussianPolicy.from_params(layers, LOW, HIGH, log_std_min=-5.0), tmp_path)
+    std = load_policy(tmp_path).moments(torch.zeros(1, 3))[1]
+    assert torch.allclose(std, torch.tensor([[math.exp(2.0), math.exp(-5.0)]]))
+    for value in (2.0, float("nan"), -float("inf")):
+        with pytest.raises(PolicyError, match="log_std_min must be a finite number below 2"):
+            SquashedGaussianPolicy.from_params(layers, LOW, HIGH, log_std_min=value)
+
+
 def test_the_density_of_the_squashed_gaussian_integrates_to_one_over_the_box():
     """One action in (-1, 3): the tanh's and the scale's corrections are both needed."""
     policy = SquashedGaussianPolicy.from_params([linear([0.0], [0.0], bias=[0.4, -0.7])], [-1.0], [3.0])

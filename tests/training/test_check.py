@@ -235,6 +235,8 @@ def test_batches_give_next_actions_to_the_methods_that_ask():
         for asks in (True, False)
     )
     assert torch.equal(with_them.next_actions, problem.next_actions[with_them.rows])
-    assert without.next_actions is None
+    assert without.next_actions is without.returns_to_go is with_them.returns_to_go is None
     assert torch.equal(with_them.rows, without.rows)
     assert len(source_of(problem)) == 400
+    returns = next(batches(Algorithm(object, lambda p, c: None, returns_to_go=True), problem))
+    assert torch.equal(returns.returns_to_go, problem.returns_to_go[returns.rows])
