@@ -278,6 +278,19 @@ def test_samples_are_ten_each_at_the_rows_own_state():
         torch.testing.assert_close(log_densities[:, start : start + 10], log_pi)
 
 
+def test_the_networks_begin_orthogonal_with_tiny_outputs():
+    """Rows of the output layers have length 0.01; log_std begins near -1 and may fall to -20."""
+    learner = CQL(tiny_problem(), CQLConfig(critic_layers=5, hidden=16))
+    assert [len(net.params) for net in (learner.sac.critic, learner.sac.actor.net)] == [12, 8 + 2]
+    for output in (learner.sac.critic.params[-2], learner.sac.actor.net.params[6]):
+        torch.testing.assert_close(output.norm(dim=2), torch.full_like(output[:, :, 0], 0.01))
+    policy = learner.policy()
+    assert policy.log_std_min == -20.0
+    torch.testing.assert_close(
+        policy.moments(torch.ones(1, 3))[1], torch.full((1, 2), math.exp(-1)), atol=0.05, rtol=0
+    )
+
+
 def test_a_stack_draws_what_its_seeds_draw_alone():
     config = CQLConfig(**SMALL)
     draw = lambda seeds: vars(CQL(tiny_problem(seeds), config).sac.draw(torch.Size((32, 2))))  # noqa: E731

@@ -174,6 +174,17 @@ def test_only_the_smallest_critic_moves_the_actor():
     torch.testing.assert_close(metrics["entropy"], -log_pi.mean(1))
 
 
+def test_the_networks_begin_as_in_the_official_code():
+    """Three hidden layers with biases 0.1; outputs within 0.003 (critics) and 0.001 (mean, log_std); log_std >= -5."""
+    learner = SACN(tiny_problem(), SACNConfig(hidden=64))
+    for net, bound in ((learner.sac.critic, 3e-3), (learner.sac.actor.net, 1e-3)):
+        assert len(net.params) == 8
+        assert all((bias == 0.1).all() for bias in net.params[1:-2:2])
+        assert 0.9 * bound < net.params[-2].abs().max() <= bound
+    assert learner.policy().log_std_min == -5.0
+    assert learner.sac.actor.alpha.item() == 1.0
+
+
 def test_evaluation_takes_the_squashed_mean():
     problem = own_box()
     learner = SACN(problem, SACNConfig(**SMALL))
