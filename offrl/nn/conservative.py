@@ -27,7 +27,7 @@ from offrl.errors import ConfigError
 from offrl.estimators.bellman import td_loss, td_target
 from offrl.estimators.ensemble import conservative_gap
 from offrl.nn.actor_critic import ActionBox, Metrics, check_common_settings
-from offrl.nn.gradients import gradients
+from offrl.nn.gradients import compiled, gradients
 from offrl.nn.mlp import Params
 from offrl.nn.soft_actor_critic import SoftActor, init_orthogonal, values
 from offrl.nn.trainable import Trainable
@@ -138,8 +138,8 @@ class ConservativeActorCritic:
         self.box, self.settings, self.bound, self.noise = box, settings, bound, list(noise)
         self._actor_gradients, self._critic_gradients = self.actor.gradients, self.critic_gradients
         if compile:
-            self._actor_gradients = torch.compile(self.actor.gradients, fullgraph=True, dynamic=False)
-            self._critic_gradients = torch.compile(self.critic_gradients, fullgraph=True, dynamic=False)
+            self._actor_gradients = compiled(self.actor.gradients)
+            self._critic_gradients = compiled(self.critic_gradients)
 
     def update(self, batch: Batch) -> Metrics:
         """All gradients, then all steps, then the target critics."""

@@ -24,7 +24,7 @@ from offrl.errors import ConfigError
 from offrl.estimators.bellman import td_target
 from offrl.estimators.likelihood import tanh_gaussian_sample
 from offrl.nn.actor_critic import ActionBox, Metrics, check_common_settings
-from offrl.nn.gradients import gradients
+from offrl.nn.gradients import compiled, gradients
 from offrl.nn.mlp import Params, init_mlp, mlp, unstack
 from offrl.nn.policy import SquashedGaussianPolicy
 from offrl.nn.trainable import Trainable
@@ -225,8 +225,8 @@ class SoftActorCritic:
         self.settings, self.critic_loss, self.noise = settings, critic_loss, list(noise)
         self._actor_gradients, self._critic_gradients = self.actor.gradients, self.critic_gradients
         if compile:
-            self._actor_gradients = torch.compile(self.actor.gradients, fullgraph=True, dynamic=False)
-            self._critic_gradients = torch.compile(self.critic_gradients, fullgraph=True, dynamic=False)
+            self._actor_gradients = compiled(self.actor.gradients)
+            self._critic_gradients = compiled(self.critic_gradients)
 
     def update(self, batch: Batch) -> Metrics:
         """Temperature, actor with the new temperature, critics with the new actor, target critics."""
