@@ -52,6 +52,11 @@ def compiled_strictly(function: Function) -> Function:
     return cast(Function, njit(cache=True, nogil=True)(function))
 
 
+def inlined(function: Function) -> Function:
+    """As ``compiled_strictly``, but put into its caller: passing arrays costs more than what is done here."""
+    return cast(Function, njit(cache=True, nogil=True, inline="always")(function))
+
+
 @intrinsic
 def prefetch(_context: Any, points: Any, leaf: Any, d: Any) -> Any:
     """Ask for ``points[leaf, d]``, which stays unread (LLVM's prefetch)."""
@@ -300,6 +305,16 @@ def radius(square: float, slack: float, step: float) -> np.float32:
     return bound
 
 
+@inlined
+def fetch(leaves: NDArray[np.int16], first: int, counts: NDArray[np.int64], level: int, slot: int) -> None:
+    """Ask for the next of the leaves ``first + slot, ...`` at which keys wait."""
+    while slot < WIDTH and counts[level, slot] == 0:
+        slot += 1
+    if slot < WIDTH:
+        for d in range(min(FETCHED, leaves.shape[1])):
+            prefetch(leaves, first + slot, d)
+
+
 @compiled_strictly
 def refine(
     scaled: NDArray[np.float32],
@@ -342,13 +357,7 @@ def refine(
         here = node[level] * WIDTH + slot
         count = counts[level, slot]
         if count > 0 and level == depth:
-            ahead = slot + 1
-            while ahead < WIDTH and counts[level, ahead] == 0:
-                ahead += 1
-            if ahead < WIDTH:
-                nxt = node[level] * WIDTH + ahead
-                for d in range(FETCHED):
-                    prefetch(leaves, nxt, d)
+            fetch(leaves, node[level] * WIDTH, counts, level, slot + 1)
             for i in range(count):
                 b = waiting[level, slot, i]
                 if point_distances(scaled, b, leaves, here, limits[b], gaps) > limits[b]:
@@ -374,12 +383,7 @@ def refine(
                             counts[level + 1, k] += 1
             level += 1
             if level == depth:
-                first = 0
-                while first < WIDTH and counts[level, first] == 0:
-                    first += 1
-                if first < WIDTH:
-                    for d in range(FETCHED):
-                        prefetch(leaves, here * WIDTH + first, d)
+                fetch(leaves, here * WIDTH, counts, level, 0)
             node[level] = here
             child[level] = 0
     return answers
