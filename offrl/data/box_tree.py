@@ -75,6 +75,9 @@ def prefetch(_context: Any, points: Any, leaf: Any, d: Any) -> Any:
     return types.void(points, types.int64, types.int64), emit
 
 
+_ask = cast(Callable[[Any, int, int], None], prefetch)  # numba supplies the first argument
+
+
 class BoxTree:
     """The tree. Places number the points in tree order; ``rows[place]`` is the row of the original array.
 
@@ -312,7 +315,7 @@ def fetch(leaves: NDArray[np.int16], first: int, counts: NDArray[np.int64], leve
         slot += 1
     if slot < WIDTH:
         for d in range(min(FETCHED, leaves.shape[1])):
-            prefetch(leaves, first + slot, d)
+            _ask(leaves, first + slot, d)
 
 
 @compiled_strictly

@@ -1,7 +1,7 @@
 """Loss, gradients and auxiliary values in one call, the same code eager and compiled."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -26,5 +26,5 @@ def gradients(loss: Loss, params: Params) -> tuple[tuple[Tensor, ...], dict[str,
 
 def compiled(function: Function) -> Function:
     """``torch.compile`` of a function that calls ``gradients``: one graph, fixed shapes."""
-    torch._dynamo.config.trace_autograd_ops = True  # type: ignore[attr-defined]
-    return torch.compile(function, fullgraph=True, dynamic=False)
+    torch._dynamo.config.trace_autograd_ops = True
+    return cast(Function, torch.compile(function, fullgraph=True, dynamic=False))

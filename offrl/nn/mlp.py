@@ -202,8 +202,8 @@ def _gradient(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | None, list[Tensor
     x, params, masks, _ = ctx.needs_input_grad
     want = [bool(x), *(bool(p) for p in params)]
     found = iter(_mlp_backward(grads[-1], activations, rest[:weights], rest[weights:], want))
-    grads = next(found) if x else None, [next(found) if p else None for p in params]
-    return *grads, [None] * len(masks), None
+    of_x = next(found) if x else None
+    return of_x, [next(found) if p else None for p in params], [None] * len(masks), None
 
 
 _mlp_forward.register_autograd(_gradient, setup_context=_save)
