@@ -36,7 +36,7 @@ TASKS = (  # dataset, steps, seeds of ours, seeds of d3rlpy, seconds a cell of o
     ("zoo/hopper-medium", 100_000, (0, 1, 2), (0, 1), 950, 1500),
     ("zoo/walker2d-mixed", 50_000, (0, 1), (0, 1), 500, 800),
 )
-OURS, PEERS = ("td3_bc", "iql", "prdc"), ("td3_bc", "iql")
+OURS, PEERS = ("td3_bc", "iql", "prdc", "td3_bc bf16"), ("td3_bc", "iql")  # bf16: on the first dataset only
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,13 @@ def cells(python: Path | None) -> list[tuple[Cell, float]]:
             "eval_episodes": EPISODES,
             "checkpoint_every": 5_000,
         }
-        for algorithm in OURS:
+        for label in OURS if dataset == TASKS[0][0] else OURS[:-1]:
+            algorithm, _, precision = label.partition(" ")
+            own = options | ({"precision": precision} if precision else {})
             for seed in seeds:
-                cell = TrainingCell(algorithm, f"minari:{dataset}-v0", seed, options)
-                found.append((seed, cell.cell(f"{short}-{algorithm}-{seed}", RAW, WORK), ours_s))
+                cell = TrainingCell(algorithm, f"minari:{dataset}-v0", seed, own)
+                name = f"{short}-{label.replace(' ', '_')}-{seed}"
+                found.append((seed, cell.cell(name, RAW, WORK), ours_s))
         for algorithm in PEERS if python else ():
             for seed in peer_seeds:
                 name = f"{short}-d3rlpy_{algorithm}-{seed}"
@@ -166,7 +169,9 @@ def page() -> str:
     for path in sorted(RAW.glob("*.json")):
         record = json.loads(path.read_text())
         dataset = str(record["config"]["dataset"]).removeprefix("minari:").removesuffix("-v0")
-        records.setdefault((dataset, record["config"]["algorithm"]), []).append(record)
+        label = record["config"]["algorithm"]
+        label += " bf16" if record["config"].get("precision") == "bf16" else ""
+        records.setdefault((dataset, label), []).append(record)
     lines = [
         "# Offline benchmark",
         "",
@@ -195,7 +200,7 @@ def _table(
 ) -> list[str]:
     lines = ["| algorithm | seeds | last | last 3 (mean +- std) | best |", "|---|---|---|---|---|"]
     means = {}
-    for algorithm in (*OURS, *(f"d3rlpy {p}" for p in PEERS)):
+    for algorithm in (*(OURS if dataset == TASKS[0][0] else OURS[:-1]), *(f"d3rlpy {p}" for p in PEERS)):
         runs = records.get((dataset, algorithm), [])
         if not runs:
             lines.append(f"| {algorithm} | 0 | not run yet | | |")
@@ -211,15 +216,19 @@ def _table(
             f"| {algorithm} | {len(runs)} | {np.mean([c[-1] for c in curves]):.1f} | "
             f"{last3.mean():.1f} +- {spread:.1f} | {best:.1f} |"
         )
-    for algorithm in PEERS:
-        ours, peer = means.get(algorithm), means.get(f"d3rlpy {algorithm}")
+    pairs = [(algorithm, f"d3rlpy {algorithm}") for algorithm in PEERS]
+    for algorithm, other in [*pairs, (OURS[-1], "td3_bc")] if dataset == TASKS[0][0] else pairs:
+        ours, peer = means.get(algorithm), means.get(other)
         if ours is None or peer is None or min(len(ours), len(peer)) < 2:
-            lines += ["", f"{algorithm} against d3rlpy: not enough finished seeds yet."]
+            lines += ["", f"{algorithm} against {other}: not enough finished seeds yet."]
             continue
         gap = ours.mean() - peer.mean()
         limit = max(5.0, 2 * np.sqrt(ours.var(ddof=1) / len(ours) + peer.var(ddof=1) / len(peer)))
         verdict = "within" if abs(gap) <= limit else "OUTSIDE"
-        lines += ["", f"{algorithm} against d3rlpy: difference {gap:+.1f}, tolerance {limit:.1f}: {verdict}."]
+        lines += [
+            "",
+            f"{algorithm} against {other}: difference {gap:+.1f}, tolerance {limit:.1f}: {verdict}.",
+        ]
     return lines
 
 
