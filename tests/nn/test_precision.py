@@ -103,3 +103,11 @@ def test_compiled_gradients_are_the_eager_ones(name, any_cpu):
     with Precision(name, "cpu"):
         want, got = step(x), fast(x)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("exact", "inside"), [(True, "medium"), (False, "highest")])
+def test_onednn_is_asked_for_only_where_it_is_exact(monkeypatch, exact, inside):
+    monkeypatch.setattr(precision, "onednn_is_exact", lambda: exact)
+    with Precision("float32", "cpu"):
+        assert torch.get_float32_matmul_precision() == inside
+    assert torch.get_float32_matmul_precision() == "highest"
