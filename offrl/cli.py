@@ -11,6 +11,7 @@ COMMANDS = {  # name -> module under offrl.commands, one line for the overview
     "train": ("train", "train an algorithm on a dataset: offrl train ALGO --dataset URI"),
     "resume": ("train", "go on with a stopped run, bit for bit"),
     "eval": ("eval", "roll out a policy: a run, an SB3 zip, random, your own"),
+    "fqe": ("fqe", "estimate a policy's return from recorded data"),
     "collect": ("collect", "record a dataset with any policy"),
     "data": ("data", "list, show, check, convert, download or add datasets"),
     "report": ("report", "one HTML page from one or many runs"),

@@ -26,6 +26,7 @@ MAY_IMPORT = {  # package -> packages of ours that it may import, besides itself
     "offrl.policies": {"offrl.diffusion", "offrl.nn", "offrl.data"},
     "offrl.commands": {"offrl"},
     "offrl.collect": {"offrl"},
+    "offrl.fitted_q": {"offrl"},
     "offrl.api": {"offrl"},
     "offrl.cli": {"offrl.commands"},
     "offrl.errors": set(),

@@ -1,0 +1,157 @@
+"""Fitted Q evaluation finds values that are known, trusts only what it may, and says how far off it is."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from offrl.cli import main
+from offrl.data.dataset import OfflineDataset
+from offrl.errors import ConfigError, DatasetError
+from offrl.fitted_q import FQEOptions, discounted_returns, fitted_q_evaluation
+from offrl.nn.policy import DeterministicPolicy, save_policy
+
+FAST = {"steps": 800, "discount": 0.5, "hidden": 32, "batch_size": 64, "lr": 3e-3, "tau": 0.05}
+ACTION = 0.5
+
+
+def constant_policy(obs_dim=2):
+    """Always 0.5."""
+    layers = [
+        (torch.zeros(4, obs_dim), torch.zeros(4)),
+        (torch.zeros(1, 4), torch.atanh(torch.tensor([ACTION]))),
+    ]
+    return DeterministicPolicy.from_params(layers, -torch.ones(1), torch.ones(1))
+
+
+def chain(episodes=200, *, terminated=True, seed=0):
+    """Two steps, s0 to s1 to the end: r = 1 + a in s0 and 2 a in s1, random actions."""
+    rng = np.random.default_rng(seed)
+    actions = rng.uniform(-1, 1, (2 * episodes, 1)).astype(np.float32)
+    first = np.arange(2 * episodes) % 2 == 0
+    states = np.eye(2, dtype=np.float32)[(~first).astype(int)]
+    return OfflineDataset.from_arrays(
+        states,
+        actions,
+        np.where(first, 1 + actions[:, 0], 2 * actions[:, 0]),
+        ~first & terminated,
+        ~first & (not terminated),
+        next_observations=np.eye(2, dtype=np.float32)[np.ones(2 * episodes, dtype=int)],
+    )
+
+
+def test_the_value_of_another_policy_than_the_datas():
+    """V(s0) = (1 + 0.5) + 0.5 * 2 * 0.5 = 2, though the data's actions are random and their own value is 1."""
+    result = fitted_q_evaluation(constant_policy(), chain(), FQEOptions(**FAST))
+    assert result.value == pytest.approx(2.0, abs=0.1)
+    assert result.value_std == pytest.approx(0.0, abs=1e-5)  # one first state
+    assert result.data_value == pytest.approx(1.0, abs=0.15)
+    assert result.held_out_td_error < 0.15
+    assert result.fitted_td_error < 0.15
+    assert result.episodes == 200
+
+
+def test_only_a_termination_ends_the_bootstrap():
+    """Cut instead of terminated, s1 goes on to itself for ever: V(s1) = 1 / (1 - 0.5) = 2, V(s0) = 1.5 + 1."""
+    result = fitted_q_evaluation(constant_policy(), chain(terminated=False), FQEOptions(**FAST))
+    assert result.value == pytest.approx(2.5, abs=0.12)
+
+
+def test_the_distance_to_the_data_is_in_half_ranges():
+    data = chain()
+    result = fitted_q_evaluation(constant_policy(), data, FQEOptions(**FAST | {"steps": 1}))
+    assert result.action_distance == pytest.approx(np.abs(data.fields["actions"] - ACTION).mean(), rel=1e-5)
+
+
+def test_a_surprise_shows_in_the_held_out_error_alone():
+    """Rewards that no feature explains are memorized on the fitted episodes; each episode has its own state."""
+    rng = np.random.default_rng(0)
+    n = 40
+    data = OfflineDataset.from_arrays(
+        rng.normal(size=(n, 20)),
+        rng.uniform(-1, 1, (n, 1)),
+        rng.choice([-1.0, 1.0], n),
+        np.ones(n, dtype=bool),
+    )
+    result = fitted_q_evaluation(constant_policy(20), data, FQEOptions(**FAST | {"held_out": 0.25}))
+    assert result.fitted_td_error < 0.1
+    assert result.held_out_td_error > 0.5
+
+
+def test_discounted_returns_restart_with_every_episode():
+    data = OfflineDataset.from_arrays(np.zeros((5, 1)), np.zeros((5, 1)), [1, 2, 4, 3, 5], [0, 0, 1, 0, 1])
+    np.testing.assert_allclose(discounted_returns(data, 0.5), [1 + 1 + 1, 3 + 2.5])
+
+
+def test_the_seed_decides_everything():
+    options = FAST | {"steps": 20}
+    one, two, other = (
+        fitted_q_evaluation(constant_policy(), chain(20), FQEOptions(**options, seed=seed))
+        for seed in (1, 1, 2)
+    )
+    assert one == two
+    assert one.value != other.value
+
+
+def test_progress_is_told_a_hundred_times():
+    told = []
+    fitted_q_evaluation(
+        constant_policy(),
+        chain(20),
+        FQEOptions(**FAST | {"steps": 200}),
+        progress=lambda *now: told.append(now),
+    )
+    assert [step for step, _ in told] == list(range(2, 201, 2))
+    assert all(loss >= 0 for _, loss in told)
+
+
+@pytest.mark.parametrize(
+    ("policy", "data", "message"),
+    [(constant_policy(3), chain(4), "O=2.*O=3"), (constant_policy(), chain(1), "two or more")],
+    ids=["other shapes", "one episode"],
+)
+def test_what_cannot_be_judged_is_refused(policy, data, message):
+    with pytest.raises(DatasetError, match=message):
+        fitted_q_evaluation(policy, data, FQEOptions(**FAST))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"discount": 1.0}, {"held_out": 0.0}, {"tau": 1.5}, {"seed": -1}]
+)
+def test_impossible_options_are_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        FQEOptions(**wrong)
+
+
+def test_the_command_compares_with_episodes(tmp_path, pendulum_npz, capsys):
+    layers = [(torch.zeros(4, 3), torch.zeros(4)), (torch.zeros(1, 4), torch.zeros(1))]
+    save_policy(DeterministicPolicy.from_params(layers, [-2.0], [2.0]), tmp_path / "policy")
+    words = [
+        "fqe",
+        str(tmp_path / "policy"),
+        "--dataset",
+        str(pendulum_npz),
+        "--steps",
+        "20",
+        "--hidden",
+        "8",
+    ]
+    assert main([*words, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["episodes"] == 4
+    assert record["played_value"] is None
+    assert main(words) == 0
+    assert "estimated discounted return" in capsys.readouterr().out
+    assert main([*words, "--env-steps", "50"]) == 1
+    assert "pass --env" in capsys.readouterr().err
+    assert main([*words, "--env-steps", "50", "--env", "Pendulum-v1"]) == 0
+    assert "the estimate is off by" in capsys.readouterr().out
+
+
+def test_playing_shows_the_overestimation(tmp_path, capsys):
+    words = ["--dataset", "builtin:double-pendulum-demo", "--steps", "5", "--hidden", "8", "--json"]
+    assert main(["fqe", "random", *words, "--env-steps", "100"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["played_episodes"] > 3
+    assert record["overestimation"] == pytest.approx(record["value"] - record["played_value"])
