@@ -16,13 +16,13 @@ FAST = {"steps": 800, "discount": 0.5, "hidden": 32, "batch_size": 64, "lr": 3e-
 ACTION = 0.5
 
 
-def constant_policy(obs_dim=2):
-    """Always 0.5."""
-    layers = [
-        (torch.zeros(4, obs_dim), torch.zeros(4)),
-        (torch.zeros(1, 4), torch.atanh(torch.tensor([ACTION]))),
-    ]
-    return DeterministicPolicy.from_params(layers, -torch.ones(1), torch.ones(1))
+def two_way_policy(obs_dim=2, half=1.0):
+    """0.5 of the box where the first observation is 1, -0.5 where the second is."""
+    hidden = torch.zeros(4, obs_dim)
+    hidden[0, 0] = hidden[1, 1] = 1.0
+    size = float(np.arctanh(ACTION))
+    layers = [(hidden, torch.zeros(4)), (torch.tensor([[size, -size, 0.0, 0.0]]), torch.zeros(1))]
+    return DeterministicPolicy.from_params(layers, [-half], [half])
 
 
 def chain(episodes=200, *, terminated=True, seed=0):
@@ -42,9 +42,9 @@ def chain(episodes=200, *, terminated=True, seed=0):
 
 
 def test_the_value_of_another_policy_than_the_datas():
-    """V(s0) = (1 + 0.5) + 0.5 * 2 * 0.5 = 2, though the data's actions are random and their own value is 1."""
-    result = fitted_q_evaluation(constant_policy(), chain(), FQEOptions(**FAST))
-    assert result.value == pytest.approx(2.0, abs=0.1)
+    """V(s0) = (1 + 0.5) + 0.5 * 2 * (-0.5) = 1: the actions of s1 count there, whatever the row's own action is."""
+    result = fitted_q_evaluation(two_way_policy(), chain(), FQEOptions(**FAST))
+    assert result.value == pytest.approx(1.0, abs=0.1)
     assert result.value_std == pytest.approx(0.0, abs=1e-5)  # one first state
     assert result.data_value == pytest.approx(1.0, abs=0.15)
     assert result.held_out_td_error < 0.15
@@ -53,15 +53,16 @@ def test_the_value_of_another_policy_than_the_datas():
 
 
 def test_only_a_termination_ends_the_bootstrap():
-    """Cut instead of terminated, s1 goes on to itself for ever: V(s1) = 1 / (1 - 0.5) = 2, V(s0) = 1.5 + 1."""
-    result = fitted_q_evaluation(constant_policy(), chain(terminated=False), FQEOptions(**FAST))
-    assert result.value == pytest.approx(2.5, abs=0.12)
+    """Cut instead of terminated, s1 goes on to itself for ever: V(s1) = -1 / (1 - 0.5) = -2, V(s0) = 1.5 - 1."""
+    result = fitted_q_evaluation(two_way_policy(), chain(terminated=False), FQEOptions(**FAST))
+    assert result.value == pytest.approx(0.5, abs=0.12)
 
 
 def test_the_distance_to_the_data_is_in_half_ranges():
     data = chain()
-    result = fitted_q_evaluation(constant_policy(), data, FQEOptions(**FAST | {"steps": 1}))
-    assert result.action_distance == pytest.approx(np.abs(data.fields["actions"] - ACTION).mean(), rel=1e-5)
+    result = fitted_q_evaluation(two_way_policy(half=2.0), data, FQEOptions(**FAST | {"steps": 1}))
+    own = np.where(data.fields["observations"][:, :1] == 1, 1.0, -1.0)
+    assert result.action_distance == pytest.approx(np.abs(data.fields["actions"] - own).mean() / 2, rel=1e-5)
 
 
 def test_a_surprise_shows_in_the_held_out_error_alone():
@@ -74,9 +75,9 @@ def test_a_surprise_shows_in_the_held_out_error_alone():
         rng.choice([-1.0, 1.0], n),
         np.ones(n, dtype=bool),
     )
-    result = fitted_q_evaluation(constant_policy(20), data, FQEOptions(**FAST | {"held_out": 0.25}))
+    result = fitted_q_evaluation(two_way_policy(20), data, FQEOptions(**FAST | {"held_out": 0.25}))
     assert result.fitted_td_error < 0.1
-    assert result.held_out_td_error > 0.5
+    assert result.held_out_td_error > 0.8
 
 
 def test_discounted_returns_restart_with_every_episode():
@@ -87,7 +88,7 @@ def test_discounted_returns_restart_with_every_episode():
 def test_the_seed_decides_everything():
     options = FAST | {"steps": 20}
     one, two, other = (
-        fitted_q_evaluation(constant_policy(), chain(20), FQEOptions(**options, seed=seed))
+        fitted_q_evaluation(two_way_policy(), chain(20), FQEOptions(**options, seed=seed))
         for seed in (1, 1, 2)
     )
     assert one == two
@@ -97,7 +98,7 @@ def test_the_seed_decides_everything():
 def test_progress_is_told_a_hundred_times():
     told = []
     fitted_q_evaluation(
-        constant_policy(),
+        two_way_policy(),
         chain(20),
         FQEOptions(**FAST | {"steps": 200}),
         progress=lambda *now: told.append(now),
@@ -108,7 +109,7 @@ def test_progress_is_told_a_hundred_times():
 
 @pytest.mark.parametrize(
     ("policy", "data", "message"),
-    [(constant_policy(3), chain(4), "O=2.*O=3"), (constant_policy(), chain(1), "two or more")],
+    [(two_way_policy(3), chain(4), "O=2.*O=3"), (two_way_policy(), chain(1), "two or more")],
     ids=["other shapes", "one episode"],
 )
 def test_what_cannot_be_judged_is_refused(policy, data, message):
