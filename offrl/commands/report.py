@@ -11,6 +11,7 @@ import tyro
 from offrl.algos import ALGORITHMS, load_algorithm
 from offrl.commands.arguments import parse
 from offrl.errors import ConfigError
+from offrl.evaluation.export import export_runs, writer_of
 from offrl.evaluation.report import save_curves, write_report
 from offrl.evaluation.runs import RunRecord, find_runs, read_run
 
@@ -25,6 +26,8 @@ class ReportOptions:
     """The page; an existing one is replaced."""
     curves: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Also write the learning curves to this .svg file."""
+    export: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")] = ()
+    """Also write scores.csv (a row a run), table.tex (booktabs), figures.pdf (learning curves)."""
     last_k: int = 10
     """Evaluations in the column 'mean of last k'."""
 
@@ -35,6 +38,8 @@ class ReportOptions:
             raise ConfigError(f"--out must end in .html, got {self.out}")
         if self.curves is not None and self.curves.suffix != ".svg":
             raise ConfigError(f"--curves must end in .svg, got {self.curves}")
+        for path in self.export:
+            writer_of(path)
         if self.last_k < 1:
             raise ConfigError(f"--last-k must be 1 or more, got {self.last_k}")
 
@@ -48,6 +53,9 @@ def main(argv: list[str]) -> int:
     if options.curves is not None:
         save_curves(records, options.curves)
         print(f"wrote {options.curves}")
+    for path in options.export:
+        export_runs(records, path, last_k=options.last_k)
+        print(f"wrote {path}")
     return 0
 
 

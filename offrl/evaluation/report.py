@@ -14,6 +14,7 @@ from offrl import __version__
 from offrl.errors import ConfigError
 from offrl.evaluation.aggregate import bootstrap_mean, iqm, stratified_bootstrap
 from offrl.evaluation.charts import NOTE, Interval, curves_file, interval_chart, learning_curves, metric_chart
+from offrl.evaluation.compare import improvement_rows
 from offrl.evaluation.groups import BOOTSTRAP_SEED, Curve, Group, Task, group_runs
 from offrl.evaluation.runs import RunRecord
 from offrl.evaluation.svg import CSS, number, swatch, tag
@@ -24,6 +25,10 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-sr
 OPTIONS = (  # of config.json, besides the settings
     *("dataset", "dataset_sha256", "rows", "env_id", "preset", "steps", "eval_every", "eval_episodes"),
     *("final_episodes", "log_every", "device", "threads", "compile", "algorithm_file"),
+)
+IMPROVEMENT = (
+    "P(row ends above column): chance that the last evaluation of a seed of the one is above that of a seed of the "
+    "other, ties half; its 95 % interval resamples the seeds of both."
 )
 Defaults: TypeAlias = Mapping[str, Mapping[str, Any]]  # algorithm -> setting -> default
 Rows: TypeAlias = list[list[str]]  # cells of markup
@@ -101,11 +106,14 @@ def _results(tasks: Sequence[Task], k: int) -> str:
         if task.data_level is not None:
             rows.append([f"{swatch(None)} mean of the data", "", _value(task.data_level), "", "", ""])
         parts.append(tag("h3", escape(task.name), tag("small", f" {task.unit}")) + _table(head, rows))
+        pairs_head, pairs = improvement_rows(task)
+        parts.append(_table(pairs_head, pairs) if pairs else "")
     explained = [
         "last: mean over the episodes of the last evaluation; then mean and standard deviation over seeds.",
         "IQM: interquartile mean of last over the seeds; its interval resamples the seeds (2000 bootstrap "
         "draws) and says little for fewer than five.",
         "* best is chosen with online episodes: it is not an offline result and not comparable with last.",
+        *([IMPROVEMENT] if any(len(task.groups) > 1 for task in tasks) else []),
     ]
     items = [tag("li", escape(note)) for note in (*explained, *notes)]
     return "".join(parts) + tag("ul", *items, class_="notes")
