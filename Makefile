@@ -55,7 +55,7 @@ check: $(VENV)/has-check
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@rm -rf $(VENV)/types && $(PIP) --no-deps --no-build-isolation --target $(VENV)/types .
 	@root=$$(pwd) && cd $(VENV)/types && MYPYPATH=. $$root/$(BIN)/mypy --python-executable $$root/$(BIN)/python --config-file $$root/pyproject.toml --cache-dir $$root/.mypy_cache -p offrl
-	@$(BIN)/mkdocs build --strict --quiet --site-dir site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 
 docs: $(VENV)/has-check
 	@$(BIN)/mkdocs serve

@@ -36,7 +36,7 @@ class Precision:
             )
         self.autocast = torch.autocast(self.kind, torch.bfloat16, enabled=name == "bf16")
         self.onednn = self.kind == "cpu" and onednn_is_exact()
-        self._outer = torch.get_float32_matmul_precision()
+        self._outer = "highest"
         if self.kind == "cpu":
             _keep_freed_memory()
 
@@ -72,8 +72,11 @@ def onednn_is_exact() -> bool:
         return False
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(2, 256, 256, generator=generator) for _ in range(2))
-    exact, outer = a.double() @ b.double(), torch.get_float32_matmul_precision()
-    errors = []
+    exact, errors = a.double() @ b.double(), []
+    try:
+        outer = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the user set the library's own switches: leave them alone
+        return False
     try:
         for precision in ("highest", "medium"):
             torch.set_float32_matmul_precision(precision)
