@@ -9,9 +9,10 @@ are evaluated by offrl. Interrupted training cells resume; cells of d3rlpy start
 """
 
 import json
+import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 import tyro
 
+from offrl.algos import ALGORITHMS, load_algorithm
 from offrl.data.load import load_dataset
 from offrl.data.normalize import ObservationNormalizer
 from offrl.data.reference import normalized_score, reference_returns
@@ -32,11 +34,95 @@ from offrl.training.run_dir import versions
 ROOT = Path(__file__).resolve().parents[1]
 RAW, WORK, PAGE = ROOT / "benchmarks/raw/offline", ROOT / "runs/bench-offline", ROOT / "benchmarks/offline.md"
 EPISODES, LAST = 20, 3
-TASKS = (  # dataset, steps, seeds of ours, seeds of d3rlpy, seconds a cell of ours and of d3rlpy (rough, one core)
-    ("zoo/hopper-medium", 100_000, (0, 1, 2), (0, 1), 950, 1500),
-    ("zoo/walker2d-mixed", 50_000, (0, 1), (0, 1), 500, 800),
+PEERS = ("td3_bc", "iql")  # of d3rlpy, with matched settings
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a table."""
+
+    algorithm: str
+    seconds: float  # a cell, rough, one core
+    label: str = ""  # the algorithm's name if empty
+    settings: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What the row is called."""
+        return self.label or self.algorithm
+
+
+@dataclass(frozen=True)
+class Task:
+    """One table: runs of several methods on one dataset."""
+
+    dataset: str
+    steps: int
+    seeds: tuple[int, ...]
+    entries: tuple[Entry, ...]
+    about: str
+    prefix: str  # of the cells' names
+    preset: str | None = None  # of the methods that have it
+    peer_seeds: tuple[int, ...] = ()
+    peer_seconds: float = 0.0
+    eval_every: int = 10_000
+    episodes: int = EPISODES
+    last: int = LAST  # evaluations in the closing mean
+
+    def settings_of(self, entry: Entry) -> tuple[str | None, dict[str, Any]]:
+        """Preset and settings of a row."""
+        _, method = load_algorithm(entry.algorithm)
+        known = self.preset is not None and any(self.preset.startswith(name) for name in method.presets)
+        return (self.preset if known else None), entry.settings
+
+
+_CORE = tuple(Entry(name, seconds) for name, seconds in (("td3_bc", 600), ("iql", 900), ("prdc", 1000)))
+_SUITE = (
+    *(Entry(name, seconds) for name, seconds in (("bc", 150), ("td3_bc", 300), ("iql", 450), ("awac", 500))),
+    Entry("rebrac", 700, "rebrac (batch 256)", {"batch_size": 256}),
+    *(
+        Entry(name, seconds)
+        for name, seconds in (("fql", 700), ("prdc", 500), ("a2pr", 1200), ("odice", 900))
+    ),
 )
-OURS, PEERS = ("td3_bc", "iql", "prdc", "td3_bc bf16"), ("td3_bc", "iql")  # bf16: on the first dataset only
+_SPARSE = tuple(entry for entry in _SUITE if entry.algorithm in ("td3_bc", "iql", "prdc", "a2pr", "odice"))
+_HEAVY = (
+    Entry("cql", 800),
+    Entry("cal_ql", 800),
+    Entry("sac_n", 800, "sac_n (N = 20)", {"num_critics": 20}),
+    Entry("edac", 800, "edac (N = 10)", {"num_critics": 10}),
+)
+TASKS = (
+    Task(
+        "zoo/hopper-medium", 100_000, (0, 1, 2),
+        (*_CORE, Entry("td3_bc", 500, "td3_bc bf16", options={"precision": "bf16"})),
+        "Untuned, beside d3rlpy.", "hopper-medium", peer_seeds=(0, 1), peer_seconds=1500,
+    ),
+    Task(
+        "zoo/walker2d-mixed", 50_000, (0, 1), _CORE, "Untuned, beside d3rlpy.", "walker2d-mixed",
+        peer_seeds=(0, 1), peer_seconds=800,
+    ),
+    Task(
+        "zoo/hopper-medium", 50_000, (0, 1), _SUITE,
+        "The suite, with each method's published settings for hopper-medium-v2.",
+        "hopper-medium-50k", preset="hopper-medium-v2", eval_every=5_000, last=5,
+    ),
+    Task(
+        "zoo/halfcheetah-medium-expert", 50_000, (0, 1), _SUITE,
+        "The suite, with each method's published settings for halfcheetah-medium-expert-v2.",
+        "halfcheetah-medium-expert", preset="halfcheetah-medium-expert-v2", eval_every=5_000, last=5,
+    ),
+    Task(
+        "zoo/pointmaze-umaze", 50_000, (0, 1), _SPARSE,
+        "Sparse reward; success rate in %, 100 episodes an evaluation, settings of antmaze-umaze-v2.",
+        "pointmaze-umaze", preset="antmaze-umaze-v2", episodes=100, last=5,
+    ),
+    Task(
+        "zoo/hopper-medium", 5_000, (0,), _HEAVY, "Costly methods, a tenth of the updates: no ranking follows.",
+        "hopper-medium-5k", preset="hopper-medium-v2", eval_every=1_000, last=5,
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,31 +154,35 @@ class PeerCell:
 def cells(python: Path | None) -> list[tuple[Cell, float]]:
     """All cells with their expected seconds; first seeds of everything come first."""
     found: list[tuple[int, Cell, float]] = []
-    for dataset, steps, seeds, peer_seeds, ours_s, peer_s in TASKS:
-        short = dataset.split("/")[1]
+    for task in TASKS:
         options = {
-            "steps": steps,
+            "steps": task.steps,
             "rows": "qlearning",
-            "eval_every": 10_000,
-            "eval_episodes": EPISODES,
-            "checkpoint_every": 5_000,
+            "eval_every": task.eval_every,
+            "eval_episodes": task.episodes,
+            "checkpoint_every": min(5_000, task.eval_every),
         }
-        for label in OURS if dataset == TASKS[0][0] else OURS[:-1]:
-            algorithm, _, precision = label.partition(" ")
-            own = options | ({"precision": precision} if precision else {})
-            for seed in seeds:
-                cell = TrainingCell(algorithm, f"minari:{dataset}-v0", seed, own)
-                name = f"{short}-{label.replace(' ', '_')}-{seed}"
-                found.append((seed, cell.cell(name, RAW, WORK), ours_s))
+        for entry in present(task):
+            preset, settings = task.settings_of(entry)
+            for seed in task.seeds:
+                own = options | entry.options
+                cell = TrainingCell(entry.algorithm, f"minari:{task.dataset}-v0", seed, own, settings, preset)
+                name = f"{task.prefix}-{re.sub('[^a-z0-9_]+', '_', entry.name).strip('_')}-{seed}"
+                found.append((seed, cell.cell(name, RAW, WORK), entry.seconds))
         for algorithm in PEERS if python else ():
-            for seed in peer_seeds:
-                name = f"{short}-d3rlpy_{algorithm}-{seed}"
-                command = ["--python", python, "--algorithm", algorithm, "--dataset", dataset]
-                command += ["--steps", steps, "--seed", seed, "--result", RAW / f"{name}.json"]
+            for seed in task.peer_seeds:
+                name = f"{task.prefix}-d3rlpy_{algorithm}-{seed}"
+                command = ["--python", python, "--algorithm", algorithm, "--dataset", task.dataset]
+                command += ["--steps", task.steps, "--seed", seed, "--result", RAW / f"{name}.json"]
                 words = (sys.executable, __file__, "peer-cell", *map(str, command))
-                found.append((seed, Cell(name, words, RAW / f"{name}.json"), peer_s))
+                found.append((seed, Cell(name, words, RAW / f"{name}.json"), task.peer_seconds))
     found.sort(key=lambda item: item[0])
     return [(cell, seconds) for _, cell, seconds in found]
+
+
+def present(task: Task) -> list[Entry]:
+    """The rows whose method exists here."""
+    return [entry for entry in task.entries if entry.algorithm in ALGORITHMS]
 
 
 def plan(python: Path | None) -> None:
@@ -165,71 +255,81 @@ def peer_policy(path: Path, normalizer: ObservationNormalizer | None) -> Determi
 
 def page() -> str:
     """The page, from the raw files alone."""
-    records: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for path in sorted(RAW.glob("*.json")):
-        record = json.loads(path.read_text())
-        dataset = str(record["config"]["dataset"]).removeprefix("minari:").removesuffix("-v0")
-        label = record["config"]["algorithm"]
-        label += " bf16" if record["config"].get("precision") == "bf16" else ""
-        records.setdefault((dataset, label), []).append(record)
     lines = [
         "# Offline benchmark",
         "",
         "Regenerate: `python scripts/bench_offline.py page`. Raw numbers: `benchmarks/raw/offline/`.",
         "",
-        "Same rows (D4RL's q-learning rule), batch 256, two hidden layers of 256, no reward scaling; d3rlpy 2.8",
-        "trains in its own environment with matched settings and is evaluated by offrl. Scores use D4RL's reference",
-        "pair on the -v5 environments: they are not D4RL scores. *last 3*: mean over the last 3 evaluations of 20",
-        "episodes each, the mean and standard deviation over seeds. *best* is chosen with online episodes. A run",
-        "counts only when it is finished.",
+        "Same rows (D4RL's q-learning rule) and the same evaluation for all methods of a table; scores use",
+        "D4RL's reference pair on the -v5 environments: they are not D4RL scores. *last k*: mean over the last k",
+        "evaluations (20 episodes each unless said), its mean and standard deviation over seeds. *best* is chosen",
+        "with online episodes. A run counts only when it is finished. Where methods stand beside d3rlpy 2.8: batch",
+        "256, two hidden layers of 256, no reward scaling; d3rlpy trains in its own environment with matched",
+        "settings, and its weights are evaluated by offrl.",
         "",
     ]
-    for dataset, steps, *_ in TASKS:
-        pair = reference_returns(dataset)
-        if pair is None:
-            raise RuntimeError(f"no reference returns for {dataset}")
-        lines += [f"## {dataset}, {steps:,} steps".replace(",", " "), "", *_table(dataset, pair, records), ""]
-    lines += ["## Commits and hardware", ""]
-    seen = {_where(r) for group in records.values() for r in group}
-    lines += [f"* {where}" for where in sorted(seen)]
+    seen: set[str] = set()
+    for task in TASKS:
+        records = _records(task)
+        seen |= {_where(r) for group in records.values() for r in group}
+        lines += [
+            f"## {task.dataset}, {task.steps:,} steps".replace(",", " ").replace("  ", ", "),
+            "",
+            task.about,
+            "",
+        ]
+        lines += [*_table(task, records), ""]
+    lines += ["## Commits and hardware", "", *(f"* {where}" for where in sorted(seen))]
     return "\n".join(lines) + "\n"
 
 
-def _table(
-    dataset: str, pair: tuple[float, float], records: dict[tuple[str, str], list[dict[str, Any]]]
-) -> list[str]:
-    lines = ["| algorithm | seeds | last | last 3 (mean +- std) | best |", "|---|---|---|---|---|"]
+def _records(task: Task) -> dict[str, list[dict[str, Any]]]:
+    """Raw files of a task by row."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    names = {re.sub("[^a-z0-9_]+", "_", e.name).strip("_"): e.name for e in task.entries}
+    names |= {f"d3rlpy_{peer}": f"d3rlpy {peer}" for peer in PEERS}
+    for slug, name in names.items():
+        paths = [RAW / f"{task.prefix}-{slug}-{seed}.json" for seed in range(10)]
+        found[name] = [json.loads(path.read_text()) for path in paths if path.exists()]
+    return found
+
+
+def _table(task: Task, records: dict[str, list[dict[str, Any]]]) -> list[str]:
+    pair = reference_returns(task.dataset) or (0.0, 1.0)  # success rates have none
+    lines = [f"| algorithm | seeds | last | last {task.last} (mean +- std) | best |", "|---|---|---|---|---|"]
     means = {}
-    for algorithm in (*(OURS if dataset == TASKS[0][0] else OURS[:-1]), *(f"d3rlpy {p}" for p in PEERS)):
-        runs = records.get((dataset, algorithm), [])
+    for name in (*(e.name for e in present(task)), *(f"d3rlpy {p}" for p in PEERS if task.peer_seeds)):
+        runs = records[name]
         if not runs:
-            lines.append(f"| {algorithm} | 0 | not run yet | | |")
+            lines.append(f"| {name} | 0 | not run yet | | |")
             continue
         curves = [
             [normalized_score(pair, np.array(e["returns"])).mean() for e in r["evaluations"]] for r in runs
         ]
-        last3 = np.array([np.mean(c[-LAST:]) for c in curves])
-        means[algorithm] = last3
-        spread = last3.std(ddof=1) if len(last3) > 1 else float("nan")
+        means[name] = last3 = np.array([np.mean(c[-task.last :]) for c in curves])
+        spread = f" +- {last3.std(ddof=1):.1f}" if len(last3) > 1 else ""
         best = np.mean([max(c) for c in curves])
-        lines.append(
-            f"| {algorithm} | {len(runs)} | {np.mean([c[-1] for c in curves]):.1f} | "
-            f"{last3.mean():.1f} +- {spread:.1f} | {best:.1f} |"
-        )
-    pairs = [(algorithm, f"d3rlpy {algorithm}") for algorithm in PEERS]
-    for algorithm, other in [*pairs, (OURS[-1], "td3_bc")] if dataset == TASKS[0][0] else pairs:
-        ours, peer = means.get(algorithm), means.get(other)
-        if ours is None or peer is None or min(len(ours), len(peer)) < 2:
-            lines += ["", f"{algorithm} against {other}: not enough finished seeds yet."]
-            continue
-        gap = ours.mean() - peer.mean()
-        limit = max(5.0, 2 * np.sqrt(ours.var(ddof=1) / len(ours) + peer.var(ddof=1) / len(peer)))
-        verdict = "within" if abs(gap) <= limit else "OUTSIDE"
-        lines += [
-            "",
-            f"{algorithm} against {other}: difference {gap:+.1f}, tolerance {limit:.1f}: {verdict}.",
-        ]
-    return lines
+        last = np.mean([c[-1] for c in curves])
+        lines.append(f"| {name} | {len(runs)} | {last:.1f} | {last3.mean():.1f}{spread} | {best:.1f} |")
+    pairs = [(algorithm, f"d3rlpy {algorithm}") for algorithm in PEERS] if task.peer_seeds else []
+    pairs += [(e.name, e.algorithm) for e in task.entries if e.options]
+    return lines + [line for ours, other in pairs for line in ("", _verdict(ours, other, means))]
+
+
+def _verdict(ours: str, other: str, means: dict[str, np.ndarray]) -> str:
+    """Whether two rows agree within max(5, 2 standard errors of the difference)."""
+    a, b = means.get(ours), means.get(other)
+    if a is None or b is None:
+        return f"{ours} against {other}: not run yet."
+    few = (
+        ""
+        if min(len(a), len(b)) > 1
+        else " (one seed on a side: no standard error, the tolerance is the floor of 5)"
+    )
+    errors = sum(x.var(ddof=1) / len(x) for x in (a, b)) if not few else 0.0
+    gap, limit = a.mean() - b.mean(), max(5.0, 2 * np.sqrt(errors))
+    verdict = "within" if abs(gap) <= limit else "OUTSIDE"
+    return f"{ours} against {other}: difference {gap:+.1f}, tolerance {limit:.1f}: {verdict}{few}."
 
 
 def _where(record: dict[str, Any]) -> str:

@@ -1,0 +1,41 @@
+"""What the pages for people who come from elsewhere promise is there."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from offrl.algos import ALGORITHMS, load_algorithm
+from offrl.cli import COMMANDS
+from offrl.training.options import RunOptions
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGES = sorted(DOCS.glob("from_*.md"))
+
+
+def options(*classes):
+    return {f"--{field.name.replace('_', '-')}" for c in classes for field in dataclasses.fields(c)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_option_named_exists(page):
+    """In a row about one method, its own options; elsewhere those of any method, and of a run."""
+    configs = {name: load_algorithm(name)[1].config for name in ALGORITHMS}
+    everywhere = options(RunOptions, *configs.values())
+    ours = re.compile(r"`(--[a-z][a-z-]*)[^`]*`")
+    seen = 0
+    for line in page.read_text().splitlines():
+        named = re.findall(r"offrl train (\w+)", line)
+        known = options(RunOptions, *(configs[name] for name in named)) if named else everywhere
+        wrong = [option for option in ours.findall(line) if option not in known]
+        assert wrong == [], line
+        seen += len(ours.findall(line))
+    assert seen > 10
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_named_exists(page):
+    words = re.findall(r"offrl ([a-z]+)", page.read_text())
+    assert "train" in words
+    assert set(words) - {"data"} <= set(COMMANDS) | {"run"}, words
