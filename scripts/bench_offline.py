@@ -97,9 +97,9 @@ TASKS = (
     Task(
         "zoo/hopper-medium", 100_000, (0, 1, 2),
         (*_CORE, Entry("td3_bc", 500, "td3_bc bf16", options={"precision": "bf16"})),
-        "Untuned, beside d3rlpy. Without reward scaling IQL's weights exp(3 A) pick a few rows (mean weight 8, limit 100), "
-        "and the policy of either library falls after some 40 steps (at 10 000 updates, one seed each: return 55 here, 58 "
-        "for d3rlpy); with `--return-range-scaling` ours earned 824, with temperature 0 (cloning) 1486.",
+        "Untuned, beside d3rlpy. Without reward scaling IQL's weights exp(3 A) pick a few rows (mean weight 8, limit "
+        "100), and the policy of either library falls after some 40 steps (at 10 000 updates, one seed each: return 55 "
+        "here, 58 for d3rlpy); with `--return-range-scaling` ours earned 824, with temperature 0 (cloning) 1486.",
         "hopper-medium", peer_seeds=(0, 1), peer_seconds=1500,
     ),
     Task(
