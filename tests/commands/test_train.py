@@ -216,7 +216,7 @@ def test_resuming_a_finished_run_says_so_and_exits_0(folder, capsys):
 
 def test_resume_has_its_own_usage(capsys):
     assert main(["resume"]) == 2
-    assert capsys.readouterr().err.startswith("offrl: missing: PATH The run directory ('offrl resume --help'")
+    assert capsys.readouterr().err.startswith("offrl: name at least one run directory, e.g. ")
     assert main(["resume", "--help"]) == 0
     page = capsys.readouterr().out
     assert "usage: offrl resume" in page
