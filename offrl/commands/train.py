@@ -152,7 +152,7 @@ def _summary(results: list[RunResult], output: Output) -> None:
 def _summary_of_one(result: RunResult, output: Output) -> None:
     values = result.returns if result.scores is None else result.scores
     if output.mode == "json":
-        final = {"directory": str(result.directory), "step": result.steps, "final": True}
+        final = {"directory": str(result.directory), "seed": result.seed, "step": result.steps, "final": True}
         if len(values):
             final |= {"return": float(result.returns.mean()), "episodes": len(values)}
             final |= {} if result.scores is None else {"normalized_score": float(values.mean())}

@@ -25,6 +25,7 @@ class Record:
 
     def __init__(self, run: RunDir, metrics: tuple[str, ...], timings: tuple[str, ...]) -> None:
         self.run, self.seed, self.best, self.diverged = run, run.config["seed"], -math.inf, False
+        self.failure: str | None = None  # why its policy cannot be evaluated
         self.metrics = run.table("metrics.csv", ["step", *metrics])
         self.evaluations = run.table("eval.csv", EVAL_COLUMNS)
         self.timing = run.table("timing.csv", [*TIMING_COLUMNS, *timings])

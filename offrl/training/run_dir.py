@@ -271,7 +271,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     pair = config["reference_returns"]
     if pair is not None and (len(pair) != 2 or not all(isinstance(value, int | float) for value in pair)):
         raise CheckpointError(f"{path} is damaged: 'reference_returns' is {pair!r}")
-    stack = config.get("stack", ["run"])
-    if not isinstance(stack, list) or not all(isinstance(n, str) and Path(n).name == n for n in stack):
+    stack = config.get("stack", [])
+    if not isinstance(stack, list) or not all(
+        isinstance(n, str) and re.fullmatch(r"seed\d+-[\w-]+", n) for n in stack
+    ):
         raise CheckpointError(f"{path} is damaged: 'stack' is {stack!r}")
     return config

@@ -17,7 +17,7 @@ import numpy as np
 
 from offrl.data.environments import EnvSpec
 from offrl.data.reference import normalized_score
-from offrl.errors import CheckpointError, Stopped
+from offrl.errors import CheckpointError, PolicyError, Stopped
 from offrl.evaluation.rollout import EvaluationResult, Evaluator
 from offrl.nn.policy import Policy
 from offrl.nn.precision import Precision
@@ -133,7 +133,7 @@ class Session:
             raise Stopped(message, 128 + self.asked[0])
         return self._finish(results)
 
-    def _train(self, evaluator: Evaluator | None) -> list[EvaluationResult]:
+    def _train(self, evaluator: Evaluator | None) -> list[EvaluationResult | None]:
         """The updates that are left; returns the last evaluation of each run, or nothing."""
         c = self.config
         loop = train(
@@ -153,7 +153,7 @@ class Session:
             self.seconds += elapsed
             rate, self.step = (step - before) / max(elapsed, 1e-9), step
             last, stopped = step == c["steps"], bool(self.asked)
-            results = []
+            results: list[EvaluationResult | None] = []
             if evaluator and (last or (c["eval_every"] and step % c["eval_every"] == 0)):
                 results = self._evaluate(evaluator)
                 self._record_evaluations(results)
@@ -170,17 +170,24 @@ class Session:
         self._save_policies()  # it was killed between its last checkpoint and its end
         return self._evaluate(evaluator) if evaluator else []
 
-    def _evaluate(self, evaluator: Evaluator) -> list[EvaluationResult]:
-        """Every seed's policy plays its own episodes."""
+    def _evaluate(self, evaluator: Evaluator) -> list[EvaluationResult | None]:
+        """Every seed's policy plays its own episodes; None for one that cannot act while others of its stack can."""
         c = self.config
         episodes = (c["final_episodes"] if self.step == c["steps"] else 0) or c["eval_episodes"]
         self.evaluating = True
         if self.asked:
             self._heard()
-        results = [
-            evaluator(self.learner.policy(k), episodes, seed=record.seed, stream=self.step)
-            for k, record in enumerate(self.records)
-        ]
+        results: list[EvaluationResult | None] = []
+        for k, record in enumerate(self.records):
+            try:
+                results.append(
+                    evaluator(self.learner.policy(k), episodes, seed=record.seed, stream=self.step)
+                )
+            except PolicyError as error:  # it has diverged
+                record.failure = str(error)
+                results.append(None)
+                if not any(results) and k + 1 == len(self.records):
+                    raise
         self.evaluating = False
         return results
 
@@ -200,11 +207,12 @@ class Session:
                 self.reporter.note(f"{wrong}: {who} has diverged")
         self.reporter.metrics = {name: float(np.mean([row[name] for row in rows])) for name in means}
 
-    def _record_evaluations(self, results: list[EvaluationResult]) -> None:
-        facts = [record.evaluation(self.step, r) for record, r in zip(self.records, results, strict=True)]
+    def _record_evaluations(self, results: list[EvaluationResult | None]) -> None:
+        played = [(record, r) for record, r in zip(self.records, results, strict=True) if r]
+        facts = [record.evaluation(self.step, result) for record, result in played]
         last = float(np.mean([fact.get("normalized_score", fact["return"]) for fact in facts]))
-        best = float(np.mean([record.best for record in self.records]))
-        for record, fact in zip(self.records, facts, strict=True):
+        best = float(np.mean([record.best for record, _ in played]))
+        for (record, _), fact in zip(played, facts, strict=True):
             seed = {"seed": record.seed} if len(self.records) > 1 else {}
             self.reporter.evaluation(seed | fact, last, best)
 
@@ -228,13 +236,19 @@ class Session:
         for k, record in enumerate(self.records):
             record.save_policy(self.learner.policy(k), self.step)
 
-    def _finish(self, results: list[EvaluationResult]) -> list[RunResult]:
-        outcomes: list[EvaluationResult | None] = [*results] or [None] * len(self.records)
-        returns = [record.finish(result) for record, result in zip(self.records, outcomes, strict=True)]
-        return [
-            run_result(record.run, values, self.learner.policy(k))
-            for k, (record, values) in enumerate(zip(self.records, returns, strict=True))
+    def _finish(self, results: list[EvaluationResult | None]) -> list[RunResult]:
+        outcomes = results or [None] * len(self.records)
+        finished = [
+            run_result(record.run, record.finish(result), self.learner.policy(k))
+            for k, (record, result) in enumerate(zip(self.records, outcomes, strict=True))
+            if record.failure is None
         ]
+        bad = [f"seed {r.seed} in {r.run.path} ({r.failure})" for r in self.records if r.failure]
+        if bad:
+            raise PolicyError(
+                f"{len(finished)} of {len(self.records)} runs are finished; not {', '.join(bad)}"
+            )
+        return finished
 
 
 def run_result(run: RunDir, returns: np.ndarray, policy: Policy, *, already: bool = False) -> RunResult:

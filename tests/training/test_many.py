@@ -15,7 +15,7 @@ import torch
 
 from offrl.algos import ALGORITHMS
 from offrl.data.source import UniformSource
-from offrl.errors import CheckpointError, ConfigError, Stopped
+from offrl.errors import CheckpointError, ConfigError, PolicyError, Stopped
 from offrl.evaluation.runs import read_run
 from offrl.training import many
 from offrl.training.checkpoint import load_checkpoint
@@ -257,7 +257,7 @@ def test_a_renamed_run_is_refused(stopped, pendulum):
         resume(stopped[0].with_name("copy"), dataset=pendulum)
 
 
-@pytest.mark.parametrize("names", ["seed0", [3], ["../seed0"], ["a/b"], [""]])
+@pytest.mark.parametrize("names", ["seed0", [3], ["../seed0-1"], ["seed0-1/../.."], [".."], [""]])
 def test_a_damaged_stack_is_refused(stopped, names):
     edit(stopped[0], stack=names)
     with pytest.raises(CheckpointError, match="damaged: 'stack' is"):
@@ -310,7 +310,8 @@ def test_what_is_reported_is_the_mean_and_each_evaluation_names_its_seed(tmp_pat
     )
 
 
-def test_the_seed_that_diverges_is_named(tmp_path, pendulum, capsys, monkeypatch):
+def test_a_seed_that_diverges_is_named_and_the_others_go_on(tmp_path, pendulum, capsys, monkeypatch):
+    whole = stacked(tmp_path / "whole", pendulum)
     sample = UniformSource.sample
 
     def sampling(self, generators):
@@ -319,10 +320,28 @@ def test_the_seed_that_diverges_is_named(tmp_path, pendulum, capsys, monkeypatch
         return batch
 
     monkeypatch.setattr(UniformSource, "sample", sampling)
-    stacked(tmp_path, pendulum, reporter=Reporter("text", STEPS))
+    with pytest.raises(PolicyError, match=r"2 of 3 runs are finished; not seed 0 in .*not finite"):
+        stacked(tmp_path / "ill", pendulum, reporter=Reporter("text", STEPS))
     lines = [line for line in capsys.readouterr().out.splitlines() if "diverged" in line]
     assert len(lines) == 1
     assert lines[0].endswith(": seed 0 has diverged")
+    ill = sorted(path.parent for path in (tmp_path / "ill").glob("*/*/seed*/config.json"))
+    assert [(run / "final_returns.npz").exists() for run in ill] == [False, True, True]
+    assert [left(ill[1]), left(ill[2])] == [left(whole[0].directory), left(whole[2].directory)]
+
+
+def test_a_stack_that_diverges_as_a_whole_ends_as_a_run_does(tmp_path, pendulum, monkeypatch):
+    sample = UniformSource.sample
+
+    def sampling(self, generators):
+        batch = sample(self, generators)
+        batch.rewards.fill_(torch.inf)
+        return batch
+
+    monkeypatch.setattr(UniformSource, "sample", sampling)
+    for seeds in ((0,), (0, 1)):
+        with pytest.raises(PolicyError, match="the policy's action is not finite"):
+            stacked(tmp_path, pendulum, seeds=seeds)
 
 
 @pytest.mark.parametrize("seeds", [(1, 1), (0, -1)])
@@ -398,7 +417,7 @@ def test_a_method_that_does_not_stack_says_so(tmp_path, pendulum):
 
 def test_a_method_of_ones_own_that_stacks_is_stacked(tmp_path, pendulum):
     file = tmp_path / "mine.py"
-    file.write_text(MIXING.replace("batch.actions.copy_", "batch.actions.add_(0.0); ("))
+    file.write_text(MIXING.replace("batch.actions.mean(dim=0, keepdim=True)", "batch.actions"))
     assert len(stacked(tmp_path, pendulum, str(file))) == 3
 
 
