@@ -189,7 +189,7 @@ def test_usage_errors_are_one_line_whatever_the_terminal_can_show(monkeypatch, e
         def isatty(self):
             return terminal
 
-    from offrl.commands.algos import CheckOptions
+    from offrl.commands.algos import Check
     from offrl.commands.train import ResumeOptions
 
     monkeypatch.setattr(sys, "stdout", Stream())
@@ -203,4 +203,4 @@ def test_usage_errors_are_one_line_whatever_the_terminal_can_show(monkeypatch, e
             arguments.parse(ResumeOptions, "offrl resume", typed.split())
         assert str(caught.value) == f"{message} ('offrl resume --help' shows all options)"
     with pytest.raises(UsageError, match="^missing: STR Name or path of the algorithm \\("):
-        arguments.parse(CheckOptions, "offrl algos check", [])
+        arguments.parse(Check, "offrl algos check", [])
