@@ -290,6 +290,18 @@ def test_a_stack_killed_between_two_end_marks_is_completed(stopped, tmp_path, pe
     assert left_by_stack(tmp_path / "stopped") == left_by_stack(tmp_path / "whole")
 
 
+def test_a_resumed_stack_clears_up_and_remembers_the_best_of_each_run(tmp_path, pendulum, stopped, capsys):
+    stacked(tmp_path / "whole", pendulum, reporter=Reporter("json", STEPS))
+    whole = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for run in stopped:
+        (run / ".policy.json.x.tmp.json").write_text("{")
+    resume(stopped[0], dataset=pendulum, reporter_mode="json")
+    resumed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert resumed == whole[3:]
+    assert any(late["best"] == early["best"] for early, late in zip(whole, resumed, strict=False))
+    assert not [path for run in stopped for path in run.glob(".*")]
+
+
 def test_what_is_reported_is_the_mean_and_each_evaluation_names_its_seed(tmp_path, pendulum):
     class Kept(Reporter):
         records: list = []
