@@ -179,6 +179,7 @@ class Session:
             self._heard()
         results: list[EvaluationResult | None] = []
         for k, record in enumerate(self.records):
+            record.failure = None
             try:
                 results.append(
                     evaluator(self.learner.policy(k), episodes, seed=record.seed, stream=self.step)

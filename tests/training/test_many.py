@@ -281,6 +281,14 @@ def test_two_processes_cannot_train_one_stack(stopped, pendulum):
     resume(stopped[0], dataset=pendulum)
 
 
+def test_a_stack_killed_before_its_first_checkpoint_starts_over(stopped, tmp_path, pendulum):
+    stacked(tmp_path / "whole", pendulum)
+    for path in stopped[0].glob("checkpoint*"):
+        path.unlink()
+    resume(stopped[2], dataset=pendulum)
+    assert left_by_stack(tmp_path / "stopped") == left_by_stack(tmp_path / "whole")
+
+
 def test_a_stack_killed_between_two_end_marks_is_completed(stopped, tmp_path, pendulum):
     stacked(tmp_path / "whole", pendulum)
     resume(stopped[0], dataset=pendulum)
