@@ -1,7 +1,8 @@
 """The Python door: the same things as the command line, as functions."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from offrl.data.dataset import OfflineDataset
 from offrl.data.load import load_dataset
@@ -12,11 +13,39 @@ from offrl.evaluation.rollout import evaluate as _evaluate
 from offrl.evaluation.sources import load_source
 from offrl.export.policy import export_policy
 from offrl.nn.policy import Policy, load_policy
+from offrl.training.many import train_seeds
+from offrl.training.options import SeedMode, SeedOptions
 from offrl.training.progress import Reporter
 from offrl.training.runner import RunOptions, RunResult, make_settings, start
 from offrl.training.runner import resume as _resume
 
 __all__ = ["evaluate", "export_policy", "load_dataset", "load_policy", "resume", "train"]
+
+
+@overload
+def train(
+    algorithm: str,
+    dataset: str | OfflineDataset,
+    *,
+    progress: bool = True,
+    preset: str | None = None,
+    seeds: None = None,
+    seed_mode: SeedMode = "auto",
+    **given: Any,
+) -> RunResult: ...
+
+
+@overload
+def train(
+    algorithm: str,
+    dataset: str | OfflineDataset,
+    *,
+    progress: bool = True,
+    preset: str | None = None,
+    seeds: Sequence[int],
+    seed_mode: SeedMode = "auto",
+    **given: Any,
+) -> list[RunResult]: ...
 
 
 def train(
@@ -25,8 +54,10 @@ def train(
     *,
     progress: bool = True,
     preset: str | None = None,
+    seeds: Sequence[int] | None = None,
+    seed_mode: SeedMode = "auto",
     **given: Any,
-) -> RunResult:
+) -> RunResult | list[RunResult]:
     """Train an algorithm on a dataset in a new run directory.
 
     Args:
@@ -34,11 +65,14 @@ def train(
         dataset: a data URI (``builtin:NAME``, ``d4rl:NAME``, ``minari:ID``, a file) or an ``OfflineDataset``.
         progress: print progress.
         preset: start from the settings tuned for this dataset name.
+        seeds: train these seeds at once, each in a run directory of its own, instead of ``seed``.
+        seed_mode: ``stacked`` (one process), ``processes`` (one a seed) or ``auto`` (what is faster).
         **given: run options (``steps``, ``seed``, ``env``, ``out``, ``device``, ... see ``RunOptions``) and the
             algorithm's settings (``alpha``, ``lr``, ...), by the names of the command line.
 
     Returns:
-        The run directory, the returns and scores of the last policy, and the policy itself.
+        The run directory, the returns and scores of the last policy, and the policy itself; a list of these for
+        ``seeds``.
 
     Raises:
         ConfigError: an unknown option or setting, or an impossible value.
@@ -55,7 +89,10 @@ def train(
     in_memory = dataset if isinstance(dataset, OfflineDataset) else None
     run_options = RunOptions(dataset=None if in_memory else str(dataset), preset=preset, **options)
     reporter = Reporter("text" if progress else "quiet", run_options.steps)
-    return start(algorithm, settings, run_options, dataset=in_memory, reporter=reporter)
+    if seeds is None:
+        return start(algorithm, settings, run_options, dataset=in_memory, reporter=reporter)
+    many = SeedOptions(seeds=tuple(seeds), seed_mode=seed_mode)
+    return train_seeds(algorithm, settings, run_options, many, dataset=in_memory, reporter=reporter)
 
 
 def resume(
@@ -65,7 +102,7 @@ def resume(
     progress: bool = True,
     allow_inexact: bool = False,
 ) -> RunResult:
-    """Go on with a run exactly where it stopped; see ``offrl resume``.
+    """Go on with a run exactly where it stopped, and with those that were trained in one stack with it.
 
     Args:
         run: the run directory.

@@ -9,7 +9,8 @@ import sys
 
 COMMANDS = {  # name -> module under offrl.commands, one line for the overview
     "train": ("train", "train an algorithm on a dataset: offrl train ALGO --dataset URI"),
-    "resume": ("train", "go on with a stopped run, bit for bit"),
+    "resume": ("train", "go on with stopped runs, bit for bit"),
+    "sweep": ("sweep", "algorithms x datasets x settings x seeds, in one table"),
     "eval": ("eval", "roll out a policy: a run, an SB3 zip, random, your own"),
     "fqe": ("fqe", "estimate a policy's return from recorded data"),
     "collect": ("collect", "record a dataset with any policy"),

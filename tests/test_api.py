@@ -46,6 +46,14 @@ def test_train_resume_evaluate_and_load(tmp_path, pendulum):
         assert played.returns[0] == offrl.evaluate(loaded, "Pendulum-v1", episodes=1, seed=3).returns[0]
 
 
+def test_many_seeds_give_a_list(tmp_path, pendulum):
+    results = offrl.train("td3_bc", pendulum, out=tmp_path, seeds=[2, 1], **SHORT)
+    assert [result.seed for result in results] == [2, 1]
+    assert offrl.resume(results[1].directory, progress=False).seed == 1
+    with pytest.raises(ConfigError, match="data in memory cannot be handed to processes"):
+        offrl.train("td3_bc", pendulum, out=tmp_path, seeds=[2, 1], seed_mode="processes", **SHORT)
+
+
 def test_the_command_line_makes_the_same_run(tmp_path, monkeypatch, pendulum_npz):
     monkeypatch.chdir(pendulum_npz.parent)
     ours = offrl.train("bc", "tiny.npz", env="Pendulum-v1", out="door", lr=1e-3, **SHORT)

@@ -34,7 +34,7 @@ MAY_IMPORT = {  # package -> packages of ours that it may import, besides itself
     "offrl.files": set(),
 }
 # What drives a run also evaluates it and finds its algorithm by name; the parts that it drives do not.
-for driver in ("build", "options", "runner", "session", "check", "cells"):
+for driver in ("build", "options", "runner", "session", "check", "cells", "records", "many", "sweep"):
     MAY_IMPORT[f"offrl.training.{driver}"] = MAY_IMPORT["offrl.training"] | {
         "offrl.evaluation",
         "offrl.algos",
@@ -211,6 +211,8 @@ def test_the_library_prints_nothing():
 def public_things(tree: ast.Module) -> Iterator[ast.AST]:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if "overload" in map(ast.unparse, node.decorator_list):
+                continue  # the function itself has the docstring
             yield node
             if isinstance(node, ast.ClassDef):
                 yield from (

@@ -189,11 +189,12 @@ def test_usage_errors_are_one_line_whatever_the_terminal_can_show(monkeypatch, e
         def isatty(self):
             return terminal
 
+    from offrl.commands.algos import Check
     from offrl.commands.train import ResumeOptions
 
     monkeypatch.setattr(sys, "stdout", Stream())
     for typed, message in {
-        "": "missing: PATH The run directory",
+        "": "name at least one run directory, e.g. offrl resume runs/td3_bc/DATASET/seed0-TIME",
         "run --workers many": "--workers needs an integer, got 'many'",
         "run --alow-inexact": "unknown option --alow-inexact; did you mean --allow-inexact?",
         "run --workers": "missing value for argument '--workers'",
@@ -201,3 +202,5 @@ def test_usage_errors_are_one_line_whatever_the_terminal_can_show(monkeypatch, e
         with pytest.raises(UsageError) as caught:
             arguments.parse(ResumeOptions, "offrl resume", typed.split())
         assert str(caught.value) == f"{message} ('offrl resume --help' shows all options)"
+    with pytest.raises(UsageError, match="^missing: STR Name or path of the algorithm \\("):
+        arguments.parse(Check, "offrl algos check", [])

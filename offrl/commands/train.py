@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
 
 from offrl.algos import ALGORITHMS, load_algorithm, plugins, preset
 from offrl.commands import arguments
 from offrl.errors import ConfigError
 from offrl.files import read_json_object
-from offrl.training.options import RunOptions, settings_from_json
+from offrl.training.many import resume_runs, train_seeds
+from offrl.training.options import RunOptions, SeedOptions, settings_from_json
 from offrl.training.progress import Reporter
-from offrl.training.runner import resume, start
 from offrl.training.session import RunResult
 
 
@@ -61,28 +62,31 @@ def train_command(argv: list[str]) -> int:
         )
         return 0 if asked else 2
     _, method = load_algorithm(argv[0])
-    options, settings, output, begin = parse(argv[0], method.config, argv[1:], RunOptions(), method.config())
+    options, settings, many, output, begin = parse(
+        argv[0], method.config, argv[1:], RunOptions(), method.config()
+    )
     if begin.config or options.preset:
         if begin.config:
             options, settings = _recorded(begin.config, argv[0])
         if options.preset:
             settings = dataclasses.replace(settings, **preset(method, options.preset))
-        options, settings, output, begin = parse(argv[0], method.config, argv[1:], options, settings)
+        options, settings, many, output, begin = parse(argv[0], method.config, argv[1:], options, settings)
     if begin.dry_run:
-        _print_settings(settings, options)
+        _print_settings(settings, options, many)
         return 0
-    result = start(argv[0], settings, options, reporter=Reporter(output.mode, options.steps))
-    _summary(result, output)
+    reporter = Reporter(output.mode, options.steps)
+    _summary(train_seeds(argv[0], settings, options, many, reporter=reporter), output)
     return 0
 
 
 def parse(
     algorithm: str, config: type, argv: list[str], options: RunOptions, settings: Any
-) -> tuple[RunOptions, Any, Output, Start]:
+) -> tuple[RunOptions, Any, SeedOptions, Output, Start]:
     """Options, settings and output flags from the command line, over the given defaults."""
     fields: list[tuple[str, Any, Any]] = [
         ("run", RunOptions, options),
         ("algorithm", config, settings),
+        ("seeds", tyro.conf.FlagCreatePairsOff[SeedOptions], SeedOptions()),
         ("start", tyro.conf.FlagCreatePairsOff[Start], Start()),
         ("output", tyro.conf.FlagCreatePairsOff[Output], Output()),
     ]
@@ -98,36 +102,57 @@ def parse(
         description=f"Train {Path(algorithm).stem} on a dataset; everything is kept in a new run directory.",
         pairs=True,
     )
-    return parsed.run, parsed.algorithm, parsed.output, parsed.start
+    return parsed.run, parsed.algorithm, parsed.seeds, parsed.output, parsed.start
 
 
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Go on with a stopped run exactly where its last checkpoint left it."""
+    """Go on with stopped runs exactly where their last checkpoints left them."""
 
-    run: tyro.conf.Positional[Path]
-    """The run directory."""
+    runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN ...")]]
+    """Run directories; several are resumed one process each, as many at once as there are cores."""
     allow_inexact: bool = False
     """Go on although torch, chip, device or threads differ from those recorded; the numbers may differ."""
     workers: int | None = None
     """Processes that evaluate, if other than recorded."""
     output: Output = dataclasses.field(default_factory=Output)
 
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ConfigError(
+                "name at least one run directory, e.g. offrl resume runs/td3_bc/DATASET/seed0-TIME"
+            )
+
 
 def resume_command(argv: list[str]) -> int:
-    """``offrl resume RUN``."""
+    """``offrl resume RUN ...``."""
     o = arguments.parse(ResumeOptions, "offrl resume", argv)
-    result = resume(o.run, allow_inexact=o.allow_inexact, workers=o.workers, reporter_mode=o.output.mode)
-    if result.already_finished and o.output.mode == "text":
-        print(f"{result.directory} is already finished")
-    _summary(result, o.output)
+    mode = o.output.mode
+    results = resume_runs(o.runs, allow_inexact=o.allow_inexact, workers=o.workers, reporter_mode=mode)
+    for result in results:
+        if result.already_finished and mode == "text":
+            print(f"{result.directory} is already finished")
+    _summary(results, o.output)
     return 0
 
 
-def _summary(result: RunResult, output: Output) -> None:
+def _summary(results: list[RunResult], output: Output) -> None:
+    for result in results:
+        _summary_of_one(result, output)
+    if output.mode != "text":
+        return
+    if len(results) > 1 and all(len(result.returns) for result in results):
+        means = np.array([(r.returns if r.scores is None else r.scores).mean() for r in results])
+        what = "return" if results[0].scores is None else "normalized score"
+        spread = means.std(ddof=1)
+        print(f"last {what} {means.mean():.1f} +- {spread:.1f} (std over {len(results)} seeds)")
+    print(f"next: offrl report {' '.join(str(r.directory) for r in results)} --out report.html")
+
+
+def _summary_of_one(result: RunResult, output: Output) -> None:
     values = result.returns if result.scores is None else result.scores
     if output.mode == "json":
-        final = {"directory": str(result.directory), "step": result.steps, "final": True}
+        final = {"directory": str(result.directory), "seed": result.seed, "step": result.steps, "final": True}
         if len(values):
             final |= {"return": float(result.returns.mean()), "episodes": len(values)}
             final |= {} if result.scores is None else {"normalized_score": float(values.mean())}
@@ -138,7 +163,7 @@ def _summary(result: RunResult, output: Output) -> None:
             spread = values.std(ddof=1) if len(values) > 1 else 0.0
             line = f"last {what} {values.mean():.1f} +- {spread:.1f} (std over {len(values)} episodes)"
             print(line if result.scores is None else f"{line}, mean return {result.returns.mean():.1f}")
-        print(f"run directory {result.directory}\nnext: offrl report {result.directory} --out report.html")
+        print(f"run directory {result.directory}")
 
 
 def _recorded(path: Path, algorithm: str) -> tuple[RunOptions, Any]:
@@ -159,8 +184,8 @@ def _recorded(path: Path, algorithm: str) -> tuple[RunOptions, Any]:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _print_settings(settings: Any, options: RunOptions) -> None:
-    for thing in (settings, options):
+def _print_settings(*groups: Any) -> None:
+    for thing in groups:
         for field in dataclasses.fields(thing):
             value = getattr(thing, field.name)
             note = "" if value == field.default else f"  (default {field.default})"

@@ -1,5 +1,6 @@
 """Builds a learner and its batch source from a dataset and the settings of a run."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,14 @@ BOUND_TOLERANCE = 1e-4  # recorded float32 actions may exceed the box by roundin
 
 
 def build(
-    method: Algorithm, settings: Any, data: OfflineDataset, spec: EnvSpec | None, config: dict[str, Any]
+    method: Algorithm,
+    settings: Any,
+    data: OfflineDataset,
+    spec: EnvSpec | None,
+    config: dict[str, Any],
+    seeds: Sequence[int] = (),
 ) -> tuple[Learner, UniformSource]:
-    """The learner and the source of its batches, on the run's device."""
+    """The learner of ``seeds`` (default: the run's own) and the source of its batches, on the run's device."""
     if method.prepare is not None:
         data = method.prepare(data, settings)
     rows = data.transitions(config["rows"], next_actions=method.next_actions)
@@ -30,10 +36,7 @@ def build(
     else:
         normalizer = ObservationNormalizer.identity(rows.observations.shape[1])
     device = torch.device(config["device"])
-    scale = getattr(settings, "reward_scale", 1.0)
-    if getattr(settings, "return_range_scaling", False):
-        scale *= return_range_scale(data)
-    rewards = (rows.rewards * scale + getattr(settings, "reward_shift", 0.0)).astype(np.float32)
+    rewards = scaled_rewards(rows.rewards, data, settings)
     to_go = None
     if method.returns_to_go:
         sparse = getattr(settings, "sparse_rewards", False)
@@ -49,7 +52,7 @@ def build(
         action_high=torch.from_numpy(high).to(device),
         normalizer=normalizer,
         returns_to_go=None if to_go is None else to_go.to(device),
-        seeds=(config["seed"],),
+        seeds=tuple(seeds) or (config["seed"],),
         steps=config["steps"],
         device=device,
         compile=config["compile"],
@@ -66,6 +69,15 @@ def build(
         batch_size=settings.batch_size,
     )
     return method.learner(problem, settings), source
+
+
+def scaled_rewards(rewards: np.ndarray, data: OfflineDataset, settings: Any) -> np.ndarray:
+    """Rewards (N,) float32 as the settings ask for them: scaled, then shifted."""
+    scale = getattr(settings, "reward_scale", 1.0)
+    if getattr(settings, "return_range_scaling", False):
+        scale *= return_range_scale(data)
+    shifted: np.ndarray = (rewards * scale + getattr(settings, "reward_shift", 0.0)).astype(np.float32)
+    return shifted
 
 
 def return_range_scale(data: OfflineDataset) -> float:

@@ -29,12 +29,14 @@ class Cell:
     Args:
         name: unique within its folder; also the name of its raw file and log.
         command: argument list; it must write ``result`` (atomically) before it ends.
-        result: the raw JSON file.
+        result: the file that it leaves.
+        log: where its output goes; default: ``NAME.log`` in the folder of logs.
     """
 
     name: str
     command: tuple[str, ...]
     result: Path
+    log: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def run_cells(
     jobs: int = 1,
     deadline: float | None = None,
     nice: int = 10,
+    stop: Callable[[], bool] = lambda: False,
     note: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
     """Run every cell whose result is missing, ``jobs`` at a time.
@@ -73,46 +76,82 @@ def run_cells(
         jobs: processes at once.
         deadline: seconds after which no new cell starts and running ones are asked to stop (they checkpoint).
         nice: niceness of the processes.
+        stop: asked again and again; True is as the deadline.
         note: called with a line of progress.
 
     Returns:
-        Names of the cells that still have no result: failed twice, or stopped by the deadline.
+        Names of the cells that still have no result: failed twice, or stopped.
     """
     logs.mkdir(parents=True, exist_ok=True)
+    running: list[Running] = []
+    try:
+        return _run_cells(cells, logs, running, jobs, deadline, nice, stop, note)
+    finally:  # an error or a Ctrl-C leaves no process behind
+        for entry in running:
+            entry.process.terminate()
+        for entry in running:
+            entry.process.wait()
+
+
+@dataclass(frozen=True, eq=False)
+class Running:
+    """A cell's process."""
+
+    cell: Cell
+    attempt: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    since: float
+
+
+def _run_cells(
+    cells: Sequence[Cell],
+    logs: Path,
+    running: list[Running],
+    jobs: int,
+    deadline: float | None,
+    nice: int,
+    stop: Callable[[], bool],
+    note: Callable[[str], None],
+) -> list[str]:
     waiting = [(cell, 1) for cell in cells if not cell.result.exists()]
     note(f"{len(cells) - len(waiting)} of {len(cells)} cells are done, {len(waiting)} to run")
-    running: list[tuple[Cell, int, subprocess.Popen[bytes], float]] = []
-    began, missing, stopping = time.monotonic(), [], False
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    began, stopping = time.monotonic(), False
+    missing: list[str] = []
     while waiting or running:
-        if deadline is not None and time.monotonic() - began > deadline and not stopping:
+        late = deadline is not None and time.monotonic() - began > deadline
+        if (late or stop()) and not stopping:
             stopping = True
             missing += [cell.name for cell, _ in waiting]
             waiting = []
-            for _, _, process, _ in running:
-                process.terminate()
+            for entry in running:
+                entry.process.terminate()
         while waiting and len(running) < jobs:
-            cell, attempt = waiting.pop(0)
-            with open(logs / f"{cell.name}.log", "ab") as log:
-                command = ("nice", "-n", str(nice), *cell.command) if os.name == "posix" else cell.command
-                process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-            note(f"started {cell.name}")
-            running.append((cell, attempt, process, time.monotonic()))
+            running.append(_begin(*waiting.pop(0), logs, nice))
+            note(f"started {running[-1].cell.name}")
         time.sleep(0.2)
-        for entry in [e for e in running if e[2].poll() is not None]:
+        for entry in [e for e in running if e.process.poll() is not None]:
             running.remove(entry)
-            cell, attempt, process, since = entry
+            cell, code = entry.cell, entry.process.returncode
             if cell.result.exists():
-                note(f"finished {cell.name} in {time.monotonic() - since:.0f} s")
-            elif attempt == 1 and not stopping:
-                note(f"{cell.name} failed with exit code {process.returncode}; trying once more")
+                note(f"finished {cell.name} in {time.monotonic() - entry.since:.0f} s")
+            elif entry.attempt == 1 and not stopping:
+                note(f"{cell.name} failed with exit code {code}; trying once more")
                 waiting.append((cell, 2))
             else:
-                note(
-                    f"{cell.name} has no result (exit code {process.returncode}); see {logs / cell.name}.log"
-                )
+                note(f"{cell.name} has no result (exit code {code}); see {entry.log}")
                 missing.append(cell.name)
     return missing
+
+
+def _begin(cell: Cell, attempt: int, logs: Path, nice: int) -> Running:
+    """Start a cell's process, in a session of its own: a Ctrl-C is passed on once, by this process."""
+    path = cell.log or logs / f"{cell.name}.log"
+    command = ("nice", "-n", str(nice), *cell.command) if os.name == "posix" and nice else cell.command
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with open(path, "ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    return Running(cell, attempt, process, path, time.monotonic())
 
 
 def run_training_cell(spec: Path) -> Path:

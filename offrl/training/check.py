@@ -61,7 +61,7 @@ def source_of(
 def check_algorithm(name: str) -> Iterator[tuple[str, str | None]]:
     """Run every check on an algorithm; yields (what was checked, None or what is wrong)."""
     _, method = load_algorithm(name)
-    for check in (_updates, _learns_deterministically, _resumes, _saves_policy, _stacks):
+    for check in (_updates, _learns_deterministically, _resumes, _saves_policy, stacks):
         seed_globally(0)
         try:
             problem = check(method)
@@ -144,7 +144,7 @@ def _saves_policy(method: Algorithm) -> str | None:
     return None if torch.equal(actions, again) else "the loaded policy acts differently"
 
 
-def _stacks(method: Algorithm) -> str | None:
+def stacks(method: Algorithm) -> str | None:
     """Seed k of a stack of 3 equals its single run to 1e-5."""
     stacked = _train(method, tiny_problem((0, 1, 2)), UPDATES)
     for k in range(3):

@@ -67,6 +67,24 @@ class RunOptions:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
+SeedMode = Literal["auto", "stacked", "processes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedOptions:
+    """Several seeds at once."""
+
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="S ...")] = ()
+    """Train these seeds, each a run of its own, instead of --seed."""
+    seed_mode: SeedMode = "auto"
+    """stacked: together in one process; processes: one a seed, as many at once as there are cores; auto: what is
+    faster, and it is printed."""
+
+    def __post_init__(self) -> None:
+        if any(seed < 0 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds must be different and 0 or more, got {' '.join(map(str, self.seeds))}")
+
+
 def make_settings(algorithm: str, given: dict[str, Any], preset_name: str | None = None) -> Any:
     """The algorithm's config from its preset and ``given`` values (which win).
 

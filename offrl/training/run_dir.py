@@ -39,6 +39,7 @@ CONFIG_TYPES: dict[str, Any] = {  # what a resume relies on
     "env_flatten": list,
     "reference_returns": list | None,
 }
+CONFIG_SHARED = ({*CONFIG_TYPES} - {"seed"}) | {"stack"}  # what the runs of a stack have in common
 
 
 class Table:
@@ -92,23 +93,50 @@ class RunDir:
     @classmethod
     def create(cls, root: Path, config: dict[str, Any]) -> "RunDir":
         """Make ``root/ALGORITHM/DATASET/seedS-TIME`` with config.json, versions.json and command.txt."""
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(config["dataset_name"])).strip("-.") or "data"
-        parent = root / config["algorithm"] / name
-        parent.mkdir(parents=True, exist_ok=True)
-        for attempt in range(1000):
-            path = parent / f"seed{config['seed']}-{stamp}{f'-{attempt}' if attempt else ''}"
-            try:
-                path.mkdir()
-            except FileExistsError:
-                continue
-            break
+        return cls.create_stack(root, [config])[0]
+
+    @classmethod
+    def create_stack(cls, root: Path, configs: Sequence[dict[str, Any]]) -> list["RunDir"]:
+        """Make a run directory for each config, side by side; each of several names them all as its stack."""
+        paths = [_new_folder(root, config) for config in configs]
+        stack = {"stack": [path.name for path in paths]} if len(paths) > 1 else {}
         by_command = Path(sys.argv[0]).stem in ("offrl", "cli")  # else a script that calls offrl.train
         command = ["offrl", *sys.argv[1:]] if by_command else sys.argv
-        atomic_write_text(path / "command.txt", shlex.join(command) + "\n")
-        atomic_write_json(path / "versions.json", versions(config["device"], config["threads"]))
-        atomic_write_json(path / "config.json", {"format": CONFIG_FORMAT, **config})
-        return cls(path)
+        for path, config in zip(paths, configs, strict=True):
+            atomic_write_text(path / "command.txt", shlex.join(command) + "\n")
+            atomic_write_json(path / "versions.json", versions(config["device"], config["threads"]))
+            atomic_write_json(path / "config.json", {"format": CONFIG_FORMAT, **config, **stack})
+        return [cls(path) for path in paths]
+
+    def stack(self) -> list["RunDir"]:
+        """The runs that were trained in one process with this one, itself included, in their order.
+
+        Raises:
+            CheckpointError: one of them is not beside this one, or was edited.
+        """
+        if "stack" not in self.config:
+            return [self]
+        own, runs = self.path.resolve(), []
+        for name in self.config["stack"]:
+            if name == own.name:
+                runs.append(self)
+                continue
+            try:
+                run = RunDir(own.parent / name)
+            except FileNotFoundError:
+                raise CheckpointError(
+                    f"{self.path} was trained in one stack with {name}, which is not beside it; "
+                    "put it back, or train anew"
+                ) from None
+            unequal = [k for k in CONFIG_SHARED if run.config.get(k) != self.config.get(k)]
+            if unequal:
+                raise CheckpointError(
+                    f"{self.path} and {name} of its stack differ in {unequal[0]!r}; restore the files"
+                )
+            runs.append(run)
+        if self not in runs:
+            raise CheckpointError(f"{self.path} was renamed: its stack is {', '.join(self.config['stack'])}")
+        return runs
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -206,6 +234,22 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
+def _new_folder(root: Path, config: dict[str, Any]) -> Path:
+    """``root/ALGORITHM/DATASET/seedS-TIME``, empty and nobody else's."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(config["dataset_name"])).strip("-.") or "data"
+    parent = root / str(config["algorithm"]) / name
+    parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1000):
+        path = parent / f"seed{config['seed']}-{stamp}{f'-{attempt}' if attempt else ''}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise FileExistsError(f"{parent} has a thousand runs of seed {config['seed']} from this second")
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return ""
@@ -227,4 +271,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     pair = config["reference_returns"]
     if pair is not None and (len(pair) != 2 or not all(isinstance(value, int | float) for value in pair)):
         raise CheckpointError(f"{path} is damaged: 'reference_returns' is {pair!r}")
+    stack = config.get("stack", [])
+    if not isinstance(stack, list) or not all(
+        isinstance(n, str) and re.fullmatch(r"seed\d+-[\w-]+", n) for n in stack
+    ):
+        raise CheckpointError(f"{path} is damaged: 'stack' is {stack!r}")
     return config

@@ -1,8 +1,11 @@
 """From a dataset's name to a finished run directory: starts runs, and resumes them exactly."""
 
+import contextlib
 import dataclasses
 import os
 import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from offrl.algos import load_algorithm
 from offrl.data.dataset import OfflineDataset
 from offrl.data.environments import EnvSpec
 from offrl.data.load import load_dataset
+from offrl.data.source import UniformSource
 from offrl.errors import CheckpointError, ConfigError
 from offrl.files import sha256_file
 from offrl.nn.policy import load_policy
@@ -25,6 +29,7 @@ from offrl.training.options import (
     resolve_device,
     settings_from_json,
 )
+from offrl.training.problem import Algorithm, Learner
 from offrl.training.progress import Reporter, spaced
 from offrl.training.run_dir import RunDir, device_name, versions
 from offrl.training.seeding import seed_globally
@@ -58,8 +63,68 @@ def start(
         ConfigError, DatasetError, PolicyError: the options, the data or the environment do not fit together.
         Stopped: a signal stopped it; a checkpoint was written.
     """
-    name, method = load_algorithm(algorithm)
+    return start_stack(algorithm, settings, options, (options.seed,), dataset=dataset, reporter=reporter)[0]
+
+
+def start_stack(
+    algorithm: str,
+    settings: Any,
+    options: RunOptions,
+    seeds: Sequence[int],
+    *,
+    dataset: OfflineDataset | None = None,
+    reporter: Reporter | None = None,
+) -> list[RunResult]:
+    """``start`` for several seeds that are trained together, each in a run directory of its own."""
     reporter = reporter or Reporter("quiet", options.steps)
+    plan = prepare(algorithm, settings, options, seeds, dataset=dataset)
+    torch.set_num_threads(plan.configs[0]["threads"])
+    seed_globally(seeds[0])
+    learner, source = plan.build(seeds)  # bad input fails before a folder is made
+    runs = RunDir.create_stack(options.out, plan.configs)
+    plan.announce(reporter, len(source), f"run director{'y' if len(runs) == 1 else 'ies'} {_listed(runs)}")
+    with _locked(runs):
+        return Session(runs, learner, source, plan.spec, reporter).go()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is made from, checked as far as it can be without building the learner."""
+
+    method: Algorithm
+    settings: Any
+    data: OfflineDataset
+    spec: EnvSpec | None
+    configs: list[dict[str, Any]]  # of each seed
+
+    def build(self, seeds: Sequence[int]) -> tuple[Learner, UniformSource]:
+        """The learner of ``seeds`` and the source of its batches."""
+        return build(self.method, self.settings, self.data, self.spec, self.configs[0], seeds)
+
+    def announce(self, reporter: Reporter, rows: int, where: str) -> None:
+        """Say what is trained on what, with what, and where it is kept."""
+        c = self.configs[0]
+        reporter.note(f"{c['algorithm']} on {c['dataset_name']}: {self.data.describe()}")
+        reporter.note(
+            f"{spaced(rows)} rows ({c['rows']}), device {device_name(c['device'])}, "
+            f"{c['threads']} thread{'s' * (c['threads'] > 1)}, {spaced(c['steps'])} steps, {where}"
+        )
+        if self.spec is None:
+            reporter.note(
+                "the data name no environment: training without evaluation (pass --env ID for scores)"
+            )
+
+
+def prepare(
+    algorithm: str,
+    settings: Any,
+    options: RunOptions,
+    seeds: Sequence[int],
+    *,
+    dataset: OfflineDataset | None = None,
+) -> Plan:
+    """Load the data and refuse what cannot run here; raises what ``start`` raises."""
+    name, method = load_algorithm(algorithm)
     data = dataset if dataset is not None else load_dataset(options.dataset) if options.dataset else None
     if data is None:
         raise ConfigError(f"{name} learns from data: pass --dataset ('offrl data list' shows what there is)")
@@ -71,20 +136,20 @@ def start(
     if options.compile:
         require_compiler(config["device"])
     require_sinks(config)
-    torch.set_num_threads(config["threads"])
-    seed_globally(options.seed)
-    learner, source = build(method, settings, data, spec, config)  # bad input fails before a folder is made
-    run = RunDir.create(options.out, config)
-    reporter.note(f"{name} on {config['dataset_name']}: {data.describe()}")
-    reporter.note(
-        f"{spaced(len(source))} rows ({config['rows']}), device {device_name(config['device'])}, "
-        f"{config['threads']} thread{'s' * (config['threads'] > 1)}, {spaced(options.steps)} steps, "
-        f"run directory {run.path}"
-    )
-    if spec is None:
-        reporter.note("the data name no environment: training without evaluation (pass --env ID for scores)")
-    with run.locked():
-        return Session(run, learner, source, spec, reporter).go()
+    return Plan(method, settings, data, spec, [{**config, "seed": seed} for seed in seeds])
+
+
+def _listed(runs: Sequence[RunDir]) -> str:
+    return ", ".join(str(run.path) for run in runs)
+
+
+@contextlib.contextmanager
+def _locked(runs: Sequence[RunDir]) -> Iterator[None]:
+    """Hold all of ``runs``."""
+    with contextlib.ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(run.locked())
+        yield
 
 
 def _config(
@@ -132,6 +197,8 @@ def resume(
 ) -> RunResult:
     """Go on with a run exactly where its last checkpoint left it; a finished run is returned as it is.
 
+    The others of a stack go on with it.
+
     Args:
         directory: the run directory.
         dataset: the data, for a run that was started from data in memory.
@@ -142,10 +209,29 @@ def resume(
     Raises:
         CheckpointError: damaged or foreign files, other data, or another machine without ``allow_inexact``.
     """
-    run = RunDir(directory)
-    config = run.config
-    if run.finished:
-        return _finished(run)
+    results = resume_stack(
+        directory,
+        dataset=dataset,
+        allow_inexact=allow_inexact,
+        workers=workers,
+        reporter_mode=reporter_mode,
+    )
+    return next(result for result in results if result.directory == directory)
+
+
+def resume_stack(
+    directory: Path,
+    *,
+    dataset: OfflineDataset | None = None,
+    allow_inexact: bool = False,
+    workers: int | None = None,
+    reporter_mode: str = "quiet",
+) -> list[RunResult]:
+    """``resume`` with the results of all runs of the stack, which is one run where it was trained alone."""
+    runs = RunDir(directory).stack()
+    config = runs[0].config
+    if all(run.finished for run in runs):
+        return [_finished(run) for run in runs]
     name, method = load_algorithm(config["algorithm_file"] or config["algorithm"])
     try:
         settings = settings_from_json(method.config, config["settings"])
@@ -166,7 +252,7 @@ def resume(
             f"the data of {directory} changed since it began (SHA-256 differs); restore them"
         )
     if not allow_inexact:
-        _require_exactness(run)
+        _require_exactness(runs[0])
     torch.set_num_threads(config["threads"])
     seed_globally(config["seed"])
     spec = None
@@ -178,9 +264,10 @@ def resume(
         )
     if workers is not None:
         config["workers"] = workers
-    with run.locked():
-        learner, source = build(method, settings, data, spec, config)
-        session = Session(run, learner, source, spec, Reporter(reporter_mode, config["steps"]))
+    with _locked(runs):
+        seeds = [run.config["seed"] for run in runs]
+        learner, source = build(method, settings, data, spec, config, seeds)
+        session = Session(runs, learner, source, spec, Reporter(reporter_mode, config["steps"]))
         session.restore()
         return session.go()
 

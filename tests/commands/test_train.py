@@ -216,11 +216,39 @@ def test_resuming_a_finished_run_says_so_and_exits_0(folder, capsys):
 
 def test_resume_has_its_own_usage(capsys):
     assert main(["resume"]) == 2
-    assert capsys.readouterr().err.startswith("offrl: missing: PATH The run directory ('offrl resume --help'")
+    assert capsys.readouterr().err.startswith("offrl: name at least one run directory, e.g. ")
     assert main(["resume", "--help"]) == 0
     page = capsys.readouterr().out
     assert "usage: offrl resume" in page
     assert "--allow-inexact" in page
+
+
+def test_many_seeds_print_how_they_are_trained_and_what_came_out(folder, capsys):
+    assert train("--seeds", "0", "2") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    runs = [path.parent.relative_to(folder) for path in sorted(folder.glob("runs/*/*/*/config.json"))]
+    assert [re.sub("-.*", "", run.name) for run in runs] == ["seed0", "seed2"]
+    assert lines[0] == "2 seeds stacked in one process: width 8 is below 128"
+    assert lines[2].endswith(f", 20 steps, run directories {runs[0]}, {runs[1]}")
+    assert lines[5::2] == [f"run directory {runs[0]}", f"run directory {runs[1]}", lines[-1]]
+    assert re.fullmatch(r"last return -\d+\.\d \+- \d+\.\d \(std over 2 seeds\)", lines[-2])
+    assert lines[-1] == f"next: offrl report {runs[0]} {runs[1]} --out report.html"
+    assert main(["resume", *map(str, runs)]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"{runs[0]} is already finished"
+
+
+def test_many_seeds_as_json(folder, capsys):
+    assert train("--json", "--eval-every", "10", "--seeds", "0", "2") == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r.get("seed") for r in records] == [0, 2, 0, 2, 0, 2]
+    assert [r.get("final", False) for r in records] == [False] * 4 + [True] * 2
+
+
+def test_seeds_that_make_no_sense_are_wrong_usage(folder, capsys):
+    assert train("--seeds", "1", "1") == 2
+    assert capsys.readouterr().err.startswith("offrl: seeds must be different and 0 or more, got 1 1 (")
 
 
 def test_kill_9_and_resume_in_fresh_processes(folder):

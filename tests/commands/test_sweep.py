@@ -1,0 +1,101 @@
+"""``offrl sweep`` as a user types it: real processes, stopped, repeated, failing."""
+
+import csv
+import json
+import signal
+
+import pytest
+
+from offrl.cli import main
+from offrl.evaluation.runs import find_runs, read_run
+
+SMALL = ["--datasets", "tiny.npz", "--env", "Pendulum-v1", "--eval-every", "0", "--eval-episodes", "1"]
+GRID = ["--grid", "hidden=8", "batch_size=8", "--jobs", "2"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, pendulum_npz):
+    monkeypatch.chdir(pendulum_npz.parent)
+    return pendulum_npz.parent
+
+
+def sweep(*more: str) -> int:
+    return main(["sweep", *SMALL, *GRID, *more])
+
+
+def test_a_dry_run_lists_the_cells_and_writes_nothing(folder, capsys):
+    assert sweep("--algos", "bc", "td3_bc", "--seeds", "0", "1", "--steps", "2000", "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == (
+        "expected: 4 cells (2 of algorithm, dataset and settings x 2 seeds) of 2,000 updates; 2 at once, in sweep"
+    )
+    assert [line.rpartition("-")[0] for line in lines[2:]] == [
+        f"{algorithm}-tiny-hidden=8-batch_size=8-seed{seed}"
+        for algorithm in ("bc", "td3_bc")
+        for seed in (0, 1)
+    ]
+    assert len(lines) == 6
+    assert not (folder / "sweep").exists()
+
+
+def test_a_sweep_fills_its_table_and_is_not_run_again(folder, capsys):
+    typed = ["--algos", "bc", "--seeds", "0", "1", "--steps", "12"]
+    assert sweep(*typed) == 0
+    out = capsys.readouterr().out
+    assert "0 of 2 cells are done, 2 to run" in out
+    assert "2 of 2 cells are finished." in out
+    with open(folder / "sweep/results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    records = [read_run(run) for run in find_runs((folder / "sweep/runs").iterdir())]
+    assert {int(row["seed"]): float(row["last"]) for row in rows} == {
+        record.seed: record.final_returns.mean() for record in records
+    }
+    before = {p: p.stat().st_mtime_ns for p in (folder / "sweep/raw").iterdir()}
+    assert sweep(*typed) == 0
+    assert "2 of 2 cells are done, 0 to run" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in (folder / "sweep/raw").iterdir()} == before
+
+
+def test_a_cell_that_fails_is_reported_and_the_others_are_finished(folder, capsys):
+    code = "import sys\nfrom offrl.algos.bc import ALGORITHM\n"
+    code += "if sys.argv[-1].endswith('cell.json'): raise OSError('no')\n"
+    (folder / "broken.py").write_text(code)
+    assert sweep("--algos", "bc", "broken.py", "--steps", "12") == 1
+    out, err = capsys.readouterr()
+    assert "1 of 2 cells are finished" in out
+    assert err.startswith("offrl: 1 of 2 cells failed twice: broken-tiny-")
+
+
+def test_a_stopped_sweep_goes_on_with_the_same_command(folder, in_child):
+    """SIGTERM while a cell trains: it checkpoints; the second call resumes it, to what an undisturbed run leaves."""
+    typed = ["-q", "--algos", "bc", "--steps", "2000", "--checkpoint-every", "100"]
+    child = in_child(
+        lambda: sweep(*typed),
+        kill_when=lambda: list(folder.glob("sweep/runs/*/*/*/*/checkpoint.pt")),
+        number=signal.SIGTERM,
+    )
+    assert child.code == 143, child.err
+    assert child.err.splitlines()[-1].endswith("cells finished; give the same command to go on")
+    assert not list(folder.glob("sweep/raw/*"))
+    assert sweep(*typed) == 0
+    (raw,) = folder.glob("sweep/raw/*.json")
+    assert sweep(*typed, "--out", "whole") == 0
+    (whole,) = folder.glob("whole/raw/*.json")
+    ours, theirs = json.loads(raw.read_text()), json.loads(whole.read_text())
+    assert ours["evaluations"] == theirs["evaluations"]
+    assert ours["last_metrics"] == theirs["last_metrics"]
+    assert len(list(folder.glob("sweep/runs/*/*/*/seed*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--algos", "bc", "--steps", "0"], "steps must be 1 or more"),
+        (["--algos", "bc", "--jobs", "-1"], "jobs and seeds must be 0 or more"),
+        (["--algos", "bc", "--seeds", "-1"], "jobs and seeds must be 0 or more"),
+        (["--algos"], "name at least one algorithm"),
+    ],
+)
+def test_what_makes_no_sense_is_wrong_usage(folder, capsys, typed, message):
+    assert sweep(*typed) == 2
+    assert message in capsys.readouterr().err

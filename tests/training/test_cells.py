@@ -1,0 +1,74 @@
+"""The runner of cells: finished ones are left alone, failed ones tried twice, a stop leaves no process behind."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from offrl.training.cells import Cell, run_cells
+
+LEAVES = "import sys, pathlib; print('hello'); pathlib.Path(sys.argv[1]).write_text('{}')"
+WAITS = (
+    "import os, sys, pathlib, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(60)"
+)
+
+
+def cell(folder: Path, name: str, code: str, log: Path | None = None) -> Cell:
+    result = folder / f"{name}.json"
+    return Cell(name, (sys.executable, "-S", "-c", code, str(result)), result, log)
+
+
+def test_finished_cells_are_left_alone_and_failed_ones_tried_twice(tmp_path):
+    done = cell(tmp_path, "done", "raise SystemExit(9)")
+    done.result.write_text("{}")
+    lines: list[str] = []
+    cells = [done, cell(tmp_path, "good", LEAVES), cell(tmp_path, "bad", "raise SystemExit('no luck')")]
+    assert run_cells(cells, tmp_path / "logs", jobs=2, nice=0, note=lines.append) == ["bad"]
+    assert lines[0] == "1 of 3 cells are done, 2 to run"
+    assert [line for line in lines if line.startswith("bad")] == [
+        "bad failed with exit code 1; trying once more",
+        f"bad has no result (exit code 1); see {tmp_path / 'logs' / 'bad.log'}",
+    ]
+    assert (tmp_path / "logs/bad.log").read_text() == "no luck\nno luck\n"
+    assert (tmp_path / "logs/good.log").read_text() == "hello\n"
+
+
+def test_a_cell_may_have_its_log_elsewhere(tmp_path):
+    assert run_cells([cell(tmp_path, "a/b", "print(3)", tmp_path / "own.log")], tmp_path) == ["a/b"]
+    assert (tmp_path / "own.log").read_text() == "3\n3\n"
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("how", ["stop", "deadline", "error"])
+def test_a_stop_ends_what_runs_and_begins_nothing_new(tmp_path, how):
+    waiting = Cell("w", (sys.executable, "-S", "-c", WAITS, str(tmp_path / "pid")), tmp_path / "never", None)
+    later = cell(tmp_path, "later", LEAVES)
+
+    def stop() -> bool:
+        begun = (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != ""
+        if begun and how == "error":
+            raise KeyboardInterrupt
+        return begun and how == "stop"
+
+    began = time.monotonic()
+    if how == "error":
+        with pytest.raises(KeyboardInterrupt):
+            run_cells([waiting, later], tmp_path, nice=0, stop=stop)
+    else:
+        deadline = 1.0 if how == "deadline" else None
+        assert set(run_cells([waiting, later], tmp_path, nice=0, stop=stop, deadline=deadline)) == {
+            "w",
+            "later",
+        }
+    assert time.monotonic() - began < 30
+    assert gone(int((tmp_path / "pid").read_text()))
+    assert not later.result.exists()
