@@ -16,7 +16,7 @@ from offrl.data.source import UniformSource
 from offrl.nn.policy import load_policy, save_policy
 from offrl.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from offrl.training.problem import Algorithm, Learner, Problem
-from offrl.training.seeding import seed_globally
+from offrl.training.seeding import seed_globally, stream
 
 OBS_DIM, ACT_DIM, ROWS, UPDATES = 3, 2, 400, 6
 
@@ -138,7 +138,10 @@ def _saves_policy(method: Algorithm) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         save_policy(policy, Path(folder))
         loaded = load_policy(Path(folder))
-    actions, again = (p.act(problem.observations[:9], deterministic=True)[0] for p in (policy, loaded))
+    actions, again = (
+        p.act(problem.observations[:9], deterministic=True, generator=stream(0, "check"))[0]
+        for p in (policy, loaded)
+    )
     if actions.shape != (9, ACT_DIM) or bool((actions.abs() > 1 + 1e-6).any()):
         return f"act() returned shape {tuple(actions.shape)} or left the action box"
     return None if torch.equal(actions, again) else "the loaded policy acts differently"

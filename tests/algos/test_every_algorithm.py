@@ -120,6 +120,8 @@ def optimum(name, problem):
     mean = problem.actions.mean().item()
     if name == "bc":
         return mean
+    if name == "fql":
+        return (10 * problem.actions.median().item() + BEST) / 11
     if name == "odice":
         w = (problem.rewards - problem.rewards.mean() - 2 / 3).clamp(min=0)
         return ((w * problem.actions[:, 0]).sum() / w.sum()).item()
