@@ -8,6 +8,7 @@
     squashed_gaussian  a = center + half_range tanh(u),  u ~ Normal(f(x), exp(clamp(g(x), log_std_min, 2)))
     random             a ~ Uniform(box)
     one_step_flow      a = center + half_range clip(f(x, z)),  z ~ Normal(0, 1)   (offrl.nn.one_step_flow)
+    decision_transformer  a = center + half_range tanh(f(x and returns-to-go so far)) (offrl.nn.decision_transformer)
 
 f and g are multi-layer perceptrons; log_std is one free number per action dimension.
 
@@ -148,6 +149,10 @@ class Policy(nn.Module):
         if deterministic:
             return self.forward(observations), state
         return self.sample(observations, generator), state
+
+    def rewarded(self, state: Any, rewards: Tensor) -> Any:
+        """The state after a step earned ``rewards`` (B,); only return-conditioned policies look at them."""
+        return state
 
     def reset_state(self, mask: Tensor) -> None:
         """Forget what is kept for the rows where ``mask`` (B,) is true; memoryless policies keep nothing."""
@@ -423,6 +428,7 @@ KINDS: dict[str, type[Policy]] = {
 }
 KINDS_ELSEWHERE = {  # kind -> module and class, imported when a policy of that kind is saved or loaded
     "one_step_flow": ("offrl.nn.one_step_flow", "OneStepFlowPolicy"),
+    "decision_transformer": ("offrl.nn.decision_transformer", "DecisionTransformerPolicy"),
 }
 
 
