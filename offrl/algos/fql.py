@@ -112,7 +112,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # commands in the README of seohongpark/
 class FQL:
     """Learner: critics, flow and one-step policy, one step each an update."""
 
-    metrics = ("critic_loss", "q_data", "flow_loss", "distill_loss", "policy_loss", "q_policy")
+    metrics = ("critic_loss", "q_data", "flow_loss", "distill_loss", "actor_loss", "q_policy")
 
     def __init__(self, problem: Problem, config: FQLConfig) -> None:
         self.config, self.normalizer = config, problem.normalizer
@@ -176,18 +176,18 @@ class FQL:
             per_seed = squared_distance(self.velocity(flow, batch.observations, x, times), velocity)
             return per_seed.sum(), {"flow_loss": per_seed}
 
-        def policy_loss(actor: Params) -> tuple[Tensor, dict[str, Tensor]]:
+        def actor_loss(actor: Params) -> tuple[Tensor, dict[str, Tensor]]:
             mu = self.one_step(actor, batch.observations, z_policy)
             q = self.values(self.critic.constant, batch.observations, mu.clamp(-1.0, 1.0)).mean(dim=1)
             distill = squared_distance(mu, flow_actions)
             q_loss = normalized_q_loss(q, 1.0)[0] if self.config.normalize_q else -q.mean(dim=1)
             per_seed = self.config.alpha * distill + q_loss
-            parts = {"policy_loss": per_seed, "distill_loss": distill, "q_policy": q.mean(dim=1)}
+            parts = {"actor_loss": per_seed, "distill_loss": distill, "q_policy": q.mean(dim=1)}
             return per_seed.sum(), parts
 
         critic, critic_metrics = gradients(critic_loss, self.critic.params)
         flow, flow_metrics = gradients(flow_loss, self.flow.params)
-        actor, actor_metrics = gradients(policy_loss, self.actor.params)
+        actor, actor_metrics = gradients(actor_loss, self.actor.params)
         return critic, flow, actor, critic_metrics | flow_metrics | actor_metrics
 
     def target(self, batch: Batch, noise: Tensor) -> Tensor:

@@ -134,7 +134,8 @@ def transformer(
         hidden = _linear(_norm(x, take), take).relu()
         x = x + _dropped(_linear(hidden, take), drop)
     states = x.view(seeds, batch * length, 3, -1)[:, :, 1]
-    return _linear(_norm(states, take), take).view(seeds, batch, length, -1)
+    out = _linear(_norm(states, take), take).view(seeds, batch, length, -1)
+    return out.to(observations.dtype)  # under autocast it is another
 
 
 def _linear(x: Tensor, take: Iterator[Tensor]) -> Tensor:

@@ -61,4 +61,4 @@ def gelu_mlp(params: Params, x: Tensor, *, layer_norm: bool = False) -> Tensor:
         h = F.gelu(torch.baddbmm(linear[i + 1], h, linear[i]), approximate="tanh")
         if layer_norm:
             h = torch.addcmul(norms[i + 1], norms[i], F.layer_norm(h, h.shape[-1:], eps=1e-6))
-    return torch.baddbmm(linear[-1], linear[-2], h.transpose(1, 2))
+    return torch.baddbmm(linear[-1], linear[-2], h.transpose(1, 2)).to(x.dtype)  # not so under autocast

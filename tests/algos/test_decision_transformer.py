@@ -185,7 +185,7 @@ def test_asked_for_a_high_or_a_low_return_it_does_what_earned_that():
 class Recorder(DecisionTransformerPolicy):
     """Keeps the state of every step, of all copies."""
 
-    states = []  # noqa: RUF012
+    states = []
 
     def act(self, observations, state=None, **settings):
         actions, state = super().act(observations, state, **settings)

@@ -110,7 +110,7 @@ def test_the_losses_of_constant_networks_are_what_the_formulas_say():
     distill = (torch.tensor([0.2, -3.0]) - flow).square().mean(dim=(1, 2))
     critic = ((2 - batch.rewards).square() + (4 - batch.rewards).square()).mean(dim=1) / 2
     want = {"flow_loss": flow_loss, "distill_loss": distill, "critic_loss": critic}
-    want |= {"policy_loss": 2 * distill - 3.0, "q_policy": torch.tensor([3.0]), "q_data": torch.tensor([3.0])}
+    want |= {"actor_loss": 2 * distill - 3.0, "q_policy": torch.tensor([3.0]), "q_data": torch.tensor([3.0])}
     torch.testing.assert_close(metrics, want)
 
 
@@ -198,9 +198,9 @@ class Plain:
         frozen = copy.deepcopy(self.critics).requires_grad_(False)
         q = self.q(frozen, s, mu.clamp(-1, 1)).mean(0)
         lam = 1 / q.detach().abs().mean() if self.config.normalize_q else 1.0
-        policy_loss = self.config.alpha * (mu - x).square().mean() - lam * q.mean()
+        actor_loss = self.config.alpha * (mu - x).square().mean() - lam * q.mean()
         self.adam.zero_grad()
-        (critic_loss + flow_loss + policy_loss).backward()
+        (critic_loss + flow_loss + actor_loss).backward()
         with torch.no_grad():
             for p, target in zip(self.critics.parameters(), self.targets.parameters(), strict=True):
                 target += self.config.tau * (p - target)

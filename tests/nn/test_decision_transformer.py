@@ -80,6 +80,13 @@ def test_masks_of_ones_change_nothing():
     torch.testing.assert_close(transformer(params, 2, *given, masks), transformer(params, 2, *given))
 
 
+def test_under_autocast_outputs_stay_float32():
+    with torch.autocast("cpu", torch.bfloat16):
+        out = transformer(network(), 2, *inputs())
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, transformer(network(), 2, *inputs()), rtol=0.2, atol=0.2)
+
+
 @pytest.mark.parametrize("site", range(7))
 def test_every_mask_is_used(site):
     params, given = network(), inputs()

@@ -63,3 +63,16 @@ def test_a_seeds_weights_do_not_depend_on_the_others():
     both = init_gelu(SIZES, 2, streams((0, 1), "init"), layer_norm=True)
     alone = init_gelu(SIZES, 2, streams((1,), "init"), layer_norm=True)
     assert all(torch.equal(a[2:], b) for a, b in zip(both, alone, strict=True))
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_under_autocast_outputs_and_gradients_stay_float32(layer_norm):
+    params = init_gelu(SIZES, 1, streams((0,), "init"), layer_norm=layer_norm)
+    x = torch.randn(1, BATCH, 3, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = gelu_mlp(params, x, layer_norm=layer_norm)
+        grads = torch.autograd.grad(out.square().sum(), params)
+    exact = gelu_mlp(params, x, layer_norm=layer_norm)
+    assert {t.dtype for t in (out, *grads)} == {torch.float32}
+    assert not torch.equal(out, exact)
+    torch.testing.assert_close(out, exact, rtol=0.1, atol=0.1)
