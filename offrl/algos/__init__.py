@@ -22,6 +22,8 @@ ALGORITHMS = {  # name (also of the file) -> what it is, for 'offrl algos'
     "cal_ql": "calibrated Q-learning: CQL bounded by the data's returns (arXiv:2303.05479)",
     "sac_n": "soft actor-critic with many critics (arXiv:2110.01548)",
     "edac": "SAC-N with diverse critics (arXiv:2110.01548)",
+    "fql": "flow Q-learning: a one-step policy between a cloned flow and Q (arXiv:2502.02538)",
+    "decision_transformer": "a transformer asked for a return (arXiv:2106.01345)",
     "prdc": "policy regularization with dataset constraint (arXiv:2306.06569)",
     "a2pr": "adaptive advantage-guided policy regularization (arXiv:2405.19909)",
     "rebrac": "TD3+BC with separate pulls on actor and critic (arXiv:2305.09836)",

@@ -11,6 +11,9 @@ class Batch:
 
     ``terminated`` is 1 where the episode truly ended (no bootstrap). A time-limit cut is *not* a
     termination: it stays 0 and the target bootstraps through it.
+
+    Methods that ask for windows get ``L`` consecutive steps of one episode for each of the ``B``: every field has an
+    axis L after B. A window that reaches beyond its episode repeats the last step there, with ``valid`` 0.
     """
 
     observations: Tensor  # (S, B, O), normalized if the run normalizes
@@ -21,3 +24,5 @@ class Batch:
     rows: Tensor  # (S, B) int64, rows of the transition table that the batch was drawn from
     next_actions: Tensor | None = None  # (S, B, A), where the method asks for them
     returns_to_go: Tensor | None = None  # (S, B), likewise; discounted
+    steps: Tensor | None = None  # (S, B, L) int64, of windows: steps since the episode's start
+    valid: Tensor | None = None  # (S, B, L), of windows: 0 beyond the end of the episode, else 1

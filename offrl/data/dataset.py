@@ -13,7 +13,7 @@ from offrl.data import validate
 from offrl.data.rows import select_rows
 from offrl.errors import DatasetError
 
-Rows: TypeAlias = Literal["exact", "qlearning"]
+Rows: TypeAlias = Literal["exact", "qlearning", "steps"]
 Observations: TypeAlias = ArrayLike | Mapping[str, Any]  # one array, or (nested) dicts of arrays
 
 
@@ -195,6 +195,8 @@ class OfflineDataset:
         the next observation is the next row's, so that after a terminated step it belongs to the next episode
         (masked). Where time limits were not recorded they are counted from ``max_episode_steps`` the way D4RL
         counts them, one step short in each episode that follows a terminated one.
+        ``steps``: every recorded step, whole episodes, for methods that look at no next observation; that of an
+        episode's last step stands for nothing.
 
         Args:
             rows: which rule.

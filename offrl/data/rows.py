@@ -22,6 +22,10 @@ def select_rows(dataset: "OfflineDataset", rule: str, *, next_actions: bool) -> 
     elif rule == "qlearning":
         kept = np.flatnonzero(~_cuts(dataset)[:-1])
         successor = kept + 1
+    elif rule == "steps" and not next_actions:
+        last = _last_rows(dataset)
+        kept = np.arange(dataset.num_steps)
+        successor = kept + ~last
     else:
         raise ConfigError(f"rows must be 'exact' or 'qlearning', got {rule!r}")
     if len(kept) == 0:
@@ -30,13 +34,19 @@ def select_rows(dataset: "OfflineDataset", rule: str, *, next_actions: bool) -> 
 
 
 def _exact(dataset: "OfflineDataset", next_actions: bool) -> tuple[np.ndarray, np.ndarray]:
-    last = np.zeros(dataset.num_steps, dtype=bool)
-    last[dataset.episode_starts[1:] - 1] = True
+    last = _last_rows(dataset)
     known = ~last | dataset.fields["terminated"]
     if dataset.has_next_observations and not next_actions:
         known[:] = True
     kept = np.flatnonzero(known)
     return kept, kept + ~last[kept]  # a last row stands in for its own successor
+
+
+def _last_rows(dataset: "OfflineDataset") -> np.ndarray:
+    """(N,) bool: the last step of each episode."""
+    last = np.zeros(dataset.num_steps, dtype=bool)
+    last[dataset.episode_starts[1:] - 1] = True
+    return last
 
 
 def _cuts(dataset: "OfflineDataset") -> np.ndarray:

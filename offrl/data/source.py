@@ -1,5 +1,6 @@
 """Where batches come from: uniform sampling from a transition table that lives on the training device."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -66,11 +67,18 @@ class UniformSource:
 
     def sample(self, generators: Sequence[torch.Generator]) -> Batch:
         """A batch for each seed, (S, B, ...)."""
+        return self.pick(self.draw(generators))
+
+    def draw(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Uniform row numbers (S, B)."""
         shape, device = (1, self.batch_size), self.table.device
         draws = [torch.randint(len(self.table), shape, generator=g, device=device) for g in generators]
-        rows = draws[0] if len(draws) == 1 else torch.cat(draws)
+        return draws[0] if len(draws) == 1 else torch.cat(draws)
+
+    def pick(self, rows: Tensor) -> Batch:
+        """The batch of given rows (S, B, ...)."""
         picked = self.table.index_select(0, rows.flatten()).view(*rows.shape, -1)
-        o, a, r, n, d, *rest = picked.split(self.widths, dim=2)
+        o, a, r, n, d, *rest = picked.split(self.widths, dim=-1)
         next_actions = rest.pop(0) if self.has_next_actions else None
         returns_to_go = rest[0][..., 0] if rest else None
         return Batch(o, a, r[..., 0], n, d[..., 0], rows, next_actions, returns_to_go)
@@ -81,3 +89,30 @@ class UniformSource:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+
+class WindowSource(UniformSource):
+    """Windows of consecutive steps, each starting at a row drawn uniformly from all: long episodes come more often.
+
+    Args:
+        *fields: the positional arguments of ``UniformSource``.
+        episode: (N,), number of each row's episode; an episode's rows are consecutive and in order.
+        length: L.
+        batch_size: B, windows in a batch.
+    """
+
+    def __init__(self, *fields: Any, episode: Tensor, length: int, batch_size: int) -> None:
+        super().__init__(*fields, batch_size=batch_size)
+        lengths = torch.unique_consecutive(episode, return_counts=True)[1]
+        ends = lengths.cumsum(0)
+        self.first = (ends - lengths).repeat_interleave(lengths)  # (N,), first row of each row's episode
+        self.last = (ends - 1).repeat_interleave(lengths)
+        self.offsets = torch.arange(length, device=episode.device)
+
+    def sample(self, generators: Sequence[torch.Generator]) -> Batch:
+        """A batch of windows for each seed, (S, B, L, ...)."""
+        starts = self.draw(generators)[..., None]
+        wanted, last = starts + self.offsets, self.last[starts]
+        rows = torch.minimum(wanted, last)
+        valid = (wanted <= last).float()
+        return dataclasses.replace(self.pick(rows), steps=rows - self.first[starts], valid=valid)

@@ -158,6 +158,7 @@ class _Block:
                 ended, self.episodes[i].length = True, self.steps
                 self.episodes[i].terminated, self.episodes[i].truncated = bool(terminated), not terminated
         self.totals += rewards
+        self.state = self.policy.rewarded(self.state, torch.from_numpy(rewards))
         if self.recorder:
             self.recorder.after(rewards, successes)
         if ended:

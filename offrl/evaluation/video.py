@@ -141,7 +141,8 @@ def _frames(
         batch = torch.as_tensor(np.asarray(observation, dtype=np.float32))[None]
         with torch.no_grad():
             actions, state = policy.act(batch, state, deterministic=deterministic, generator=generator)
-        observation, _, terminated, truncated, _ = simulator.step(actions[0].cpu().numpy())
+        observation, reward, terminated, truncated, _ = simulator.step(actions[0].cpu().numpy())
+        state = policy.rewarded(state, torch.tensor([float(reward)]))
         over = terminated or truncated
         if step % stride == 0 or over:
             yield _render(simulator)

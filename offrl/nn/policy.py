@@ -7,6 +7,8 @@
     diag_gaussian      a ~ Normal(f(x), exp(log_std)), clipped to the box
     squashed_gaussian  a = center + half_range tanh(u),  u ~ Normal(f(x), exp(clamp(g(x), log_std_min, 2)))
     random             a ~ Uniform(box)
+    one_step_flow      a = center + half_range clip(f(x, z)),  z ~ Normal(0, 1)   (offrl.nn.one_step_flow)
+    decision_transformer  a = center + half_range tanh(f(x and returns-to-go so far)) (offrl.nn.decision_transformer)
 
 f and g are multi-layer perceptrons; log_std is one free number per action dimension.
 
@@ -14,6 +16,7 @@ On disk a policy is two files: ``policy.json`` (format, kind, constructor argume
 ``policy.safetensors`` (weights, normalizer, action box).
 """
 
+import importlib
 import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -146,6 +149,10 @@ class Policy(nn.Module):
         if deterministic:
             return self.forward(observations), state
         return self.sample(observations, generator), state
+
+    def rewarded(self, state: Any, rewards: Tensor) -> Any:
+        """The state after a step earned ``rewards`` (B,); only return-conditioned policies look at them."""
+        return state
 
     def reset_state(self, mask: Tensor) -> None:
         """Forget what is kept for the rows where ``mask`` (B,) is true; memoryless policies keep nothing."""
@@ -419,6 +426,19 @@ KINDS: dict[str, type[Policy]] = {
     p.kind: p
     for p in (RandomPolicy, DeterministicPolicy, GaussianPolicy, DiagGaussianPolicy, SquashedGaussianPolicy)
 }
+KINDS_ELSEWHERE = {  # kind -> module and class, imported when a policy of that kind is saved or loaded
+    "one_step_flow": ("offrl.nn.one_step_flow", "OneStepFlowPolicy"),
+    "decision_transformer": ("offrl.nn.decision_transformer", "DecisionTransformerPolicy"),
+}
+
+
+def policy_class(kind: object) -> type[Policy] | None:
+    """The class of a kind of policy; None for what is no kind."""
+    if not isinstance(kind, str) or kind not in KINDS_ELSEWHERE:
+        return KINDS.get(kind) if isinstance(kind, str) else None
+    module, name = KINDS_ELSEWHERE[kind]
+    found: type[Policy] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def wrong_observations(shape: tuple[int, ...], obs_dim: int) -> str:
@@ -433,17 +453,16 @@ def save_policy(policy: Policy, directory: Path | str, extra: dict[str, Any] | N
     """Write ``policy.json`` and ``policy.safetensors`` into ``directory``, each atomically.
 
     Args:
-        policy: of one of the kinds in ``offrl.nn.policy.KINDS``.
+        policy: of a kind that ``policy_class`` knows.
         directory: made if missing; an older policy in it is replaced.
         extra: JSON values to keep beside (environment, dataset, step); not used for loading.
 
     Raises:
         PolicyError: a policy of another class, whose kind no reader would know.
     """
-    if KINDS.get(policy.kind) is not type(policy):
-        raise PolicyError(
-            f"{type(policy).__name__} is not one of the kinds that can be saved: {', '.join(KINDS)}"
-        )
+    if policy_class(policy.kind) is not type(policy):
+        known = ", ".join([*KINDS, *KINDS_ELSEWHERE])
+        raise PolicyError(f"{type(policy).__name__} is not one of the kinds that can be saved: {known}")
     state = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
     low, high = (state[name].tolist() for name in ("action_low", "action_high"))
     description = {
@@ -468,13 +487,14 @@ def load_policy(directory: Path | str) -> Policy:
     """
     description = read_description(directory)
     kind, config = description.get("kind"), description.get("config")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise PolicyError(f"{directory}: unknown kind of policy {kind!r}; known are {', '.join(KINDS)}")
+    if (found_class := policy_class(kind)) is None:
+        known = ", ".join([*KINDS, *KINDS_ELSEWHERE])
+        raise PolicyError(f"{directory}: unknown kind of policy {kind!r}; known are {known}")
     if not isinstance(config, dict):
         raise PolicyError(f"{directory}: {JSON_NAME} has no 'config'; it is damaged")
     try:
         with torch.device("meta"):  # sizes only: a wrong description allocates nothing
-            policy = KINDS[kind](**config)
+            policy = found_class(**config)
     except (TypeError, RuntimeError, OverflowError) as error:
         raise PolicyError(f"{directory}: {JSON_NAME} does not describe a {kind} policy: {error}") from error
     path = Path(directory) / WEIGHTS_NAME

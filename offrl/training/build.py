@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from offrl.data.dataset import OfflineDataset, Transitions
+from offrl.data.dataset import OfflineDataset, Rows, Transitions
 from offrl.data.environments import EnvSpec
 from offrl.data.normalize import ObservationNormalizer
-from offrl.data.source import UniformSource
+from offrl.data.source import UniformSource, WindowSource
 from offrl.errors import ConfigError, DatasetError
 from offrl.evaluation.blocks import step_limit
 from offrl.evaluation.environments import make_env
@@ -29,7 +29,8 @@ def build(
     """The learner of ``seeds`` (default: the run's own) and the source of its batches, on the run's device."""
     if method.prepare is not None:
         data = method.prepare(data, settings)
-    rows = data.transitions(config["rows"], next_actions=method.next_actions)
+    rule: Rows = "steps" if method.windows else config["rows"]
+    rows = data.transitions(rule, next_actions=method.next_actions)
     low, high = action_box(data, rows, spec)
     if getattr(settings, "normalize_observations", False):
         normalizer = ObservationNormalizer.fit(rows.observations)
@@ -39,8 +40,8 @@ def build(
     rewards = scaled_rewards(rows.rewards, data, settings)
     to_go = None
     if method.returns_to_go:
-        sparse = getattr(settings, "sparse_rewards", False)
-        to_go = torch.from_numpy(returns_to_go(rewards, rows.episode, settings.discount, sparse=sparse))
+        sparse, discount = getattr(settings, "sparse_rewards", False), getattr(settings, "discount", 1.0)
+        to_go = torch.from_numpy(returns_to_go(rewards, rows.episode, discount, sparse=sparse))
     problem = Problem(
         observations=normalizer(torch.from_numpy(rows.observations)).to(device),
         actions=torch.from_numpy(rows.actions).to(device),
@@ -52,13 +53,20 @@ def build(
         action_high=torch.from_numpy(high).to(device),
         normalizer=normalizer,
         returns_to_go=None if to_go is None else to_go.to(device),
+        episode=torch.from_numpy(rows.episode).to(device) if method.windows else None,
         seeds=tuple(seeds) or (config["seed"],),
         steps=config["steps"],
         device=device,
         compile=config["compile"],
         threads=config["threads"],
     )
-    source = UniformSource(
+    source = make_source(problem, settings.batch_size, settings.context if method.windows else 0)
+    return method.learner(problem, settings), source
+
+
+def make_source(problem: Problem, batch_size: int, window: int = 0) -> UniformSource:
+    """Uniform batches of the problem's own rows, or of windows of them."""
+    fields = (
         problem.observations,
         problem.actions,
         problem.rewards,
@@ -66,9 +74,10 @@ def build(
         problem.terminated,
         problem.next_actions,
         problem.returns_to_go,
-        batch_size=settings.batch_size,
     )
-    return method.learner(problem, settings), source
+    if not window or problem.episode is None:
+        return UniformSource(*fields, batch_size=batch_size)
+    return WindowSource(*fields, episode=problem.episode, length=window, batch_size=batch_size)
 
 
 def scaled_rewards(rewards: np.ndarray, data: OfflineDataset, settings: Any) -> np.ndarray:

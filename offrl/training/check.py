@@ -1,5 +1,6 @@
 """Checks that any algorithm must pass: what 'offrl algos check' runs and what our own tests run on every method."""
 
+import dataclasses
 import itertools
 import tempfile
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from offrl.data.batch import Batch
 from offrl.data.normalize import ObservationNormalizer
 from offrl.data.source import UniformSource
 from offrl.nn.policy import load_policy, save_policy
+from offrl.training.build import make_source
 from offrl.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from offrl.training.problem import Algorithm, Learner, Problem
-from offrl.training.seeding import seed_globally
+from offrl.training.seeding import seed_globally, stream
 
 OBS_DIM, ACT_DIM, ROWS, UPDATES = 3, 2, 400, 6
 
@@ -37,25 +39,26 @@ def tiny_problem(seeds: tuple[int, ...] = (0,), rows: int = ROWS) -> Problem:
         action_high=torch.ones(ACT_DIM),
         normalizer=ObservationNormalizer.identity(OBS_DIM),
         returns_to_go=3.0 * actions[:, 1],
+        episode=torch.arange(rows) // 25,
         seeds=seeds,
         steps=100,
     )
 
 
 def source_of(
-    problem: Problem, batch_size: int = 32, next_actions: bool = False, returns_to_go: bool = False
+    problem: Problem,
+    batch_size: int = 32,
+    next_actions: bool = False,
+    returns_to_go: bool = False,
+    window: int = 0,
 ) -> UniformSource:
-    """Uniform batches from a problem's own rows."""
-    return UniformSource(
-        problem.observations,
-        problem.actions,
-        problem.rewards,
-        problem.next_observations,
-        problem.terminated,
-        problem.next_actions if next_actions else None,
-        problem.returns_to_go if returns_to_go else None,
-        batch_size=batch_size,
+    """Uniform batches from a problem's own rows, or windows, with the fields asked for."""
+    asked = dataclasses.replace(
+        problem,
+        next_actions=problem.next_actions if next_actions else None,
+        returns_to_go=problem.returns_to_go if returns_to_go else None,
     )
+    return make_source(asked, batch_size, window)
 
 
 def check_algorithm(name: str) -> Iterator[tuple[str, str | None]]:
@@ -73,7 +76,8 @@ def check_algorithm(name: str) -> Iterator[tuple[str, str | None]]:
 
 def batches(method: Algorithm, problem: Problem) -> Iterator[Batch]:
     """An endless, reproducible series of batches."""
-    source = source_of(problem, 32, method.next_actions, method.returns_to_go)
+    window = method.config().context if method.windows else 0
+    source = source_of(problem, 32, method.next_actions, method.returns_to_go, window)
     streams = problem.streams("data")
     while True:
         yield source.sample(streams)
@@ -138,7 +142,10 @@ def _saves_policy(method: Algorithm) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         save_policy(policy, Path(folder))
         loaded = load_policy(Path(folder))
-    actions, again = (p.act(problem.observations[:9], deterministic=True)[0] for p in (policy, loaded))
+    actions, again = (
+        p.act(problem.observations[:9], deterministic=True, generator=stream(0, "check"))[0]
+        for p in (policy, loaded)
+    )
     if actions.shape != (9, ACT_DIM) or bool((actions.abs() > 1 + 1e-6).any()):
         return f"act() returned shape {tuple(actions.shape)} or left the action box"
     return None if torch.equal(actions, again) else "the loaded policy acts differently"

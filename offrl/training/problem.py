@@ -32,6 +32,7 @@ class Problem:
     action_high: Tensor  # (A,)
     normalizer: ObservationNormalizer
     returns_to_go: Tensor | None = None  # (N,) of the rewards above, only if the algorithm asks for them
+    episode: Tensor | None = None  # (N,) int64, number of each row's episode, only if it asks for windows
     seeds: tuple[int, ...] = (0,)
     steps: int = 1  # gradient updates of the whole run, for schedules
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -79,7 +80,7 @@ class Algorithm:
 
     The data layer honours these fields of ``config`` where it has them: ``batch_size``,
     ``normalize_observations``, ``reward_scale``, ``reward_shift`` and ``return_range_scaling``; for returns-to-go
-    also ``discount`` and ``sparse_rewards``.
+    also ``discount`` (1 without it) and ``sparse_rewards``; for windows ``context``, their length.
     """
 
     config: type  # frozen dataclass of the settings: they become the command's options
@@ -88,3 +89,4 @@ class Algorithm:
     prepare: Callable[[OfflineDataset, Any], OfflineDataset] | None = None  # e.g. keep the best episodes
     next_actions: bool = False  # whether batches carry the next action of the data
     returns_to_go: bool = False  # whether batches carry discounted returns-to-go
+    windows: bool = False  # whether batches are windows of whole episodes, all steps kept (rows="steps")

@@ -130,6 +130,8 @@ def prepare(
         raise ConfigError(f"{name} learns from data: pass --dataset ('offrl data list' shows what there is)")
     spec = dataset_env(data, options.env)
     config = _config(algorithm, settings, options, data, spec)
+    if method.windows:
+        config["rows"] = "steps"
     if dataset is not None:
         config["dataset"] = None  # in memory: it must be given again to resume
     Precision(options.precision, config["device"])  # refuses what the device lacks

@@ -71,8 +71,8 @@ def test_one_seeds_data_do_not_reach_the_others(name):
         fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
         changed = {n: flip(x) for n, x in fields.items() if x is not None}
         factor = torch.tensor([1.0, -0.5, 1.0])
-        changed["rewards"] = changed["rewards"] * factor[:, None]
-        changed["actions"] = changed["actions"] * factor[:, None, None]
+        for name in ("rewards", "actions"):
+            changed[name] = changed[name] * factor.view(-1, *(1,) * (changed[name].dim() - 1))
         return dataclasses.replace(batch, **changed)
 
     one, _ = train(name, (0, 1, 2), 20)
@@ -100,6 +100,7 @@ def bandit(rows=200):
         next_actions=actions,
         returns_to_go=1 - (actions[:, 0] - BEST).square(),
         terminated=torch.ones(rows),
+        episode=torch.arange(rows),
         action_low=-torch.ones(1),
         action_high=torch.ones(1),
         steps=100_000,
@@ -120,6 +121,8 @@ def optimum(name, problem):
     mean = problem.actions.mean().item()
     if name == "bc":
         return mean
+    if name == "fql":
+        return (10 * problem.actions.median().item() + BEST) / 11
     if name == "odice":
         w = (problem.rewards - problem.rewards.mean() - 2 / 3).clamp(min=0)
         return ((w * problem.actions[:, 0]).sum() / w.sum()).item()
@@ -145,9 +148,16 @@ def test_it_finds_the_optimum_of_a_bandit_from_three_seeds(name):
     """
     _, method = load_algorithm(name)
     problem, fields = bandit(), method.config.__dataclass_fields__
-    wanted = {"policy_delay": 5, "cql_alpha": 0.0} | {f: 5e-3 for f in fields if f.endswith("lr")}
+    wanted = {
+        "policy_delay": 5,
+        "cql_alpha": 0.0,
+        "return_scale": 1.0,
+        "warmup_steps": 1,
+        "layers": 1,
+        "context": 2,
+    } | {f: 5e-3 for f in fields if f.endswith("lr")}
     learner = method.learner(problem, small(method, 32, **{f: x for f, x in wanted.items() if f in fields}))
-    source = source_of(problem, 64, method.next_actions, method.returns_to_go)
+    source = source_of(problem, 64, method.next_actions, method.returns_to_go, 2 * method.windows)
     generators, last = problem.streams("data"), []
     for update in range(400):
         learner.update(source.sample(generators))

@@ -408,3 +408,15 @@ def test_broken_metadata_are_refused(metadata, message):
 def test_reference_returns():
     assert OfflineDataset.from_fields(good()).reference_returns is None
     assert OfflineDataset.from_fields(good(), {"reference_returns": (1, 2)}).reference_returns == (1.0, 2.0)
+
+
+def test_the_rule_steps_keeps_every_step_of_every_episode():
+    """Two episodes of 2 and 3 steps, both cut: 'exact' drops their last steps, whose successors are not known."""
+    n, cut = 5, [False, True, False, False, True]
+    observations = np.arange(n, dtype=np.float32)[:, None]
+    data = OfflineDataset.from_arrays(observations, observations, np.ones(n), np.zeros(n, dtype=bool), cut)
+    rows = data.transitions("steps")
+    assert rows.step.tolist() == [0, 1, 2, 3, 4]
+    assert rows.episode.tolist() == [0, 0, 1, 1, 1]
+    assert rows.next_observations[:, 0].tolist() == [1, 1, 3, 4, 4]
+    assert len(data.transitions("exact")) == 3

@@ -1,5 +1,7 @@
 """Uniform batches: every field from its own row, each seed from its own stream."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -75,3 +77,44 @@ def test_batches_do_not_share_memory_with_the_data_or_each_other():
     assert torch.equal(problem.observations, before)
     assert source.sample(generators).observations.any()
     assert source.table[:, :3].equal(before)
+
+
+# Windows
+
+
+LENGTHS = (3, 1, 6)  # of the episodes: rows 0-2, 3, 4-9
+
+
+def windows(length, batch_size=64, seeds=(0, 1)):
+    problem = dataclasses.replace(
+        tiny_problem(rows=10), episode=torch.repeat_interleave(torch.tensor([5, 6, 9]), torch.tensor(LENGTHS))
+    )
+    source = source_of(problem, batch_size, returns_to_go=True, window=length)
+    return problem, source.sample(streams(seeds, "data"))
+
+
+def test_a_window_has_every_field_of_consecutive_rows_and_stops_with_its_episode():
+    """From row 1: rows 1, 2, then 2 again; from row 8: 8, 9, 9, 9."""
+    problem, batch = windows(4)
+    assert batch.rows.shape == batch.steps.shape == batch.valid.shape == (2, 64, 4)
+    wanted = {0: [0, 1, 2, 2], 1: [1, 2, 2, 2], 3: [3, 3, 3, 3], 4: [4, 5, 6, 7], 8: [8, 9, 9, 9]}
+    valid = {0: [1, 1, 1, 0], 1: [1, 1, 0, 0], 3: [1, 0, 0, 0], 4: [1, 1, 1, 1], 8: [1, 1, 0, 0]}
+    steps = {0: [0, 1, 2, 2], 1: [1, 2, 2, 2], 3: [0, 0, 0, 0], 4: [0, 1, 2, 3], 8: [4, 5, 5, 5]}
+    seen = set()
+    for rows, ok, at in zip(
+        batch.rows.view(-1, 4), batch.valid.view(-1, 4), batch.steps.view(-1, 4), strict=True
+    ):
+        start = rows[0].item()
+        seen.add(start)
+        if start in wanted:
+            assert (rows.tolist(), ok.tolist(), at.tolist()) == (wanted[start], valid[start], steps[start])
+    assert seen == set(range(10))
+    for name in (*FIELDS, "returns_to_go"):
+        assert torch.equal(getattr(batch, name), getattr(problem, name)[batch.rows]), name
+
+
+def test_windows_start_where_single_rows_are_drawn_and_each_seed_draws_alone():
+    problem, batch = windows(3)
+    rows = source_of(problem, 64).sample(streams((0, 1), "data")).rows
+    assert torch.equal(batch.rows[..., 0], rows)
+    assert torch.equal(batch.rows[1:], windows(3, seeds=(1,))[1].rows)
