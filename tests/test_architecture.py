@@ -56,6 +56,7 @@ HEAVY = set(
         "wandb",
         "tensorboard",
         "gymnasium_robotics",
+        "ogbench",
         "torch_geometric",
         "diffusers",
         "onnx",

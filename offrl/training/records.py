@@ -47,7 +47,7 @@ class Record:
     def evaluation(self, step: int, result: EvaluationResult) -> dict[str, Any]:
         """Write a row an episode; returns the means and the best so far: scores where they are known."""
         reference = self.run.config["reference_returns"]
-        scores = normalized_score(tuple(reference), result.returns) if reference else None
+        scores = normalized_score(tuple(reference), result.scored) if reference else None
         for episode, value in enumerate(result.returns):
             self.evaluations.append(
                 {
@@ -71,9 +71,10 @@ class Record:
         facts = {key: self.run.config[key] for key in POLICY_FACTS}
         save_policy(policy, self.run.path, {**facts, "step": step})
 
-    def finish(self, result: EvaluationResult | None) -> np.ndarray:
-        """Mark the run as finished; returns the returns (episodes,) of its last policy."""
+    def finish(self, result: EvaluationResult | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Mark the run as finished; returns returns (episodes,) and successes of its last policy."""
         empty = np.zeros(0)
         returns, lengths = (result.returns, result.lengths) if result else (empty, empty.astype(np.int64))
-        self.run.finish(returns, lengths)
-        return returns
+        successes = result.successes if result else None
+        self.run.finish(returns, lengths, successes)
+        return returns, successes

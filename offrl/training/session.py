@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from offrl.data.environments import EnvSpec
-from offrl.data.reference import normalized_score
+from offrl.data.reference import normalized_score, scored_values
 from offrl.errors import CheckpointError, PolicyError, Stopped
 from offrl.evaluation.rollout import EvaluationResult, Evaluator
 from offrl.nn.policy import Policy
@@ -240,7 +240,7 @@ class Session:
     def _finish(self, results: list[EvaluationResult | None]) -> list[RunResult]:
         outcomes = results or [None] * len(self.records)
         finished = [
-            run_result(record.run, record.finish(result), self.learner.policy(k))
+            run_result(record.run, *record.finish(result), self.learner.policy(k))
             for k, (record, result) in enumerate(zip(self.records, outcomes, strict=True))
             if record.failure is None
         ]
@@ -252,10 +252,14 @@ class Session:
         return finished
 
 
-def run_result(run: RunDir, returns: np.ndarray, policy: Policy, *, already: bool = False) -> RunResult:
+def run_result(
+    run: RunDir, returns: np.ndarray, successes: np.ndarray | None, policy: Policy, *, already: bool = False
+) -> RunResult:
     """What a run that ends with ``returns`` hands back; scores where the reference returns are known."""
-    reference = run.config["reference_returns"]
-    scores = normalized_score(tuple(reference), returns) if reference and len(returns) else None
+    reference, scores = run.config["reference_returns"], None
+    if reference and len(returns):
+        values = scored_values(run.config["env_id"], returns, successes)
+        scores = normalized_score(tuple(reference), values)
     return RunResult(run.path, run.config["seed"], run.config["steps"], returns, scores, policy, already)
 
 
