@@ -10,12 +10,13 @@ from offrl.evaluation.environments import env_spec
 from offrl.evaluation.rollout import EvaluationResult
 from offrl.evaluation.rollout import evaluate as _evaluate
 from offrl.evaluation.sources import load_source
+from offrl.export.policy import export_policy
 from offrl.nn.policy import Policy, load_policy
 from offrl.training.progress import Reporter
 from offrl.training.runner import RunOptions, RunResult, make_settings, start
 from offrl.training.runner import resume as _resume
 
-__all__ = ["evaluate", "load_dataset", "load_policy", "resume", "train"]
+__all__ = ["evaluate", "export_policy", "load_dataset", "load_policy", "resume", "train"]
 
 
 def train(

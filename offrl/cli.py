@@ -15,6 +15,7 @@ COMMANDS = {  # name -> module under offrl.commands, one line for the overview
     "collect": ("collect", "record a dataset with any policy"),
     "data": ("data", "list, show, check, convert, download or add datasets"),
     "report": ("report", "one HTML page from one or many runs"),
+    "export": ("export", "a policy as ONNX, torch.export or a stable-baselines3 zip"),
     "algos": ("algos", "list the algorithms; 'algos check FILE' tests your own"),
     "new": ("new", "start an algorithm of your own: offrl new algo NAME"),
     "doctor": ("doctor", "what is installed, what is missing, what to do"),

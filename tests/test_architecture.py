@@ -21,6 +21,7 @@ MAY_IMPORT = {  # package -> packages of ours that it may import, besides itself
     "offrl.diffusion": {"offrl.nn"},
     "offrl.training": {"offrl.data", "offrl.nn"},
     "offrl.evaluation": {"offrl.data", "offrl.nn"},
+    "offrl.export": {"offrl.data", "offrl.nn", "offrl.evaluation"},
     "offrl.algos": {"offrl.data", "offrl.nn", "offrl.estimators", "offrl.training", "offrl.evaluation"},
     "offrl.envs": {"offrl.estimators"},
     "offrl.policies": {"offrl.diffusion", "offrl.nn", "offrl.data"},
@@ -59,6 +60,7 @@ HEAVY = set(
         "diffusers",
         "onnx",
         "onnxruntime",
+        "onnxscript",
         "ray",
         "transformers",
     ]

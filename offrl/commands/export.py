@@ -1,0 +1,45 @@
+"""``offrl export RUN``: a trained policy as a file for other programs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from offrl.commands.arguments import parse
+from offrl.export.policy import BATCH_SIZES, ExportResult, Format, export_policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write a policy's deterministic action as ONNX, torch.export or a stable-baselines3 agent, normalizer inside.
+
+    The file is compared with the policy first; an older file stays if they differ.
+    """
+
+    source: tyro.conf.Positional[str]
+    """What to export: run:DIR or DIR (a run or policy folder), sb3:FILE.zip."""
+    format: Format
+    """onnx: FILE.onnx; torch: FILE.pt2, for torch.export.load; sb3: FILE.zip, for TD3.load or SAC.load."""
+    out: Path
+    """File to write; replaced if it exists."""
+    env: str | None = None
+    """Gymnasium id whose spaces an sb3 agent gets; default: the run's own environment."""
+
+
+def main(argv: list[str]) -> int:
+    """``offrl export ...``."""
+    options = parse(ExportOptions, "offrl export", argv)
+    result = export_policy(options.source, options.out, options.format, env=options.env)
+    print(describe(result), flush=True)
+    return 0
+
+
+def describe(result: ExportResult) -> str:
+    """The result as lines for people."""
+    what = {"onnx": "ONNX", "torch": "torch.export"}.get(result.format, f"stable-baselines3 {result.agent}")
+    sizes = ", ".join(map(str, BATCH_SIZES))
+    lines = [
+        f"written to {result.path}: {what}, {result.path.stat().st_size / 1e6:.2f} MB",
+        f"its actions equal the policy's within {result.error:.1e}, at batch sizes {sizes}",
+    ]
+    return "\n".join([*lines, *([result.sampling] if result.sampling else [])])

@@ -1,0 +1,1 @@
+"""Trained policies as files for other programs: ONNX, ``torch.export``, stable-baselines3."""
