@@ -204,9 +204,8 @@ def _uncertainty(network: Policy, observations: Tensor) -> Tensor:
     with torch.no_grad():
         actions = exact(observations.double())
         neighbours = exact(observations.double() * (1.0 + eps))
-        return (
-            (network(observations) - actions).abs().amax(0).add((neighbours - actions).abs().amax(0)).float()
-        )
+        rounding = (network(observations) - actions).abs().amax(0)
+        return torch.add(rounding, (neighbours - actions).abs().amax(0)).float()
 
 
 def _cause(network: Policy, out: Path) -> str:

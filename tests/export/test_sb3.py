@@ -7,6 +7,7 @@ import zipfile
 import gymnasium
 import numpy as np
 import pytest
+import stable_baselines3
 import torch
 
 import offrl
@@ -22,8 +23,6 @@ from offrl.nn.policy import (
     SquashedGaussianPolicy,
 )
 from offrl.nn.sb3 import load_sb3_actor
-
-stable_baselines3 = pytest.importorskip("stable_baselines3")
 
 OBS = 3
 BOXES = [([-1.0, -1.0], [1.0, 1.0]), ([-2.0, 0.25], [2.0, 4.75]), ([-0.4, 1 / 3], [0.1, 0.7])]
