@@ -5,9 +5,9 @@
     squashed_gaussian  center + half_range tanh(u), u ~ Normal(f(x), exp(g(x)))  SAC
 
 stable-baselines3 networks put out [-1, 1] and ``predict`` scales that to the action space, which is our center and
-half-range. The normalizer goes into the first layer, in float64: with x = (o - mean) / std
+half-range. The normalizer goes into the first layer, computed in float64: with x = (o - mean) / std
 
-    W x + b = W' o + b',   W' = W / std,   b' = b - W' mean   (b' with the rounded W', so that o = mean is exact)
+    W x + b = W' o + b',   W' = W / std,   b' = b - W' mean
 
 SAC clamps log_std to [-20, 2]. A higher lower bound m of ours is one more ReLU layer (h, relu(g(h) - m)): it passes the
 last hidden layer h >= 0 on, and log_std = m + relu(g(h) - m).
@@ -108,8 +108,8 @@ def _folded(policy: MLPPolicy) -> list[Linear]:
     modules = [*policy.trunk, policy.head]
     layers = [(m.weight.detach().clone(), m.bias.detach().clone()) for m in modules]
     weight, bias = (p.double() for p in layers[0])
-    folded = (weight / policy.std.double()).float()
-    layers[0] = folded, (bias - folded.double() @ policy.mean.double()).float()
+    folded = weight / policy.std.double()
+    layers[0] = folded.float(), (bias - folded @ policy.mean.double()).float()
     return layers
 
 

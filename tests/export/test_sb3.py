@@ -112,17 +112,15 @@ def test_sac_samples_from_our_distribution(tmp_path, log_std_min):
     torch.testing.assert_close(back, (own_mean, own_std), rtol=1e-4, atol=1e-5)
 
 
-def test_folding_a_normalizer_is_exact_at_its_mean():
-    """W' o - W' mean vanishes at o = mean although W' was rounded to float32: only b remains."""
+def test_the_fold_is_rounded_once():
+    """Every folded number is the float32 nearest to the exact one, also where b - W mean / std cancels digits."""
     policy = tiny(obs_dim=40)
     policy.set_normalizer(torch.linspace(-30, 30, 40), torch.linspace(0.01, 0.1, 40))
     (weight, bias), *_ = sb3._folded(policy)
-    first = policy.trunk[0]
-    at_mean = weight.double() @ policy.mean.double() + bias.double()
-    # one rounding of the folded bias to float32 is left
-    rounding = bias.double().abs().max() * 2**-23
-    torch.testing.assert_close(at_mean, first.bias.double(), rtol=0, atol=float(rounding))
-    torch.testing.assert_close(weight, (first.weight.double() / policy.std.double()).float(), rtol=0, atol=0)
+    wide, first = policy.std.double(), policy.trunk[0]
+    exact = first.bias.double() - (first.weight.double() * policy.mean.double() / wide).sum(1)
+    torch.testing.assert_close(bias.double(), exact, rtol=2**-24, atol=0)
+    torch.testing.assert_close(weight.double(), first.weight.double() / wide, rtol=2**-24, atol=0)
 
 
 def test_a_normalizer_that_float32_cannot_fold_is_refused_with_its_column(tmp_path):
