@@ -226,8 +226,9 @@ def test_an_environment_gives_its_spaces_or_is_refused(tmp_path):
         expected.observation_space,
         expected.action_space,
     )
-    with pytest.raises(ConfigError, match=r"Pendulum-v1 has actions Box\(-2.* built for Box\(-1"):
-        export_policy(tiny(box=([-1.0], [1.0])), out, "sb3", env="Pendulum-v1")
+    for box in (([-1.0], [2.0]), ([-2.0], [1.0])):
+        with pytest.raises(ConfigError, match=r"Pendulum-v1 has actions Box\(-2.* built for Box\(-"):
+            export_policy(tiny(box=box), out, "sb3", env="Pendulum-v1")
     with pytest.raises(ConfigError, match=r"Pendulum-v1 has actions .*\(1,\).* built for .*\(2,\)"):
         export_policy(tiny(), out, "sb3", env="Pendulum-v1")
     with pytest.raises(ConfigError, match=r"Pendulum-v1 has observations .*, but the policy takes O=4"):
