@@ -4,6 +4,8 @@ import json
 import numpy as np
 import pytest
 
+from offrl.evaluation.runs import read_run
+
 CONFIG = {
     "format": 1,
     "algorithm": "td3_bc",
@@ -81,6 +83,15 @@ def make_run(tmp_path):
         return folder
 
     return make
+
+
+@pytest.fixture
+def records(make_run):
+    """Two methods with three and two seeds on one dataset, one of them with one seed on another."""
+    runs = [make_run(f"a{s}", means=(20.0, 60.0 + 10 * s), seed=s) for s in range(3)]
+    runs += [make_run(f"b{s}", means=(10.0, 70.0 + 10 * s), seed=s, algorithm="iql") for s in range(2)]
+    runs += [make_run("c", means=(5.0, 1.0), seed=0, dataset_name="other_50%", dataset_sha256="9" * 64)]
+    return [read_run(folder) for folder in runs]
 
 
 def write_csv(path, rows):

@@ -1,0 +1,63 @@
+"""Runs as files for a paper."""
+
+import csv
+import re
+
+import pytest
+
+from offrl.cli import main
+from offrl.errors import ConfigError
+from offrl.evaluation.export import COLUMNS, export_runs
+
+
+def test_scores_are_a_row_a_run(records, tmp_path):
+    export_runs(records, tmp_path / "scores.csv", last_k=2)
+    with open(tmp_path / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert len(rows) == 6
+    one = next(r for r in rows if r["algorithm"] == "iql" and r["seed"] == "1")
+    reference = records[0].config["reference_returns"]
+    low, high = reference
+    assert float(one["last_return"]) == 80.0
+    assert float(one["last"]) == pytest.approx(100 * (80 - low) / (high - low))
+    assert float(one["mean_of_last_k"]) == pytest.approx(100 * (45 - low) / (high - low))
+    assert (one["k"], one["episodes"], one["finished"]) == ("2", "3", "True")
+
+
+def test_the_table_has_a_row_a_dataset_and_escapes_names(records, tmp_path):
+    export_runs(records, tmp_path / "table.tex")
+    text = (tmp_path / "table.tex").read_text()
+    low, high = records[0].config["reference_returns"]
+    mean, std = 100 * (70 - low) / (high - low), 100 * 10 / (high - low)
+    assert f"${mean:.1f} \\pm {std:.1f}$" in text
+    assert r"other\_50\%" in text
+    assert r"td3\_bc" in text
+    row = next(line for line in text.splitlines() if line.startswith("other"))
+    assert row.count("&") == 2
+    assert "--" in row
+    assert text.count(r"\begin{tabular}{lrr}") == 1
+
+
+def test_the_figures_are_a_page_a_dataset_and_the_same_bytes(records, tmp_path):
+    for name in ("one.pdf", "two.pdf"):
+        export_runs(records, tmp_path / name)
+    one = (tmp_path / "one.pdf").read_bytes()
+    assert one.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type /Page\b", one)) == 2
+    assert one == (tmp_path / "two.pdf").read_bytes()
+
+
+def test_another_suffix_is_refused(records, tmp_path):
+    with pytest.raises(ConfigError, match=r"\.csv, \.tex, \.pdf"):
+        export_runs(records, tmp_path / "table.docx")
+
+
+def test_the_command_exports_and_the_page_compares(records, tmp_path, capsys):
+    folders = [str(record.directory) for record in records]
+    out = [str(tmp_path / name) for name in ("scores.csv", "table.tex")]
+    assert main(["report", *folders, "--out", str(tmp_path / "r.html"), "--export", *out]) == 0
+    assert "scores.csv" in capsys.readouterr().out
+    assert "P(row ends above column)" in (tmp_path / "r.html").read_text()
+    assert main(["report", *folders, "--out", str(tmp_path / "r.html"), "--export", "x.docx"]) == 2
+    assert "an export ends in" in capsys.readouterr().err
