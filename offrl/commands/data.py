@@ -16,10 +16,10 @@ from rich.table import Table
 from offrl.commands.arguments import parse
 from offrl.data import doctor
 from offrl.data.dataset import OfflineDataset
-from offrl.data.download import add, data_home, fetch, installed, local_path
+from offrl.data.download import add, data_home, fetch, installed, installed_ogbench, local_path
 from offrl.data.environments import EnvSpec, environment_for, find_environment
 from offrl.data.load import load_dataset
-from offrl.data.reference import D4RL, bare_name, reference_label, reference_returns
+from offrl.data.reference import D4RL, OGBENCH, bare_name, ogbench_name, reference_label, reference_returns
 from offrl.errors import ConfigError, DatasetError, UsageError
 
 MINARI = "minari:"
@@ -29,7 +29,7 @@ MARKS = {"error": "ERROR", "warning": "warning", "note": "note"}
 
 @dataclass(frozen=True, kw_only=True)
 class ListOptions:
-    """List the datasets that can be named: bundled ones, D4RL's, local Minari sets, downloaded files."""
+    """List the datasets that can be named: bundled ones, D4RL's, OGBench's, local Minari sets, downloaded files."""
 
     installed: bool = False
     """Only what lies on this machine."""
@@ -83,20 +83,20 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class DownloadOptions:
-    """Download a D4RL dataset, or verify it if it is here. OFFRL_DATA_MIRROR names other addresses."""
+    """Download a D4RL or OGBench dataset, or verify it if it is here. OFFRL_DATA_MIRROR names other addresses."""
 
     name: tyro.conf.Positional[str]
-    """A D4RL name."""
+    """A D4RL name, or ogbench:NAME."""
 
 
 @dataclass(frozen=True)
 class AddOptions:
-    """Add a D4RL file that was obtained elsewhere, after checking it."""
+    """Add a D4RL or OGBench file that was obtained elsewhere, after checking it."""
 
     file: tyro.conf.Positional[Path]
-    """The HDF5 file."""
+    """The HDF5 file, or OGBench's npz file."""
     as_name: Annotated[str, tyro.conf.arg(name="as")] = field(kw_only=True)
-    """The name to find it under, e.g. d4rl:hopper-medium-v2."""
+    """The name to find it under, e.g. d4rl:hopper-medium-v2 or ogbench:cube-single-play-singletask-v0."""
 
 
 def main(argv: list[str]) -> int:
@@ -125,7 +125,9 @@ def list_command(options: ListOptions) -> int:
     _print_names(console, "bundled (builtin:NAME)", _builtin_names())
     if not options.installed:
         console.print(_d4rl_table())
+        console.print(_ogbench_table())
     _print_names(console, f"D4RL files in {data_home()} (d4rl:NAME)", here)
+    _print_names(console, f"OGBench files in {data_home()} (ogbench:NAME)", installed_ogbench())
     _print_names(console, f"Minari sets in {_minari_root()} (minari:ID)", sorted(_minari_ids()))
     return 0
 
@@ -146,6 +148,18 @@ def _d4rl_table() -> Table:
         versions = sorted({name.rpartition("-")[2] for name in names})
         spec = environment_for(names[0])
         table.add_row(family, ", ".join(tasks), " ".join(versions), spec.env_id or "-", spec.verdict)
+    return table
+
+
+def _ogbench_table() -> Table:
+    title = "OGBench (ogbench:DATA-singletask-v0, -singletask-task1-v0 ..; -v0-val: held-out data)"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("environment", "data", "O", "A", "steps"):
+        table.add_column(column, no_wrap=column != "data")
+    for environment in dict.fromkeys(data.rpartition("-")[0] for data in OGBENCH):
+        kinds = [data.rpartition("-")[2] for data in OGBENCH if data.rpartition("-")[0] == environment]
+        spec = environment_for(f"{environment}-{kinds[0]}-singletask-v0")
+        table.add_row(environment, ", ".join(kinds), str(spec.obs_dim), str(spec.act_dim), str(spec.horizon))
     return table
 
 
@@ -187,8 +201,9 @@ def show_command(options: ShowOptions) -> int:
 def _place(name: str) -> dict[str, str]:
     """Where a named dataset lies, and what it holds if it is here."""
     bare = bare_name(name)
-    if bare in D4RL:
-        path, uri, how = local_path(bare), f"d4rl:{bare}", f"offrl data download {bare}"
+    if bare in D4RL or ogbench_name(bare):
+        uri = f"d4rl:{bare}" if bare in D4RL else f"ogbench:{bare}"
+        path, how = local_path(bare), f"offrl data download {uri.removeprefix('d4rl:')}"
         here = path.is_file()
     else:
         path, uri = _minari_root() / bare, MINARI + bare
@@ -390,9 +405,9 @@ def download_command(options: DownloadOptions) -> int:
 
 
 def add_command(options: AddOptions) -> int:
-    """``offrl data add FILE --as d4rl:NAME``."""
-    path = add(options.file, options.as_name)
-    print(f"added as {path}; use it with --dataset d4rl:{path.stem}")
+    """``offrl data add FILE --as d4rl:NAME`` or ``ogbench:NAME``."""
+    path, name = add(options.file, options.as_name), bare_name(options.as_name)
+    print(f"added as {path}; use it with --dataset {'ogbench' if ogbench_name(name) else 'd4rl'}:{name}")
     return 0
 
 

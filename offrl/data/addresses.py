@@ -1,25 +1,30 @@
-"""Where D4RL's files can be downloaded.
+"""Where D4RL's and OGBench's files can be downloaded.
 
 Addresses are tried in order. ``OFFRL_DATA_MIRROR`` (base addresses, separated by commas) replaces the public
-ones; under each base ``BASE/NAME.hdf5`` is asked for first, then ``BASE/`` + the file's official path.
+ones; under each base ``BASE/NAME.hdf5`` (OGBench: ``.npz``) is asked for first, then ``BASE/`` + the file's
+official path (OGBench: ``BASE/ogbench/NAME.npz``).
 """
 
 import os
 import re
 
-from offrl.data.reference import bare_name
+from offrl.data.reference import bare_name, ogbench_name
 from offrl.errors import ConfigError
 
-# Facts from D4RL's registrations and public forks; whether they answer today was not tested.
+# Facts from D4RL's registrations, public forks and ogbench/utils.py; whether they answer today was not tested.
 MIRRORS = (
     "http://rail.eecs.berkeley.edu/datasets/offline_rl/{path}",
     "https://huggingface.co/datasets/imone/D4RL/resolve/main/{file}",
 )
+OGBENCH_MIRRORS = ("https://rail.eecs.berkeley.edu/datasets/{path}",)
 
 
 def addresses(name: str) -> list[str]:
-    """The addresses to try for a D4RL name, in order."""
-    name, path = bare_name(name), official_path(name)
+    """The addresses to try for a D4RL or OGBench name, in order."""
+    if parts := ogbench_name(name):
+        file, path, mirrors = f"{parts.file}.npz", f"ogbench/{parts.file}.npz", OGBENCH_MIRRORS
+    else:
+        file, path, mirrors = f"{bare_name(name)}.hdf5", official_path(name), MIRRORS
     bases = [base.strip().rstrip("/") for base in os.environ.get("OFFRL_DATA_MIRROR", "").split(",")]
     bases = [base for base in bases if base]
     if wrong := [base for base in bases if not re.match(r"https?://[^/]", base)]:
@@ -27,8 +32,8 @@ def addresses(name: str) -> list[str]:
             f"OFFRL_DATA_MIRROR must hold http:// or https:// addresses separated by commas, got {wrong[0]!r}"
         )
     if bases:
-        return [f"{base}/{tail}" for base in bases for tail in (f"{name}.hdf5", path)]
-    return [mirror.format(path=path, file=path.rpartition("/")[2]) for mirror in MIRRORS]
+        return [f"{base}/{tail}" for base in bases for tail in (file, path)]
+    return [mirror.format(path=path, file=path.rpartition("/")[2]) for mirror in mirrors]
 
 
 def official_path(name: str) -> str:

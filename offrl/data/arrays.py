@@ -5,7 +5,7 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,11 +23,43 @@ TABLES = (".csv", ".parquet")
 def read_npz(path: Path | str, metadata: Mapping[str, Any] | None = None) -> OfflineDataset:
     """Read an ``.npz`` file of arrays named as in ``OfflineDataset.fields`` (or ``terminals``, ``timeouts``).
 
-    Pickled objects are refused. ``truncated`` may be missing, see ``OfflineDataset.from_arrays``.
+    Pickled objects are refused. ``truncated`` may be missing, see ``OfflineDataset.from_arrays``. A file with
+    ``masks`` is in OGBench's layout, see ``offrl.data.ogbench``.
 
     Raises:
         FileNotFoundError: no such file.
         DatasetError: not an npz file, damaged, or its arrays break a rule.
+    """
+    arrays, path = npz_arrays(path), _existing(path)
+    if "masks" in arrays:
+        from offrl.data.ogbench import from_layout
+
+        return from_layout(arrays, path, metadata)
+    arrays = {ALIASES.get(name, name): array for name, array in arrays.items()}
+    required = ("actions", "rewards", "terminated")
+    missing = [name for name in required if name not in arrays]
+    if not any(name == "observations" or name.startswith("observations.") for name in arrays):
+        missing.insert(0, "observations")
+    if missing:
+        raise DatasetError(
+            f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}"
+        )
+    try:
+        return OfflineDataset.from_fields(arrays, metadata)
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from None
+
+
+def npz_arrays(path: Path | str, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """Arrays of an ``.npz`` file, under the names in the file; pickled objects are refused.
+
+    Args:
+        path: the file.
+        names: which arrays, as far as they are there; None for all.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DatasetError: not an npz file, or damaged.
     """
     path = _existing(path)
     try:
@@ -39,7 +71,7 @@ def read_npz(path: Path | str, metadata: Mapping[str, Any] | None = None) -> Off
                     )
                 _check_header(archive, entry, path)
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {ALIASES.get(name, name): archive[name] for name in archive.files}
+            return {name: archive[name] for name in archive.files if names is None or name in names}
     except (DatasetError, PermissionError):
         raise
     except (
@@ -53,18 +85,6 @@ def read_npz(path: Path | str, metadata: Mapping[str, Any] | None = None) -> Off
     ) as error:
         reason = " ".join(str(error).split())[:160]
         raise DatasetError(f"{path} is not a readable .npz file (damaged or cut short?): {reason}") from None
-    required = ("actions", "rewards", "terminated")
-    missing = [name for name in required if name not in arrays]
-    if not any(name == "observations" or name.startswith("observations.") for name in arrays):
-        missing.insert(0, "observations")
-    if missing:
-        raise DatasetError(
-            f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}"
-        )
-    try:
-        return OfflineDataset.from_fields(arrays, metadata)
-    except DatasetError as error:
-        raise DatasetError(f"{path}: {error}") from None
 
 
 def read_table(

@@ -97,7 +97,7 @@ def check(dataset: OfflineDataset) -> Report:
 def table_name(dataset: OfflineDataset) -> str:
     """The name to look the dataset up by; empty for a file, whose name says nothing about its content."""
     source = str(dataset.metadata.get("source", ""))
-    named = not source or source.startswith(("d4rl:", "minari:"))
+    named = not source or source.startswith(("d4rl:", "minari:", "ogbench:"))
     return str(dataset.metadata.get("name", "")) if named else ""
 
 

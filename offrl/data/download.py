@@ -1,7 +1,7 @@
-"""D4RL files: where they lie, fetching them where a network exists, adding them by hand.
+"""D4RL and OGBench files: where they lie, fetching them where a network exists, adding them by hand.
 
-A file is kept as ``<data home>/NAME.hdf5`` with its SHA-256 beside it (``NAME.hdf5.sha256``, readable by
-``sha256sum -c``). The checksum is recorded when the file first arrives and verified ever after: the public
+A file is kept as ``<data home>/NAME.hdf5`` (OGBench: ``NAME.npz``) with its SHA-256 beside it
+(``NAME.hdf5.sha256``, readable by ``sha256sum -c``). The checksum is recorded when the file first arrives and verified ever after: the public
 files come with none. The data home is ``$OFFRL_DATA``, else ``~/.cache/offrl/datasets``.
 """
 
@@ -16,13 +16,14 @@ import ssl
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from offrl.data.addresses import addresses
 from offrl.data.environments import environment_for, unknown_dataset
-from offrl.data.reference import D4RL, bare_name
+from offrl.data.reference import D4RL, OGBENCH, bare_name, ogbench_name
 from offrl.errors import DatasetError
 from offrl.files import atomic_write, atomic_write_json, atomic_write_text, sha256_file
 
@@ -30,8 +31,11 @@ TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 6  # connections to one address, each going on where the last one broke off
 PAUSE = 1.0  # seconds before the second attempt, doubled each time
 CHUNK = 1 << 20  # bytes
-MAX_BYTES = 1 << 35  # nothing that D4RL offers comes near
-ARRAYS = ("observations", "actions", "rewards", "terminals")  # a D4RL file holds at least these
+MAX_BYTES = 1 << 35  # nothing that is offered comes near
+ARRAYS = {  # a file holds at least these
+    ".hdf5": ("observations", "actions", "rewards", "terminals"),
+    ".npz": ("observations", "actions", "terminals"),
+}
 
 
 Bar = Callable[[int, int | None], None]  # bytes so far, bytes in all
@@ -47,12 +51,18 @@ def data_home() -> Path:
 
 
 def local_path(name: str) -> Path:
-    """Where the file of a D4RL name lies, or would lie.
+    """Where the file of a D4RL or OGBench name lies, or would lie.
+
+    The tasks of an OGBench environment share one public file; a file that was labelled for one task and then
+    added lies under the task's own name and comes first.
 
     Raises:
-        DatasetError: not a D4RL name.
+        DatasetError: neither a D4RL nor an OGBench name.
     """
     bare = bare_name(name)
+    if parts := ogbench_name(name):
+        labelled = data_home() / f"{bare}.npz"
+        return labelled if labelled.is_file() else data_home() / f"{parts.file}.npz"
     if bare not in D4RL:
         raise DatasetError(unknown_dataset(name))
     return data_home() / f"{bare}.hdf5"
@@ -63,18 +73,30 @@ def installed() -> list[str]:
     return [name for name in D4RL if (data_home() / f"{name}.hdf5").is_file()]
 
 
+def installed_ogbench() -> list[str]:
+    """The OGBench names that the files in the data home serve: a public file its default task, a labelled own."""
+    tasks = ("", *(f"-task{k}" for k in range(1, 6)))
+    names = [f"{data}-singletask{task}-v0{val}" for data in OGBENCH for task in tasks for val in ("", "-val")]
+    there = {path.stem for path in data_home().glob("*.npz")}
+    return [
+        name
+        for name in names
+        if name in there or ("-task" not in name and name.replace("-singletask", "") in there)
+    ]
+
+
 def fetch(name: str, *, progress: bool = True) -> Path:
-    """The local file of a D4RL dataset, verified; downloaded first if it is not there.
+    """The local file of a D4RL or OGBench dataset, verified; downloaded first if it is not there.
 
     A broken transfer goes on where it stopped, also in a later call. Of several processes one downloads, the
     others wait for it.
 
     Args:
-        name: with or without ``d4rl:``.
+        name: with or without ``d4rl:`` or ``ogbench:``.
         progress: show a bar if stderr is a terminal.
 
     Raises:
-        DatasetError: not a D4RL name; the file differs from its recorded checksum; no address delivered it
+        DatasetError: neither a D4RL nor an OGBench name; the file differs from its recorded checksum; no address delivered it
             (the line lists each address with its reason).
         ConfigError: ``OFFRL_DATA_MIRROR`` holds something else than http addresses.
     """
@@ -84,35 +106,33 @@ def fetch(name: str, *, progress: bool = True) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _lock(path):
             if not path.is_file():
-                _fetch_from(urls, path, progress)
+                _fetch_from(urls, path, progress, name)
                 return path
     verify(path)
     return path
 
 
 def add(file: Path | str, as_name: str) -> Path:
-    """Copy a D4RL file that was obtained elsewhere into the data home, after reading it through.
+    """Copy a D4RL or OGBench file that was obtained elsewhere into the data home, after reading it through.
+
+    An OGBench file with rewards and masks is kept for the one task that is named, any other for all tasks.
 
     Args:
-        file: the HDF5 file.
-        as_name: the D4RL name that it is to be found under.
+        file: the HDF5 file, or OGBench's npz file.
+        as_name: the D4RL or OGBench name that it is to be found under.
 
     Raises:
         FileNotFoundError: no such file.
-        DatasetError: not a D4RL name, a damaged file, another robot's file, or other data are there already.
+        DatasetError: an unknown name, a damaged file, another robot's file, or other data are there already.
     """
-    from offrl.data.d4rl import read_d4rl
-
     source, path = Path(file).expanduser().absolute(), local_path(as_name)
-    dataset, spec = read_d4rl(source), environment_for(as_name)
-    for what, have, want in (
-        ("observations", dataset.obs_dim, spec.obs_dim),
-        ("actions", dataset.act_dim, spec.act_dim),
-    ):
-        if want is not None and have != want:
-            raise DatasetError(
-                f"{source} has {what} of width {have}, {bare_name(as_name)} has {want}; wrong file or name?"
-            )
+    if parts := ogbench_name(as_name):
+        from offrl.data.ogbench import inspect
+
+        labelled = inspect(source, as_name)
+        path = data_home() / f"{bare_name(as_name) if labelled else parts.file}.npz"
+    else:
+        _check_d4rl(source, as_name)
     digest = sha256_file(source)
     if path.is_file() and sha256_file(path) != digest:
         raise DatasetError(f"{path} exists and holds other data; delete it first")
@@ -127,6 +147,21 @@ def add(file: Path | str, as_name: str) -> Path:
     return path
 
 
+def _check_d4rl(source: Path, as_name: str) -> None:
+    """Read a D4RL file through and compare its widths with those of the name."""
+    from offrl.data.d4rl import read_d4rl
+
+    dataset, spec = read_d4rl(source), environment_for(as_name)
+    for what, have, want in (
+        ("observations", dataset.obs_dim, spec.obs_dim),
+        ("actions", dataset.act_dim, spec.act_dim),
+    ):
+        if want is not None and have != want:
+            raise DatasetError(
+                f"{source} has {what} of width {have}, {bare_name(as_name)} has {want}; wrong file or name?"
+            )
+
+
 def verify(path: Path) -> None:
     """Compare a file with its recorded checksum; record it if this is the first look.
 
@@ -138,7 +173,7 @@ def verify(path: Path) -> None:
     _record(path, digest)
 
 
-def _fetch_from(urls: list[str], path: Path, progress: bool) -> None:
+def _fetch_from(urls: list[str], path: Path, progress: bool, name: str) -> None:
     part = path.with_name(path.name + ".part")
     reasons = []
     for url in urls:
@@ -151,24 +186,24 @@ def _fetch_from(urls: list[str], path: Path, progress: bool) -> None:
         os.replace(part, path)
         _state_file(part).unlink(missing_ok=True)
         return
+    scheme = "ogbench" if ogbench_name(name) else "d4rl"
     raise DatasetError(
         f"could not download {path.stem}: {'; '.join(reasons)}. Get the file by other means, then run: "
-        f"offrl data add FILE --as d4rl:{path.stem}"
+        f"offrl data add FILE --as {scheme}:{bare_name(name)}"
     )
 
 
 def _check_content(part: Path, path: Path) -> None:
-    """Accept a complete file: D4RL's arrays, and the checksum recorded earlier if there is one."""
-    import h5py
-
+    """Accept a complete file: the layout's arrays, and the checksum recorded earlier if there is one."""
     try:
-        with h5py.File(part, "r") as file:
-            missing = [name for name in ARRAYS if name not in file]
-    except (OSError, RuntimeError) as error:
+        have = _names_in(part, path.suffix)
+        missing = [name for name in ARRAYS[path.suffix] if name not in have]
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
         start = part.read_bytes()[:16] if part.stat().st_size < CHUNK else b""
         _discard(part)
         what = "a web page" if start.lstrip().startswith(b"<") else " ".join(str(error).split())[:120]
-        raise _FailedError(f"it sent no readable HDF5 file: {what}") from error
+        kind = "HDF5" if path.suffix == ".hdf5" else path.suffix
+        raise _FailedError(f"it sent no readable {kind} file: {what}") from error
     digest = sha256_file(part)
     try:
         if missing:
@@ -178,6 +213,17 @@ def _check_content(part: Path, path: Path) -> None:
         _discard(part)
         raise _FailedError(str(error)) from error
     _record(path, digest)
+
+
+def _names_in(part: Path, suffix: str) -> set[str]:
+    """The arrays in a file."""
+    if suffix == ".npz":
+        with zipfile.ZipFile(part) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    import h5py
+
+    with h5py.File(part, "r") as file:
+        return set(file)
 
 
 def _download(url: str, part: Path, progress: bool) -> None:
@@ -216,7 +262,7 @@ def _transfer(url: str, part: Path, bar: Bar) -> str:
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
         start, total = _extent(response, have)
         if total is not None and total > MAX_BYTES:
-            raise _FailedError(f"it claims to have {total} bytes, more than any D4RL file")
+            raise _FailedError(f"it claims to have {total} bytes, more than any dataset file")
         if start and total != state.get("total"):
             _discard(part)
             return "the file on the server changed"

@@ -1,4 +1,4 @@
-"""Which Gymnasium environment a policy trained on a D4RL or Minari dataset is evaluated in today.
+"""Which Gymnasium environment a policy trained on a D4RL, Minari or OGBench dataset is evaluated in today.
 
 The verdicts: ``same`` (the environment that recorded the data), ``drifted`` (same observations, actions and
 task, but physics or details changed: scores are comparable with each other, not with old tables), ``none``
@@ -6,7 +6,7 @@ task, but physics or details changed: scores are comparable with each other, not
 
 Sources: D4RL's environments (github.com/Farama-Foundation/D4RL: locomotion, pointmaze, kitchen,
 hand_manipulation_suite), the generation scripts of Minari's datasets, and the installed packages
-(Gymnasium 1.4, Gymnasium-Robotics 1.4.2). The tests make every environment named here and compare widths.
+(Gymnasium 1.4, Gymnasium-Robotics 1.4.2, ogbench 1.2.2). The tests make every environment named here and compare widths.
 """
 
 import difflib
@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from offrl.data.reference import D4RL, bare_name
+from offrl.data.reference import D4RL, OGBENCH, OGBenchName, bare_name, ogbench_name
 from offrl.errors import DatasetError
 
 Verdict = Literal["same", "drifted", "none"]
@@ -37,7 +37,7 @@ class EnvSpec:
 
 
 def environment_for(dataset_name: str) -> EnvSpec:
-    """The row of a D4RL name or Minari id, with or without its scheme.
+    """The row of a D4RL or OGBench name or Minari id, with or without its scheme.
 
     Raises:
         DatasetError: the name is in no table; the message offers the nearest one.
@@ -53,6 +53,8 @@ def find_environment(dataset_name: str) -> EnvSpec | None:
     name = bare_name(dataset_name)
     if name in D4RL:
         return _d4rl(name)
+    if parts := ogbench_name(name):
+        return _ogbench(parts)
     for pattern, row in _MINARI:
         if match := re.fullmatch(pattern, name):
             return row(match)
@@ -69,6 +71,8 @@ def plain_row(env_id: str, kwargs: dict[str, Any]) -> EnvSpec | None:
 
 def unknown_dataset(name: str) -> str:
     """The error line for a misspelt dataset name."""
+    if name.startswith("ogbench:") or "-singletask" in name:
+        return _unknown_ogbench(name)
     near = difflib.get_close_matches(bare_name(name), D4RL, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown dataset {name!r}{hint} ('offrl data list' shows all)"
@@ -297,3 +301,60 @@ _MINARI = (
         lambda m: _hand(m["hand"], horizon=200, d4rl=False),
     ),
 )
+
+
+# --- OGBench --------------------------------------------------------------------------------------------
+
+_OGBENCH = {  # environment -> horizon, observation and action widths, default task
+    **{f"pointmaze-{maze}": (1000, 2, 2, 1) for maze in ("medium", "large", "giant", "teleport")},
+    **{f"antmaze-{maze}": (1000, 29, 8, 1) for maze in ("medium", "large", "giant", "teleport")},
+    **{f"humanoidmaze-{maze}": (2000, 69, 21, 1) for maze in ("medium", "large")},
+    "humanoidmaze-giant": (4000, 69, 21, 1),
+    **{f"antsoccer-{maze}": (1000, 42, 8, 4) for maze in ("arena", "medium")},
+    "cube-single": (200, 28, 5, 2),
+    "cube-double": (500, 37, 5, 2),
+    "cube-triple": (1000, 46, 5, 2),
+    "cube-quadruple": (1000, 55, 5, 2),
+    "scene": (750, 40, 5, 2),
+    "puzzle-3x3": (500, 55, 5, 4),
+    "puzzle-4x4": (500, 83, 5, 4),
+    "puzzle-4x5": (1000, 99, 5, 2),
+    "puzzle-4x6": (1000, 115, 5, 2),
+}
+_OGBENCH_GOALS = {
+    "pointmaze": "within 1 of the goal",
+    "antmaze": "within 0.5 of the goal",
+    "humanoidmaze": "within 0.5 of the goal",
+    "antsoccer": "ball within 0.5 of the goal",
+    "cube": "every cube within 0.04 m of its place",
+    "scene": "cube, drawer and window within 0.04 of their places, buttons in their states",
+    "puzzle": "every button in its state",
+}
+
+
+def _ogbench(name: OGBenchName) -> EnvSpec:
+    horizon, obs_dim, act_dim, default = _OGBENCH[name.environment]
+    family = name.environment.partition("-")[0]
+    pays = (
+        "-1 a step until then"
+        if "maze" in family or "soccer" in family
+        else "-1 a step for each part missing"
+    )
+    task = name.task.removeprefix("-task") or f"{default} (the default)"
+    rule = f"task {task}: {_OGBENCH_GOALS[family]}; pays {pays}, 0 and the end of the episode at a step from there"
+    return EnvSpec(name.env_id, {}, (), horizon, "same", "", rule, obs_dim, act_dim, 1.0)
+
+
+def _unknown_ogbench(name: str) -> str:
+    bare = bare_name(name)
+    data = re.sub(r"-v0(-val)?$", "", re.sub(r"-singletask(-task\w*)?", "", bare))
+    if data.startswith("visual-"):
+        return f"{name!r} has images as observations, which no method here takes"
+    if data in OGBENCH and "-singletask" not in bare:
+        return (
+            f"{name!r} has no rewards: name a task of it, ogbench:{data}-singletask-v0 (the default one) or "
+            f"ogbench:{data}-singletask-task1-v0 to -task5-v0"
+        )
+    near = data if data in OGBENCH else next(iter(difflib.get_close_matches(data, OGBENCH, n=1)), None)
+    hint = f"; did you mean 'ogbench:{near}-singletask-v0'?" if near else ""
+    return f"unknown OGBench dataset {name!r}{hint} ('offrl data list' shows all)"

@@ -20,13 +20,14 @@ def load_dataset(uri: str | Path | OfflineDataset) -> OfflineDataset:
 
     Args:
         uri: ``d4rl:NAME`` (downloaded at first use; a bare D4RL name means the same), ``minari:ID`` (local),
-            ``builtin:NAME``, or a file ending in ``.hdf5``, ``.npz``, ``.csv`` or ``.parquet``. Nothing is
+            ``ogbench:DATA-singletask-v0`` (downloaded at first use; ``-singletask-taskK-v0`` for task K,
+            ``...-v0-val`` for the held-out data), ``builtin:NAME``, or a file ending in ``.hdf5``, ``.npz``, ``.csv`` or ``.parquet``. Nothing is
             guessed from a file's name. A dataset is returned as it is.
 
     Returns:
         The dataset, with ``metadata["source"]`` (the uri), ``metadata["name"]`` and
-        ``metadata["rows_default"]``: ``qlearning`` for D4RL names, ``exact`` otherwise. D4RL and Minari names
-        bring the environment and reference returns of the tables.
+        ``metadata["rows_default"]``: ``qlearning`` for D4RL names, ``exact`` otherwise. D4RL, Minari and OGBench
+        names bring the environment and reference returns of the tables.
 
     Raises:
         DatasetError: unknown scheme or name, or the data break a rule.
@@ -93,6 +94,18 @@ def _load_minari(name: str) -> OfflineDataset:
     return read_minari(name, defaults=_from_tables(name))
 
 
+def _load_ogbench(name: str) -> OfflineDataset:
+    from offrl.data.arrays import read_npz
+    from offrl.data.download import fetch, local_path
+    from offrl.data.ogbench import read_ogbench, require_ogbench
+
+    uri, known = f"ogbench:{name}", _from_tables(name)
+    if local_path(uri).stem == name:  # labelled already
+        return read_npz(fetch(uri), known)
+    require_ogbench()  # before gigabytes are fetched
+    return read_ogbench(fetch(uri), name, known)
+
+
 def _load_builtin(name: str) -> OfflineDataset:
     from offrl.data.d4rl import read_d4rl
 
@@ -111,6 +124,7 @@ _SCHEMES: dict[str, Callable[[str], OfflineDataset]] = {
     "builtin": _load_builtin,
     "d4rl": _load_d4rl,
     "minari": _load_minari,
+    "ogbench": _load_ogbench,
 }
 
 

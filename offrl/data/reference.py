@@ -2,15 +2,20 @@
 
     score = 100 (R - random) / (expert - random)
 
+In OGBench's single tasks R is not the return but 1 for an episode that succeeds, else 0: the score is the
+success rate in percent, although a step pays -1 for each part of the goal that is not met.
+
 All qualities and versions of one D4RL robot share one pair. Minari's ``mujoco/...`` sets and this project's
 own ``zoo/...`` sets ship none: they borrow D4RL's pair of the same robot and say so in their label. A robot
 that D4RL does not have gets None, never a guess.
 
-Source: D4RL (arXiv:2004.07219), d4rl/infos.py and the registrations in d4rl/pointmaze and d4rl/locomotion.
+Sources: D4RL (arXiv:2004.07219), d4rl/infos.py and the registrations in d4rl/pointmaze and d4rl/locomotion;
+OGBench (arXiv:2410.20092), its list of datasets and the registrations of ogbench 1.2.2.
 """
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -79,6 +84,66 @@ def _d4rl_table() -> dict[str, Pair]:
 
 D4RL: dict[str, Pair] = _d4rl_table()  # every D4RL name that this library knows
 
+# --- OGBench --------------------------------------------------------------------------------------------
+
+SUCCESS: Pair = (0.0, 1.0)  # an episode counts 1 if it succeeds
+OGBENCH: tuple[str, ...] = tuple(  # every OGBench dataset with vector observations: environment and kind
+    f"{group}-{variant}-{kind}".replace("--", "-")
+    for group, variants, kinds in (
+        ("pointmaze", ("medium", "large", "giant", "teleport"), ("navigate", "stitch")),
+        ("antmaze", ("medium", "large", "giant", "teleport"), ("navigate", "stitch")),
+        ("antmaze", ("medium", "large", "teleport"), ("explore",)),
+        ("humanoidmaze", ("medium", "large", "giant"), ("navigate", "stitch")),
+        ("antsoccer", ("arena", "medium"), ("navigate", "stitch")),
+        ("cube", ("single", "double", "triple", "quadruple"), ("play", "noisy")),
+        ("scene", ("",), ("play", "noisy")),
+        ("puzzle", ("3x3", "4x4", "4x5", "4x6"), ("play", "noisy")),
+    )
+    for variant in variants
+    for kind in kinds
+)
+_SINGLETASK = re.compile(r"(?P<data>[\w-]+?)-singletask(?P<task>-task[1-5])?-v0(?P<val>-val)?")
+
+
+@dataclass(frozen=True)
+class OGBenchName:
+    """The parts of an OGBench name ``DATA-singletask[-taskK]-v0[-val]``."""
+
+    data: str  # environment and kind of data: antmaze-large-navigate
+    task: str  # "-task1" .. "-task5"; "" is the environment's default task
+    val: str  # "-val" for the held-out data, else ""
+
+    @property
+    def file(self) -> str:
+        """Stem of the public file, which all tasks share."""
+        return f"{self.data}-v0{self.val}"
+
+    @property
+    def environment(self) -> str:
+        """The environment without its task: antmaze-large."""
+        return self.data.rpartition("-")[0]
+
+    @property
+    def env_id(self) -> str:
+        """Gymnasium id of the task."""
+        return f"{self.environment}-singletask{self.task}-v0"
+
+
+def ogbench_name(name: str) -> OGBenchName | None:
+    """The parts of an OGBench single-task name, with or without ``ogbench:``; None for any other name."""
+    match = _SINGLETASK.fullmatch(name.removeprefix("ogbench:"))
+    if match is None or match["data"] not in OGBENCH:
+        return None
+    return OGBenchName(match["data"], match["task"] or "", match["val"] or "")
+
+
+def scored_by_success(env_id: str) -> bool:
+    """Whether scores in this environment are success rates (OGBench's single tasks), not scaled returns."""
+    return re.fullmatch(r"[\w-]+-singletask(-task[1-5])?-v0", env_id) is not None
+
+
+# --- looking up -----------------------------------------------------------------------------------------
+
 _MINARI: tuple[tuple[str, dict[str, Pair], str], ...] = (  # pattern (its group is the key), pairs, label
     (r"mujoco/(\w+)/[\w-]+-v\d+", MUJOCO, "v5 env, D4RL reference"),
     (r"zoo/(hopper|halfcheetah|walker2d|ant)-[\w-]+", MUJOCO, "v5 env, D4RL reference"),
@@ -90,14 +155,14 @@ _MINARI: tuple[tuple[str, dict[str, Pair], str], ...] = (  # pattern (its group 
 
 def bare_name(name: str) -> str:
     """A dataset's name without its scheme: ``d4rl:hopper-medium-v2`` becomes ``hopper-medium-v2``."""
-    return name.removeprefix("d4rl:").removeprefix("minari:")
+    return name.removeprefix("d4rl:").removeprefix("minari:").removeprefix("ogbench:")
 
 
 def reference_returns(name: str) -> Pair | None:
     """Returns of a random and an expert policy for a dataset, or None when they are not known.
 
     Args:
-        name: a D4RL name or a Minari id, with or without its scheme.
+        name: a D4RL or OGBench name or a Minari id, with or without its scheme.
     """
     return _look_up(name)[0]
 
@@ -136,6 +201,8 @@ def _look_up(name: str) -> tuple[Pair | None, str | None]:
     name = bare_name(name)
     if name in D4RL:
         return D4RL[name], "D4RL reference"
+    if ogbench_name(name):
+        return SUCCESS, "success rate"
     for pattern, pairs, label in _MINARI:
         match = re.fullmatch(pattern, name)
         if match and match[1] in pairs:

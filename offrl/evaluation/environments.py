@@ -14,6 +14,7 @@ from gymnasium import spaces
 from offrl.data.environments import EnvSpec, flatten_order
 from offrl.errors import ConfigError, MissingExtraError
 
+SINGLETASK = "-singletask"  # in the ids of OGBench's environments
 ROBOTICS = ("PointMaze", "AntMaze", "Adroit", "Franka", "Fetch", "HandReach", "HandManipulate")
 
 
@@ -37,6 +38,39 @@ class FlatObservation(gymnasium.ObservationWrapper[np.ndarray, Any, dict[str, np
         return np.concatenate([np.ravel(observation[key]) for key in self.keys], dtype=np.float32)
 
 
+class OwnRandomState(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Gives an environment that draws from NumPy's global generator one of its own, seeded by ``reset``.
+
+    OGBench's mazes do (start positions, teleports): without this, an episode would depend on what else runs.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.random = np.random.RandomState(0).get_state()  # noqa: NPY002
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """As the environment's."""
+        if seed is not None:
+            self.random = np.random.RandomState(seed).get_state()  # noqa: NPY002
+        with self._own():
+            return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        """As the environment's."""
+        with self._own():
+            return self.env.step(action)
+
+    @contextmanager
+    def _own(self) -> Iterator[None]:
+        shared = np.random.get_state()  # noqa: NPY002
+        np.random.set_state(self.random)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            self.random = np.random.get_state()  # noqa: NPY002
+            np.random.set_state(shared)  # noqa: NPY002
+
+
 def make_env(spec: EnvSpec | str, render_mode: str | None = None) -> gymnasium.Env[np.ndarray, np.ndarray]:
     """A Gymnasium environment with observations (O,) and a bounded action box (A,).
 
@@ -47,7 +81,7 @@ def make_env(spec: EnvSpec | str, render_mode: str | None = None) -> gymnasium.E
 
     Raises:
         ConfigError: unknown or deprecated id, a dataset without an environment, or spaces that do not fit.
-        MissingExtraError: MuJoCo or gymnasium-robotics is not installed.
+        MissingExtraError: MuJoCo, gymnasium-robotics or ogbench is not installed.
     """
     spec = env_spec(spec)
     if spec.verdict == "none":
@@ -59,8 +93,12 @@ def make_env(spec: EnvSpec | str, render_mode: str | None = None) -> gymnasium.E
         settings["render_mode"] = render_mode
     if env_id not in gymnasium.registry and env_id.startswith(ROBOTICS):
         _register_robotics()
+    if env_id not in gymnasium.registry and SINGLETASK in env_id:
+        _register_ogbench()
     env = _make(env_id, settings)
     try:
+        if SINGLETASK in env_id:
+            env = OwnRandomState(env)
         return _fitted(env, env_id, spec.flatten)
     except ConfigError:
         env.close()
@@ -127,6 +165,13 @@ def _register_robotics() -> None:
     except ImportError as error:
         raise MissingExtraError("gymnasium-robotics", "robotics") from error
     gymnasium.register_envs(robotics)
+
+
+def _register_ogbench() -> None:
+    try:
+        importlib.import_module("ogbench")
+    except ImportError as error:
+        raise MissingExtraError("ogbench", "ogbench") from error
 
 
 @contextmanager
