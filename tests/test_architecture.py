@@ -55,6 +55,7 @@ HEAVY = set(
         "wandb",
         "tensorboard",
         "gymnasium_robotics",
+        "ogbench",
         "torch_geometric",
         "diffusers",
         "onnx",

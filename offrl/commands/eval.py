@@ -152,10 +152,10 @@ def summarize(
     if result.successes is not None:
         summary["success_rate"] = float(result.successes.mean())
     if pair is not None:
-        score = float(normalized_score(pair, result.mean))
+        score = float(normalized_score(pair, result.scored).mean())
         summary |= {"normalized_score": score, "reference": label}
-        if interval:
-            summary["score_interval"] = normalized_score(pair, interval).tolist()
+        if scored := mean_interval(result.scored):
+            summary["score_interval"] = normalized_score(pair, scored).tolist()
     return summary
 
 

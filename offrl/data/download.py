@@ -1,8 +1,9 @@
 """D4RL and OGBench files: where they lie, fetching them where a network exists, adding them by hand.
 
 A file is kept as ``<data home>/NAME.hdf5`` (OGBench: ``NAME.npz``) with its SHA-256 beside it
-(``NAME.hdf5.sha256``, readable by ``sha256sum -c``). The checksum is recorded when the file first arrives and verified ever after: the public
-files come with none. The data home is ``$OFFRL_DATA``, else ``~/.cache/offrl/datasets``.
+(``NAME.hdf5.sha256``, readable by ``sha256sum -c``). The checksum is recorded when the file first arrives and
+verified ever after: the public files come with none. The data home is ``$OFFRL_DATA``, else
+``~/.cache/offrl/datasets``.
 """
 
 import contextlib
@@ -96,8 +97,8 @@ def fetch(name: str, *, progress: bool = True) -> Path:
         progress: show a bar if stderr is a terminal.
 
     Raises:
-        DatasetError: neither a D4RL nor an OGBench name; the file differs from its recorded checksum; no address delivered it
-            (the line lists each address with its reason).
+        DatasetError: neither a D4RL nor an OGBench name; the file differs from its recorded checksum; no address
+            delivered it (the line lists each address with its reason).
         ConfigError: ``OFFRL_DATA_MIRROR`` holds something else than http addresses.
     """
     path = local_path(name)

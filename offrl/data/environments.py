@@ -6,7 +6,8 @@ task, but physics or details changed: scores are comparable with each other, not
 
 Sources: D4RL's environments (github.com/Farama-Foundation/D4RL: locomotion, pointmaze, kitchen,
 hand_manipulation_suite), the generation scripts of Minari's datasets, and the installed packages
-(Gymnasium 1.4, Gymnasium-Robotics 1.4.2, ogbench 1.2.2). The tests make every environment named here and compare widths.
+(Gymnasium 1.4, Gymnasium-Robotics 1.4.2, ogbench 1.2.2). The tests make every environment named here and
+compare widths.
 """
 
 import difflib

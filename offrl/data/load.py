@@ -21,13 +21,14 @@ def load_dataset(uri: str | Path | OfflineDataset) -> OfflineDataset:
     Args:
         uri: ``d4rl:NAME`` (downloaded at first use; a bare D4RL name means the same), ``minari:ID`` (local),
             ``ogbench:DATA-singletask-v0`` (downloaded at first use; ``-singletask-taskK-v0`` for task K,
-            ``...-v0-val`` for the held-out data), ``builtin:NAME``, or a file ending in ``.hdf5``, ``.npz``, ``.csv`` or ``.parquet``. Nothing is
-            guessed from a file's name. A dataset is returned as it is.
+            ``...-v0-val`` for the held-out data), ``builtin:NAME``, or a file ending in
+            ``.hdf5``, ``.npz``, ``.csv`` or ``.parquet``. Nothing is guessed from a file's name. A dataset is
+            returned as it is.
 
     Returns:
         The dataset, with ``metadata["source"]`` (the uri), ``metadata["name"]`` and
-        ``metadata["rows_default"]``: ``qlearning`` for D4RL names, ``exact`` otherwise. D4RL, Minari and OGBench
-        names bring the environment and reference returns of the tables.
+        ``metadata["rows_default"]``: ``qlearning`` for D4RL names, ``exact`` otherwise. D4RL, Minari and
+        OGBench names bring the environment and reference returns of the tables.
 
     Raises:
         DatasetError: unknown scheme or name, or the data break a rule.

@@ -18,6 +18,7 @@ Source: OGBench (arXiv:2410.20092), ogbench 1.2.2 (utils.py, relabel_utils.py), 
 """
 
 import importlib.util
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,9 @@ def _label(rows: dict[str, np.ndarray], name: str, path: Path) -> None:
     shared = np.random.get_state()  # noqa: NPY002 - its mazes draw from it
     env = gymnasium.make(parts.env_id, disable_env_checker=True)
     try:
-        relabel_dataset(parts.env_id, env, rows)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Gymnasium's about the package's own spaces
+            relabel_dataset(parts.env_id, env, rows)
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise DatasetError(

@@ -142,6 +142,19 @@ def scored_by_success(env_id: str) -> bool:
     return re.fullmatch(r"[\w-]+-singletask(-task[1-5])?-v0", env_id) is not None
 
 
+def scored_values(env_id: str | None, returns: np.ndarray, successes: np.ndarray | None) -> np.ndarray:
+    """What the episodes' scores are made of: their returns, in OGBench's single tasks their successes (0 or 1).
+
+    Raises:
+        ConfigError: a score needs the successes, and they were not recorded.
+    """
+    if env_id is None or not scored_by_success(env_id):
+        return returns
+    if successes is None:
+        raise ConfigError(f"scores in {env_id} are success rates, but no successes were recorded")
+    return np.asarray(successes, dtype=np.float64)
+
+
 # --- looking up -----------------------------------------------------------------------------------------
 
 _MINARI: tuple[tuple[str, dict[str, Pair], str], ...] = (  # pattern (its group is the key), pairs, label

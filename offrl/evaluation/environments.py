@@ -42,17 +42,22 @@ class OwnRandomState(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Gives an environment that draws from NumPy's global generator one of its own, seeded by ``reset``.
 
     OGBench's mazes do (start positions, teleports): without this, an episode would depend on what else runs.
+    Its robot arms make a new, unseeded action space at every look, with a warning: one is kept.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
-        self.random = np.random.RandomState(0).get_state()  # noqa: NPY002
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.action_space = env.action_space
+        self.random = np.random.RandomState(0).get_state()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """As the environment's."""
         if seed is not None:
-            self.random = np.random.RandomState(seed).get_state()  # noqa: NPY002
-        with self._own():
+            self.random = np.random.RandomState(seed).get_state()
+        with self._own(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from offrl.data.reference import scored_by_success
 from offrl.evaluation.aggregate import RunSummary, bootstrap_mean, iqm, stratified_bootstrap, summarize_run
 from offrl.evaluation.runs import RunRecord
 
@@ -52,13 +53,13 @@ class Group:
         seeds = [run.seed for run in self.counted]
         return sorted({seed for seed in seeds if seeds.count(seed) > 1})
 
-    def values(self, run: RunRecord, returns: np.ndarray) -> np.ndarray:
-        """Returns in the group's unit: scores or returns."""
-        return run.score(returns) if self.scored else returns
+    def values(self, run: RunRecord, returns: np.ndarray, successes: np.ndarray | None = None) -> np.ndarray:
+        """Episodes in the group's unit: scores or returns."""
+        return run.score(returns, successes) if self.scored else returns
 
     def run_curve(self, run: RunRecord) -> Curve:
         """Mean over the episodes of each of the run's evaluations."""
-        means = [float(self.values(run, e.returns).mean()) for e in run.evaluations]
+        means = [float(self.values(run, e.returns, e.successes).mean()) for e in run.evaluations]
         return Curve(np.array([e.step for e in run.evaluations], dtype=np.int64), np.array(means))
 
     @cached_property
@@ -111,9 +112,10 @@ class Task:
 
     @property
     def data_level(self) -> float | None:
-        """Mean return of the data's episodes in the task's unit, or None."""
+        """Mean return of the data's episodes in the task's unit, or None (success rates have no such level)."""
         run = self.runs[0]
-        if run.dataset_return is None:
+        by_success = self.scored and scored_by_success(str(run.config.get("env_id")))
+        if run.dataset_return is None or by_success:
             return None
         returns = np.array([run.dataset_return])
         return float(run.score(returns)[0] if self.scored else returns[0])

@@ -201,7 +201,7 @@ def _final(task: Task) -> str:
         for run in group.runs:
             if run.final_returns is None:
                 continue
-            values = group.values(run, run.final_returns)
+            values = group.values(run, run.final_returns, run.final_successes)
             low, high = map(float, bootstrap_mean(values, rng=np.random.default_rng(BOOTSTRAP_SEED)))
             mean = float(values.mean())
             intervals.append(Interval(f"{group.label} seed {run.seed}", style, low, mean, high))

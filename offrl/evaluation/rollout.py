@@ -7,6 +7,7 @@ from typing import Self
 import numpy as np
 
 from offrl.data.environments import EnvSpec
+from offrl.data.reference import scored_values
 from offrl.errors import ConfigError
 from offrl.evaluation.blocks import Episode, Plan
 from offrl.evaluation.environments import env_spec
@@ -29,6 +30,11 @@ class EvaluationResult:
     def mean(self) -> float:
         """Mean return."""
         return float(self.returns.mean())
+
+    @property
+    def scored(self) -> np.ndarray:
+        """(n,) float64, what normalized scores are made of: returns, or successes in OGBench's single tasks."""
+        return scored_values(self.env_id, self.returns, self.successes)
 
     @property
     def std(self) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from offrl.data.reference import normalized_score
+from offrl.data.reference import normalized_score, scored_values
 from offrl.errors import CheckpointError, ConfigError
 from offrl.files import read_json_object
 
@@ -53,6 +53,7 @@ class RunRecord:
     timing: Table
     final_returns: np.ndarray | None  # (episodes,) of the last policy; None if unfinished or never evaluated
     finished: bool
+    final_successes: np.ndarray | None = None  # (episodes,) 0/1; None where the environment does not say
 
     @property
     def algorithm(self) -> str:
@@ -103,15 +104,17 @@ class RunRecord:
         rates = self.timing.columns["steps_per_second"]
         return float(np.nanmedian(rates)) if len(rates) and not np.isnan(rates).all() else None
 
-    def score(self, returns: np.ndarray) -> np.ndarray:
-        """Normalized scores (0-100) of returns.
+    def score(self, returns: np.ndarray, successes: np.ndarray | None = None) -> np.ndarray:
+        """Normalized scores (0-100) of episodes.
 
         Raises:
-            ConfigError: the run has no reference returns.
+            ConfigError: the run has no reference returns, or is scored by successes that are not given.
         """
         if self.reference_returns is None:
             raise ConfigError(f"{self.directory} has no reference returns, so its returns have no score")
-        return normalized_score(self.reference_returns, returns)
+        return normalized_score(
+            self.reference_returns, scored_values(self.config.get("env_id"), returns, successes)
+        )
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
@@ -160,8 +163,9 @@ def read_run(directory: Path) -> RunRecord:
         evaluations=_evaluations(directory / "eval.csv", config, finished),
         metrics=_table(directory / "metrics.csv", ("step",), finished),
         timing=_table(directory / "timing.csv", ("step", "seconds", "steps_per_second"), finished),
-        final_returns=_final_returns(directory / "final_returns.npz") if finished else None,
+        final_returns=_final(directory / "final_returns.npz", "returns") if finished else None,
         finished=finished,
+        final_successes=_final(directory / "final_returns.npz", "successes") if finished else None,
     )
 
 
@@ -266,15 +270,18 @@ def _numbers(path: Path, line: int, row: list[str], width: int) -> list[float]:
         raise CheckpointError(f"{path} line {line}: {error}") from None
 
 
-def _final_returns(path: Path) -> np.ndarray | None:
+def _final(path: Path, name: str) -> np.ndarray | None:
+    """An array of the last policy's episodes; None if it is empty, or if there are no successes."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.getinfo("returns.npy").file_size > MAX_RETURNS_BYTES:
+            if name == "successes" and "successes.npy" not in archive.namelist():
+                return None
+            if archive.getinfo(f"{name}.npy").file_size > MAX_RETURNS_BYTES:
                 raise ValueError("it is too large")
-            with archive.open("returns.npy") as member:
-                returns = np.lib.format.read_array(member, allow_pickle=False)
+            with archive.open(f"{name}.npy") as member:
+                values = np.lib.format.read_array(member, allow_pickle=False)
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
         raise CheckpointError(f"{path} is damaged: {' '.join(str(error).split())}") from None
-    if returns.ndim != 1 or returns.dtype.kind != "f" or not np.isfinite(returns).all():
-        raise CheckpointError(f"{path} is damaged: 'returns' must be finite numbers, one an episode")
-    return returns.astype(np.float64) if len(returns) else None
+    if values.ndim != 1 or values.dtype.kind not in "fb" or not np.isfinite(values).all():
+        raise CheckpointError(f"{path} is damaged: {name!r} must be finite numbers, one an episode")
+    return values.astype(np.float64) if len(values) else None

@@ -138,13 +138,15 @@ class RunDir:
         """The CSV table ``name`` (metrics.csv, eval.csv, timing.csv)."""
         return Table(self.path / name, columns)
 
-    def finish(self, returns: np.ndarray, lengths: np.ndarray) -> None:
+    def finish(self, returns: np.ndarray, lengths: np.ndarray, successes: np.ndarray | None = None) -> None:
         """Write the raw returns of the last policy: the mark of a finished run."""
+        arrays = {"returns": returns, "lengths": lengths}
+        arrays |= {} if successes is None else {"successes": successes}
         with (
             atomic_write(self.path / "final_returns.npz") as temporary,
             open(temporary, "wb") as file,
         ):
-            np.savez(file, returns=returns, lengths=lengths)
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     def recorded_versions(self) -> dict[str, Any]:
         """``versions.json`` as it was when the run began."""

@@ -190,9 +190,10 @@ def _finished(run: RunDir) -> RunResult:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as final:
             returns = np.asarray(final["returns"], dtype=np.float64)
+            successes = final.get("successes")
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete it and resume to make it again") from None
-    return run_result(run, returns, load_policy(run.path), already=True)
+    return run_result(run, returns, successes, load_policy(run.path), already=True)
 
 
 def _require_exactness(run: RunDir) -> None:

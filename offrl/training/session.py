@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from offrl.data.environments import EnvSpec
-from offrl.data.reference import normalized_score
+from offrl.data.reference import normalized_score, scored_values
 from offrl.errors import CheckpointError, Stopped
 from offrl.evaluation.rollout import EvaluationResult, Evaluator
 from offrl.nn.policy import Policy, save_policy
@@ -188,7 +188,7 @@ class Session:
 
     def _record_evaluation(self, result: EvaluationResult) -> None:
         reference = self.config["reference_returns"]
-        scores = normalized_score(tuple(reference), result.returns) if reference else None
+        scores = normalized_score(tuple(reference), result.scored) if reference else None
         for episode, value in enumerate(result.returns):
             self.eval_csv.append(
                 {
@@ -232,14 +232,19 @@ class Session:
     def _finish(self, result: EvaluationResult | None) -> RunResult:
         empty = np.zeros(0)
         returns, lengths = (result.returns, result.lengths) if result else (empty, empty.astype(np.int64))
-        self.run.finish(returns, lengths)
-        return run_result(self.run, returns, self.learner.policy())
+        successes = result.successes if result else None
+        self.run.finish(returns, lengths, successes)
+        return run_result(self.run, returns, successes, self.learner.policy())
 
 
-def run_result(run: RunDir, returns: np.ndarray, policy: Policy, *, already: bool = False) -> RunResult:
+def run_result(
+    run: RunDir, returns: np.ndarray, successes: np.ndarray | None, policy: Policy, *, already: bool = False
+) -> RunResult:
     """What a run that ends with ``returns`` hands back; scores where the reference returns are known."""
-    reference = run.config["reference_returns"]
-    scores = normalized_score(tuple(reference), returns) if reference and len(returns) else None
+    reference, scores = run.config["reference_returns"], None
+    if reference and len(returns):
+        values = scored_values(run.config["env_id"], returns, successes)
+        scores = normalized_score(tuple(reference), values)
     return RunResult(run.path, run.config["steps"], returns, scores, policy, already)
 
 

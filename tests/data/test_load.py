@@ -130,8 +130,8 @@ def test_minari_names_bring_the_tables_where_the_set_is_silent():
         ("d4rl:hoper-medium-v2", "did you mean 'hopper-medium-v2'"),
         ("zzz", r"unknown dataset 'zzz' \('offrl data list' shows all\)"),
         (
-            "ogbench:cube",
-            "unknown scheme 'ogbench' in 'ogbench:cube'; known are builtin:NAME, d4rl:NAME, minari:NAME",
+            "hub:cube",
+            "unknown scheme 'hub' in 'hub:cube'; known are builtin:NAME, d4rl:NAME, minari:NAME, ogbench:NAME",
         ),
         ("builtin:nothing", "no built-in dataset 'nothing'"),
         ("minari:zoo/none-v0", "no Minari dataset 'zoo/none-v0'"),
