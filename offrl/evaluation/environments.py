@@ -38,18 +38,19 @@ class FlatObservation(gymnasium.ObservationWrapper[np.ndarray, Any, dict[str, np
         return np.concatenate([np.ravel(observation[key]) for key in self.keys], dtype=np.float32)
 
 
-class OwnRandomState(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Gives an environment that draws from NumPy's global generator one of its own, seeded by ``reset``.
+class SelfContained(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Makes an OGBench environment depend on nothing but its seed and its actions.
 
-    OGBench's mazes do (start positions, teleports): without this, an episode would depend on what else runs.
-    Its robot arms make a new, unseeded action space at every look, with a warning: one is kept.
+    Its mazes draw start positions and teleports from NumPy's global generator: here each has its own, seeded by
+    ``reset``. Its robot arms make a new, unseeded action space at every look, and a look at their observation
+    space resets them, both with warnings: here each space is made once.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.action_space = env.action_space
+            self.action_space, self.observation_space = env.action_space, env.observation_space
         self.random = np.random.RandomState(0).get_state()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
@@ -103,7 +104,7 @@ def make_env(spec: EnvSpec | str, render_mode: str | None = None) -> gymnasium.E
     env = _make(env_id, settings)
     try:
         if SINGLETASK in env_id:
-            env = OwnRandomState(env)
+            env = SelfContained(env)
         return _fitted(env, env_id, spec.flatten)
     except ConfigError:
         env.close()
