@@ -269,3 +269,40 @@ def test_help_lists_the_commands(capsys):
     for name in ("list", "show", "check", "convert", "download", "add"):
         assert f" {name} " in out
     assert run(capsys)[0] == 2
+
+
+def test_ogbench_names_are_listed_shown_added_and_checked(home, capsys):
+    name = "ogbench:pointmaze-medium-navigate-singletask-task2-v0"
+    code, out, _ = run(capsys, "list")
+    assert code == 0
+    assert "puzzle-4x6 play, noisy 115 5 1000" in out
+    code, out, _ = run(capsys, "show", name)
+    assert code == 0
+    for line in (
+        "on disk no (offrl data download ogbench:pointmaze-medium-navigate-singletask-task2-v0)",
+        "environment pointmaze-medium-singletask-task2-v0",
+        "goal task 2: within 1 of the goal; pays -1 a step until then",
+        "reference random 0, expert 1 (success rate)",
+    ):
+        assert line in out
+    number = np.arange(6.0)
+    np.savez(
+        "mine.npz",
+        observations=np.stack([number, number**2], axis=1),
+        actions=np.linspace(-0.9, 0.9, 12).reshape(6, 2),
+        terminals=number % 3 == 2,
+        rewards=np.where(number == 4, 0.0, -1.0),
+        masks=number != 4,
+    )
+    code, out, _ = run(capsys, "add", "mine.npz", "--as", name)
+    assert code == 0
+    assert f"use it with --dataset {name}" in out
+    code, out, _ = run(capsys, "check", name)
+    assert code == 0
+    assert "episodes 2 (1 terminated, 2 cut, 0 unfinished)" in out
+    assert "environment pointmaze-medium-singletask-task2-v0" in out
+    code, out, _ = run(capsys, "list", "--installed")
+    assert name.removeprefix("ogbench:") in out
+    code, out, err = run(capsys, "show", "ogbench:pointmaze-medium-navigate-v0")
+    assert code == 1
+    assert "has no rewards: name a task of it" in err

@@ -391,3 +391,49 @@ def test_what_is_added_must_be_whole_fit_the_name_and_not_replace_other_data(ser
     assert local_path(NAME).read_bytes() == content
     with pytest.raises(DatasetError, match="did you mean"):
         add(tmp_path / "source.hdf5", "d4rl:hopper-medum-v2")
+
+
+def test_ogbench_files_come_from_the_same_mirrors_under_their_own_paths(server, tmp_path):
+    """The shared file of all tasks and the held-out one; resumed, checked and recorded like D4RL's."""
+    arrays = {"observations": np.zeros((900, 29)), "actions": np.zeros((900, 8)), "terminals": np.ones(900)}
+    np.savez(tmp_path / "x.npz", **arrays)
+    body = (tmp_path / "x.npz").read_bytes()
+    name = "ogbench:antmaze-large-navigate-singletask-task2-v0"
+    server.answers = {
+        "/antmaze-large-navigate-v0.npz": [404],
+        "/ogbench/antmaze-large-navigate-v0.npz": [serve(body, limit=100_000), serve(body)],
+        "/antmaze-large-navigate-v0-val.npz": [serve(body)],
+    }
+    path = fetch(name)
+    assert path == local_path(name) == data_home() / "antmaze-large-navigate-v0.npz"
+    assert path.read_bytes() == body
+    assert server.requests[-1] == ("/ogbench/antmaze-large-navigate-v0.npz", "bytes=100000-", '"v1"')
+    assert (data_home() / "antmaze-large-navigate-v0.npz.sha256").is_file()
+    assert fetch(f"{name}-val") == data_home() / "antmaze-large-navigate-v0-val.npz"
+    path.write_bytes(body[:-1])
+    with pytest.raises(DatasetError, match="does not match its recorded checksum"):
+        fetch(name)
+
+
+@pytest.mark.parametrize("body", [b"<html>no</html>", b"PK but no zip"])
+def test_what_is_no_npz_file_is_not_kept(server, body):
+    name = "ogbench:scene-play-singletask-v0-val"
+    server.answers = {"/scene-play-v0-val.npz": [serve(body)]}
+    with pytest.raises(
+        DatasetError, match=r"it sent no readable \.npz file.*--as ogbench:scene-play-singletask-v0-val"
+    ):
+        fetch(name)
+    assert not local_path(name).exists()
+
+
+def test_an_npz_file_of_another_layout_is_not_kept(server, tmp_path):
+    np.savez(tmp_path / "x.npz", observations=np.zeros(3))
+    server.answers = {"/scene-play-v0.npz": [serve((tmp_path / "x.npz").read_bytes())]}
+    with pytest.raises(DatasetError, match="its file lacks actions, terminals"):
+        fetch("ogbench:scene-play-singletask-v0")
+
+
+def test_ogbenchs_public_address(monkeypatch):
+    monkeypatch.delenv("OFFRL_DATA_MIRROR", raising=False)
+    (address,) = addresses("ogbench:cube-double-play-singletask-task4-v0-val")
+    assert address.endswith("/datasets/ogbench/cube-double-play-v0-val.npz")

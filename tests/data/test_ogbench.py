@@ -411,11 +411,12 @@ def test_a_maze_episode_depends_on_its_seed_alone():
 @needs_ogbench
 def test_a_random_policy_is_played_and_fails_in_every_episode():
     """The whole way: two episodes of a cube task that random actions do not solve, twice the same."""
-    from offrl.evaluation.rollout import evaluate
+    from offrl.evaluation.rollout import Evaluator
     from offrl.evaluation.sources import load_source
 
     spec = environment_for("cube-single-play-singletask-v0")
-    first, second = (evaluate(load_source("random", spec), spec, episodes=2, max_steps=30) for _ in range(2))
+    with Evaluator(spec) as play:
+        first, second = (play(load_source("random", spec), 2, max_steps=30) for _ in range(2))
     assert first.successes.tolist() == [False, False]
     assert first.returns.tolist() == [-30.0, -30.0]  # -1 a step
     np.testing.assert_array_equal(first.returns, second.returns)

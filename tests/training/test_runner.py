@@ -14,13 +14,15 @@ import torch
 from offrl.algos import ALGORITHMS, load_algorithm
 from offrl.data.dataset import OfflineDataset
 from offrl.errors import ConfigError, DatasetError, MissingExtraError
+from offrl.evaluation.groups import group_runs
+from offrl.evaluation.runs import read_run
 from offrl.nn.policy import load_policy
 from offrl.training import run_dir
 from offrl.training.build import action_box, dataset_env
 from offrl.training.check import source_of, tiny_problem
 from offrl.training.options import RunOptions, make_settings, resolve_device, settings_from_json
 from offrl.training.progress import Reporter
-from offrl.training.runner import start
+from offrl.training.runner import resume, start
 
 TINY = {"hidden": 8, "batch_size": 8}
 SHORT = {"steps": 12, "log_every": 4, "eval_every": 5, "eval_episodes": 2, "checkpoint_every": 5}
@@ -311,3 +313,55 @@ def test_loop_logging_and_checkpoints_cost_little_beside_the_updates(tmp_path, p
         start("bc", make_settings("bc", {}), options, dataset=data)
         ratios.append((time.process_time() - began) / bare)
     assert min(ratios) < 2.0, ratios
+
+
+class Reach(gymnasium.Env):
+    """As OGBench's single tasks: -1 a step, then success (0, the end) in about half of the episodes."""
+
+    observation_space = action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left, self.lucky = 3, self.np_random.random() < 0.5
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.left -= 1
+        success = self.left == 0 and self.lucky
+        return np.zeros(2, np.float32), float(success) - 1, success, False, {"success": success}
+
+
+def test_scores_of_single_tasks_are_success_rates_in_tables_results_and_reports(tmp_path):
+    """Returns are -5 or -2, never a score: each episode scores 100 times its success, also when read again."""
+    env_id = "toy-reach-singletask-v0"
+    gymnasium.register(env_id, Reach, max_episode_steps=5)
+    generator = np.random.default_rng(0)
+    data = OfflineDataset.from_arrays(
+        *(generator.uniform(-1, 1, (40, 2)) for _ in range(2)),
+        -np.ones(40),
+        np.zeros(40, bool),
+        np.arange(40) % 5 == 4,
+        metadata={"env_id": env_id, "reference_returns": [0.0, 1.0], "name": "toy"},
+    )
+    try:
+        result = train(tmp_path / "run", data, eval_episodes=8, final_episodes=20)
+    finally:
+        del gymnasium.registry[env_id]
+    evaluations = rows(result.directory / "eval.csv")
+    assert {row["success"] for row in evaluations} == {"0", "1"}
+    for row in evaluations:
+        assert float(row["normalized_score"]) == 100 * int(row["success"])
+        assert float(row["return"]) == (-2.0 if row["success"] == "1" else -5.0)
+    assert set(result.scores) == {0.0, 100.0}
+    np.testing.assert_array_equal(result.scores, 100.0 * (result.returns == -2))
+    again = resume(result.directory, dataset=data, reporter_mode="quiet")
+    np.testing.assert_array_equal(again.scores, result.scores)
+    record = read_run(result.directory)
+    (task,) = group_runs([record])
+    (group,) = task.groups
+    np.testing.assert_array_equal(
+        group.values(record, record.final_returns, record.final_successes), result.scores
+    )
+    first = [float(row["normalized_score"]) for row in evaluations[:8]]
+    assert group.run_curve(record).values[0] == np.mean(first)
+    assert task.data_level is None
