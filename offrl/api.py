@@ -30,7 +30,8 @@ def train(
 
     Args:
         algorithm: a name of ``offrl algos`` or the path of your own file.
-        dataset: a data URI (``builtin:NAME``, ``d4rl:NAME``, ``minari:ID``, a file) or an ``OfflineDataset``.
+        dataset: a data URI (``builtin:NAME``, ``d4rl:NAME``, ``minari:ID``, ``ogbench:NAME``, a
+            file) or an ``OfflineDataset``.
         progress: print progress.
         preset: start from the settings tuned for this dataset name.
         **given: run options (``steps``, ``seed``, ``env``, ``out``, ``device``, ... see ``RunOptions``) and the

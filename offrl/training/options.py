@@ -20,7 +20,7 @@ class RunOptions:
     """How to run, whatever the algorithm."""
 
     dataset: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
-    """Data: builtin:NAME, d4rl:NAME, minari:ID, or a file (.hdf5 .npz .csv .parquet)."""
+    """Data: builtin:NAME, d4rl:NAME, minari:ID, ogbench:NAME, or a file (.hdf5 .npz .csv .parquet)."""
     env: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None
     """Gymnasium id to evaluate on; default: the one the data name."""
     steps: int = 1_000_000
