@@ -211,7 +211,7 @@ def test_the_score_of_a_single_task_is_its_success_rate():
         successes=np.array([True, True, True, False]),
         env_id="cube-single-singletask-task1-v0",
     )
-    summary = summarize(EvalOptions("random", episodes=4), result, (0.0, 1.0), "success rate")
+    summary = summarize(EvalOptions(source="random", episodes=4), result, (0.0, 1.0), "success rate")
     assert summary["normalized_score"] == 75.0
     assert summary["return_mean"] == -65.0
     low, high = mean_interval(np.array([1.0, 1.0, 1.0, 0.0]))
