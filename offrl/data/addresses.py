@@ -12,11 +12,11 @@ from offrl.data.reference import bare_name, ogbench_name
 from offrl.errors import ConfigError
 
 # Facts from D4RL's registrations, public forks and ogbench/utils.py; whether they answer today was not tested.
-MIRRORS = (
+MIRRORS: tuple[str, ...] = (
     "http://rail.eecs.berkeley.edu/datasets/offline_rl/{path}",
     "https://huggingface.co/datasets/imone/D4RL/resolve/main/{file}",
 )
-OGBENCH_MIRRORS = ("https://rail.eecs.berkeley.edu/datasets/{path}",)
+OGBENCH_MIRRORS: tuple[str, ...] = ("https://rail.eecs.berkeley.edu/datasets/{path}",)
 
 
 def addresses(name: str) -> list[str]:

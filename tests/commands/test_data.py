@@ -300,7 +300,8 @@ def test_ogbench_names_are_listed_shown_added_and_checked(home, capsys):
     code, out, _ = run(capsys, "check", name)
     assert code == 0
     assert "episodes 2 (1 terminated, 2 cut, 0 unfinished)" in out
-    assert "environment pointmaze-medium-singletask-task2-v0" in out
+    assert "goal task 2: within 1 of the goal" in out  # from the table, by the data's name
+    assert "reference random 0, expert 1 (success rate)" in out
     code, out, _ = run(capsys, "list", "--installed")
     assert name.removeprefix("ogbench:") in out
     code, out, err = run(capsys, "show", "ogbench:pointmaze-medium-navigate-v0")

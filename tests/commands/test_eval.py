@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from offrl.cli import main
-from offrl.commands.eval import EvalOptions, environment, mean_interval, reference
+from offrl.commands.eval import EvalOptions, environment, mean_interval, reference, summarize
 from offrl.data.environments import EnvSpec
 from offrl.errors import ConfigError
+from offrl.evaluation.rollout import EvaluationResult
 from offrl.evaluation.sources import SourceFacts
 from offrl.nn.policy import DeterministicPolicy, save_policy
 
@@ -200,3 +201,18 @@ def test_wrong_usage_exits_2(capsys):
     code, _, err = output_of(capsys, "random", "--episode", "3", "--no-such-option")
     assert code == 2
     assert "--episodes" in err
+
+
+def test_the_score_of_a_single_task_is_its_success_rate():
+    """Three of four episodes succeed: 75, whatever the returns; the interval is that of the successes."""
+    result = EvaluationResult(
+        returns=np.array([-10.0, -20.0, -30.0, -200.0]),
+        lengths=np.array([11, 21, 31, 200]),
+        successes=np.array([True, True, True, False]),
+        env_id="cube-single-singletask-task1-v0",
+    )
+    summary = summarize(EvalOptions(source="random", episodes=4), result, (0.0, 1.0), "success rate")
+    assert summary["normalized_score"] == 75.0
+    assert summary["return_mean"] == -65.0
+    low, high = mean_interval(np.array([1.0, 1.0, 1.0, 0.0]))
+    assert summary["score_interval"] == pytest.approx([100 * low, 100 * high])
