@@ -17,7 +17,7 @@ import numpy as np
 
 from offrl.data.environments import EnvSpec
 from offrl.data.reference import normalized_score, scored_values
-from offrl.errors import CheckpointError, Stopped
+from offrl.errors import CheckpointError, PolicyError, Stopped
 from offrl.evaluation.rollout import EvaluationResult, Evaluator
 from offrl.nn.policy import Policy
 from offrl.nn.precision import Precision
@@ -208,26 +208,14 @@ class Session:
                 self.reporter.note(f"{wrong}: {who} has diverged")
         self.reporter.metrics = {name: float(np.mean([row[name] for row in rows])) for name in means}
 
-    def _record_evaluation(self, result: EvaluationResult) -> None:
-        reference = self.config["reference_returns"]
-        scores = normalized_score(tuple(reference), result.scored) if reference else None
-        for episode, value in enumerate(result.returns):
-            self.eval_csv.append(
-                {
-                    "step": self.step,
-                    "episode": episode,
-                    "return": float(value),
-                    "normalized_score": None if scores is None else float(scores[episode]),
-                    "length": int(result.lengths[episode]),
-                    "success": None if result.successes is None else int(result.successes[episode]),
-                }
-            )
-        last = float((result.returns if scores is None else scores).mean())
-        self.best = max(self.best, last)
-        record = {"step": self.step, "return": float(result.returns.mean()), "best": self.best}
-        record |= {} if scores is None else {"normalized_score": last}
-        self.reporter.evaluation(record, last, self.best)
-        self.sinks.scalars(self.step, {f"eval/{k}": v for k, v in record.items() if k != "step"})
+    def _record_evaluations(self, results: list[EvaluationResult | None]) -> None:
+        played = [(record, r) for record, r in zip(self.records, results, strict=True) if r]
+        facts = [record.evaluation(self.step, result) for record, result in played]
+        last = float(np.mean([fact.get("normalized_score", fact["return"]) for fact in facts]))
+        best = float(np.mean([record.best for record, _ in played]))
+        for (record, _), fact in zip(played, facts, strict=True):
+            seed = {"seed": record.seed} if len(self.records) > 1 else {}
+            self.reporter.evaluation(seed | fact, last, best)
 
     def _checkpoint(self) -> None:
         state = {
@@ -249,12 +237,19 @@ class Session:
         for k, record in enumerate(self.records):
             record.save_policy(self.learner.policy(k), self.step)
 
-    def _finish(self, result: EvaluationResult | None) -> RunResult:
-        empty = np.zeros(0)
-        returns, lengths = (result.returns, result.lengths) if result else (empty, empty.astype(np.int64))
-        successes = result.successes if result else None
-        self.run.finish(returns, lengths, successes)
-        return run_result(self.run, returns, successes, self.learner.policy())
+    def _finish(self, results: list[EvaluationResult | None]) -> list[RunResult]:
+        outcomes = results or [None] * len(self.records)
+        finished = [
+            run_result(record.run, *record.finish(result), self.learner.policy(k))
+            for k, (record, result) in enumerate(zip(self.records, outcomes, strict=True))
+            if record.failure is None
+        ]
+        bad = [f"seed {r.seed} in {r.run.path} ({r.failure})" for r in self.records if r.failure]
+        if bad:
+            raise PolicyError(
+                f"{len(finished)} of {len(self.records)} runs are finished; not {', '.join(bad)}"
+            )
+        return finished
 
 
 def run_result(
@@ -265,7 +260,7 @@ def run_result(
     if reference and len(returns):
         values = scored_values(run.config["env_id"], returns, successes)
         scores = normalized_score(tuple(reference), values)
-    return RunResult(run.path, run.config["steps"], returns, scores, policy, already)
+    return RunResult(run.path, run.config["seed"], run.config["steps"], returns, scores, policy, already)
 
 
 @contextlib.contextmanager
