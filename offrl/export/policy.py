@@ -118,6 +118,8 @@ def _network(policy: str | Path | Policy) -> Policy:
         policy = load_source(str(policy), "")  # these two are read as they are, for no environment
     if next(policy.parameters(), None) is None:
         raise PolicyError(f"a {policy.kind} policy holds no network that could be exported")
+    if type(policy).rewarded is not Policy.rewarded:
+        raise PolicyError(f"a {policy.kind} policy acts on the episode so far, which no format here can hold")
     return copy.deepcopy(policy).cpu().eval().requires_grad_(False)
 
 

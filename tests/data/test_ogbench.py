@@ -23,7 +23,6 @@ from offrl.data.reference import (
 )
 from offrl.errors import ConfigError, DatasetError, MissingExtraError
 
-HAVE_OGBENCH = importlib.util.find_spec("ogbench") is not None
 NAME = "pointmaze-medium-navigate-singletask-v0"
 LENGTHS = (4, 3, 5)  # visited states of each trajectory, so 3 + 2 + 4 transitions
 
@@ -338,13 +337,11 @@ def test_scores_are_success_rates_not_scaled_returns():
         scored_values(env_id, returns, None)
 
 
-# --- the package itself, where it is installed ----------------------------------------------------------
+# --- the package itself ----------------------------------------------------------------------------------
 
-needs_ogbench = pytest.mark.skipif(not HAVE_OGBENCH, reason="ogbench is not installed")
 ENVIRONMENTS = {data.rpartition("-")[0]: data for data in OGBENCH}
 
 
-@needs_ogbench
 @pytest.mark.parametrize("data", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
 def test_the_environment_is_as_the_table_states(data):
     from offrl.evaluation.environments import make_env
@@ -360,7 +357,6 @@ def test_the_environment_is_as_the_table_states(data):
     env.close()
 
 
-@needs_ogbench
 @pytest.mark.parametrize("data", ["pointmaze-medium-navigate", "cube-single-play", "puzzle-3x3-play"])
 def test_labels_are_what_the_environment_pays(data, home):
     """A recording in the public layout, made in the task: rewards and terminations come back."""
@@ -394,7 +390,6 @@ def test_labels_are_what_the_environment_pays(data, home):
     env.close()
 
 
-@needs_ogbench
 def test_a_maze_episode_depends_on_its_seed_alone():
     from offrl.evaluation.environments import make_env
 
@@ -408,7 +403,6 @@ def test_a_maze_episode_depends_on_its_seed_alone():
     env.close()
 
 
-@needs_ogbench
 def test_a_random_policy_is_played_and_fails_in_every_episode():
     """The whole way: two episodes of a cube task that random actions do not solve, twice the same."""
     from offrl.evaluation.rollout import Evaluator

@@ -11,6 +11,7 @@ from offrl.errors import ConfigError, MissingExtraError, PolicyError
 from offrl.evaluation.sources import FunctionPolicy
 from offrl.export import policy as export
 from offrl.export.policy import SUFFIXES, export_policy
+from offrl.nn.decision_transformer import DecisionTransformerPolicy
 from offrl.nn.policy import (
     DeterministicPolicy,
     DiagGaussianPolicy,
@@ -166,6 +167,8 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
     function = FunctionPolicy(np.tanh, OBS, OBS, [-1.0] * OBS, [1.0] * OBS)
     with pytest.raises(PolicyError, match="a function policy holds no network"):
         export_policy(function, out, "onnx")
+    with pytest.raises(PolicyError, match="acts on the episode so far"):
+        export_policy(DecisionTransformerPolicy(OBS, ACT, hidden=8, layers=1, context=2), out, "onnx")
     for source in ("random", "waypoint", "py:my.module:make"):
         with pytest.raises(ConfigError, match=f"^{source} cannot be exported; name a run"):
             export_policy(source, out, "onnx")
