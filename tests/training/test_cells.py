@@ -40,6 +40,15 @@ def test_a_cell_may_have_its_log_elsewhere(tmp_path):
     assert (tmp_path / "own.log").read_text() == "3\n3\n"
 
 
+@pytest.mark.skipif(not hasattr(os, "getsid"), reason="no sessions here")
+def test_a_ctrl_c_of_the_terminal_reaches_the_runner_alone(tmp_path):
+    """A second signal makes a run stop at once, so a cell must get one: the runner's."""
+    code = "import os, sys, pathlib; pathlib.Path(sys.argv[1]).write_text(str(os.getsid(0)))"
+    one = cell(tmp_path, "session", code)
+    assert run_cells([one], tmp_path, nice=0) == []
+    assert int(one.result.read_text()) != os.getsid(0)
+
+
 def gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)

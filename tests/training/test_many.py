@@ -418,7 +418,7 @@ ALGORITHM = Algorithm(BCConfig, Mixing)
 def test_a_method_that_does_not_stack_says_so(tmp_path, pendulum):
     file = tmp_path / "mixing.py"
     file.write_text(MIXING)
-    settings, options = make_settings(str(file), TINY), RunOptions(out=tmp_path)
+    settings, options = make_settings(str(file), TINY), RunOptions(out=tmp_path, **OPTIONS)
     with pytest.raises(
         ConfigError, match=r"cannot be stacked: mixing does not stack \(seed 0 of the stack is"
     ):
