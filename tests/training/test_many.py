@@ -490,6 +490,20 @@ def test_a_process_that_fails_is_named_with_its_last_line(tmp_path, pendulum_npz
     assert made[0].finished
 
 
+def test_stacks_and_single_runs_go_on_together(tmp_path, pendulum_npz, monkeypatch):
+    """A stack is one process, whichever of its runs are named and whichever lack their end mark."""
+    monkeypatch.chdir(tmp_path)
+    settings = make_settings("bc", TINY)
+    options = RunOptions(dataset="tiny.npz", env="Pendulum-v1", out=Path("out"), seed=5, **OPTIONS)
+    first, last = train_seeds("bc", settings, options, SeedOptions(seeds=(0, 1)))
+    alone = start("bc", settings, options)
+    before = left(last.directory)
+    (last.directory / "final_returns.npz").unlink()
+    results = resume_runs([r.directory for r in (last, first, alone)])
+    assert sorted(result.seed for result in results) == [0, 1, 5]
+    assert left(last.directory) == before
+
+
 def test_a_signal_is_passed_on_and_the_runs_go_on_together(tmp_path, pendulum_npz, monkeypatch, in_child):
     """SIGTERM to the parent alone: its processes write their checkpoints; one command resumes both."""
     started = lambda: len(list((tmp_path / "out").glob("*/*/*/checkpoint.pt"))) == 2  # noqa: E731
