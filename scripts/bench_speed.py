@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ class Measure:
     """Dataset URI for the PRDC part (1e6 rows of collected Walker2d data)."""
     compile: bool = False
     """Also measure the compiled step."""
-    parts: tuple[str, ...] = ("step", "loop", "sampler", "prdc")
+    parts: tuple[str, ...] = ("step", "loop", "sampler", "seeds", "prdc")
     """What to measure; the others keep their raw figures."""
     rows: int = 1_000_000
     """Rows of the random data."""
@@ -194,6 +194,8 @@ def measure(o: Measure) -> None:
         raw["loop"] = _measure_loop(o)
     if "sampler" in o.parts:
         raw["sampler"] = _measure_sampler(o)
+    if "seeds" in o.parts:
+        raw["seeds"] = _measure_seeds()
     if "prdc" in o.parts and o.prdc_data:
         raw["prdc"] = _measure_prdc(o.prdc_data)
     atomic_write_json(RAW, raw)
@@ -333,6 +335,34 @@ def _measure_sampler(o: Measure) -> dict[str, float]:
     return {"milliseconds": 1000 * _seconds(lambda: source.sample(streams), 7, 1000)}
 
 
+def _measure_seeds(stacked: int = 5, rounds: int = 3) -> dict[str, dict[str, list[float]]]:
+    """Summed steps/s of stacked seeds over those of one seed, TD3+BC, eager, in turns."""
+    _, method = load_algorithm("td3_bc")
+    found = {}
+    for width, batch in ((64, 64), (256, 256)):
+        steps = []
+        for seeds in (1, stacked):
+            problem = replace(random_problem(*SHAPES["Hopper"], 100_000, False), seeds=tuple(range(seeds)))
+            learner = method.learner(problem, method.config(hidden=width, batch_size=batch))
+            fields = (problem.observations, problem.actions, problem.rewards, problem.next_observations)
+            source = UniformSource(*fields, problem.terminated, batch_size=batch)
+            steps.append(
+                partial(_step, learner, source, problem.streams("data"), Precision("float32", "cpu"))
+            )
+        rates: dict[str, list[float]] = {"one": [], "stacked": []}
+        for _ in range(rounds):
+            rates["one"].append(1 / _seconds(steps[0], 3, 300))
+            rates["stacked"].append(stacked / _seconds(steps[1], 3, 100))
+        found[f"width {width}, batch {batch}"] = rates
+        print(width, rates)
+    return found
+
+
+def _step(learner: Any, source: UniformSource, streams: list[torch.Generator], around: Precision) -> None:
+    with around:
+        learner.update(source.sample(streams))
+
+
 def _measure_prdc(uri: str) -> dict[str, Any]:
     """PRDC against TD3+BC on the same rows, beta 2: steps 0-2k and 0-20k, in turns of 500 steps."""
     from offrl.data.load import load_dataset
@@ -422,6 +452,14 @@ def page() -> str:
         lines += [""]
     if "sampler" in raw:
         lines += [f"A batch of 256 of 1e6 rows is drawn in {raw['sampler']['milliseconds']:.3f} ms.", ""]
+    if "seeds" in raw:
+        lines += ["## Five seeds stacked in one process, one core, TD3+BC, eager", ""]
+        for size, rates in raw["seeds"].items():
+            one, many = (statistics.median(rates[kind]) for kind in ("one", "stacked"))
+            lines += [
+                f"* {size}: one seed {one:.0f} steps/s, five {many:.0f} in sum: {many / one:.1f} times",
+                "",
+            ]
     if "prdc" in raw:
         p = raw["prdc"]
         lines += [
