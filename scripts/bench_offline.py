@@ -268,7 +268,7 @@ def page() -> str:
         "evaluations (20 episodes each unless said), its mean and standard deviation over seeds. *best* is chosen",
         "with online episodes. A run counts only when it is finished. Where methods stand beside d3rlpy 2.8: batch",
         "256, two hidden layers of 256, no reward scaling; d3rlpy trains in its own environment with matched",
-        "settings, and its weights are evaluated by offrl.",
+        "settings, and its weights are evaluated by offrl (the last 3 only: its *best* is of those).",
         "",
     ]
     seen: set[str] = set()
