@@ -8,7 +8,7 @@ import pytest
 
 from offrl.algos import ALGORITHMS, load_algorithm
 from offrl.cli import COMMANDS
-from offrl.training.options import RunOptions
+from offrl.training.options import RunOptions, SeedOptions
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = sorted(DOCS.glob("from_*.md"))
@@ -22,12 +22,12 @@ def options(*classes):
 def test_every_option_named_exists(page):
     """In a row about one method, its own options; elsewhere those of any method, and of a run."""
     configs = {name: load_algorithm(name)[1].config for name in ALGORITHMS}
-    everywhere = options(RunOptions, *configs.values())
+    everywhere = options(RunOptions, SeedOptions, *configs.values())
     ours = re.compile(r"`(--[a-z][a-z-]*)[^`]*`")
     seen = 0
     for line in page.read_text().splitlines():
         named = re.findall(r"offrl train (\w+)", line)
-        known = options(RunOptions, *(configs[name] for name in named)) if named else everywhere
+        known = options(RunOptions, SeedOptions, *(configs[name] for name in named)) if named else everywhere
         wrong = [option for option in ours.findall(line) if option not in known]
         assert wrong == [], line
         seen += len(ours.findall(line))
