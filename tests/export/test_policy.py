@@ -213,7 +213,11 @@ def test_a_missing_library_names_its_extra(tmp_path, monkeypatch, name, library,
 def test_torch_needs_no_extra(tmp_path, monkeypatch):
     for library in ("onnx", "onnxruntime", "onnxscript", "stable_baselines3"):
         monkeypatch.setitem(sys.modules, library, None)
-    export_policy(tiny(), tmp_path / "policy.pt2", "torch")
+    policy = tiny()
+    export_policy(policy, tmp_path / "policy.pt2", "torch")
+    x = raw_observations(policy, 5)
+    act = torch.export.load(tmp_path / "policy.pt2").module()
+    torch.testing.assert_close(act(x), policy(x), rtol=0, atol=1e-5)
 
 
 def test_the_files_act_where_offrl_is_not_installed(tmp_path, in_child):

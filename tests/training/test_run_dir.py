@@ -163,7 +163,8 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run_dir.fcntl, "flock", unsupported)
     with run.locked():
-        pass
+        run.finish(np.ones(1), np.ones(1, dtype=np.int64))
+    assert (run.path / "final_returns.npz").exists()
 
 
 def test_versions_say_what_the_numbers_depend_on():
