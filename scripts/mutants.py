@@ -80,6 +80,8 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("if want[1 + 2 * layer]:", "if want[1 + 2 * last]:"),
         ("if layer or want[0]:", "if True:"),
         ("    @torch.autograd.function.once_differentiable\n", ""),
+        ("bias.fill_(0.1)", "pass"),
+        ("params[-2].shape[2] ** 0.5", "params[-2].shape[2] ** -0.5"),
         ("if len(sizes) < 3:", "if len(sizes) < 2:"),
     ],
     "nn/trainable.py": [
@@ -365,9 +367,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("self.act(self.actor.target or []", "self.act(self.actor.constant or []"),
         ("self.critic.target or []", "self.critic.constant"),
         ('dim=2), "after_relu")', 'dim=2), "before_relu")'),
-        ("bias.fill_(HIDDEN_BIAS)", "pass"),
-        ("ACTOR_BOUND, CRITIC_BOUND = 0.1, 1e-3, 3e-3", "CRITIC_BOUND, ACTOR_BOUND = 0.1, 1e-3, 3e-3"),
-        ("linear[-2].shape[2] ** 0.5", "linear[-2].shape[2] ** -0.5"),
+        ("ACTOR_BOUND, CRITIC_BOUND = 1e-3", "CRITIC_BOUND, ACTOR_BOUND = 1e-3"),
         (
             "if self.updates % self.config.policy_delay == 0:",
             "if (self.updates + 1) % self.config.policy_delay == 0:",

@@ -30,14 +30,14 @@ from offrl.estimators.bellman import td_loss, td_target
 from offrl.estimators.pathwise import normalized_q_loss
 from offrl.nn.actor_critic import ActionBox, TD3Settings
 from offrl.nn.gradients import compiled, gradients
-from offrl.nn.mlp import Params, init_mlp, mlp, unstack
+from offrl.nn.mlp import Params, init_mlp, mlp, small_outputs_, unstack
 from offrl.nn.normed import init_normed, linear_part, normed_mlp
 from offrl.nn.policy import DeterministicPolicy
 from offrl.nn.trainable import Trainable
 from offrl.training.problem import Algorithm, Problem
 from offrl.training.seeding import normal
 
-HIDDEN_BIAS, ACTOR_BOUND, CRITIC_BOUND = 0.1, 1e-3, 3e-3  # of the initial weights, official code
+ACTOR_BOUND, CRITIC_BOUND = 1e-3, 3e-3  # of the initial weights, official code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,20 +145,6 @@ def actor_loss(q: Tensor, distance: Tensor, actor_bc_coef: float) -> tuple[Tenso
     return q_loss + actor_bc_coef * bc_loss, {"bc_loss": bc_loss, "q_scale": q_scale}
 
 
-def edac_init_(linear: Params, bound: float) -> None:
-    """Make fresh parameters EDAC's, in place: hidden biases 0.1, the output layer U(-bound, bound).
-
-    Args:
-        linear: as from ``init_mlp``; its output layer is uniform already and is scaled.
-        bound: of the output layer's weights and biases.
-    """
-    with torch.no_grad():
-        for bias in linear[1:-2:2]:
-            bias.fill_(HIDDEN_BIAS)
-        for p in linear[-2:]:
-            p.mul_(bound * linear[-2].shape[2] ** 0.5)
-
-
 class ReBRAC:
     """Learner: one critic step an update, actor and targets every ``policy_delay`` updates, the first included."""
 
@@ -174,8 +160,8 @@ class ReBRAC:
         init = problem.streams("init")
         actor = init_mlp((obs_dim, *hidden, act_dim), 1, init)
         critic = init_normed((obs_dim + act_dim, *hidden, 1), 2, init)
-        edac_init_(actor, ACTOR_BOUND)
-        edac_init_(linear_part(critic), CRITIC_BOUND)
+        small_outputs_(actor, ACTOR_BOUND)
+        small_outputs_(linear_part(critic), CRITIC_BOUND)
         self.actor = Trainable(actor, config.lr, target=True)
         self.critic = Trainable(critic, config.critic_lr, target=True)
         self.noise, self.updates = problem.streams("noise"), 0

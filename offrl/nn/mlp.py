@@ -51,6 +51,22 @@ def init_mlp(sizes: Sequence[int], copies: int, generators: Sequence[torch.Gener
     return [torch.cat(parts).requires_grad_() for parts in zip(*per_seed, strict=True)]
 
 
+@torch.no_grad()
+def small_outputs_(params: Params, bound: float) -> None:
+    """Make fresh parameters those of EDAC, in place: hidden biases 0.1, output layer and its bias U(-bound, bound).
+
+    Args:
+        params: as from ``init_mlp``: its output layer is uniform already and is scaled.
+        bound: of the output layer.
+
+    Source: the official code of EDAC, arXiv:2110.01548; ReBRAC's takes it over.
+    """
+    for bias in params[1:-2:2]:
+        bias.fill_(0.1)
+    for p in params[-2:]:
+        p.mul_(bound * params[-2].shape[2] ** 0.5)
+
+
 def mlp(params: Params, x: Tensor, masks: Sequence[Tensor] | None = None) -> Tensor:
     """Outputs of G networks, (G, out, B).
 

@@ -25,7 +25,7 @@ from offrl.estimators.bellman import td_target
 from offrl.estimators.likelihood import tanh_gaussian_sample
 from offrl.nn.actor_critic import ActionBox, Metrics, check_common_settings
 from offrl.nn.gradients import compiled, gradients
-from offrl.nn.mlp import Params, init_mlp, mlp, unstack
+from offrl.nn.mlp import Params, init_mlp, mlp, small_outputs_, unstack
 from offrl.nn.policy import SquashedGaussianPolicy
 from offrl.nn.trainable import Trainable
 from offrl.training.seeding import normal
@@ -66,13 +66,9 @@ class EnsembleSettings:
 def init_small_outputs(
     sizes: Sequence[int], copies: int, generators: Sequence[torch.Generator], bound: float
 ) -> Params:
-    """As ``init_mlp``, with hidden biases 0.1 and an output layer drawn from U(-bound, bound), its bias too."""
+    """As ``init_mlp``, with EDAC's small outputs (see ``small_outputs_``)."""
     params = init_mlp(sizes, copies, generators)
-    with torch.no_grad():
-        for bias in params[1:-2:2]:
-            bias.fill_(0.1)
-        for p in params[-2:]:
-            p.mul_(bound * sizes[-2] ** 0.5)
+    small_outputs_(params, bound)
     return params
 
 

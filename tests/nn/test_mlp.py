@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from offrl.nn.mlp import detached, init_mlp, member, mlp, unstack
+from offrl.nn.mlp import detached, init_mlp, member, mlp, small_outputs_, unstack
 from offrl.training.seeding import streams
 
 SIZES, BATCH = (3, 5, 4, 2), 7
@@ -280,3 +280,14 @@ def test_adding_seeds_changes_no_seeds_weights():
 def test_a_network_without_hidden_layer_is_refused():
     with pytest.raises(ValueError, match=r"at least one hidden layer, got sizes \(3, 2\)"):
         init_mlp((3, 2), 1, streams((0,), "init"))
+
+
+def test_small_outputs_are_edacs():
+    """Hidden biases 0.1, hidden weights as drawn, the output layer and its bias spread over (-bound, bound)."""
+    params = init_mlp((5, 64, 64, 8), 3, streams((0, 1), "init"))
+    hidden = [p.clone() for p in params[:4:2]]
+    small_outputs_(params, 3e-3)
+    assert all(torch.equal(a, b) for a, b in zip(hidden, params[:4:2], strict=True))
+    assert all((bias == 0.1).all() for bias in params[1:-2:2])
+    for p in params[-2:]:
+        assert 0.8 * 3e-3 < p.abs().max() <= 3e-3
