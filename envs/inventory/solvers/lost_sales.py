@@ -1,4 +1,4 @@
-"""One location, lost sales: the optimal policy by dynamic programming, and the usual heuristics, exactly evaluated.
+"""One location, lost sales: the optimal policy by dynamic programming, and the exact cost of any other.
 
 State: stock on hand x_0 (this period's delivery is in) and what arrives in 1 .. L - 1 periods, x_1 .. x_{L-1}. With
 average cost g and order z,
@@ -8,7 +8,7 @@ average cost g and order z,
 No more than S, the newsvendor level of L + 1 periods, is ever ordered up to, which makes the states finite. Value
 iteration keeps MacQueen's bracket: min (TV - V) <= g <= max (TV - V), and stops when it is narrow.
 
-Source: Karlin & Scarf 1958, Morton 1969 (the bound S), Zipkin 2008 (states, Myopic-2), Xin 2021 (capped base-stock).
+Source: Karlin & Scarf 1958, Morton 1969 (the bound S), Zipkin 2008 (states).
 Demand is whole numbers of the grid; all demand beyond the stock acts alike, so that no tail is cut off.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offrl.envs.inventory.solvers.base_stock import base_stock, check_costs
-from offrl.envs.inventory.solvers.demand import Array, Demand, convolved
+from offrl.envs.inventory.solvers.demand import Array, Demand
 from offrl.errors import ConfigError
 
 Integers = NDArray[np.int64]
@@ -60,7 +60,7 @@ class Optimum(Average):
     def order(self, pipeline: Array) -> Array:
         """Optimal orders, (B,), items, for stock on hand and arrivals of the next L - 1 periods, (B, L), items."""
         totals = np.cumsum(np.rint(np.asarray(pipeline) / self.step).astype(np.int64), axis=1)
-        table = _loops().binomials(self.lead_time, self.top)
+        table = compiled_loops().binomials(self.lead_time, self.top)
         inside = np.clip(totals, 0, self.top)
         ranks = table[np.arange(self.lead_time), inside].sum(axis=1)
         return np.where(totals[:, -1] < self.top, self.orders[ranks], 0) * self.step
@@ -117,7 +117,7 @@ class LostSales:
         return self.holding * left + self.penalty * np.maximum(lost, 0.0), pmf, np.maximum(at_least, 0.0)
 
 
-def _loops() -> ModuleType:
+def compiled_loops() -> ModuleType:
     """The compiled part: numba comes in here."""
     from offrl.envs.inventory.solvers import lost_sales_loops
 
@@ -126,7 +126,7 @@ def _loops() -> ModuleType:
 
 def optimum(problem: LostSales, tolerance: float = 1e-6) -> Optimum:
     """The optimal cost, within ``tolerance``, and an optimal policy."""
-    loops, length, top = _loops(), problem.lead_time, problem.most
+    loops, length, top = compiled_loops(), problem.lead_time, problem.most
     cost, pmf, at_least = problem.tables(top)
     table = loops.binomials(length + 1, top)
     values, best = np.zeros(problem.states(top)), np.empty(problem.states(top))
@@ -160,7 +160,7 @@ def evaluate(
         tolerance: width of the bracket.
         give_up: stop early once the cost is known to be above it.
     """
-    loops, length = _loops(), problem.lead_time
+    loops, length = compiled_loops(), problem.lead_time
     cost, pmf, at_least = problem.tables(top)
     states = loops.all_states(length, top)
     ranks, begins, nexts = loops.reachable(states, orders, pmf, loops.binomials(length, top))
@@ -168,41 +168,3 @@ def evaluate(
         states[ranks, 0], begins, nexts, cost, pmf, at_least, tolerance, give_up, SWEEPS
     )
     return Average(name=name, lower=lower, upper=upper, parameters=parameters)
-
-
-def base_stock_orders(problem: LostSales, level: int, cap: int | None = None) -> Integers:
-    """Orders up to ``level``, at most ``cap`` of them: (states,) for totals up to ``level``, grid steps."""
-    totals = _loops().all_states(problem.lead_time, level)[:, -1]
-    return np.asarray(np.minimum(level - totals, level if cap is None else cap))
-
-
-def best_base_stock(problem: LostSales, tolerance: float = 1e-6) -> Average:
-    """The best base-stock policy; its cost is convex in the level (Janakiraman & Roundy 2004)."""
-    step = problem.demand.step
-    best: Average | None = None
-    for level in range(problem.most - SLACK, -1, -1):
-        found = evaluate(
-            problem, base_stock_orders(problem, level), level, "base-stock", parameters=(level * step,),
-            tolerance=tolerance, give_up=best.upper if best else np.inf,
-        )  # fmt: skip
-        if best is not None and found.lower > best.upper:
-            break
-        best = found if best is None or found.cost < best.cost else best
-    assert best is not None
-    return best
-
-
-def best_capped_base_stock(problem: LostSales, tolerance: float = 1e-6) -> Average:
-    """The best capped base-stock policy: every cap, and for each the levels from the best cap's upwards and downwards."""
-    step = problem.demand.step
-    best = best_base_stock(problem, tolerance)
-    start = round(best.parameters[0] / step)
-    best = Average(name="capped base-stock", lower=best.lower, upper=best.upper, parameters=(start * step,) * 2)
-    for cap in range(1, start + 1):
-        for level in range(start, problem.most + 1):
-            found = evaluate(
-                problem, base_stock_orders(problem, level, cap), level, "capped base-stock",
-                parameters=(level * step, cap * step), tolerance=tolerance, give_up=best.upper,
-            )  # fmt: skip
-            best = found if found.cost < best.cost and found.upper <= best.upper else best
-    return best
