@@ -2,8 +2,8 @@
 
 import difflib
 import json
+import textwrap
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -58,7 +58,7 @@ class Common:
     """Options of every problem."""
 
     penalty: float
-    """Cost p of an item of demand that is not met, backlogged: per period."""
+    """Cost p of an item of demand that is not met; where demand waits, per period."""
     json: bool = False
     """Print one JSON object."""
     out: Path | None = None
@@ -70,8 +70,7 @@ class OneStore(Common):
     """Options of one location."""
 
     demand: str
-    """Demand of a period: poisson:MEAN, geometric:MEAN, negative_binomial:MEAN,STD, pmf:P0,P1,..., normal:MEAN,STD
-    (clipped at zero), gamma:MEAN,STD."""
+    """Demand of a period, e.g. poisson:5 or normal:5,1.6 (clipped at zero); 'offrl inventory solve' lists all."""
     lead_time: int
     """Periods L: an order serves the demand L periods later, so that L + 1 periods of demand matter."""
     holding: float = 1.0
@@ -86,7 +85,7 @@ class OneStore(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class BaseStockOptions(OneStore):
-    """One location, unmet demand waits: the best base-stock level (newsvendor) and its cost.
+    """One location, unmet demand waits: base-stock level (newsvendor).
 
     Example: offrl inventory solve base-stock --demand normal:5,1.6 --lead-time 4 --holding 1 --penalty 9
     """
@@ -104,7 +103,7 @@ class BaseStockOptions(OneStore):
 
 @dataclass(frozen=True, kw_only=True)
 class LostSalesOptions(OneStore):
-    """One location, unmet demand is lost: the optimal policy by dynamic programming, and heuristics beside it.
+    """One location, unmet demand is lost: dynamic program, and heuristics.
 
     States grow fast with the lead time: 4 takes seconds, 6 minutes. A continuous demand needs a coarse --step
     (a sixth of its std, say) and is solved as rounded to it.
@@ -148,7 +147,7 @@ class LostSalesOptions(OneStore):
 
 @dataclass(frozen=True, kw_only=True)
 class SerialOptions(Common):
-    """Stages in series, unmet demand waits (Clark-Scarf): the best echelon base-stock levels and their cost.
+    """Stages in series, unmet demand waits: echelon levels (Clark-Scarf).
 
     Lead times and holding costs are given from the most upstream stage to the store. Stock on its way is free.
 
@@ -178,9 +177,9 @@ class SerialOptions(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class WarehouseOptions(Common):
-    """A centre that keeps no stock and its stores, unmet demand waits: a lower bound (Federgruen-Zipkin), near the optimum.
+    """A centre without stock, many stores, unmet demand waits: lower bound (Federgruen-Zipkin).
 
-    Demand is jointly normal and not clipped at zero. The bound is per period and store.
+    Demand is jointly normal and not clipped at zero. The bound is per period and store; it is nearly reached.
 
     Example: offrl inventory solve warehouse --means 4 5 6 --stds 1.5 2 2 --correlation .5 --centre-lead-time 3
     --store-lead-time 2 --penalty 9
@@ -214,7 +213,7 @@ class WarehouseOptions(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class FixedCostOptions(OneStore):
-    """One location, unmet demand waits, every order costs something: the best (s, S) policy and its cost.
+    """One location, unmet demand waits, orders have a fixed cost: (s, S) policy.
 
     Example: offrl inventory solve fixed-cost --demand poisson:5 --lead-time 2 --fixed 20 --holding 1 --penalty 9
     """
@@ -259,12 +258,15 @@ def overview() -> str:
     ]
     lines += [f"  {name:10} {str(form.__doc__).splitlines()[0]}" for name, form in PROBLEMS.items()]
     lines += ["", "settings, with options that can be given anew:"]
-    lines += [f"  {name:24} {typed}" for name, typed in SETTINGS.items()]
+    lines += [
+        textwrap.fill(f"  {name:24} {typed}", 110, subsequent_indent=" " * 27)
+        for name, typed in SETTINGS.items()
+    ]
     lines += ["", "demands: " + ", ".join(f"{name}:{what}" for name, what in KINDS.items())]
     lines += [
         "",
-        "An order with lead time L serves the demand L periods later. Each period: order, serve demand, pay for what is",
-        "left (holding) and what is missing (penalty).",
+        "An order with lead time L serves the demand L periods later. Each period: order, serve demand, pay for",
+        "what is left (holding) and what is missing (penalty).",
     ]
     return "\n".join(lines)
 
@@ -302,7 +304,9 @@ def problem_of(name: str, argv: list[str]) -> Problem:
 
 def record_of(name: str, problem: Problem, solution: Solution, seconds: float) -> dict[str, Any]:
     """Everything found, as JSON has it: no infinities, which stand as None."""
-    options = {k: v for k, v in asdict(problem).items() if k not in ("json", "out") and v is not None}  # type: ignore[call-overload]
+    options = {
+        k: v for k, v in asdict(problem).items() if k not in ("json", "out", "optimal_only") and v is not None
+    }  # type: ignore[call-overload]
     rows = [
         {"policy": row.name, "parameters": row.parameters, "cost": row.cost, "lower": row.lower, "upper": row.upper,
          "gap_percent": 100 * (row.cost / solution.cost - 1) if solution.cost else None}
@@ -329,7 +333,9 @@ def describe(record: dict[str, Any]) -> str:
         lines += ["", f"{'policy':20} {'cost':>10} {'gap':>9}   levels"]
     for row in record["policies"]:
         gap = "" if row["gap_percent"] is None else f"{row['gap_percent']:.2f} %"
-        lines.append(f"{row['policy']:20} {row['cost']:10.4f} {gap:>9}   {_shown(row['parameters'])}".rstrip())
+        lines.append(
+            f"{row['policy']:20} {row['cost']:10.4f} {gap:>9}   {_shown(row['parameters'])}".rstrip()
+        )
     return "\n".join([*lines, "", f"{record['seconds']:.2f} s"])
 
 

@@ -7,7 +7,7 @@ A whole-number demand is itself on a grid of step 1. A continuous one, X, is rep
 
 W is larger than X in the convex order, so every cost that is a minimum of expected convex functions is at least as
 large under W: an upper bound. E[X | R] is smaller than X in that order, a lower bound; it differs from R by the
-``offset`` of the cell. Beyond the last grid point everything is counted at it, and ``tail`` is the mean that this drops.
+``offset`` of the cell. What lies beyond the last grid point counts as that point, which lowers the mean by ``tail``.
 
 Source: convex order and stop-loss transforms are textbook matter (Shaked & Shanthikumar, Stochastic Orders, ch. 3).
 """
@@ -142,7 +142,9 @@ def _whole(text: str, distribution: Any) -> Demand:
 def _continuous(text: str, kind: str, mean: float, std: float, *, step: float | None) -> Demand:
     step = std / STEPS_PER_STD if step is None else step
     if not 0 < step <= std:
-        raise ConfigError(f"the grid step must be positive and at most the standard deviation {std:g}, got {step:g}")
+        raise ConfigError(
+            f"the grid step must be positive and at most the standard deviation {std:g}, got {step:g}"
+        )
     if kind == "normal":
         distribution = stats.norm(mean, std)
 
@@ -158,7 +160,9 @@ def _continuous(text: str, kind: str, mean: float, std: float, *, step: float | 
 
     last = int(np.ceil(distribution.isf(CUT) / step))
     points = step * np.arange(last + 1)
-    edges = np.concatenate([[0.0], points[:-1] + step / 2])  # lower edges of the cells; the last has no upper one
+    edges = np.concatenate(
+        [[0.0], points[:-1] + step / 2]
+    )  # lower edges of the cells; the last has no upper one
     above = distribution.sf(edges)
     above[0] = 1.0  # what lies below zero is clipped to it
     pmf = above - np.append(above[1:], 0.0)

@@ -7,8 +7,8 @@
     myopic-2           z minimizes that of periods t + L and t + L + 1, the second order being myopic
     constant order     z = r, whatever the state
 
-Source: Zipkin 2008 (vector base-stock, myopic, Myopic-2), Johansen & Thorstenson 2008 and Xin 2021 (capped), Reiman 2004
-(constant order), Janakiraman & Roundy 2004 (a base-stock policy's cost is convex in its level).
+Source: Zipkin 2008 (vector base-stock, myopic, Myopic-2), Johansen & Thorstenson 2008, Xin 2021 (capped),
+Reiman 2004 (constant order), Janakiraman & Roundy 2004 (a base-stock policy's cost is convex in its level).
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ from offrl.envs.inventory.solvers.lost_sales import (
     evaluate,
 )
 
-LARGEST_SOLVE = 3_000  # states of the constant order's chain
+LARGEST_SOLVE = 1_500  # states of the constant order's chain
 
 
 def base_stock_orders(totals: Array | Integers, level: int, cap: int | None = None) -> Integers:
@@ -59,9 +59,7 @@ def best_capped_base_stock(problem: LostSales, tolerance: float = 1e-6) -> Avera
     return best
 
 
-def _base_stock(
-    problem: LostSales, level: int, cap: int | None, tolerance: float, give_up: float
-) -> Average:
+def _base_stock(problem: LostSales, level: int, cap: int | None, tolerance: float, give_up: float) -> Average:
     step = problem.demand.step
     totals = compiled_loops().all_states(problem.lead_time, level)[:, -1]
     return evaluate(
@@ -120,8 +118,8 @@ def best_constant_order(problem: LostSales) -> Average:
 def constant_order(problem: LostSales, order: int) -> Average:
     """The cost of ordering ``order`` grid steps every period, fewer than the mean demand.
 
-    What is left is Y' = (Y + r - D)^+. On 0 .. N it is solved exactly; with theta > 0 the root of E e^{theta (r - D)} = 1,
-    N hides at most N e^{-theta N} + e^{-theta N} / (e^theta - 1) of its mean (Kingman's bound and duality).
+    What is left is Y' = (Y + r - D)^+. On 0 .. N it is solved exactly; with theta > 0 the root of
+    E e^{theta (r - D)} = 1, N hides at most N e^{-theta N} + e^{-theta N} / (e^theta - 1) of its mean (Kingman's bound and duality).
     """
     demand, r = problem.demand, order
     steps = np.arange(len(demand.pmf))

@@ -39,8 +39,7 @@ class Serial:
     def local_levels(self) -> tuple[float, ...]:
         """Local base-stock levels of the same policy: S_j less S_{j+1}, levels above an upstream one lowered to it."""
         levels = np.minimum.accumulate(self.levels)
-        return (*(float(a - b) if np.isfinite(a) else 0.0 for a, b in zip(levels, levels[1:], strict=False)),
-                float(levels[-1]))  # fmt: skip
+        return tuple((levels - np.append(levels[1:], 0.0)).tolist())
 
 
 def serial(demand: Demand, lead_times: list[int], holdings: list[float], penalty: float) -> Serial:
@@ -109,9 +108,12 @@ def _missing(pmf: Array, periods: int, step: float, length: int) -> Array:
 def _check(lead_times: list[int], holdings: list[float], penalty: float) -> None:
     if not lead_times or len(lead_times) != len(holdings):
         raise ConfigError(
-            f"every stage needs a lead time and a holding cost: {len(lead_times)} lead times, {len(holdings)} holding costs"
+            f"every stage needs a lead time and a holding cost: {len(lead_times)} lead times, "
+            f"{len(holdings)} holding costs"
         )
     for lead_time, holding in zip(lead_times, holdings, strict=True):
         check_costs(lead_time, holding, penalty)
     if (np.diff(holdings) < 0).any():
-        raise ConfigError(f"holding costs must not fall towards the customer (most upstream first), got {holdings}")
+        raise ConfigError(
+            f"holding costs must not fall towards the customer (most upstream first), got {holdings}"
+        )

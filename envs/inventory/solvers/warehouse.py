@@ -1,4 +1,4 @@
-"""One centre that keeps no stock and many stores, backlogged: the lower bound of free rebalancing, and a policy near it.
+"""One centre without stock, many stores, backlogged: the lower bound of free rebalancing, and a policy near it.
 
 Each period the centre orders from outside (lead time Lw) and shares what arrives among the stores (lead time Ls). If
 a store could also be *given less than nothing*, the best split would put all stores at the same number of standard
@@ -62,7 +62,9 @@ def warehouse(
         raise ConfigError("means must be finite and stds positive")
     least = -1 / (len(means) - 1) if len(means) > 1 else -1.0
     if not least <= correlation <= 1:
-        raise ConfigError(f"correlation of {len(means)} stores must be in [{least:g}, 1], got {correlation:g}")
+        raise ConfigError(
+            f"correlation of {len(means)} stores must be in [{least:g}, 1], got {correlation:g}"
+        )
     check_costs(centre_lead_time, holding, penalty)
     check_costs(store_lead_time, holding, penalty)
     together = (1 - correlation) * (stds**2).sum() + correlation * stds.sum() ** 2
