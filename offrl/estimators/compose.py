@@ -1,7 +1,7 @@
 """One policy-gradient estimator from parts that are named once.
 
     w    = mask * ratio * advantage * shaping          without gradient, one number a step
-    loss = -aggregate(w * log pi) + sum_k coefficient_k * aggregate(regularizer_k)
+    loss = -aggregate(w * log pi - sum_k coefficient_k * regularizer_k)
 
 Its gradient is that of the clipped surrogates (PPO, GRPO, ...) exactly; only the loss's value differs, for which
 there is ``surrogate``.
@@ -149,12 +149,12 @@ class Estimator:
         with torch.no_grad():
             weights = self._weights(rollouts, log_probs)
         score = (log_probs - log_probs.detach()).exp() if twice else log_probs
-        total = -self.aggregate(weights * score, rollouts.mask, counts)
+        steps = weights * score
         if self.regularizers:
             step = Step(rollouts, log_probs, rollouts.advantages, entropy, predicted_values)
             for part, coefficient in self.regularizers:
-                total = total + coefficient * self.aggregate(part(step), rollouts.mask, counts)
-        return total
+                steps = torch.sub(steps, part(step), alpha=coefficient)
+        return -self.aggregate(steps, rollouts.mask, counts)
 
     @torch.no_grad()
     def surrogate(self, rollouts: Rollouts, log_probs: Tensor, counts: Counts | None = None) -> Tensor:
