@@ -11,6 +11,7 @@ back. Dense is log_softmax, gather and -sum p log p; hand-written PPO is the usu
 value errors and an entropy bonus. Through the core means ``Estimator.loss`` with the minibatch's ``Rollouts`` built.
 """
 
+import itertools
 import json
 import statistics
 import subprocess
@@ -28,6 +29,7 @@ from offrl.estimators.low_memory import from_logits, log_probs_and_entropy
 from offrl.estimators.recipes import recipe
 from offrl.estimators.rollouts import Rollouts
 from offrl.files import atomic_write_json, atomic_write_text
+from offrl.training.run_dir import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RAW, PAGE = ROOT / "benchmarks/raw/core.json", ROOT / "benchmarks/core.md"
@@ -102,13 +104,15 @@ def measure_time(rounds: int = 1) -> dict[str, Any]:
     }
 
 
-def loss_pair(shape: tuple[int, ...], ragged: bool) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def loss_pair(
+    shape: tuple[int, ...], ragged: bool, terms: bool
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """PPO's loss and its gradients, hand-written and through the core, on the same numbers."""
     g = torch.Generator().manual_seed(0)
     x, old, advantages, returns, values, entropy = (torch.randn(*shape, generator=g) for _ in range(6))
     old = x + 0.2 * old
     mask = (torch.rand(*shape, generator=g) < 0.7) if ragged else None
-    leaves = [y.requires_grad_() for y in (x, values, entropy)]
+    leaves = [y.requires_grad_() for y in ((x, values, entropy) if terms else (x,))]
 
     def mean(y: Tensor) -> Tensor:
         return y.mean() if mask is None else (y * mask).sum() / mask.sum()
@@ -116,10 +120,12 @@ def loss_pair(shape: tuple[int, ...], ragged: bool) -> tuple[Callable[[], Any], 
     def by_hand() -> tuple[Tensor, ...]:
         ratio = torch.exp(x - old)
         policy = torch.min(advantages * ratio, advantages * torch.clamp(ratio, 0.8, 1.2))
-        loss = -mean(policy) + 0.5 * mean((returns - values) ** 2) - 0.01 * mean(entropy)
+        loss = -mean(policy)
+        if terms:
+            loss = loss + 0.5 * mean((returns - values) ** 2) - 0.01 * mean(entropy)
         return torch.autograd.grad(loss, leaves)
 
-    estimator = recipe("ppo", regularizers=[("value_loss", 0.5), ("negative_entropy", 0.01)])
+    estimator = recipe("ppo", regularizers=[("value_loss", 0.5), ("negative_entropy", 0.01)] if terms else [])
 
     def core() -> tuple[Tensor, ...]:
         rollouts = Rollouts(mask=mask, old_log_probs=old, advantages=advantages, returns=returns)
@@ -134,13 +140,11 @@ def loss_pair(shape: tuple[int, ...], ragged: bool) -> tuple[Callable[[], Any], 
 def measure_loss(rounds: int = 41) -> dict[str, Any]:
     """Microseconds of either way and the median ratio, per shape."""
     found = {}
-    for name, shape, ragged in (
-        ("64 steps, flat", (64,), False),
-        ("2048 steps, flat", (2048,), False),
-        ("64 x 256 tokens, ragged", (64, 256), True),
-        ("64 x 2048 tokens, ragged", (64, 2048), True),
-    ):
-        pair = loss_pair(shape, ragged)
+    shapes = [("64 steps", (64,)), ("2048 steps", (2048,)), ("64 x 256 tokens, ragged", (64, 256))]
+    shapes += [("64 x 2048 tokens, ragged", (64, 2048))]
+    for (label, shape), terms in itertools.product(shapes, (True, False)):
+        name = label if terms else f"{label}, policy term alone"
+        pair = loss_pair(shape, len(shape) > 1, terms)
         count = max(3, int(4e5 / (2000 + torch.Size(shape).numel())))
         times: list[list[float]] = []
         for _ in range(rounds):
@@ -164,21 +168,17 @@ def measure(parts: list[Part] = ["memory", "time", "loss"]) -> None:  # noqa: B0
     torch.set_num_threads(1)
     functions = {"memory": measure_memory, "time": measure_time, "loss": measure_loss}
     raw = json.loads(RAW.read_text()) if RAW.exists() else {part: [] for part in functions}
-    raw["versions"] = {"torch": torch.__version__, "threads": 1, "chip": _chip()}
+    raw["versions"] = versions("cpu", 1)
     for part in parts:
         raw[part].append(functions[part]())
         print(json.dumps({part: raw[part][-1]}))
     atomic_write_json(RAW, raw)
 
 
-def _chip() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
-
-
 def page() -> None:
     """Write the page."""
     raw = json.loads(RAW.read_text())
+    v = raw["versions"]
     extra = {kind: statistics.median(go[kind] for go in raw["memory"]) for kind in ("chunked", "dense")}
     pairs = [
         p for go in raw["time"] for p in zip(go["seconds"]["chunked"], go["seconds"]["dense"], strict=True)
@@ -194,7 +194,7 @@ def page() -> None:
         "",
         " ".join((__doc__ or "").split("Method: ")[1].split()),
         "",
-        f"torch {raw['versions']['torch']}, {raw['versions']['chip']}, one thread.",
+        f"offrl {v['offrl']} ({v['commit']}), torch {v['torch']}, {v['cpu']}, one thread.",
         "",
         f"## Log-probability and entropy, {TOKENS} tokens, vocabulary {VOCABULARY}, hidden {HIDDEN}",
         "",
@@ -208,7 +208,7 @@ def page() -> None:
         + ", ".join(f"{name} {value:.0e}" for name, value in errors.items())
         + ".",
         "",
-        "## PPO's loss with value and entropy terms, forward and backward",
+        "## PPO's loss (policy, value and entropy), forward and backward",
         "",
         "| minibatch | by hand, us | through the core, us | ratio |",
         "|---|---|---|---|",
