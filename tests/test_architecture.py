@@ -23,7 +23,7 @@ MAY_IMPORT = {  # package -> packages of ours that it may import, besides itself
     "offrl.evaluation": {"offrl.data", "offrl.nn"},
     "offrl.export": {"offrl.data", "offrl.nn", "offrl.evaluation"},
     "offrl.algos": {"offrl.data", "offrl.nn", "offrl.estimators", "offrl.training", "offrl.evaluation"},
-    "offrl.envs": {"offrl.estimators"},
+    "offrl.envs": {"offrl.estimators", "offrl.nn"},
     "offrl.policies": {"offrl.diffusion", "offrl.nn", "offrl.data"},
     "offrl.commands": {"offrl"},
     "offrl.collect": {"offrl"},
