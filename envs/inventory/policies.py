@@ -4,7 +4,7 @@
     orders = policy.orders(logits, seen)    the feasibility layer, (B, E), in the network's order of edges
 
 ``policy(seen)`` is the two in a row. Noise on the logits makes a policy stochastic and leaves every order feasible. All
-parameters have a leading axis of S seeds; the rows of an observation are those of seed 0, then of seed 1 and so on, in
+trainable parameters have a leading axis of S seeds; the rows of an observation are those of seed 0, then of seed 1 and so on, in
 equal parts, and each part meets the parameters of its own seed. S = 1 is the plain policy.
 """
 
@@ -127,8 +127,12 @@ class InventoryPolicy(nn.Module):
         other = copy.deepcopy(self)
         other.copies = 1
         for parameter in other.parameters():
-            parameter.data = parameter.data[seed : seed + 1].clone()
+            if parameter.requires_grad:
+                parameter.data = parameter.data[seed : seed + 1].clone()
         return other
+
+    def prepare(self, scenarios: Scenarios) -> None:
+        """What is fitted on training scenarios before anything else, and then held; nothing by default."""
 
 
 def make_policy(
