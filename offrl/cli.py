@@ -19,6 +19,7 @@ COMMANDS = {  # name -> module under offrl.commands, one line for the overview
     "export": ("export", "a policy as ONNX, torch.export or a stable-baselines3 zip"),
     "algos": ("algos", "list the algorithms; 'algos check FILE' tests your own"),
     "new": ("new", "start an algorithm of your own: offrl new algo NAME"),
+    "inventory": ("inventory", "inventory control: optimal policies and their costs"),
     "doctor": ("doctor", "what is installed, what is missing, what to do"),
 }
 

@@ -1,8 +1,9 @@
 """Inventory networks for agents that speak Gymnasium: ``gymnasium.make("offrl/one_store_lost-v1")`` and ``make_vec``.
 
-Reward is minus the cost of the network, per store. Episodes end by truncation: the horizon is artificial. Actions are in
-[0, 1] per edge and mean that share of the edge's largest order; orders that a node cannot ship shrink by one factor, so that
-no agent ships what is not there. Demand is drawn from the environment's own generator: ``reset(seed=...)`` repeats it.
+Reward is minus the cost of the network, per store and undiscounted. Episodes end by truncation: the horizon is
+artificial. An action in [-1, 1] on each edge goes from no order to the edge's largest; orders that a node cannot ship
+shrink by one factor, so that no agent ships what is not there. Demand comes from the environment's own generator:
+``reset(seed=...)`` repeats it.
 """
 
 from typing import Any, Literal
@@ -26,7 +27,7 @@ DAYS = 183.0
 """Days from Christmas are given in half years."""
 
 
-class InventoryVectorEnv(VectorEnv):  # type: ignore[type-arg]
+class InventoryVectorEnv(VectorEnv):
     """A batch of independent scenarios that is stepped as one; it starts anew when the horizon is reached.
 
     Args:
@@ -38,7 +39,7 @@ class InventoryVectorEnv(VectorEnv):  # type: ignore[type-arg]
         options: of the setting, such as ``lead_time=2``.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": ["ansi"]}
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": ["ansi"]}  # noqa: RUF012
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class InventoryVectorEnv(VectorEnv):  # type: ignore[type-arg]
         self._largest = torch.tensor(order_limit * self._mean_behind(), dtype=torch.float32)
         size = len(self._flat(*self._blank())[0])
         self.single_observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
-        self.single_action_space = spaces.Box(0.0, 1.0, (len(network.edges),), np.float32)
+        self.single_action_space = spaces.Box(-1.0, 1.0, (len(network.edges),), np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._scenarios: Scenarios | None = None
@@ -164,9 +165,11 @@ class InventoryVectorEnv(VectorEnv):  # type: ignore[type-arg]
         if self._over:
             observations, info = self.reset()
             return observations, np.zeros(self.num_envs), no, no.copy(), info
-        shares = torch.as_tensor(np.asarray(actions, dtype=np.float32)).clamp(0, 1)
+        shares = torch.as_tensor(np.asarray(actions, dtype=np.float32)).clamp(-1, 1) / 2 + 0.5
         demand = self._scenarios.demands[self._period + self._scenarios.history]
-        orders = self._simulator.project(self._simulator.stock(self._state), shares * self._largest)
+        orders = shares * self._largest
+        if not self.network.extended:  # those fill orders themselves, and some remember what they owe
+            orders = self._simulator.project(self._simulator.stock(self._state), orders)
         self._state, cost = self._simulator.step(self._state, orders, demand)
         self._last = cost
         self._period += 1
@@ -186,7 +189,7 @@ class InventoryVectorEnv(VectorEnv):  # type: ignore[type-arg]
             "_period": every.copy(),
         }
 
-    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[str, ...] | None:
         """With ``render_mode="ansi"``: a line a node, stock on hand and under way."""
         if self.render_mode is None or self._scenarios is None:
             return None
@@ -206,7 +209,7 @@ class InventoryVectorEnv(VectorEnv):  # type: ignore[type-arg]
 class InventoryEnv(gymnasium.Env[Array, Array]):
     """One scenario; arguments as :class:`InventoryVectorEnv`."""
 
-    metadata = {"render_modes": ["ansi"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012
 
     def __init__(
         self, setting: str | AnySetting, *, render_mode: Literal["ansi"] | None = None, **options: Any
@@ -240,7 +243,7 @@ class InventoryEnv(gymnasium.Env[Array, Array]):
     def _single(info: dict[str, Any]) -> dict[str, Any]:
         return {key: value[0] for key, value in info.items() if not key.startswith("_")}
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """Stock as text."""
         text = self._batch.render()
         return text[0] if text else None

@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_trace():
 
 
 def test_rewards_are_minus_the_simulators_costs_per_store():
-    """Actions are shares of four times the mean demand behind an edge."""
+    """Actions from -1 to 1 are orders from 0 to four times the mean demand behind an edge."""
     envs = InventoryVectorEnv("one_warehouse_lost_demand", 5)
     observations, _ = envs.reset(seed=1)
     means = np.array(load_setting("one_warehouse_lost_demand").demand.means)
@@ -97,10 +97,10 @@ def test_rewards_are_minus_the_simulators_costs_per_store():
         shares = rng.random((5, 6), dtype=np.float32)
         orders = simulator.project(state, torch.from_numpy(shares) * envs._largest)
         state, cost = simulator.step(state, orders, envs._scenarios.demands[t])
-        observations, rewards, terminated, truncated, info = envs.step(shares)
-        np.testing.assert_allclose(observations.reshape(5, 6, 3), state, rtol=1e-6)
-        np.testing.assert_allclose(rewards, -cost.sum(1) / 5, rtol=1e-6)
-        np.testing.assert_allclose(info["node_costs"], cost, rtol=1e-6)
+        observations, rewards, terminated, truncated, info = envs.step(2 * shares - 1)
+        np.testing.assert_allclose(observations.reshape(5, 6, 3), state, rtol=1e-5)
+        np.testing.assert_allclose(rewards, -cost.sum(1) / 5, rtol=1e-5)
+        np.testing.assert_allclose(info["node_costs"], cost, rtol=1e-4, atol=1e-5)
         assert not terminated.any()
         assert not truncated.any()
 
@@ -145,6 +145,14 @@ def test_recorded_sales_show_their_history():
     assert observation[-1] in (4, 5, 6)
     with pytest.raises(ConfigError, match="periods must be 1 or more and at most 95, got 96"):
         InventoryEnv("favorita_one_store", data=look_alike(items=9, stores=2), periods=96)
+
+
+def test_or_gyms_chain_remembers_what_it_owes():
+    env = InventoryVectorEnv("or_gym_inv_management", 2)
+    env.reset(seed=0)
+    for _ in range(4):
+        env.step(np.ones((2, 3), dtype=np.float32))  # 80 on each lane: 120 more than the distributor ever had
+    assert (env._state.owed[:, 0] > 0).all()
 
 
 def test_text_and_errors():

@@ -1,0 +1,43 @@
+"""``offrl inventory``: finds the subcommand's module and hands over."""
+
+import difflib
+import importlib
+
+from offrl.errors import UsageError
+
+SUBCOMMANDS = {  # name -> module under offrl.commands, one line for the overview
+    "list": ("inventory_settings", "the published settings, their options and sizes"),
+    "check": (
+        "inventory_settings",
+        "read a network of your own, or a setting, and show what it is: check FILE.yaml",
+    ),
+}
+
+
+def overview() -> str:
+    """The text of ``offrl inventory --help``."""
+    lines = [
+        "usage: offrl inventory SUBCOMMAND ...",
+        "",
+        "Inventory control: how much to order, where to send it, and how far from the optimum a policy is.",
+        "",
+        "subcommands ('offrl inventory SUBCOMMAND --help' explains each):",
+    ]
+    lines += [f"  {name:6} {about}" for name, (_, about) in SUBCOMMANDS.items()]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """``offrl inventory ...``."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if argv else 2
+    name, rest = argv[0], argv[1:]
+    if name not in SUBCOMMANDS:
+        near = difflib.get_close_matches(name, SUBCOMMANDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"unknown subcommand {name!r}{hint} ('offrl inventory --help' lists all)")
+    module = SUBCOMMANDS[name][0]
+    rest = rest if module == f"inventory_{name}" else [name, *rest]  # a module of several is told which
+    code: int = importlib.import_module(f"offrl.commands.{module}").main(rest)
+    return code
