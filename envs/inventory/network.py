@@ -4,26 +4,28 @@ One period, for the demand d of the period and the orders a on all edges, given 
 
     out_n   = sum of the orders that n ships (upstream), or d_n (store)
     y_n     = x_n0 - out_n
-    cost_n  = h_n max(y_n, 0) + p_n max(-y_n, 0) + sum_e c_e a_e      profit mode: h_n max(y_n, 0) - p_n min(x_n0, d_n) + ...
+    cost_n  = h_n max(y_n, 0) + p_n max(-y_n, 0) + sum_e c_e a_e        (edges e into n)
+              profit mode, at stores: h_n max(y_n, 0) - p_n min(x_n0, d_n) + sum_e c_e a_e
     y_n     = max(y_n, 0) at stores whose unmet demand is lost
     x'_n0   = y_n + x_n1,  x'_nk = x_n(k+1);  then x'_n(L_e - 1) += a_e for every edge e into n
 
-Column 0 is on hand at the start of a period, column k arrives in k periods. So the order of period t meets the demand of
-t + L, the protection interval is L + 1 periods, and nothing under way is charged. Costs are to be minimised, in every mode.
+Column 0 is on hand at the start of a period, column k arrives in k periods. So the order of period t meets the
+demand of t + L, the protection interval is L + 1 periods, and nothing under way is charged. Costs are to be minimised,
+in every mode.
 
 Source: arXiv:2306.11246 and its official code (MatiasAlvo/Neural_inventory_control, commit 4d77c14).
-Departures: edges are indexed, so that a lane that does not exist has no entry and cannot receive an order; lead times may
-differ by scenario; one column (all lead times 1) works; the state is never changed in place.
+Departures: edges are indexed, so that a lane that does not exist has no entry and cannot receive an order; lead times
+may differ by scenario; one column (all lead times 1) works; the state is never changed in place.
 """
 
 import copy
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
+from offrl.envs.inventory.spec import Network
 from torch import Tensor
 from torch.nn import functional as F
 
-from offrl.envs.inventory.spec import Network
 from offrl.errors import ConfigError, PolicyError
 
 
@@ -54,6 +56,71 @@ class Parameters(NamedTuple):
         )
 
 
+def apply(function: type[torch.autograd.Function], *inputs: Any) -> Tensor:
+    """``function.apply``, which torch leaves without types."""
+    output: Tensor = function.apply(*inputs)
+    return output
+
+
+class _ByNode(torch.autograd.Function):
+    """(B, E) values -> (B, N, D) by a table of edges whose entry E means 0.
+
+    Every edge stands in the table at most once, so that the gradient is a look-up as well: nothing is accumulated,
+    unlike in indexing's own gradient, and a second run gives the same bits on every device.
+    """
+
+    @staticmethod
+    def forward(values: Tensor, table: Tensor, position: Tensor) -> Tensor:
+        return F.pad(values, (0, 1))[:, table]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.position = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        return F.pad(gradient.flatten(1), (0, 1))[:, ctx.position], None, None
+
+
+class _Move(torch.autograd.Function):
+    """The next state from the old one, what demand left of column 0, and the orders.
+
+    ``slots`` (B or 1, E) is where each order goes in the flattened state, ``layers`` the edges in groups of which no
+    two have the same target: within a group no two orders meet, so that no sum depends on the order of threads.
+    """
+
+    @staticmethod
+    def forward(
+        state: Tensor, after: Tensor, action: Tensor, slots: Tensor, layers: tuple[Tensor, ...]
+    ) -> Tensor:
+        moved = torch.zeros_like(state, memory_format=torch.contiguous_format)
+        moved[..., :-1] = state[..., 1:]
+        moved[..., 0] += after
+        flat, batch = moved.flatten(1), len(state)
+        for edges in layers:
+            flat.scatter_add_(1, slots[:, edges].expand(batch, -1), action[:, edges])
+        return moved
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.slots = inputs[3]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        (gradient,) = gradients
+        of_action = gradient.flatten(1).gather(1, ctx.slots.expand(len(gradient), -1))
+        return F.pad(gradient[..., :-1], (1, 0)), gradient[..., 0], of_action, None, None
+
+
+def _position(table: Tensor, edges: int) -> Tensor:
+    """Where each edge stands in the flattened table; its length for an edge that does not."""
+    flat = table.flatten()
+    position = torch.full((edges + 1,), len(flat), dtype=torch.int64, device=table.device)
+    position[flat] = torch.arange(len(flat), device=table.device)
+    return position[:edges]
+
+
 class Simulator:
     """Steps a batch of scenarios of one network; shapes N nodes, E edges, S stores, K columns, orders of ``Network``.
 
@@ -72,10 +139,18 @@ class Simulator:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        if network.extended and type(self) is Simulator:
+            raise ConfigError(
+                f"{network.name!r} has capacities, prices or owed orders: use extended.simulator_of"
+            )
         self.network, self.dtype, self.device = network, dtype, torch.device(device)
         self.shape = (len(network.nodes), network.width)
         self._sent = self._table(network.sources, network.upstream)
         self._received = self._table(network.targets, len(network.nodes))
+        self._sent_at = _position(self._sent, len(network.edges))
+        self._received_at = _position(self._received, len(network.edges))
+        groups = [row[row < len(network.edges)] for row in self._received.T]
+        self._layers = tuple(groups)
         self._plain_in = self._received[:, 0].tolist() == list(range(len(network.edges)))
         self._plain_in = self._plain_in and self._received.shape[1] == 1
         self._single_out = network.upstream == 1 and network.sources.count(0) == network.internal
@@ -93,23 +168,35 @@ class Simulator:
 
     def _set(self, parameters: Parameters) -> None:
         width = self.shape[1]
-        times = parameters.lead_times.to(self.device)
-        if times.numel() and (int(times.min()) < 1 or int(times.max()) > width):
+        times, network = parameters.lead_times.to(self.device), self.network
+        own = torch.tensor([e.lead_time - network.slot(e) for e in network.edges], device=self.device)
+        columns = times - own  # the slot that an order joins
+        if int(columns.min()) < 0 or int(columns.max()) >= width:
             raise ConfigError(
-                f"lead times must be in 1 .. {width} (the columns of the state), got {int(times.min())} .. {int(times.max())}"
+                f"lead times must be in 1 .. {width} (the columns of the state), "
+                f"got {int(times.min())} .. {int(times.max())}"
             )
         cast = [value.to(self.device, self.dtype) for value in parameters[:3]]
         self.parameters = Parameters(cast[0], cast[1], cast[2], times)
         self._costly = bool((cast[2] != 0).any())
-        slots = F.one_hot(F.pad(times - 1, (0, 1)), width).to(self.dtype)  # the added edge carries zeros
-        self._slots = slots[..., self._received, :]  # (N, D, K) or (B, N, D, K)
-        self._last_slot = self._plain_in and times.ndim == 1 and bool((times == width).all())
+        targets = torch.tensor(network.targets, device=self.device)
+        self._slots = (targets * width + columns).reshape(-1, len(self.network.edges))
+        self._last_slot = self._plain_in and times.ndim == 1 and bool((columns == width - 1).all())
 
     def on(self, parameters: Parameters) -> Self:
         """The same simulator with the parameters of other scenarios."""
         other = copy.copy(self)
         other._set(parameters)
         return other
+
+    def start(self, stock: Tensor) -> Any:
+        """The state that begins with a stock (B, N, K): here the stock itself."""
+        return stock
+
+    def stock(self, state: Any) -> Tensor:
+        """The stock (B, N, K) of a state: here the state itself."""
+        stock: Tensor = state
+        return stock
 
     def initial(self, batch: int) -> Tensor:
         """(B, N, K) with the network's initial stock on hand and nothing under way."""
@@ -121,11 +208,14 @@ class Simulator:
         """(B, E) orders -> (B, U) what each upstream node sends."""
         if self._single_out:
             return action[:, : self.network.internal].sum(1, keepdim=True)
-        return F.pad(action, (0, 1))[:, self._sent].sum(-1)
+        sent = apply(_ByNode, action, self._sent, self._sent_at)
+        return sent.squeeze(-1) if sent.shape[-1] == 1 else sent.sum(-1)
 
     def received(self, values: Tensor) -> Tensor:
         """(B, E) -> (B, N, D): values of the edges into each node, zeros beside."""
-        return values.unsqueeze(-1) if self._plain_in else F.pad(values, (0, 1))[:, self._received]
+        if self._plain_in:
+            return values.unsqueeze(-1)
+        return apply(_ByNode, values, self._received, self._received_at)
 
     def step(self, state: Tensor, action: Tensor, demand: Tensor) -> tuple[Tensor, Tensor]:
         """One period, without side effects.
@@ -151,7 +241,8 @@ class Simulator:
         if self._last_slot and self.shape[1] > 1:
             first = (after + state[..., 1]).unsqueeze(-1)
             return torch.cat([first, state[..., 2:], action.unsqueeze(-1)], -1), cost
-        return self._move(state, after, action), cost
+        moved = apply(_Move, state, after, action, self._slots, self._layers)
+        return moved, cost
 
     def _cost(self, on_hand: Tensor, left: Tensor, over: Tensor, action: Tensor) -> Tensor:
         p = self.parameters
@@ -163,20 +254,9 @@ class Simulator:
             cost = cost + self.received(p.edge_cost * action).sum(-1)
         return cost
 
-    def _move(self, state: Tensor, after: Tensor, action: Tensor) -> Tensor:
-        """The pipelines one column on, with the new orders in their slots."""
-        arriving = self.received(action)
-        shifted = after.unsqueeze(-1)
-        if self.shape[1] > 1:
-            first = (after + state[..., 1]).unsqueeze(-1)
-            shifted = torch.cat([first, state[..., 2:], torch.zeros_like(first)], -1)
-        if self._received.shape[1] == 1:
-            return torch.addcmul(shifted, arriving, self._slots[..., 0, :])
-        return shifted + (arriving.unsqueeze(-1) * self._slots).sum(-2)
-
     def project(self, state: Tensor, action: Tensor) -> Tensor:
-        """The nearest thing to ``action`` that can be shipped: negative orders become 0, and where a node is asked for more
-        than it has on hand, all its shipments shrink by one factor. A centre that cannot hold ships all it has.
+        """``action`` made feasible: negative orders become 0, and where a node is asked for more than it has on hand,
+        all its shipments shrink by one factor. A centre that cannot hold ships all it has.
         """
         network = self.network
         action = action.clamp(min=0)
@@ -207,6 +287,6 @@ class Simulator:
         if excess.numel() and float(excess.max()) > tolerance * (1 + float(action.max())):
             row, node = divmod(int(excess.argmax()), self.network.upstream)
             raise PolicyError(
-                f"{self.network.nodes[node].name!r} is asked for {float(excess[row, node]):.6g} units more than it has on hand "
-                f"in scenario {row}; pass feasibility='project' to shrink such orders"
+                f"{self.network.nodes[node].name!r} is asked for {float(excess[row, node]):.6g} units more than it has "
+                f"on hand in scenario {row}; pass feasibility='project' to shrink such orders"
             )

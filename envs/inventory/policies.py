@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from offrl.envs.inventory.demand import Poisson
 from offrl.envs.inventory.scenarios import Observation, Policy, Scenarios
-from offrl.envs.inventory.settings import Setting
+from offrl.envs.inventory.protocol import AnySetting
 from offrl.envs.inventory.spec import Edge, Network, Node
 from offrl.errors import ConfigError, PolicyError
 from offrl.files import atomic_write_bytes, atomic_write_json
@@ -64,10 +64,10 @@ class DemandFacts:
     """Whether observations know the days from Christmas."""
 
     @classmethod
-    def of(cls, setting: Setting, scenarios: Scenarios) -> Self:
+    def of(cls, setting: AnySetting, scenarios: Scenarios) -> Self:
         """The setting's own means and spreads where it states both, else those of the scenarios."""
-        demand = setting.demand
-        means, stds = demand.means, getattr(demand, "stds", None)
+        demand = getattr(setting, "demand", None)
+        means, stds = getattr(demand, "means", ()), getattr(demand, "stds", None)
         if isinstance(demand, Poisson):
             stds = tuple(mean**0.5 for mean in means)
         elif stds is None:

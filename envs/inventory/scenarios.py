@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
-
+from offrl.envs.inventory.extended import simulator_of
 from offrl.envs.inventory.network import Parameters, Simulator
 from offrl.envs.inventory.spec import Network
+from torch import Tensor
+
 from offrl.errors import ConfigError
 
 Feasibility = Literal["trust", "project", "raise"]
@@ -89,7 +90,9 @@ class Scenarios:
 
     def simulator(self) -> Simulator:
         """One for these scenarios."""
-        return Simulator(self.network, self.parameters, device=self.initial.device, dtype=self.initial.dtype)
+        return simulator_of(
+            self.network, self.parameters, device=self.initial.device, dtype=self.initial.dtype
+        )
 
     def observe(self, stock: Tensor, period: int) -> Observation:
         """What is seen before ``period``."""
@@ -146,14 +149,16 @@ def rollout(
         PolicyError: an infeasible order, with ``feasibility="raise"``.
     """
     steps = _periods(scenarios, periods)
-    simulator, state = scenarios.simulator(), scenarios.initial
-    costs, stocks, actions = [], [state], []
+    simulator = scenarios.simulator()
+    state = simulator.start(scenarios.initial)
+    costs, stocks, actions = [], [scenarios.initial], []
     for t in range(steps):
-        action = guarded(simulator, state, policy(scenarios.observe(state, t)), feasibility)
+        stock = simulator.stock(state)
+        action = guarded(simulator, stock, policy(scenarios.observe(stock, t)), feasibility)
         state, cost = simulator.step(state, action, scenarios.demands[t + scenarios.history])
         costs.append(cost)
         if record:
-            stocks.append(state)
+            stocks.append(simulator.stock(state))
             actions.append(action)
     empty = costs[0].new_empty(0)
     return Rollout(torch.stack(costs), *(torch.stack(x) if record else empty for x in (stocks, actions)))
@@ -174,22 +179,24 @@ def evaluate(
         raise ConfigError(
             f"ignore must be in [0, {steps}), got {ignore}: it is the number of warm-up periods"
         )
-    simulator, state = scenarios.simulator(), scenarios.initial
-    total = torch.zeros(len(scenarios), dtype=torch.float64, device=state.device)
+    simulator = scenarios.simulator()
+    state = simulator.start(scenarios.initial)
+    total = torch.zeros(len(scenarios), dtype=torch.float64, device=scenarios.initial.device)
     for t in range(steps):
-        action = guarded(simulator, state, policy(scenarios.observe(state, t)), feasibility)
+        stock = simulator.stock(state)
+        action = guarded(simulator, stock, policy(scenarios.observe(stock, t)), feasibility)
         state, cost = simulator.step(state, action, scenarios.demands[t + scenarios.history])
         if t >= ignore:
             total += cost.sum(1) * scenarios.network.discount**t
     return total / ((steps - ignore) * scenarios.network.stores)
 
 
-def guarded(simulator: Simulator, state: Tensor, action: Tensor, feasibility: Feasibility) -> Tensor:
+def guarded(simulator: Simulator, stock: Tensor, action: Tensor, feasibility: Feasibility) -> Tensor:
     """The action as it will be carried out."""
     if feasibility == "project":
-        return simulator.project(state, action)
+        return simulator.project(stock, action)
     if feasibility == "raise":
-        simulator.check(state, action)
+        simulator.check(stock, action)
     elif feasibility != "trust":
         raise ConfigError(f"feasibility must be trust, project or raise, got {feasibility!r}")
     return action

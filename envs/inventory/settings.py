@@ -11,116 +11,22 @@ commits belong to other parameters.
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-
-from offrl.envs.inventory.demand import Demand, Normal, Poisson
+from offrl.envs.inventory.demand import Normal, Poisson
 from offrl.envs.inventory.network import Parameters
-from offrl.envs.inventory.scenarios import Scenarios
+from offrl.envs.inventory.or_gym import or_gym_inv_management, or_gym_network_management
+from offrl.envs.inventory.protocol import AnySetting, SalesSetting, Setting, Split
+from offrl.envs.inventory.sales import WeeklySales, load_sales, look_alike
 from offrl.envs.inventory.spec import OUTSIDE, Edge, Network, Node
+from offrl.envs.inventory.yaml_file import read_network
+
 from offrl.errors import ConfigError
-
-SplitName = Literal["train", "dev", "test"]
-CHUNK = 10_000_000  # numbers drawn at a time: a whole test set in float64 would take gigabytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """Size of a set of scenarios."""
-
-    scenarios: int
-    batch: int
-    periods: int
-    """T."""
-    ignore: int
-    """Warm-up periods that the reported cost leaves out; training uses all."""
-    demand_seed: int
-    stock_seed: int = 4839
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """A network with its demand and protocol."""
-
-    name: str
-    network: Network
-    demand: Demand
-    splits: Mapping[str, Split]
-    columns: int = 0
-    """Store columns that start with a share U[0, 1] of the mean demand each; 0: all empty."""
-    integral: bool = False
-    """Demand comes in whole units: reported costs are those of rounded orders."""
-    features: tuple[str, ...] = ("holding", "underage", "lead_time")
-    """Static features that policies of the publication see."""
-    about: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def resized(self, *, periods: Mapping[str, int] | None = None, **scenarios: int) -> "Setting":
-        """The same setting with other numbers of scenarios (``train=256``) or periods (``periods={"test": 500}``).
-
-        Warm-up keeps its share of the periods.
-        """
-        splits = dict(self.splits)
-        for name, count in scenarios.items():
-            splits[name] = replace(splits[name], scenarios=count, batch=min(splits[name].batch, count))
-        for name, count in (periods or {}).items():
-            ignore = splits[name].ignore * count // splits[name].periods
-            splits[name] = replace(splits[name], periods=count, ignore=ignore)
-        return replace(self, splits=splits)
-
-    def draw(self, name: SplitName, *, dtype: torch.dtype = torch.float32) -> Scenarios:
-        """Scenarios of a split, as the publication draws them.
-
-        Training and development scenarios come from one draw, whose first rows are the development set; the test set has seeds
-        of its own. The seeds of the setting are read, never changed.
-        """
-        if name not in self.splits:
-            raise ConfigError(f"split must be one of {', '.join(self.splits)}, got {name!r}")
-        split = self.splits[name]
-        if name == "test":
-            first, count, periods = 0, split.scenarios, split.periods
-        else:
-            train, dev = self.splits["train"], self.splits["dev"]
-            first = dev.scenarios if name == "train" else 0
-            count, periods = train.scenarios + dev.scenarios, max(train.periods, dev.periods)
-        rows, means = self._demands(count, periods, split, slice(first, first + split.scenarios))
-        demands = rows[:, :, : split.periods].transpose(2, 0, 1)
-        stock = self._stock(count, means, split.stock_seed)[first : first + split.scenarios]
-        return Scenarios(
-            network=self.network,
-            initial=torch.from_numpy(stock).to(dtype),
-            demands=torch.from_numpy(np.ascontiguousarray(demands)).to(dtype),
-            parameters=Parameters.of(self.network, dtype),
-        )
-
-    def _demands(self, count: int, periods: int, split: Split, keep: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Rows ``keep`` of a draw of ``count``, (n, S, T) float32, and the mean of all by store."""
-        random = np.random.RandomState(split.demand_seed)
-        stores = self.network.stores
-        chunk = max(1, CHUNK // (stores * periods))
-        kept = np.empty((split.scenarios, stores, periods), dtype=np.float32)
-        total = np.zeros(stores)
-        for start in range(0, count, chunk):
-            part = self.demand.draw(min(chunk, count - start), periods, random)
-            total += part.sum((0, 2))
-            low, high = max(start, keep.start), min(start + len(part), keep.stop)
-            if low < high:
-                kept[low - keep.start : high - keep.start] = part[low - start : high - start]
-        return kept, total / (count * periods)
-
-    def _stock(self, count: int, means: np.ndarray, seed: int) -> np.ndarray:
-        """(n, N, K): stores start with uniform shares of their mean demand in every column; all others are empty."""
-        network = self.network
-        stock = np.zeros((count, len(network.nodes), network.width))
-        stock[:, :, 0] = [node.initial for node in network.nodes]
-        if self.columns:
-            shares = np.random.RandomState(seed).uniform(0, 1, (count, network.stores, self.columns))
-            stock[:, network.upstream :, : self.columns] = shares * means[:, None]
-        return stock
 
 
 def _uniform(seed: int, low: float, high: float, count: int) -> np.ndarray:
@@ -287,7 +193,7 @@ def _many_warehouses(name: str, table: str, holding: tuple[float, ...], cost: tu
 
 
 def many_warehouses_lost_demand(*, correlation: float = 0.5) -> Setting:
-    """Two warehouses, ten stores with one or two of them: fast and dear against slow and cheap; unmet demand is lost."""
+    """Two warehouses, ten stores with one or both: fast and dear against slow and cheap; unmet demand is lost."""
     return Setting(
         name="many_warehouses_lost_demand-v1",
         network=_many_warehouses("many_warehouses_lost_demand", MANY, (0.3, 0.4), (0.5, 1.5)),
@@ -298,7 +204,75 @@ def many_warehouses_lost_demand(*, correlation: float = 0.5) -> Setting:
     )
 
 
-SETTINGS: dict[str, Callable[..., Setting]] = {
+WEEKS = {"train": (0, 111), "dev": (88, 141), "test": (118, 171)}
+
+
+def _sales_splits(train: int, batch: int) -> dict[str, Split]:
+    """No draw has a seed here; training sees 95 weeks, the others 37, 16 of each being warm-up."""
+    return {
+        "train": Split(scenarios=train, batch=batch, periods=95, ignore=16, demand_seed=0),
+        "dev": Split(scenarios=train, batch=train, periods=37, ignore=16, demand_seed=0),
+        "test": Split(scenarios=train, batch=train, periods=37, ignore=16, demand_seed=0),
+    }
+
+
+def favorita_one_store(
+    *, data: WeeklySales | None = None, series: int = 32768, clip_negative: bool = False
+) -> SalesSetting:
+    """Weekly sales of single (store, item) series, margins and lead times 4 to 6 by series, profit, unmet demand lost.
+
+    Without data: the look-alike.
+    """
+    sales = data if data is not None else look_alike(items=min(series, 4096), stores=1)
+    values = sales.values.reshape(-1, 1, sales.values.shape[2])[:series]
+    sales = replace(sales, values=values)
+    count = len(values)
+    network = replace(_one_store("favorita_one_store", 6, 9.0, lost=True), profit=True, widths=(6,), width=6)
+    own = Parameters.of(network)._replace(
+        underage=torch.from_numpy(_uniform(28, 6.3, 11.7, count)).float().reshape(-1, 1),
+        lead_times=torch.from_numpy(np.random.RandomState(41).randint(4, 7, (count, 1))),
+    )
+    return SalesSetting(
+        name="favorita_one_store-v1",
+        network=network,
+        sales=sales,
+        splits=_sales_splits(count, min(8192, count)),
+        weeks=WEEKS,
+        parameters=own,
+        clip_negative=clip_negative,
+    )
+
+
+REAL = """615 615 615 615 614 526 525 525 515 525 525 526 525 526 615 615 615 615 615 514 525"""
+WITHOUT = ({3, 14}, {5, 10, 11, 12, 13}, {11})
+"""Lead times of favorita_21_stores by store and warehouse, and the stores that a warehouse does not supply."""
+
+
+def favorita_21_stores(*, data: WeeklySales | None = None, clip_negative: bool = False) -> SalesSetting:
+    """Three warehouses, 21 stores, weekly sales of 288 items, profit, unmet demand lost.
+
+    Margins differ by store and are those of every item, as in the official code. Without data: the look-alike.
+    """
+    rows = [
+        "".join("0" if store in WITHOUT[w] else digit for w, digit in enumerate(row))
+        for store, row in enumerate(REAL.split())
+    ]
+    network = _many_warehouses("favorita_21_stores", " ".join(rows), (0.3, 0.4, 0.2), (0.5, 1.5, 0.7))
+    network = replace(network, profit=True)
+    sales = data if data is not None else look_alike()
+    count = len(sales.values)
+    return SalesSetting(
+        name="favorita_21_stores-v1",
+        network=network,
+        sales=sales,
+        splits=_sales_splits(count, min(72, count)),
+        weeks=WEEKS,
+        parameters=Parameters.of(network),
+        clip_negative=clip_negative,
+    )
+
+
+SETTINGS: dict[str, Callable[..., AnySetting]] = {
     f"{make.__name__}-v1": make
     for make in (
         one_store_lost,
@@ -307,35 +281,65 @@ SETTINGS: dict[str, Callable[..., Setting]] = {
         transshipment_backlogged,
         one_warehouse_lost_demand,
         many_warehouses_lost_demand,
+        favorita_one_store,
+        favorita_21_stores,
+        or_gym_inv_management,
+        or_gym_network_management,
     )
+}
+ALIASES = {
+    "one_store_real_data_lost_demand": "favorita_one_store",
+    "many_warehouses_real_data_lost_demand": "favorita_21_stores",
 }
 
 
-def load_setting(name: str, **options: float) -> Setting:
+def load_setting(name: str, *, data: str | Path | WeeklySales | None = None, **options: float) -> AnySetting:
     """A setting by name; without a version the newest one.
 
     Args:
-        name: such as ``one_store_lost-v1``.
+        name: such as ``one_store_lost-v1``, or a YAML file.
+        data: weekly sales, or where they lie, for the settings that are about them; default: made-up ones.
         options: what that setting lets vary, such as ``lead_time=2``.
 
     Raises:
         ConfigError: an unknown name or option (the nearest one is named), or a value that makes no network.
     """
+    if name.endswith((".yaml", ".yml")):
+        if options or data is not None:
+            raise ConfigError(f"{name}: a network of one's own takes no options; change the file")
+        return read_network(name)
+    name = ALIASES.get(name, name)
     known = [key for key in SETTINGS if name in (key, key.rpartition("-v")[0])]
     if not known:
-        near = difflib.get_close_matches(name, SETTINGS, n=1)
+        near = difflib.get_close_matches(name, [*SETTINGS, *ALIASES], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"unknown setting {name!r}{hint} ('offrl inventory list' shows all)")
     make = SETTINGS[known[-1]]
-    allowed = {key: p.default for key, p in inspect.signature(make).parameters.items()}
-    for key, value in options.items():
-        if key not in allowed:
-            shown = ", ".join(allowed) or "none"
-            raise ConfigError(f"{known[-1]} has no option {key!r}; it has: {shown}")
-        if isinstance(allowed[key], int) and (not math.isfinite(value) or value != int(value) or value < 1):
-            raise ConfigError(f"{known[-1]}: {key} must be a whole number, 1 or more, got {value}")
-    typed = {
-        key: int(value) if isinstance(allowed[key], int) else float(value) for key, value in options.items()
-    }
-    about = " ".join((make.__doc__ or "").split())
-    return replace(make(**typed), about=about, options=typed)
+    allowed = options_of(known[-1])
+    typed = {key: _typed(known[-1], key, value, allowed) for key, value in options.items()}
+    given: dict[str, Any] = dict(typed)
+    if data is not None:
+        if "data" not in inspect.signature(make).parameters:
+            raise ConfigError(f"{known[-1]} draws its demand itself and takes no data")
+        given["data"] = data if isinstance(data, WeeklySales) else load_sales(data)
+    about = (make.__doc__ or "").split("\n")[0]
+    return replace(make(**given), about=about, options=typed)
+
+
+def options_of(name: str) -> dict[str, float]:
+    """What a setting lets vary, with its default."""
+    parameters = inspect.signature(SETTINGS[name]).parameters
+    return {key: p.default for key, p in parameters.items() if key != "data"}
+
+
+def _typed(setting: str, key: str, value: float, allowed: dict[str, float]) -> float:
+    """An option's value as the type that its default has."""
+    if key not in allowed:
+        raise ConfigError(f"{setting} has no option {key!r}; it has: {', '.join(allowed) or 'none'}")
+    if isinstance(allowed[key], bool):
+        return bool(value)
+    if not isinstance(allowed[key], int):
+        return float(value)
+    if not math.isfinite(value) or value != int(value) or value < 1:
+        raise ConfigError(f"{setting}: {key} must be a whole number, 1 or more, got {value}")
+    return int(value)

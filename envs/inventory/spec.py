@@ -1,6 +1,7 @@
 """What a supply network is: nodes, lanes between them, costs; checked when it is built.
 
-Units: stock and orders in units of product, lead times in whole periods, costs in money per unit (holding: per unit and period).
+Units: stock and orders in units of product, lead times in whole periods, costs in money per unit (holding: per unit and
+period).
 """
 
 import math
@@ -12,11 +13,16 @@ from typing import Literal
 from offrl.errors import ConfigError
 
 OUTSIDE = "outside"
-"""The supplier without limit: the source of lanes that enter the network."""
+"""The supplier without limit: the source of lanes that enter the network. A second one is called ``outside NAME``."""
 KINDS = ("echelon", "warehouse", "store")
 """Upstream to downstream; only stores meet customers. Nodes are kept in this order."""
 
 Kind = Literal["echelon", "warehouse", "store"]
+
+
+def from_outside(source: str) -> bool:
+    """Whether a lane with this source enters the network."""
+    return source == OUTSIDE or source.startswith(f"{OUTSIDE} ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +38,7 @@ class Node:
     holds: bool = True
     """False: a transshipment centre, whose policy ships all that is on hand."""
     capacity: float = math.inf
-    """Most units that the node sends on each lane in a period (production nodes)."""
+    """Most units that the node sends in a period (production nodes)."""
     yield_: float = 1.0
     """Units sent per unit of stock used up, in (0, 1] (production nodes)."""
     operating_cost: float = 0.0
@@ -55,6 +61,10 @@ class Edge:
     """Procurement, per unit ordered."""
     transit_cost: float = 0.0
     """Per unit and period under way."""
+    price: float = 0.0
+    """What the target pays its source for a unit; in the sum over nodes it cancels, unless the source is outside."""
+    capacity: float = math.inf
+    """Most units in a period."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +86,8 @@ class Network:
     width: int = 0
     """Columns K of the state; 0: the longest lead time."""
     ships_before_receiving: bool = False
-    """True (or-gym): a node ships from what it held before this period's deliveries, pays holding on them too, and lead time
-    0 reaches a node that ships."""
+    """True (or-gym): a node ships from what it held before this period's deliveries, pays holding on them too, and a
+    lead time of 0 is possible to a node that ships."""
     owes_orders: bool = False
     """True (or-gym): the part of an order that was not filled is added to the next one."""
     order_penalty: tuple[float, ...] = ()
@@ -89,9 +99,9 @@ class Network:
     def __post_init__(self) -> None:
         order = sorted(self.nodes, key=lambda node: KINDS.index(node.kind) if node.kind in KINDS else 0)
         object.__setattr__(self, "nodes", tuple(order))
-        place = {node.name: i for i, node in enumerate(order)} | {OUTSIDE: len(order)}
+        place = {node.name: i for i, node in enumerate(order)}
         check(self)
-        edges = sorted(self.edges, key=lambda edge: (place[edge.source], place[edge.target]))
+        edges = sorted(self.edges, key=lambda e: (place.get(e.source, len(order)), place[e.target], e.source))
         object.__setattr__(self, "edges", tuple(edges))
         longest = max(self.slot(edge) + 1 for edge in edges)
         object.__setattr__(self, "width", max(self.width, longest, *self.widths, 1))
@@ -122,17 +132,17 @@ class Network:
     @cached_property
     def internal(self) -> int:
         """Number of edges between nodes: the first ones; the others come from outside."""
-        return sum(edge.source != OUTSIDE for edge in self.edges)
+        return sum(not from_outside(edge.source) for edge in self.edges)
 
     @cached_property
     def place(self) -> dict[str, int]:
-        """Index of each node; ``outside`` is N."""
-        return {node.name: i for i, node in enumerate(self.nodes)} | {OUTSIDE: len(self.nodes)}
+        """Index of each node."""
+        return {node.name: i for i, node in enumerate(self.nodes)}
 
     @cached_property
     def sources(self) -> tuple[int, ...]:
         """Source of each edge, N for outside."""
-        return tuple(self.place[edge.source] for edge in self.edges)
+        return tuple(self.place.get(edge.source, len(self.nodes)) for edge in self.edges)
 
     @cached_property
     def targets(self) -> tuple[int, ...]:
@@ -151,7 +161,7 @@ class Network:
             n.capacity == math.inf and n.yield_ == 1 and n.operating_cost == 0 and n.price == 0
             for n in self.nodes
         )
-        free = all(edge.transit_cost == 0 for edge in self.edges)
+        free = all(e.transit_cost == 0 and e.price == 0 and e.capacity == math.inf for e in self.edges)
         orders = self.owes_orders or bool(self.order_penalty)
         return not (plain and free) or orders or self.ships_before_receiving
 
@@ -184,7 +194,7 @@ def _check_nodes(network: Network) -> None:
         where = f"node {node.name!r}"
         if node.name in seen:
             raise ConfigError(f"{where} appears twice; names must differ")
-        if node.name == OUTSIDE:
+        if from_outside(node.name):
             raise ConfigError(
                 f"{where}: this name is kept for the supplier without limit; choose another name"
             )
@@ -218,7 +228,7 @@ def _check_edges(network: Network) -> None:
     for edge in network.edges:
         where = f"lane {edge.source!r} -> {edge.target!r}"
         for name in (edge.source, edge.target):
-            if name not in kinds and not (name == OUTSIDE and name == edge.source):
+            if name not in kinds and not (name == edge.source and from_outside(name)):
                 raise ConfigError(f"{where}: no node is called {name!r}; there are {', '.join(kinds)}")
         if edge.source == edge.target:
             raise ConfigError(f"{where}: a node cannot supply itself")
@@ -232,6 +242,9 @@ def _check_edges(network: Network) -> None:
         _check_lead_time(network, edge, where)
         _amount(edge.cost, f"{where}: cost")
         _amount(edge.transit_cost, f"{where}: transit_cost")
+        _amount(edge.price, f"{where}: price")
+        if not edge.capacity > 0:
+            raise ConfigError(f"{where}: capacity must be above 0, got {edge.capacity}")
 
 
 def _check_lead_time(network: Network, edge: Edge, where: str) -> None:
@@ -241,7 +254,7 @@ def _check_lead_time(network: Network, edge: Edge, where: str) -> None:
         raise ConfigError(f"{where}: lead_time must not be negative, got {edge.lead_time}")
     if network.slot(edge) < 0:
         raise ConfigError(
-            f"{where}: lead_time must be 1 or more, got 0: an order of lead time 1 already meets the next period's demand"
+            f"{where}: lead_time must be 1 or more, got 0: lead time 1 already meets the next period's demand"
         )
 
 
@@ -250,14 +263,15 @@ def _check_paths(network: Network) -> None:
     suppliers: dict[str, list[str]] = {node.name: [] for node in network.nodes}
     for edge in network.edges:
         suppliers[edge.target].append(edge.source)
-    done: set[str] = {OUTSIDE}
+    done = {edge.source for edge in network.edges if from_outside(edge.source)}
     for start in suppliers:
         _follow(start, suppliers, done, [])
     shipping = {edge.source for edge in network.edges}
     for node in network.nodes:
         if not suppliers[node.name]:
             raise ConfigError(
-                f"{node.kind} {node.name!r} cannot be reached: no lane leads to it; add one, for instance from 'outside'"
+                f"{node.kind} {node.name!r} cannot be reached: no lane leads to it; "
+                "add one, for instance from 'outside'"
             )
         if node.kind != "store" and node.name not in shipping:
             raise ConfigError(f"{node.kind} {node.name!r} supplies nobody; add a lane from it or remove it")

@@ -54,11 +54,12 @@ def sample(
         scenarios: S * rows of them, those of seed 0 first.
         noise: (rows, columns) -> standard normal draws.
     """
-    simulator, state = scenarios.simulator(), scenarios.initial
+    simulator = scenarios.simulator()
+    state = simulator.start(scenarios.initial)
     scale = -1.0 / (scenarios.network.stores * scenarios.periods)
-    rewards, log_probs, stocks, wishes = [], [], [state], []
+    rewards, log_probs, stocks, wishes = [], [], [scenarios.initial], []
     for t in range(scenarios.periods):
-        seen = scenarios.observe(state, t)
+        seen = scenarios.observe(simulator.stock(state), t)
         mean = policy.logits(seen)
         with torch.no_grad():
             z = mean + log_std.exp() * noise((len(mean), mean.shape[1]))
@@ -67,7 +68,7 @@ def sample(
             )
         log_probs.append(log_prob(z, mean, log_std))
         rewards.append(cost.sum(1) * scale)
-        stocks.append(state)
+        stocks.append(simulator.stock(state))
         wishes.append(z)
     return Sampled(torch.stack(rewards, 1), torch.stack(log_probs, 1), stocks, wishes)
 

@@ -178,10 +178,10 @@ def rollout_cost(
     """
     simulator = scenarios.simulator()
 
-    def stretch(state: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+    def stretch(state: Any, first: int, last: int) -> tuple[Any, Tensor]:
         return _simulate(policy, simulator, scenarios, state, first, last, straight_through)
 
-    state, total = scenarios.initial, torch.zeros((), device=scenarios.initial.device)
+    state, total = simulator.start(scenarios.initial), torch.zeros((), device=scenarios.initial.device)
     periods, length = (
         scenarios.periods,
         min(x for x in (truncation, checkpoint_periods, scenarios.periods) if x),
@@ -189,7 +189,7 @@ def rollout_cost(
     for first in range(0, periods, length):
         last = min(first + length, periods)
         if truncation and first and first % truncation == 0:
-            state = state.detach()
+            state = _detached(state)
         if checkpoint_periods:
             state, cost = checkpoint(stretch, state, first, last, use_reentrant=False)
         else:
@@ -206,12 +206,17 @@ def _simulate(
     discount = scenarios.network.discount
     costs = []
     for t in range(first, last):
-        orders = policy(scenarios.observe(state, t))
+        orders = policy(scenarios.observe(simulator.stock(state), t))
         if straight_through:
             orders = orders + (orders.round() - orders).detach()
         state, cost = simulator.step(state, orders, scenarios.demands[t + scenarios.history])
         costs.append(cost if discount == 1.0 else cost * discount**t)
     return state, torch.stack(costs).sum(0)
+
+
+def _detached(state: Any) -> Any:
+    """A state without its history: a tensor, or a named tuple of them."""
+    return state.detach() if isinstance(state, Tensor) else type(state)(*(x.detach() for x in state))
 
 
 class Permutations:
