@@ -36,6 +36,7 @@ POLICIES = {  # name -> class, what it is; oracles and inadmissible ones say so
     "echelon_base_stock": ("classical.EchelonBaseStock", "levels of the stock at a node and downstream of it"),
     "constant_order": ("classical.ConstantOrder", "the same order every period"),
     "s_S": ("classical.MinMax", "order up to S when the position is at or below s"),
+    "optimal": ("classical.OrderTable", "one store, lost sales, Poisson demand: the dynamic program's; not trained"),
     "myopic_2": ("classical.Myopic2", "one store, lost sales: best for the first two periods it changes; not trained"),
     "just_in_time": ("classical.JustInTime", "orders what will be sold; an oracle that reads the future"),
     "quantile_nv": ("quantiles.QuantileNewsvendor", "forecast quantile p / (p + h); not trained further"),
@@ -163,8 +164,8 @@ def make_policy(
     return policy.to(generators[0].device)
 
 
-def save_policy(policy: InventoryPolicy, folder: Path) -> None:
-    """Write ``policy.json`` (kind, network, facts, options) and ``policy.safetensors``; one seed."""
+def save_policy(policy: InventoryPolicy, folder: Path, extra: dict[str, Any] | None = None) -> None:
+    """Write ``policy.json`` (kind, network, facts, options, ``extra``) and ``policy.safetensors``; one seed."""
     if policy.copies != 1:
         raise PolicyError(f"the policy holds {policy.copies} seeds; save policy.single(k) of each")
     state = {key: value.detach().cpu().contiguous() for key, value in policy.state_dict().items()}
@@ -173,7 +174,7 @@ def save_policy(policy: InventoryPolicy, folder: Path) -> None:
         folder / "policy.json",
         {
             "format": FORMAT, "kind": "inventory", "policy": policy.name, "options": policy.options,
-            "facts": asdict(policy.facts), "network": network_to_json(policy.network),
+            "facts": asdict(policy.facts), "network": network_to_json(policy.network), "extra": extra or {},
         },
     )  # fmt: skip
 
