@@ -189,8 +189,8 @@ class ConstantOrder(_OnePerNode):
 class MinMax(_OnePerNode):
     """(s, S): order up to S when the position is at or below s.
 
-    The rule jumps at s. Its gradient with respect to s is that of a logistic step one unit wide, in the backward pass
-    only: training s is biased, training S is not.
+    The rule jumps at s, which pathwise gradients cannot see: training is biased. The gradient with respect to s is that of a
+    logistic step one unit wide, in the backward pass only; that with respect to S is the one between jumps.
     """
 
     name = "s_S"
@@ -212,7 +212,7 @@ class MinMax(_OnePerNode):
         """(S - IP) where IP <= s."""
         point, level = F.softplus(logits).chunk(2, 1)
         position = seen.stock.sum(-1)
-        soft = (point - position).sigmoid()
+        soft = (point - position.detach()).sigmoid()
         now = (position <= point).to(soft.dtype) + soft - soft.detach()
         return self.ship((level - position).clamp(min=0) * now, seen)
 

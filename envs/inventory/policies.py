@@ -276,5 +276,5 @@ def _apportioned(wanted: Tensor, on_hand: Tensor, holds: bool) -> Tensor:
     target = torch.minimum(wanted.sum(1).round(), on_hand) if holds else on_hand
     floors = (wanted + 1e-4).floor()
     left = (target - floors.sum(1)).clamp(min=0)
-    rank = (wanted - floors).argsort(1, descending=True, stable=True).argsort(1, stable=True)
+    rank = (wanted - floors).argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
     return torch.where(over[:, None], floors + (rank < left[:, None]), nearest)

@@ -55,12 +55,14 @@ class Shipping:
         if not self.internal:
             return desired
         inside = desired[:, : self.internal]
+        least = torch.full_like(on_hand[:1], TINY)
         if not self.all_hold:  # equal shares where nobody asks for stock that may not stay
-            inside = inside + TINY
+            inside = inside + self.spread(least.where(~self.holds, 0.0))
+            least = least.where(self.holds, 0.0)
         total = self.totals(inside)
         if keep is not None:
             total = total + keep
-        scale = on_hand.clamp(min=0) / (total + TINY)
+        scale = on_hand.clamp(min=0) / (total + least)
         capped = scale.clamp(max=1)
         scale = capped if self.all_hold else torch.where(self.holds, capped, scale)
         shipped = inside * self.spread(scale)
