@@ -10,7 +10,7 @@ and, on the same simulator, paths and network, what it is compared with: z ~ Nor
     score_rtg    sum_t grad log pi(z_t) R_t           R_t from period t on
     score_batch  ... (R_t - mean of the batch at t)
     rloo         ... (R_t - mean of the other draws on the same demand path)
-    a2c, ppo     generalized advantages, whitened; ppo clips ratios and passes several times
+    a2c, ppo     generalized advantages less their mean at t, whitened; ppo clips ratios and passes several times
 
 The policy kept is that of the least cost on development scenarios (warm-up left out); training stops when it has not improved
 for ``patience`` updates.
@@ -149,8 +149,8 @@ def estimators(config: HDPOConfig) -> Estimator:
         "score_rtg": to_go,
         "score_batch": [to_go, stochastic.minus_group_mean],
         "rloo": [to_go, stochastic.minus_other_draws],
-        "a2c": [gae, stochastic.whiten_groups],
-        "ppo": [gae, stochastic.whiten_groups],
+        "a2c": [gae, stochastic.minus_group_mean, stochastic.whiten_groups],
+        "ppo": [gae, stochastic.minus_group_mean, stochastic.whiten_groups],
     }
     if config.estimator == "ppo":
         clip = ("ppo_clip", {"low": config.clip_ratio, "high": config.clip_ratio})
@@ -293,7 +293,7 @@ class HDPO:
         self.estimator = estimators(self.config)
         if self.config.estimator in ("a2c", "ppo"):
             self.value_scale = 1.0 / (1.0 + float(self.train.initial.abs().mean()))
-            features = self.train.initial[0].numel()
+            features = self.train.initial[0].numel() + 1
             self.critic = EluMLP((features, 64, 64, 1), streams(seeds, "critic", device))
             self.values = Trainable(list(self.critic.layers), self.config.value_lr)
 
@@ -369,18 +369,19 @@ class HDPO:
         return normal((shape[0] // self.net.copies, shape[1]), self.noise).flatten(0, 1)
 
     def _value(self, stocks: Tensor) -> Tensor:
-        """V of states (T, B, N, K), scaled by the first stock of all: (B, T)."""
+        """V of the first T states (T, B, N, K), which also sees how many periods are left: (B, T)."""
         seeds = self.net.copies
         periods, rows = stocks.shape[:2]
-        x = (stocks.flatten(2) * self.value_scale).unflatten(1, (seeds, -1)).transpose(0, 1).flatten(1, 2)
+        left = 1.0 - torch.arange(periods, device=stocks.device) / self.train.periods
+        x = torch.cat([stocks.flatten(2) * self.value_scale, left[:, None, None].expand(-1, rows, 1)], -1)
+        x = x.unflatten(1, (seeds, -1)).transpose(0, 1).flatten(1, 2)
         values: Tensor = self.critic(x.transpose(1, 2))
         return values.view(seeds, periods, -1).transpose(1, 2).reshape(rows, periods)
 
     @torch.no_grad()
     def _valued(self, data: Rollouts, sampled: stochastic.Sampled) -> Rollouts:
-        values = self._value(torch.stack(sampled.stocks))
-        now, after = values[:, :-1], values[:, -1]
-        following, c = next_values(now, after), self.config
+        now, c = self._value(torch.stack(sampled.stocks[:-1])), self.config
+        following = next_values(now)  # nothing counts after the last period
         assert data.rewards is not None
         better = gae(data.rewards, now, following, discount=c.discount, trace=c.gae_lambda)
         return data.replace(values=now, next_values=following, returns=now + better)

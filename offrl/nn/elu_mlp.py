@@ -74,7 +74,8 @@ class _EluMLP(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_wanted, _, *wanted = ctx.needs_input_grad
         layers = len(wanted) // 2
-        values, weights = ctx.saved_tensors[: layers + 1], ctx.saved_tensors[layers + 1 :]
+        saved = ctx.saved_tensors  # asked once: under checkpointing a second time would compute them again
+        values, weights = saved[: layers + 1], saved[layers + 1 :]
         grads: list[Tensor | None] = []
         for i in range(layers - 1, -1, -1):
             if i + 1 < layers:
