@@ -17,7 +17,6 @@ from torch import Tensor
 from offrl.envs.inventory.demand import Normal, Poisson
 from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy, make_policy
 from offrl.envs.inventory.protocol import AnySetting, Setting
-from offrl.envs.inventory.spec import OUTSIDE
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def _serial(setting: Setting) -> Reference:
     from offrl.envs.inventory.solvers.serial import serial
 
     network = setting.network
-    order = [e for e, source in enumerate(network.sources) if source == network.place[OUTSIDE]]
+    order = [e for e, source in enumerate(network.sources) if source == len(network.nodes)]
     while len(order) < len(network.edges):
         order.append(next(e for e, s in enumerate(network.sources) if s == network.targets[order[-1]]))
     stages = [network.targets[e] for e in order]
