@@ -1,7 +1,7 @@
 """benchmarks/inventory.md: gaps to known optima, gradient variance, equal-time comparison, sample efficiency, speed.
 
     python scripts/bench_inventory.py list                    all cells
-    python scripts/bench_inventory.py run [NAME ...]          run what is missing (a prefix is enough), then write the page
+    python scripts/bench_inventory.py run [NAME ...]          run what is missing (prefixes will do), write the page
     python scripts/bench_inventory.py page                    write the page from the raw numbers
 
 A cell leaves benchmarks/raw/inventory/NAME.json and is never run twice; a training cell goes on from its checkpoint.
@@ -47,10 +47,16 @@ def gap_cells() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"gap-serial-L{lead_time}-p{p}", _gap("serial_system", lead_time, p, ECHELON, 800, 8192)
 
 
-def _gap(setting: str, lead_time: int, p: float, config: dict[str, Any], steps: int, paths: int) -> dict[str, Any]:
+def _gap(
+    setting: str, lead_time: int, p: float, config: dict[str, Any], steps: int, paths: int
+) -> dict[str, Any]:
     vary = {"lead_time": float(lead_time), "underage_cost": float(p)}
     run = {"setting": setting, "vary": vary, "steps": steps, "scenarios": paths, "dev_scenarios": 4096}
-    return {"kind": "gap", "config": config, "run": {**run, "eval_every": max(steps // 20, 1), "log_every": 100}}
+    return {
+        "kind": "gap",
+        "config": config,
+        "run": {**run, "eval_every": max(steps // 20, 1), "log_every": 100},
+    }
 
 
 def other_cells() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -60,15 +66,30 @@ def other_cells() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"variance-{setting}", {"kind": "variance", "setting": setting, "policy": policy, "paths": 1024}
     for setting, policy in (("one_store_lost", "mlp_one_store"), ("serial_system", "mlp_serial")):
         for estimator in ("pathwise", "rloo", "ppo"):
-            cell = {"kind": "time", "setting": setting, "policy": policy, "estimator": estimator, "seconds": 90}
+            cell = {
+                "kind": "time",
+                "setting": setting,
+                "policy": policy,
+                "estimator": estimator,
+                "seconds": 90,
+            }
             yield f"time-{setting}-{estimator}", cell
     for setting in ("one_warehouse_lost_demand", "transshipment_backlogged"):
         for paths in (4, 16, 256, 8192):
             for seed in (0, 1):
                 config = {"policy": "mlp_network", "batch_size": min(paths, 256), "lr": 1e-3, "patience": 0}
-                run = {"setting": setting, "scenarios": paths, "dev_scenarios": 2048, "steps": 3000, "seeds": (seed,)}
+                run = {
+                    "setting": setting,
+                    "scenarios": paths,
+                    "dev_scenarios": 2048,
+                    "steps": 3000,
+                    "seeds": (seed,),
+                }
                 name = f"sample-{setting}-mlp_network-n{paths}-s{seed}"
-                yield name, {"kind": "gap", "config": config, "run": {**run, "eval_every": 250, "log_every": 250}}
+                yield (
+                    name,
+                    {"kind": "gap", "config": config, "run": {**run, "eval_every": 250, "log_every": 250}},
+                )
     yield "speed-one_store", {"kind": "speed", "setting": "one_store_lost", "policy": "mlp_one_store"}
 
 
@@ -174,7 +195,9 @@ def run_cell(name: str, work: Path, protocol: str) -> None:
     torch.set_num_threads(1)
     spec = CELLS[name]
     kinds = {"variance": variances, "time": equal_time, "speed": speed}
-    found = train_and_compare(name, spec, work, protocol) if spec["kind"] == "gap" else kinds[spec["kind"]](spec)
+    found = (
+        train_and_compare(name, spec, work, protocol) if spec["kind"] == "gap" else kinds[spec["kind"]](spec)
+    )
     atomic_write_json(RAW / f"{name}.json", {"cell": spec, **found, "versions": versions("cpu", 1)})
 
 
@@ -191,16 +214,23 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         v = some["versions"]
         lines += [f"offrl commit {v['commit']}, torch {v['torch']}, {v['cpu']}, one thread.", ""]
     lines += [
-        "Command: `python scripts/bench_inventory.py run`; raw numbers in `benchmarks/raw/inventory/`. Costs are per store and",
-        "period. A paired gap is the mean difference to the optimal policy on the same demand, over the exact optimum; orders",
-        "are rounded where demand comes in whole units. Training is HDPO, seed 0, best of 20 development costs.",
+        "Command: `python scripts/bench_inventory.py run`; raw numbers in `benchmarks/raw/inventory/`. Costs are per store",
+        "and period. A paired gap is the mean difference to the optimal policy on the same demand, over the exact",
+        "optimum; orders are rounded where demand comes in whole units. Training is HDPO, seed 0, best of 20",
+        "development costs.",
         "",
     ]
-    return "\n".join([*lines, *_gaps(found), *_variances(found), *_times(found), *_samples(found), *_speed(found)])
+    return "\n".join(
+        [*lines, *_gaps(found), *_variances(found), *_times(found), *_samples(found), *_speed(found)]
+    )
 
 
 def _gaps(found: dict[str, dict[str, Any]]) -> list[str]:
-    lines = ["## Gap to the optimum", "", "| case | policy | cost | optimum | gap % | s.e. % | target % | CPU s |"]
+    lines = [
+        "## Gap to the optimum",
+        "",
+        "| case | policy | cost | optimum | gap % | s.e. % | target % | CPU s |",
+    ]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for name in (n for n in CELLS if n.startswith("gap-")):
         case, r = name.removeprefix("gap-"), found.get(name)
@@ -210,14 +240,18 @@ def _gaps(found: dict[str, dict[str, Any]]) -> list[str]:
             continue
         seconds = f"{r['train_cpu_seconds']:.0f}" if r["train_cpu_seconds"] else ""
         lines.append(
-            f"| {case} | {r['cell']['config']['policy']} | {r['cost']:.4f} | {r['reference']:.4f} | {100 * r['gap']:+.3f} "
-            f"| {100 * r['gap_se']:.3f} | {target} | {seconds} |"
+            f"| {case} | {r['cell']['config']['policy']} | {r['cost']:.4f} | {r['reference']:.4f} "
+            f"| {100 * r['gap']:+.3f} | {100 * r['gap_se']:.3f} | {target} | {seconds} |"
         )
     return [*lines, ""]
 
 
 def _variances(found: dict[str, dict[str, Any]]) -> list[str]:
-    lines = ["## Gradient variance", "", "Summed variance of one path's gradient over that of the pathwise one, first weights,"]
+    lines = [
+        "## Gradient variance",
+        "",
+        "Summed variance of one path's gradient over that of the pathwise one, first weights,",
+    ]
     lines += ["sigma 0.5; in brackets the cosine of the mean gradient with the pathwise one.", ""]
     names = ["rloo", "score_batch", "score_rtg", "score"]
     lines += [f"| setting | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
@@ -230,7 +264,12 @@ def _variances(found: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _times(found: dict[str, dict[str, Any]]) -> list[str]:
-    lines = ["## Equal time", "", "Least development cost within the same CPU seconds of training (orders not rounded).", ""]
+    lines = [
+        "## Equal time",
+        "",
+        "Least development cost within the same CPU seconds of training (orders not rounded).",
+        "",
+    ]
     lines += ["| cell | CPU s | updates | cost | optimum |", "|---|---|---|---|---|"]
     for name in (n for n in CELLS if n.startswith("time-") and n in found):
         r = found[name]
@@ -254,10 +293,11 @@ def _speed(found: dict[str, dict[str, Any]]) -> list[str]:
     lines = ["## Speed", ""]
     if (r := found.get("speed-one_store")) is not None:
         lines += [
-            f"One store, net of 2,305 parameters, 8192 paths of 50 periods: {r['store_periods_per_second'] / 1e6:.2f}e6",
+            "One store, net of 2,305 parameters, 8192 paths of 50 periods: "
+            f"{r['store_periods_per_second'] / 1e6:.2f}e6",
             f"store-periods trained per CPU second, {100 * r['share']:.0f} % of what the matrix products alone reach "
             f"({r['products_only'] / 1e6:.2f}e6).",
-            "The official code reaches 0.96e6, a clean rewrite 1.66e6 (figures of the sheet, another machine of the same kind).",
+            "The official code reaches 0.96e6, a clean rewrite 1.66e6, on another machine of the same kind.",
             "",
         ]
     return lines
@@ -265,13 +305,17 @@ def _speed(found: dict[str, dict[str, Any]]) -> list[str]:
 
 def main() -> int:
     """List, run or write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("action", choices=("list", "run", "page", "cell"))
     parser.add_argument("names", nargs="*", help="cells, or prefixes of their names")
     parser.add_argument("--work", type=Path, default=Path("bench-inventory"), help="where runs are kept")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--deadline", type=float, help="seconds after which no new cell starts")
-    parser.add_argument("--protocol", choices=("quick", "paper"), default="quick", help="paper: the sheet's full test")
+    parser.add_argument(
+        "--protocol", choices=("quick", "paper"), default="quick", help="paper: the sheet's full test"
+    )
     o = parser.parse_args()
     chosen = [n for n in CELLS if not o.names or any(n.startswith(prefix) for prefix in o.names)]
     if o.action == "list":
@@ -283,7 +327,9 @@ def main() -> int:
         common = ("--work", str(o.work), "--protocol", o.protocol)
         cells = [Cell(n, (sys.executable, __file__, "cell", n, *common), RAW / f"{n}.json") for n in chosen]
         RAW.mkdir(parents=True, exist_ok=True)
-        missing = run_cells(cells, o.work / "logs", jobs=o.jobs, deadline=o.deadline, note=lambda s: print(s, flush=True))
+        missing = run_cells(
+            cells, o.work / "logs", jobs=o.jobs, deadline=o.deadline, note=lambda s: print(s, flush=True)
+        )
         atomic_write_text(PAGE, page(raw()))
         return 1 if missing else 0
     else:

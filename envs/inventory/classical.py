@@ -3,13 +3,14 @@
     IP_n              sum of the columns of node n: on hand (backorders count negative) and on the way
     base_stock        q_n = (S_n - IP_n)^+
     capped            q_n = min((S_n - IP_n)^+, r_n)
-    echelon           q_n = (S_n - EP_n)^+,  EP_n = IP of n and of all nodes that it supplies, S_n = v_n + levels of those
+    echelon           q_n = (S_n - EP_n)^+,  EP_n = IP of n and of all nodes that it supplies,
+                      S_n = v_n + the levels of those
     constant order    q_n = r_n
     (s, S)            q_n = (S_n - IP_n) [IP_n <= s_n]
 
-Levels are softplus of a free number (softplus(u + 10) for v), so that they start where some orders are placed: a policy that
-orders nothing has no gradient. Wishes pass through the proportional layer, which is min(q, stock) where a supplier has one lane.
-Every node must have one supplier.
+Levels are softplus of a free number (softplus(u + 10) for v), so that they start where some orders are
+placed: a policy that orders nothing has no gradient. Wishes pass through the proportional layer, which is
+min(q, stock) where a supplier has one lane. Every node must have one supplier.
 
 Source: arXiv:2306.11246 and its official code; Clark & Scarf 1960; Xin 2021 (capped); Zipkin 2008 (Myopic-2).
 Departures: one level a node where the official code has one number for the single store; echelon levels on trees.
@@ -34,7 +35,7 @@ START = 10.0  # units, of a level or cap before training
 
 
 def inverse_softplus(values: Tensor) -> Tensor:
-    """u with softplus(u) = value, for values above 0."""
+    """The u with softplus(u) = value, for values above 0."""
     return values + torch.log(-torch.expm1(-values))
 
 
@@ -189,8 +190,9 @@ class ConstantOrder(_OnePerNode):
 class MinMax(_OnePerNode):
     """(s, S): order up to S when the position is at or below s.
 
-    The rule jumps at s, which pathwise gradients cannot see: training is biased. The gradient with respect to s is that of a
-    logistic step one unit wide, in the backward pass only; that with respect to S is the one between jumps.
+    The rule jumps at s, which pathwise gradients cannot see: training is biased. The gradient with respect to
+    s is that of a logistic step one unit wide, in the backward pass only; that with respect to S is the one
+    between jumps.
     """
 
     name = "s_S"
@@ -220,8 +222,8 @@ class MinMax(_OnePerNode):
 class JustInTime(InventoryPolicy):
     """Order what will be sold when it arrives: an oracle, made from the scenarios that it will be judged on.
 
-    A node upstream orders for the stores that it supplies, each through the lane of shortest way; it may ship what it does
-    not have yet in the first periods. No parameters. Negative demand counts as none.
+    A node upstream orders for the stores that it supplies, each through the lane of shortest way; it may ship
+    what it does not have yet in the first periods. No parameters. Negative demand counts as none.
     """
 
     name, admissible, trainable = "just_in_time", False, False

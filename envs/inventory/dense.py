@@ -4,16 +4,17 @@
     mlp_serial       a = sigmoid(f) stock of the supplier; from outside sigmoid(f) bound
     mlp_network      softmax(f) stock of the supplier, with a logit 1 for what stays; from outside sigmoid(f) bound
     data_driven      relu(f) of pipelines, past demand, costs, lead times; shipments by the proportional layer
-    symmetry_aware   c = sigmoid(f(all)); store: proportional of softplus(g(own row, c)); warehouse: sigmoid(k(own row, c)) bound
+    symmetry_aware   c = sigmoid(f(all)); store: proportional of softplus(g(own row, c));
+                     warehouse: sigmoid(k(own row, c)) bound
 
 bound = 4 x the sum of the stores' mean demand. f, g, k are ELU perceptrons. Only columns in use are fed, raw unless
 ``normalize``, which divides stock and demand by the mean demand of a store.
 
-Source: arXiv:2306.11246; neural_networks.py of MatiasAlvo/Neural_inventory_control at commit 4d77c14 (symmetry_aware: parent of
-6274316).
+Source: arXiv:2306.11246; neural_networks.py of MatiasAlvo/Neural_inventory_control at commit 4d77c14
+(symmetry_aware: parent of 6274316).
 Departures: outputs are lanes that exist, not a table of stores by warehouses; the serial net's input keeps its gradient
-(the official one detaches it); data_driven ships from stock on hand alone (the official one counts goods under way), sees the
-days from Christmas once, and the lead times of lanes that exist.
+(the official one detaches it); data_driven ships from stock on hand alone (the official one counts goods
+under way), sees the days from Christmas once, and the lead times of lanes that exist.
 """
 
 from collections.abc import Sequence

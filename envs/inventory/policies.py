@@ -4,8 +4,8 @@
     orders = policy.orders(logits, seen)    the feasibility layer, (B, E), in the network's order of edges
 
 ``policy(seen)`` is the two in a row. Noise on the logits makes a policy stochastic and leaves every order feasible. All
-trainable parameters have a leading axis of S seeds; the rows of an observation are those of seed 0, then of seed 1 and so on, in
-equal parts, and each part meets the parameters of its own seed. S = 1 is the plain policy.
+trainable parameters have a leading axis of S seeds; the rows of an observation are those of seed 0, then of
+seed 1 and so on, in equal parts, and each part meets the parameters of its own seed. S = 1 is the plain policy.
 """
 
 import copy
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from offrl.envs.inventory.demand import Poisson
-from offrl.envs.inventory.scenarios import Observation, Policy, Scenarios
 from offrl.envs.inventory.protocol import AnySetting
+from offrl.envs.inventory.scenarios import Observation, Policy, Scenarios
 from offrl.envs.inventory.spec import Edge, Network, Node
 from offrl.errors import ConfigError, PolicyError
 from offrl.files import atomic_write_bytes, atomic_write_json
@@ -116,7 +116,8 @@ class InventoryPolicy(nn.Module):
 
     def split(self, rows: Tensor) -> Tensor:
         """(B, ...) -> (S, B / S, ...): each seed's part."""
-        return rows.unflatten(0, (self.copies, -1))
+        parts: Tensor = rows.unflatten(0, (self.copies, -1))
+        return parts
 
     def by_seed(self, parameter: Tensor, seen: Observation) -> Tensor:
         """(S, Z) -> (B, Z): each seed's values on all its rows."""
@@ -193,7 +194,9 @@ def load_policy(folder: Path) -> InventoryPolicy:
     if not isinstance(facts, dict) or facts.get("kind") != "inventory" or facts.get("format") != FORMAT:
         raise PolicyError(f"{path} does not describe an inventory policy of format {FORMAT}")
     try:
-        known = {key: tuple(v) if isinstance(v, list) else v for key, v in facts["facts"].items()}
+        known: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in facts["facts"].items()
+        }
         options = {key: tuple(v) if isinstance(v, list) else v for key, v in facts["options"].items()}
         network = network_from_json(facts["network"])
         made = make_policy(
@@ -231,7 +234,7 @@ def network_to_json(network: Network) -> dict[str, Any]:
 
 def network_from_json(values: dict[str, Any]) -> Network:
     """What ``network_to_json`` wrote."""
-    rest = {
+    rest: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k not in ("nodes", "edges")
     }
     nodes = tuple(Node(**node) for node in values["nodes"])
@@ -244,7 +247,8 @@ def rounded(policy: Policy, network: Network, how: str = "feasible") -> Policy:
     Args:
         policy: any.
         network: that it controls.
-        how: ``nearest`` rounds each order, half to even, and can ask a supplier for more than it has; ``feasible`` rounds
+        how: ``nearest`` rounds each order, half to even, and can ask a supplier for more than it has;
+        ``feasible`` rounds
             so, and where that exceeds the whole units on hand, cuts to floors and gives what is left to the largest
             remainders.
 

@@ -1,4 +1,4 @@
-"""Newsvendor policies on a quantile forecast: order the tau-quantile of the next L + 1 periods' demand, less the position.
+"""Newsvendor policies on a quantile forecast of the next L + 1 periods' demand, less the position.
 
     q = (Q(tau) - IP)^+
     quantile_nv     tau = p / (p + h)
@@ -6,13 +6,15 @@
     fixed_quantile  one learned tau for all
     transformed_nv  tau = sigmoid(f(p / (p + h))), f learned
 
-Q interpolates 19 forecast quantiles (.05 .. .95) linearly and extends them to 0 and 1; it is differentiable in tau, so that
-HDPO can learn tau. The forecaster is a net on past demand and calendar, trained by the pinball loss and then held.
+Q interpolates 19 forecast quantiles (.05 .. .95) linearly and extends them to 0 and 1; it is differentiable
+in tau, so that HDPO can learn tau. The forecaster is a net on past demand and calendar, trained by the
+pinball loss and then held.
 
-Source: quantile_forecaster.py and neural_networks.py of MatiasAlvo/Neural_inventory_control at commit 4d77c14; Koenker & Bassett
-1978 (pinball loss).
+Source: quantile_forecaster.py and neural_networks.py of MatiasAlvo/Neural_inventory_control at commit
+4d77c14; Koenker & Bassett 1978 (pinball loss).
 Departures: the training of the forecaster is ours (the official repository has weights only); inputs and outputs are in
-multiples of the mean demand; lead times need not be consecutive; quantiles are cut at 0 where they are used, not in training.
+multiples of the mean demand; lead times need not be consecutive; quantiles are cut at 0 where they are used,
+not in training.
 """
 
 from collections.abc import Sequence
@@ -103,7 +105,7 @@ class QuantileForecaster(nn.Module):
         rows: int = 1024,
         lr: float = 3e-3,
     ) -> float:
-        """Train on random windows of training demand, the step size falling to 0; returns the mean loss of the last steps.
+        """Train on random windows, the step size falling to 0; returns the mean loss of the last steps.
 
         Raises:
             ConfigError: the demand is shorter than the longest protection interval.
@@ -123,7 +125,7 @@ class QuantileForecaster(nn.Module):
             errors = target.unsqueeze(-1) - self(past, days, rows)
             loss = pinball(errors, levels).sum(-1).mean() / self.scale
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             losses.append(loss.detach())
@@ -183,7 +185,7 @@ class _Newsvendor(InventoryPolicy):
         self.forecaster.fit(scenarios, torch.Generator(device).manual_seed(0))
 
     def ratio(self, seen: Observation) -> Tensor:
-        """p / (p + h), (B, S)."""
+        """The critical ratio p / (p + h), (B, S)."""
         p, h = seen.parameters.underage, seen.parameters.holding
         return (p / (p + h)).expand(len(seen.stock), -1)
 

@@ -5,7 +5,8 @@
     a chain, backlog                   Clark and Scarf's echelon levels
     one centre that cannot hold        Federgruen and Zipkin's bound (no policy)
 
-Comparisons are paired: a policy and the optimal one meet the same demand, and the mean difference is added to the exact cost.
+Comparisons are paired: a policy and the optimal one meet the same demand, and the mean difference is added to
+the exact cost.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offrl.envs.inventory.classical import OrderTable
 from offrl.envs.inventory.demand import Normal, Poisson
 from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy, make_policy
 from offrl.envs.inventory.protocol import AnySetting, Setting
@@ -62,7 +64,7 @@ def reference(setting: AnySetting) -> Reference | None:
 
 
 def compare(costs: Tensor, optimal: Tensor | None, best: Reference) -> Gap:
-    """The gap of a policy from its costs by scenario and, where there is an optimal policy, that one's on the same paths.
+    """The gap of a policy, paired where there is an optimal policy.
 
     Args:
         costs: (n,), per store and period.
@@ -103,6 +105,7 @@ def _one_store(setting: Setting) -> Reference | None:
     if not isinstance(setting.demand, Poisson):
         return None
     table = _made("optimal", setting)
+    assert isinstance(table, OrderTable)
     return Reference(table.table.cost, "optimum by dynamic programming", table)
 
 

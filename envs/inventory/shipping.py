@@ -2,7 +2,7 @@
 
     proportional   a_e = q_e min(1, I / (sum q + 1e-10))        sum over the lanes of e's supplier; I its stock on hand
                    a_e = q_e I / (sum q + 1e-10)                where the supplier may not hold: all is shipped
-    softmax        a_e = I softmax([z, 1])_e                    the 1 is the share that stays; absent where nothing may stay
+    softmax        a_e = I softmax([z, 1])_e                    the 1 is what stays; absent where nothing may
     sigmoid        a_e = I sigmoid(z_e), or bound sigmoid(z_e) on lanes from outside
 
 Source: arXiv:2306.11246 (feasibility enforcement) and its official code.

@@ -2,8 +2,8 @@
 
     z_t ~ Normal(logits(o_t), sigma^2),  a_t = orders(z_t),  log pi(z_t | o_t) summed over the logits
 
-The feasibility layer comes after the noise, so that every sampled order can be shipped. Rows are scenarios; several draws on
-the same demand path are several rows with one group id.
+The feasibility layer comes after the noise, so that every sampled order can be shipped. Rows are scenarios;
+several draws on the same demand path are several rows with one group id.
 """
 
 import copy
@@ -74,7 +74,7 @@ def sample(
 
 
 def recomputed(policy: InventoryPolicy, log_std: Tensor, scenarios: Scenarios, sampled: Sampled) -> Tensor:
-    """log pi of the recorded samples under the current policy, (B, T), with gradient."""
+    """Log pi of the recorded samples under the current policy, (B, T), with gradient."""
     columns = [
         log_prob(z, policy.logits(scenarios.observe(stock, t)), log_std)
         for t, (stock, z) in enumerate(zip(sampled.stocks, sampled.wishes, strict=False))

@@ -12,12 +12,13 @@ and, on the same simulator, paths and network, what it is compared with: z ~ Nor
     rloo         ... (R_t - mean of the other draws on the same demand path)
     a2c, ppo     generalized advantages less their mean at t, whitened; ppo clips ratios and passes several times
 
-The policy kept is that of the least cost on development scenarios (warm-up left out); training stops when it has not improved
-for ``patience`` updates.
+The policy kept is that of the least cost on development scenarios (warm-up left out); training stops when it
+has not improved for ``patience`` updates.
 
 Source: Alvo, Russo & Kanoria, arXiv:2306.11246; trainer.py of MatiasAlvo/Neural_inventory_control at commit 4d77c14.
 Departures: minibatches are drawn by permutation of tensors; the initial weights are seeded; lengths are in updates, not
-in epochs; the paper could not be read, so the competing estimators follow their own literature (parts of offrl.estimators).
+in epochs; the paper could not be read, so the competing estimators follow their own literature (parts of
+offrl.estimators).
 """
 
 import math
@@ -265,10 +266,10 @@ class HDPO:
     ) -> None:
         self.train, self.config, self.steps, self.updates = train, config, steps, 0
         device = train.initial.device
-        options = {"hidden": config.hidden} if config.hidden else {}
+        options: dict[str, Any] = {"hidden": config.hidden} if config.hidden else {}
         options |= {"normalize": True} if config.normalize else {}
         self.net = make_policy(config.policy, train.network, facts, streams(seeds, "init", device), **options)
-        params = [p for p in self.net.parameters() if p.requires_grad]
+        params: list[Tensor] = [p for p in self.net.parameters() if p.requires_grad]
         if not self.net.trainable or not params:
             raise ConfigError(
                 f"policy {config.policy} has nothing to train; 'offrl inventory eval' measures it"
@@ -388,7 +389,8 @@ class HDPO:
 
     def _fit_values(self, data: Rollouts, sampled: stochastic.Sampled, rows: Tensor) -> None:
         """One step of squared error towards the returns of some rows."""
-        assert self.values is not None and data.returns is not None
+        assert self.values is not None
+        assert data.returns is not None
         target = data.returns[rows]
         stocks = torch.stack(sampled.stocks[:-1])[:, rows]
         self.values.minimize((self._value(stocks) - target).square().mean() * self.net.copies)

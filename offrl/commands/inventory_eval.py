@@ -73,7 +73,7 @@ def _run(o: Eval) -> dict[str, Any] | None:
 
     if not (Path(o.source) / "config.json").is_file():
         return None
-    config: dict[str, Any] = RunDir(Path(o.source)).config.get("inventory")
+    config: dict[str, Any] | None = RunDir(Path(o.source)).config.get("inventory")
     if config is None:
         raise ConfigError(f"{o.source} is no run of an inventory policy; use offrl eval")
     return config

@@ -1,7 +1,7 @@
 """Runs of HDPO: from a setting's name to a finished run directory, stopped early, selected, resumed exactly.
 
-Order at a multiple of ``eval_every``: development cost, rows, selection, checkpoint. A seed of a stack that has lost its
-patience keeps its best policy; the run ends when all have, or at the last update.
+Order at a multiple of ``eval_every``: development cost, rows, selection, checkpoint. A seed of a stack that
+has lost its patience keeps its best policy; the run ends when all have, or at the last update.
 """
 
 import dataclasses
@@ -89,7 +89,8 @@ class InventoryOptions:
         """The setting at the sizes asked for."""
         setting = load_setting(self.setting, data=self.data, **self.vary)
         sizes = {"train": self.scenarios, "dev": self.dev_scenarios}
-        setting = setting.resized(**{name: count for name, count in sizes.items() if count})
+        given: dict[str, Any] = {name: count for name, count in sizes.items() if count}
+        setting = setting.resized(**given)
         return test_sized(setting, self.protocol)
 
 
@@ -168,7 +169,9 @@ def resume(directory: Path, reporter: Reporter | None = None) -> list[InventoryR
         raise CheckpointError(f"{directory} is a run of {runs[0].config['algorithm']}: use offrl resume")
     try:
         config = settings_from_json(HDPOConfig, runs[0].config["settings"])
-        known = {k: tuple(v) if isinstance(v, list) else v for k, v in runs[0].config["inventory"].items()}
+        known: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in runs[0].config["inventory"].items()
+        }
         options = InventoryOptions(**known)
         setting = options.load()
         if _digest(setting) != runs[0].config["dataset_sha256"]:
@@ -371,7 +374,11 @@ class InventorySession:
         return policy
 
     def _save_policy(self, k: int) -> None:
-        extra = {"algorithm": "hdpo", "setting": self.setting.name, "options": dict(self.setting.options)}
+        extra: dict[str, Any] = {
+            "algorithm": "hdpo",
+            "setting": self.setting.name,
+            "options": dict(self.setting.options),
+        }
         extra |= {"seed": self.records[k].seed, "step": self.best[k].step}
         save_policy(self._best_policy(k), self.runs[k].path, extra)
 

@@ -61,7 +61,9 @@ def loss_gradient(algorithm, **changes):
     return torch.autograd.grad(costs.mean(), list(algorithm.net.parameters()), materialize_grads=True)
 
 
-@pytest.mark.parametrize(("setting", "policy"), [("serial_system", "mlp_serial"), ("one_store_lost", "mlp_one_store")])
+@pytest.mark.parametrize(
+    ("setting", "policy"), [("serial_system", "mlp_serial"), ("one_store_lost", "mlp_one_store")]
+)
 def test_truncation_changes_the_gradient_and_checkpoints_do_not(setting, policy):
     algorithm = learner(setting, policy)
     whole = loss_gradient(algorithm)
@@ -77,7 +79,9 @@ def test_truncation_changes_the_gradient_and_checkpoints_do_not(setting, policy)
 
 def test_detaching_what_the_policy_sees_changes_the_gradient():
     algorithm = learner("serial_system", "mlp_serial")
-    blind = rollout_cost(lambda seen: algorithm.net(seen._replace(stock=seen.stock.detach())), algorithm.train)
+    blind = rollout_cost(
+        lambda seen: algorithm.net(seen._replace(stock=seen.stock.detach())), algorithm.train
+    )
     g = torch.autograd.grad(blind.mean(), list(algorithm.net.parameters()))
     assert any(not torch.allclose(a, b, rtol=1e-2) for a, b in zip(loss_gradient(algorithm), g, strict=True))
 
@@ -112,7 +116,9 @@ def test_the_loss_is_the_mean_over_paths_periods_and_stores():
 
 
 def test_gradient_norms_are_bounded_by_seed():
-    free, bound = (learner("one_store_lost", "mlp_one_store", (0, 1), max_grad_norm=n, lr=1e-3) for n in (0.0, 1e-3))
+    free, bound = (
+        learner("one_store_lost", "mlp_one_store", (0, 1), max_grad_norm=n, lr=1e-3) for n in (0.0, 1e-3)
+    )
     grads, _ = free._pathwise(torch.arange(8).expand(2, -1))
     norms = torch.stack([sum(g[k].square().sum() for g in grads).sqrt() for k in range(2)])
     seen = []
@@ -203,7 +209,8 @@ def test_minibatches_cover_every_path_once_an_epoch():
         for rows in torch.cat(epoch, 1):
             assert sorted(rows.tolist()) == list(range(10))
     first, second = torch.cat(batches[:3], 1), torch.cat(batches[3:], 1)
-    assert not torch.equal(first, second) and not torch.equal(first[0], first[1])
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
 
 
 def test_two_orders_of_minibatches_agree_within_noise_and_one_repeats():
@@ -278,7 +285,9 @@ def test_spreads_without_a_value_net_only():
 
 def test_base_stock_finds_the_critical_ratio():
     """L = 4, p = 9: the .9-quantile of five periods' demand, 29.59 +- .15; cost within .2 % of the optimum, paired."""
-    algorithm = learner("one_store_backlogged", "base_stock", paths=1024, periods=40, lr=0.2, lr_decay=True, steps=80)
+    algorithm = learner(
+        "one_store_backlogged", "base_stock", paths=1024, periods=40, lr=0.2, lr_decay=True, steps=80
+    )
     with torch.no_grad():
         algorithm.net.level.fill_(28.0)
     train(algorithm, 80, batch=512)
@@ -291,7 +300,9 @@ def test_base_stock_finds_the_critical_ratio():
     assert float(costs[0] / costs[1]) - 1 < 2e-3
 
 
-@pytest.mark.parametrize(("estimator", "updates", "lr"), [("rloo", 25, 0.01), ("a2c", 25, 0.01), ("ppo", 8, 1e-3)])
+@pytest.mark.parametrize(
+    ("estimator", "updates", "lr"), [("rloo", 25, 0.01), ("a2c", 25, 0.01), ("ppo", 8, 1e-3)]
+)
 def test_score_estimators_learn_too(estimator, updates, lr):
     """A fresh net orders too little; 25 optimizer steps (ppo: 128) take off a twentieth of the cost."""
     settings = {"estimator": estimator, "lr": lr, "sigma": 1.0}
@@ -308,7 +319,8 @@ def test_settings_are_checked():
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=word):
             HDPOConfig(**wrong)
-    assert HDPOConfig(policy="gnn").norm_bound == 1.0 and HDPOConfig(policy="base_stock").step_size == 0.5
+    assert HDPOConfig(policy="gnn").norm_bound == 1.0
+    assert HDPOConfig(policy="base_stock").step_size == 0.5
     with pytest.raises(ConfigError, match="nothing to train"):
         learner("one_store_lost", "myopic_2")
 

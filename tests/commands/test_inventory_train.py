@@ -13,7 +13,18 @@ def _small_tests(monkeypatch):
     monkeypatch.setattr(inventory, "QUICK", (32, 60))
 
 
-SMALL = ["--scenarios", "64", "--dev-scenarios", "16", "--batch-size", "32", "--steps", "4", "--eval-every", "2"]
+SMALL = [
+    "--scenarios",
+    "64",
+    "--dev-scenarios",
+    "16",
+    "--batch-size",
+    "32",
+    "--steps",
+    "4",
+    "--eval-every",
+    "2",
+]
 
 
 def run(*words):
@@ -21,10 +32,20 @@ def run(*words):
 
 
 def test_train_resume_and_eval(tmp_path, capsys):
-    words = ["train", "one_store_lost", "--set", "lead_time=2", "underage_cost=4", "--policy", "mlp_one_store", *SMALL]
+    words = [
+        "train",
+        "one_store_lost",
+        "--set",
+        "lead_time=2",
+        "underage_cost=4",
+        "--policy",
+        "mlp_one_store",
+        *SMALL,
+    ]
     assert run(*words, "--out", str(tmp_path), "--json") == 0
     *evaluations, final = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [e["step"] for e in evaluations] == [2, 4] and final["final"]
+    assert [e["step"] for e in evaluations] == [2, 4]
+    assert final["final"]
     directory = final["directory"]
     assert run("resume", directory) == 0
     assert "is already finished" in capsys.readouterr().out
@@ -32,13 +53,15 @@ def test_train_resume_and_eval(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["options"] == {"lead_time": 2, "underage_cost": 4}
     assert found["cost"] == pytest.approx(final["cost"])
-    assert found["gap"]["reference"]["cost"] == pytest.approx(4.3953, abs=1e-3) and found["gap"]["gap"] > 0
+    assert found["gap"]["reference"]["cost"] == pytest.approx(4.3953, abs=1e-3)
+    assert found["gap"]["gap"] > 0
 
 
 def test_classical_policies_without_training(capsys):
     assert run("eval", "base_stock", "--setting", "one_store_backlogged", "--with", "levels=29.59") == 0
     out = capsys.readouterr().out
-    assert "optimum, base-stock at 29.59: 6.2769; gap" in out and "(paired)" in out
+    assert "optimum, base-stock at 29.59: 6.2769; gap" in out
+    assert "(paired)" in out
     assert run("eval", "just_in_time", "--setting", "one_store_lost") == 0
     assert "no policy that sees the past alone" in capsys.readouterr().out
 
@@ -61,7 +84,8 @@ def test_classical_policies_without_training(capsys):
 def test_mistakes_are_one_line(words, message, capsys):
     assert run(*words) in (1, 2)
     captured = capsys.readouterr()
-    assert message in captured.err and captured.err.count("\n") == 1
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
 
 
 def test_the_other_train_command_points_here(capsys):

@@ -21,7 +21,13 @@ def _small_tests(monkeypatch):
 
 
 def options(tmp_path, **changes):
-    base = {"setting": "one_store_backlogged", "scenarios": 64, "dev_scenarios": 32, "out": str(tmp_path), "steps": 24}
+    base = {
+        "setting": "one_store_backlogged",
+        "scenarios": 64,
+        "dev_scenarios": 32,
+        "out": str(tmp_path),
+        "steps": 24,
+    }
     return InventoryOptions(**base | {"log_every": 4, "eval_every": 4, "checkpoint_every": 8} | changes)
 
 
@@ -35,17 +41,30 @@ def rows(result, name):
 def test_a_run_leaves_its_files_and_its_best_policy(tmp_path):
     (result,) = start(CONFIG, options(tmp_path))
     names = {path.name for path in result.directory.iterdir()}
-    wanted = {"config.json", "versions.json", "command.txt", "metrics.csv", "eval.csv", "timing.csv", "test.json"}
+    wanted = {
+        "config.json",
+        "versions.json",
+        "command.txt",
+        "metrics.csv",
+        "eval.csv",
+        "timing.csv",
+        "test.json",
+    }
     assert wanted | {"policy.json", "policy.safetensors", "checkpoint.pt", "final_returns.npz"} <= names
     costs = [-float(line.split(",")[2]) for line in rows(result, "eval.csv")[1:]]
-    assert result.dev_cost == min(costs) and result.best_step == 4 * (1 + int(np.argmin(costs)))
+    assert result.dev_cost == min(costs)
+    assert result.best_step == 4 * (1 + int(np.argmin(costs)))
     saved = load_policy(result.directory)
     setting = options(tmp_path).load()
     dev = setting.draw("dev")
-    assert float(evaluate(saved, dev, ignore=setting.splits["dev"].ignore).mean()) == pytest.approx(min(costs))
+    assert float(evaluate(saved, dev, ignore=setting.splits["dev"].ignore).mean()) == pytest.approx(
+        min(costs)
+    )
     test = evaluate(saved, setting.draw("test"), ignore=setting.splits["test"].ignore)
     assert torch.equal(test, result.costs)
-    assert json.loads((result.directory / "test.json").read_text())["cost"] == pytest.approx(float(test.mean()))
+    assert json.loads((result.directory / "test.json").read_text())["cost"] == pytest.approx(
+        float(test.mean())
+    )
 
 
 def test_the_dev_cost_leaves_the_warm_up_out_and_training_counts_it(tmp_path):
@@ -74,10 +93,13 @@ def test_stopped_and_resumed_is_bit_equal(tmp_path, monkeypatch, estimator):
     first = sorted((tmp_path / "b").glob("*/*/seed0*"))[0]
     again = resume(first)
     for a, b in zip(whole, again, strict=True):
-        assert torch.equal(a.costs, b.costs) and a.best_step == b.best_step
+        assert torch.equal(a.costs, b.costs)
+        assert a.best_step == b.best_step
         for name in ("metrics.csv", "eval.csv"):
             assert rows(a, name) == rows(b, name)
-        assert (a.directory / "policy.safetensors").read_bytes() == (b.directory / "policy.safetensors").read_bytes()
+        assert (a.directory / "policy.safetensors").read_bytes() == (
+            b.directory / "policy.safetensors"
+        ).read_bytes()
     assert all(result.already_finished for result in resume(first))
 
 
@@ -123,7 +145,11 @@ def test_an_edited_run_is_refused(tmp_path):
     (result,) = start(CONFIG, options(tmp_path, steps=4))
     path = result.directory / "config.json"
     facts = json.loads(path.read_text())
-    for change in ({"settings": facts["settings"] | {"lr": -1.0}}, {"dataset_sha256": "0"}, {"algorithm": "iql"}):
+    for change in (
+        {"settings": facts["settings"] | {"lr": -1.0}},
+        {"dataset_sha256": "0"},
+        {"algorithm": "iql"},
+    ):
         path.write_text(json.dumps(facts | change))
         with pytest.raises(CheckpointError):
             resume(result.directory)
@@ -134,7 +160,8 @@ def test_options_are_checked_and_sizes_follow_the_protocol(tmp_path):
         with pytest.raises(ConfigError):
             options(tmp_path, **wrong)
     setting = options(tmp_path, vary={"lead_time": 2.0}).load()
-    assert setting.splits["train"].scenarios == 64 and setting.network.lead_times == (2,)
+    assert setting.splits["train"].scenarios == 64
+    assert setting.network.lead_times == (2,)
     assert (setting.splits["test"].scenarios, setting.splits["test"].periods) == (32, 40)
     paper = options(tmp_path, protocol="paper").load().splits["test"]
     assert (paper.scenarios, paper.periods, paper.ignore) == (32768, 5000, 3000)

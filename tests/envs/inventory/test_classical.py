@@ -44,7 +44,9 @@ def test_min_max_with_equal_numbers_is_base_stock_and_orders_in_lots_otherwise()
     scenarios = setting.draw("train")
     equal = policy("s_S", setting, reorder_points=28.0, levels=28.0)
     plain = policy("base_stock", setting, levels=28.0)
-    torch.testing.assert_close(rollout(equal, scenarios).costs, rollout(plain, scenarios).costs, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        rollout(equal, scenarios).costs, rollout(plain, scenarios).costs, rtol=1e-4, atol=1e-3
+    )
     lots = rollout(policy("s_S", setting, reorder_points=20.0, levels=28.0), scenarios, record=True)
     for stock, order in zip(lots.stocks, lots.actions, strict=False):
         position = stock.sum(-1)
@@ -65,10 +67,14 @@ def test_echelon_orders_by_hand():
     scenarios = setting.draw("train")
     state = torch.zeros_like(scenarios.initial)
     state[:, :, 0] = torch.tensor([9.0, 8.0, 7.0, 6.0])
-    orders = policy("echelon_base_stock", setting, levels=(40.0, 30.0, 20.0, 10.0))(scenarios.observe(state, 0))
+    orders = policy("echelon_base_stock", setting, levels=(40.0, 30.0, 20.0, 10.0))(
+        scenarios.observe(state, 0)
+    )
     torch.testing.assert_close(orders[0], torch.tensor([9.0, 7.0, 4.0, 10.0]))
     state[:, 3, 2] = 3.0  # under way to the store: everybody sees it
-    orders = policy("echelon_base_stock", setting, levels=(40.0, 30.0, 20.0, 10.0))(scenarios.observe(state, 0))
+    orders = policy("echelon_base_stock", setting, levels=(40.0, 30.0, 20.0, 10.0))(
+        scenarios.observe(state, 0)
+    )
     torch.testing.assert_close(orders[0], torch.tensor([6.0, 4.0, 1.0, 7.0]))
 
 
@@ -85,12 +91,16 @@ def test_clark_and_scarfs_levels_cost_what_theory_says():
     """Store L = 4, p = 9: 10.734 per period, within 3 standard errors."""
     setting = load_setting("serial_system").resized(test=400, periods={"test": 500})
     test = setting.draw("test")
-    costs = evaluate(policy("echelon_base_stock", setting, levels=(83.18, 72.82, 49.0, 32.36)), test, ignore=100)
+    costs = evaluate(
+        policy("echelon_base_stock", setting, levels=(83.18, 72.82, 49.0, 32.36)), test, ignore=100
+    )
     assert abs(float(costs.mean()) - 10.734) < 3 * float(costs.std()) / len(costs) ** 0.5
 
 
 def test_the_optimal_table_beats_myopic_2_on_the_same_paths():
-    setting = load_setting("one_store_lost", lead_time=2, underage_cost=4).resized(test=1500, periods={"test": 300})
+    setting = load_setting("one_store_lost", lead_time=2, underage_cost=4).resized(
+        test=1500, periods={"test": 300}
+    )
     test = setting.draw("test")
     best = evaluate(policy("optimal", setting), test, ignore=60)
     second = evaluate(policy("myopic_2", setting), test, ignore=60)
@@ -107,7 +117,8 @@ def test_just_in_time_never_runs_out_and_holds_nothing():
     scenarios = setting.draw("train")
     scenarios.initial.zero_()
     oracle = just_in_time(scenarios)
-    assert not oracle.admissible and not oracle.trainable
+    assert not oracle.admissible
+    assert not oracle.trainable
     costs = rollout(oracle, scenarios).costs
     assert not costs[4:36].any()  # the last L orders would serve demand that is not recorded
     assert costs[:4].sum() > 0

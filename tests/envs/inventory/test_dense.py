@@ -71,7 +71,10 @@ def test_dense_nets_are_not_equivariant():
     """Swapping two stores with all that is theirs does not swap their orders (a graph policy's would)."""
     spec, scenarios, facts = drawn("transshipment_backlogged")
     net = made("mlp_network", spec, facts, hidden=(16,))
-    stock = scenarios.initial + torch.rand(scenarios.initial.shape, generator=torch.Generator().manual_seed(1)) * 5
+    stock = (
+        scenarios.initial
+        + torch.rand(scenarios.initial.shape, generator=torch.Generator().manual_seed(1)) * 5
+    )
     order = [0, 2, 1, 3, 4, 5]
     plain, swapped = net(scenarios.observe(stock, 0)), net(scenarios.observe(stock[:, order], 0))
     assert not torch.allclose(plain[:, [1, 0, 2, 3, 4, 5]], swapped, atol=1e-3)

@@ -144,7 +144,7 @@ def test_the_gradient_of_a_rollout_is_that_of_finite_differences(setting, name):
     torch.testing.assert_close(slope, numeric, rtol=2e-6, atol=2e-6 * (1 + float(numeric.abs())))
 
 
-def test_s_S_has_the_gradient_of_its_level_between_jumps():
+def test_min_max_has_the_gradient_of_its_level_between_jumps():
     spec, scenarios = drawn("one_store_backlogged", paths=2, dtype=torch.float64)
     policy = made("s_S", spec, scenarios).double()
     with torch.no_grad():
@@ -247,12 +247,14 @@ def test_rounded_orders_are_feasible_in_a_whole_rollout():
 def test_facts_are_those_of_the_setting_or_of_the_data():
     setting, scenarios = drawn("one_store_lost")
     facts = DemandFacts.of(setting, scenarios)
-    assert facts.means == (5.0,) and facts.stds == (5.0**0.5,)
+    assert facts.means == (5.0,)
+    assert facts.stds == (5.0**0.5,)
     setting, scenarios = drawn("one_warehouse_lost_demand")
     facts = DemandFacts.of(setting, scenarios)
     assert (facts.means, facts.stds) == (setting.demand.means, setting.demand.stds)
     sales = load_setting("one_store_real_data_lost_demand").resized(train=50)
     scenarios = sales.draw("train")
     facts = DemandFacts.of(sales, scenarios)
-    assert facts.history == 16 and facts.calendar
+    assert facts.history == 16
+    assert facts.calendar
     assert facts.means[0] == pytest.approx(float(scenarios.demands.mean()), rel=1e-4)

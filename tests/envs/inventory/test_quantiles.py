@@ -72,7 +72,9 @@ def test_a_fitted_forecaster_knows_the_quantiles_of_five_periods(fitted):
 def test_quantile_newsvendor_is_nearly_optimal_with_backlog_and_learned_tau_agrees(fitted, tmp_path):
     setting, scenarios = backlogged()
     facts = DemandFacts.of(setting, scenarios)
-    policy, fixed = (make_policy(n, setting.network, facts, [generator()]) for n in ("quantile_nv", "fixed_quantile"))
+    policy, fixed = (
+        make_policy(n, setting.network, facts, [generator()]) for n in ("quantile_nv", "fixed_quantile")
+    )
     for either in (policy, fixed):
         either.forecaster.load_state_dict(fitted[0].state_dict())
     test = setting.draw("test")
@@ -81,7 +83,9 @@ def test_quantile_newsvendor_is_nearly_optimal_with_backlog_and_learned_tau_agre
     assert float(gap) < 0.01
     with torch.no_grad():
         fixed.free.fill_(torch.tensor(0.9).logit())
-        torch.testing.assert_close(rollout(fixed, test).costs, rollout(policy, test).costs, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(
+            rollout(fixed, test).costs, rollout(policy, test).costs, rtol=1e-4, atol=1e-3
+        )
         save_policy(fixed, tmp_path)
         assert torch.equal(rollout(load_policy(tmp_path), test).costs, rollout(fixed, test).costs)
 

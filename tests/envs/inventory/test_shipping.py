@@ -39,7 +39,9 @@ def test_softmax_keeps_a_share_with_logit_one_and_none_where_nothing_may_stay():
     got = ship.softmax(torch.tensor([[10.0, 8.0]]), z)
     e = torch.tensor(1.0).exp()
     total = 1 + e + e
-    torch.testing.assert_close(got, torch.stack([10 / total, 10 * e / total, torch.tensor(4.0), torch.tensor(4.0)])[None])
+    torch.testing.assert_close(
+        got, torch.stack([10 / total, 10 * e / total, torch.tensor(4.0), torch.tensor(4.0)])[None]
+    )
 
 
 def test_negative_stock_ships_nothing():
@@ -49,7 +51,9 @@ def test_negative_stock_ships_nothing():
     assert not ship.softmax(stock, torch.ones(1, 4)).any()
 
 
-@pytest.mark.parametrize("name", ["serial_system", "one_warehouse_lost_demand", "many_warehouses_lost_demand"])
+@pytest.mark.parametrize(
+    "name", ["serial_system", "one_warehouse_lost_demand", "many_warehouses_lost_demand"]
+)
 def test_totals_and_spread_are_those_of_a_loop(name):
     network = load_setting(name).network
     ship, values = Shipping(network), torch.rand(3, network.internal)
