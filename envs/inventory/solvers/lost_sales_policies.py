@@ -119,7 +119,8 @@ def constant_order(problem: LostSales, order: int) -> Average:
     """The cost of ordering ``order`` grid steps every period, fewer than the mean demand.
 
     What is left is Y' = (Y + r - D)^+. On 0 .. N it is solved exactly; with theta > 0 the root of
-    E e^{theta (r - D)} = 1, N hides at most N e^{-theta N} + e^{-theta N} / (e^theta - 1) of its mean (Kingman's bound and duality).
+    E e^{theta (r - D)} = 1, N hides at most N e^{-theta N} + e^{-theta N} / (e^theta - 1) of its mean (Kingman's
+    bound and duality).
     """
     demand, r = problem.demand, order
     steps = np.arange(len(demand.pmf))
