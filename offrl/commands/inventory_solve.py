@@ -99,7 +99,7 @@ class BaseStockOptions(OneStore):
 class LostSalesOptions(OneStore):
     """One location, unmet demand is lost: dynamic program, and heuristics.
 
-    States grow fast with the lead time: 4 takes seconds, 6 minutes. A continuous demand needs a coarse --step
+    States grow fast with the lead time: 4 takes seconds, 5 a minute or two. A continuous demand needs a coarse --step
     (a sixth of its std, say) and is solved as rounded to it.
 
     Example: offrl inventory solve lost-sales --demand poisson:5 --lead-time 4 --holding 1 --penalty 9

@@ -55,7 +55,7 @@ def best_capped_base_stock(problem: LostSales, tolerance: float = 1e-6) -> Avera
     for cap in range(1, start + 1):
         for level in range(start, problem.most + 1):
             found = _base_stock(problem, level, cap, tolerance, best.upper)
-            best = found if found.cost < best.cost and found.upper <= best.upper else best
+            best = found if found.cost < best.cost else best
     return best
 
 

@@ -52,10 +52,11 @@ def test_one_stage_is_a_base_stock_policy(name):
 
 
 @pytest.mark.parametrize("name", ["poisson:5", "normal:5,1.6"])
-def test_equal_holding_costs_push_everything_down(name):
+@pytest.mark.parametrize("lead_times", [[2, 1, 3], [0, 6, 0]])
+def test_equal_holding_costs_push_everything_down(name, lead_times):
     """No stock is kept upstream, and the lead times add up."""
     demand = parse_demand(name)
-    found, alone = serial(demand, [2, 1, 3], [1, 1, 1], 9), base_stock(demand, 6, 1, 9)
+    found, alone = serial(demand, lead_times, [1, 1, 1], 9), base_stock(demand, 6, 1, 9)
     assert found.levels[1:] == (np.inf, np.inf)
     assert found.local_levels[:2] == (0, 0)
     assert found.cost == pytest.approx(alone.cost, abs=1e-7)
