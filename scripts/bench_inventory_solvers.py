@@ -134,7 +134,7 @@ def lost_table(rows: list[dict[str, Any]]) -> list[str]:
         for name in list(POLICIES)[1:]:
             one = row["policies"][name]
             levels = ",".join(f"{x:g}" for x in one["parameters"])
-            gap = f"{100 * (one['cost'] / best - 1):.2f} %"
+            gap = f"{round(100 * (one['cost'] / best - 1), 2) + 0.0:.2f} %"
             cells.append(f"{one['cost']:.4f} ({levels + '; ' if levels else ''}{gap})")
         lines.append("| " + " | ".join(cells) + " |")
     every = [one for row in rows for name, one in row["policies"].items()]

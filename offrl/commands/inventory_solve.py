@@ -326,7 +326,7 @@ def describe(record: dict[str, Any]) -> str:
     if record["policies"]:
         lines += ["", f"{'policy':20} {'cost':>10} {'gap':>9}   levels"]
     for row in record["policies"]:
-        gap = "" if row["gap_percent"] is None else f"{row['gap_percent']:.2f} %"
+        gap = "" if row["gap_percent"] is None else f"{round(row['gap_percent'], 2) + 0.0:.2f} %"
         lines.append(
             f"{row['policy']:20} {row['cost']:10.4f} {gap:>9}   {_shown(row['parameters'])}".rstrip()
         )

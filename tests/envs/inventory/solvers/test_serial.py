@@ -96,6 +96,33 @@ def test_poisson_agrees_with_stockpyl(lead_times, holdings, penalty, monkeypatch
     assert found.cost == pytest.approx(cost + rates[-1] * mean - holdings[-1] * mean - pipeline, abs=2e-4)
 
 
+def test_the_recursion_written_plainly():
+    """Small penalty and lumpy demand, so that positions below zero matter; sums over demand, no straight lines."""
+    pmf = {0: 0.6, 1: 0.1, 4: 0.3}
+    mean, rates, holding, p = 1.3, (0.3, 0.2, 0.4), (0.3, 0.5, 0.9), 0.7
+    twice = dict.fromkeys((a + b for a in pmf for b in pmf), 0.0)
+    for a, x in pmf.items():
+        for b, y in pmf.items():
+            twice[a + b] += x * y
+
+    def best(cost):
+        return min(range(-5, 30), key=cost)
+
+    def store(y):
+        return rates[2] * (y - mean) + (p + holding[2]) * sum(c * max(d - y, 0) for d, c in twice.items())
+
+    def above(rate, cost):
+        low = best(cost)
+        return lambda y: rate * (y - mean) + sum(c * cost(min(low, y - d)) for d, c in pmf.items())
+
+    middle = above(rates[1], store)
+    first = above(rates[0], middle)
+    found = serial(parse_demand("pmf:.6,.1,0,0,.3"), [1, 1, 1], list(holding), p)
+    assert found.levels == (best(first), best(middle), best(store))
+    wanted = first(best(first)) - mean * (holding[2] + holding[0] + holding[1])
+    assert found.cost == pytest.approx(wanted, abs=1e-9)
+
+
 def simulate(levels, lead_times, holdings, penalty, demands):
     """Cost per period of each path, (B,), of echelon base-stock in the sheet's order of events; ``demands`` is (B, T)."""
     paths, periods = demands.shape
