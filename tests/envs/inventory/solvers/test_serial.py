@@ -111,13 +111,18 @@ def test_the_recursion_written_plainly():
     def store(y):
         return rates[2] * (y - mean) + (p + holding[2]) * sum(c * max(d - y, 0) for d, c in twice.items())
 
-    def above(rate, cost):
+    def above(rate, cost, lead, demand):
         low = best(cost)
-        return lambda y: rate * (y - mean) + sum(c * cost(min(low, y - d)) for d, c in pmf.items())
+        return lambda y: rate * (y - mean * lead) + sum(c * cost(min(low, y - d)) for d, c in demand.items())
 
-    middle = above(rates[1], store)
-    first = above(rates[0], middle)
-    found = serial(parse_demand("pmf:.6,.1,0,0,.3"), [1, 1, 1], list(holding), p)
+    four = dict.fromkeys((a + b for a in twice for b in twice), 0.0)
+    for a, x in twice.items():
+        for b, y in twice.items():
+            four[a + b] += x * y
+
+    middle = above(rates[1], store, 1, pmf)
+    first = above(rates[0], middle, 4, four)
+    found = serial(parse_demand("pmf:.6,.1,0,0,.3"), [4, 1, 1], list(holding), p)
     assert found.levels == (best(first), best(middle), best(store))
     wanted = first(best(first)) - mean * (holding[2] + holding[0] + holding[1])
     assert found.cost == pytest.approx(wanted, abs=1e-9)
