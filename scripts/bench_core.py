@@ -74,7 +74,7 @@ def memory(kind: Kind, tokens: int = TOKENS, vocabulary: int = VOCABULARY, hidde
 
 def measure_memory() -> dict[str, Any]:
     """Both kinds, each in a fresh process."""
-    found = {}
+    found: dict[str, Any] = {}
     for kind in KINDS:
         command = [sys.executable, __file__, "memory", "--kind", kind]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
