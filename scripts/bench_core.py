@@ -48,11 +48,10 @@ def inputs(tokens: int, vocabulary: int, hidden: int) -> tuple[Tensor, Tensor, T
 
 def forward_backward(kind: Kind, h: Tensor, w: Tensor, actions: Tensor, up: Tensor) -> tuple[Tensor, ...]:
     """Log-probabilities, entropies and the two gradients."""
-    log_p, entropy = (
-        from_logits(h @ w.T, actions) if kind == "dense" else log_probs_and_entropy(h, w, actions)
-    )
-    gradients = torch.autograd.grad((log_p, entropy), (h, w), (up[0], up[1]))
-    return log_p.detach(), entropy.detach(), *gradients
+    found = from_logits(h @ w.T, actions) if kind == "dense" else log_probs_and_entropy(h, w, actions)
+    values = [x for x in found if x is not None]
+    gradients = torch.autograd.grad(values, (h, w), (up[0], up[1]))
+    return *(x.detach() for x in values), *gradients
 
 
 def _resident(field: str) -> float:
