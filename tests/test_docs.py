@@ -39,3 +39,19 @@ def test_every_command_named_exists(page):
     words = re.findall(r"offrl ([a-z]+)", page.read_text())
     assert "train" in words
     assert set(words) - {"data"} <= set(COMMANDS) | {"run"}, words
+
+
+def test_the_estimators_example_runs(capsys):
+    block = re.search(r"```python\n(.*?)```", (DOCS / "estimators.md").read_text(), re.DOTALL)
+    exec(block[1], {})
+    assert capsys.readouterr().out.count("clip_fraction") == 2
+
+
+def test_every_part_of_the_estimators_is_on_their_page():
+    from offrl.estimators import advantages, aggregation, masks, ratios, regularizers, shaping
+
+    registries = [advantages.ADVANTAGES, aggregation.AGGREGATIONS, masks.MASKS, ratios.DENOMINATORS]
+    registries += [regularizers.REGULARIZERS, shaping.SHAPINGS]
+    page = (DOCS / "estimators.md").read_text()
+    rows = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert [name for registry in registries for name in registry if f"`{name}`" not in rows] == []

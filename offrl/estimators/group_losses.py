@@ -1,0 +1,67 @@
+"""Losses that couple the rows of a group, and their weights.
+
+Where a row's gradient depends on what the current policy says of its whole group (CoPG, PACS, REAL, P3O), a method
+writes its loss as one function of tensors, in the manner of the parts of ``compose``, that returns one value a group or
+a row. Groups are found by ids (``groups.Groups``) and must be whole in every micro-batch (``groups.whole_groups``).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from offrl.estimators.compose import Part, Spec, Step, resolve
+from offrl.estimators.rollouts import Counts, Rollouts
+
+
+@dataclass(frozen=True)
+class GroupEstimator:
+    """What ``Estimator`` is for losses of single rows. Build it with ``group_loss``."""
+
+    part: Part
+    per: Literal["groups", "rows"]
+
+    def loss(self, log_probs: Tensor, rollouts: Rollouts, counts: Counts | None = None) -> Tensor:
+        """The scalar to minimise: the sum of the function's values over the number of groups or rows.
+
+        Args:
+            log_probs: of the current policy, (B, T), with gradient.
+            rollouts: a batch, or a part of one with whole groups.
+            counts: of the whole batch (with its groups), if ``rollouts`` is a part of it.
+        """
+        total = self.part(Step(rollouts, log_probs)).sum()
+        if counts is not None:
+            return total / (counts.groups if self.per == "groups" else counts.rows)
+        ids = rollouts.group_ids
+        if self.per == "rows" or ids is None:
+            return total / len(log_probs)
+        return total / len(ids.unique())
+
+    def weights(self, log_probs: Tensor, rollouts: Rollouts) -> Tensor:
+        """The factors on grad log pi that the loss amounts to, summed over steps: (B, T), constants."""
+        return weights_of(lambda x: self.loss(x, rollouts), log_probs)
+
+
+def group_loss(function: Spec, per: Literal["groups", "rows"] = "groups") -> GroupEstimator:
+    """An estimator from a function whose positional arguments are named after what it reads.
+
+    Args:
+        function: for instance of ``log_probs, old_log_probs, rewards, group_ids, mask``; alone or with settings. It
+            returns one value a group or a row.
+        per: what the sum of these is divided by.
+    """
+    return GroupEstimator(resolve("group loss", {}, function), per)
+
+
+def weights_of(loss: Callable[[Tensor], Tensor], log_probs: Tensor) -> Tensor:
+    """The weights of a loss that couples the rows of a group: w = -d loss / d log pi, constants, (B, T).
+
+    ``-(w * log_probs).sum()`` then has the gradient of ``loss(log_probs)``, so that such methods (CoPG, PACS, REAL,
+    P3O) can be looked at, masked and mixed like any other.
+    """
+    with torch.enable_grad():
+        leaf = log_probs.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(leaf), leaf)
+    return -gradient
