@@ -1,6 +1,6 @@
 """The acting part of a stable-baselines3 model, as one of our policies: what a run directory keeps.
 
-x = clip((o - mean) / sqrt(var + epsilon), -clip_obs, clip_obs)    where the model learns under VecNormalize
+Where the model learns under VecNormalize: x = clip((o - mean) / sqrt(var + epsilon), -clip_obs, clip_obs).
 """
 
 from typing import Protocol, runtime_checkable

@@ -1,6 +1,6 @@
 """The state of a stable-baselines3 model as plain tensors and numbers, for ``checkpoint.pt``.
 
-Parameters, optimizers, counters, running statistics, the replay buffer and what the model itself adds with ``run_state``.
+Parameters, optimizers, counters, running statistics and the replay buffer.
 The state of the environments is not in it: a method that starts its episodes anew in every iteration, from streams
 derived from (seed, iteration), goes on bit for bit; others go on from the reset of their environments.
 """

@@ -1,11 +1,11 @@
 """What policy-gradient methods on whole episodes share, as a stable-baselines3 algorithm.
 
-An iteration: the method names the parameter vectors to sample from; whole episodes are played with each; the method makes
-a direction of them; one step follows. The policy that acts, is saved and is evaluated is always theta, never a point that
-was only sampled from. There is no bootstrapping: an episode that a time limit cuts counts as it is.
+An iteration: the method names the parameter vectors to sample from; whole episodes are played with each; the method
+makes a direction of them; one step follows. The policy that acts, is saved and is evaluated is always theta, never a
+point that was only sampled from. There is no bootstrapping: an episode that a time limit cuts counts as it is.
 
-All randomness of an iteration comes from streams named by (seed, iteration), and every iteration resets its environments:
-a model that is saved and loaded goes on as if it had not been.
+All randomness of an iteration comes from streams named by (seed, iteration), and every iteration resets its
+environments: a model that is saved and loaded goes on as if it had not been.
 """
 
 import dataclasses
@@ -188,7 +188,9 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
             total_timesteps: environment steps.
             callback: as in stable-baselines3; a rollout is one iteration.
             log_interval: iterations between dumps of the log.
-            tb_log_name, reset_num_timesteps, progress_bar: as in stable-baselines3.
+            tb_log_name: as in stable-baselines3.
+            reset_num_timesteps: as in stable-baselines3.
+            progress_bar: as in stable-baselines3.
         """
         total, hooks = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
