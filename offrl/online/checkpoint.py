@@ -8,6 +8,7 @@ derived from (seed, iteration), goes on bit for bit; others go on from the reset
 from collections import deque
 from typing import Any
 
+import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -51,6 +52,11 @@ def model_state(model: BaseAlgorithm) -> dict[str, Any]:
 
 def restore_model(model: BaseAlgorithm, state: dict[str, Any]) -> None:
     """Put back what ``model_state`` took; the model was built from the same settings."""
+    if (
+        model.env is not None
+    ):  # first, because it moves running statistics; a model with observations does not do it again
+        model._last_obs = model.env.reset()  # type: ignore[assignment]
+        model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
     model.set_parameters(state["parameters"], exact_match=True)
     for name, value in state["variables"].items():
         recursive_getattr(model, name).data.copy_(value)
