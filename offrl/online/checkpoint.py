@@ -52,9 +52,7 @@ def model_state(model: BaseAlgorithm) -> dict[str, Any]:
 
 def restore_model(model: BaseAlgorithm, state: dict[str, Any]) -> None:
     """Put back what ``model_state`` took; the model was built from the same settings."""
-    if (
-        model.env is not None
-    ):  # first, because it moves running statistics; a model with observations does not do it again
+    if model.env is not None:  # first: a reset moves running statistics; 'learn' will not do it again
         model._last_obs = model.env.reset()  # type: ignore[assignment]
         model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
     model.set_parameters(state["parameters"], exact_match=True)

@@ -224,7 +224,7 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         if self.stream_seed is None:
-            self.stream_seed = int(np.random.randint(2**31))  # noqa: NPY002 - without a seed, as stable-baselines3
+            self.stream_seed = int(np.random.randint(2**31))  # noqa: NPY002 - as stable-baselines3 does
         s = self.settings
         network = {"net_arch": [s.hidden, s.hidden], "log_std": s.log_std, "log_std_min": s.log_std_min}
         arguments = {**network, "fixed_std": s.fixed_std, **self.policy_kwargs}

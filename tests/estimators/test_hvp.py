@@ -36,7 +36,7 @@ class Tabular:
     def probabilities(self, theta):
         return self.world * self.log_pi(theta).sum(1).exp()
 
-    def J(self, theta):
+    def value(self, theta):
         return (self.probabilities(theta) * (self.rewards * self.powers).sum(1)).sum()
 
 
@@ -56,21 +56,21 @@ def log_probs(theta):
 
 
 def hessian(theta):
-    return torch.autograd.functional.hessian(MDP.J, theta)
+    return torch.autograd.functional.hessian(MDP.value, theta)
 
 
 def test_the_trajectories_are_all_there_are():
     assert math.isclose(float(MDP.probabilities(THETA).sum()), 1.0, abs_tol=1e-12)
 
 
-def test_the_expected_gradient_is_that_of_J():
-    expected = torch.func.grad(MDP.J)(THETA)
+def test_the_expected_gradient_is_exact():
+    expected = torch.func.grad(MDP.value)(THETA)
     ours = hvp.policy_gradient(log_probs, THETA, weighted(PSI), EPISODE)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
     assert expected.norm() > 0.05
 
 
-def test_the_expected_hessian_vector_product_is_that_of_J():
+def test_the_expected_hessian_vector_product_is_exact():
     exact = hessian(THETA) @ U
     ours = hvp.hessian_vector_product(log_probs, THETA, U, weighted(PSI), EPISODE)
     torch.testing.assert_close(ours, exact, rtol=0, atol=1e-10)
@@ -121,9 +121,9 @@ def test_a_baseline_from_the_other_trajectories_changes_no_expectation():
 
         gradient += p[i] * p[j] * hvp.policy_gradient(log_pi, theta, centred, episode)
         product += p[i] * p[j] * hvp.hessian_vector_product(log_pi, theta, u, centred, episode)
-    torch.testing.assert_close(gradient, torch.func.grad(mdp.J)(theta), rtol=0, atol=1e-10)
+    torch.testing.assert_close(gradient, torch.func.grad(mdp.value)(theta), rtol=0, atol=1e-10)
     torch.testing.assert_close(
-        product, torch.autograd.functional.hessian(mdp.J, theta) @ u, rtol=0, atol=1e-10
+        product, torch.autograd.functional.hessian(mdp.value, theta) @ u, rtol=0, atol=1e-10
     )
 
 
@@ -145,7 +145,7 @@ def test_the_baseline_treats_ended_trajectories_as_zero():
 GAIN = dict(discount=0.95, horizon=20, std=0.3)
 
 
-def lqr_J(theta):
+def lqr_value(theta):
     m, total, power = torch.ones((), dtype=F64), 0.0, 1.0
     for _ in range(GAIN["horizon"]):
         total = total - power * ((1 + 0.1 * theta**2) * m + 0.1 * 0.09)
@@ -158,10 +158,10 @@ def lqr_J(theta):
 def test_sampled_trajectories_of_a_linear_quadratic_problem_agree_with_its_recursion(theta):
     """J(0) = -5.439220, J'(0) = -18.43766, J''(0) = -131.0135; 20 000 trajectories, 4.5 standard errors."""
     at = torch.tensor([theta], dtype=F64)
-    slope = torch.func.grad(lambda x: lqr_J(x[0]))(at)
-    curvature = torch.autograd.functional.hessian(lambda x: lqr_J(x[0]), at)[0]
+    slope = torch.func.grad(lambda x: lqr_value(x[0]))(at)
+    curvature = torch.autograd.functional.hessian(lambda x: lqr_value(x[0]), at)[0]
     if theta == 0.0:
-        facts = torch.stack([lqr_J(at[0]), slope[0], curvature[0]])
+        facts = torch.stack([lqr_value(at[0]), slope[0], curvature[0]])
         torch.testing.assert_close(
             facts, torch.tensor([-5.439220, -18.437660, -131.0135], dtype=F64), rtol=1e-6, atol=0
         )
