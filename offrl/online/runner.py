@@ -95,12 +95,19 @@ def is_online(directory: Path) -> bool:
 def build(method: OnlineAlgorithm, settings: Any, config: dict[str, Any]) -> BaseAlgorithm:
     """The model in its environments, as the run's ``config`` says."""
     spec = EnvSpec(config["env_id"], kwargs=config["env_kwargs"], flatten=tuple(config["env_flatten"]))
-    env: VecEnv = DummyVecEnv([lambda: Monitor(make_env(spec)) for _ in range(config["num_envs"])])
-    observations, rewards = config["normalize_observations"], config["normalize_rewards"]
-    if observations or rewards:
-        discount = getattr(settings, "discount", 0.99)
-        env = VecNormalize(env, norm_obs=observations, norm_reward=rewards, gamma=discount)
+    names = ("num_envs", "normalize_observations", "normalize_rewards")
+    options = OnlineOptions(**{name: config[name] for name in names})
+    env = vector_env(spec, options, getattr(settings, "discount", 0.99))
     return method.model(settings, env, config["seed"], config["device"])
+
+
+def vector_env(env: EnvSpec | str, options: OnlineOptions, discount: float) -> VecEnv:
+    """``options.num_envs`` monitored environments in this process, under VecNormalize where the options ask for it."""
+    made: VecEnv = DummyVecEnv([lambda: Monitor(make_env(env)) for _ in range(options.num_envs)])
+    observations, rewards = options.normalize_observations, options.normalize_rewards
+    if observations or rewards:
+        made = VecNormalize(made, norm_obs=observations, norm_reward=rewards, gamma=discount)
+    return made
 
 
 def _learn(
