@@ -88,9 +88,10 @@ def hessian_vector_product(
     count = int(episode[-1]) + 1
 
     def objective(parameters: Tensor) -> Tensor:
-        values, slopes = torch.func.jvp(log_probs, (parameters,), (vector,))
+        values, slopes = torch.func.jvp(log_probs, (parameters,), (vector,))[:2]
         scores = per_trajectory(slopes.detach(), episode)
-        return (psi * (scores[episode] * values + slopes)).sum() / count
+        total: Tensor = (psi * (scores[episode] * values + slopes)).sum()
+        return total / count
 
     product: Tensor = torch.func.grad(objective)(theta.detach())
     return product

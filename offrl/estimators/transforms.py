@@ -81,7 +81,8 @@ def norm(vector: Tree) -> Tensor:
     """Euclidean norm over D (...,), or over all tensors of a dict ()."""
     if isinstance(vector, dict):
         return torch.stack([value.square().sum() for value in vector.values()]).sum().sqrt()
-    return torch.linalg.vector_norm(vector, dim=-1)
+    length: Tensor = torch.linalg.vector_norm(vector, dim=-1)
+    return length
 
 
 def _each(function: Callable[..., Tensor], *trees: Tree) -> Tree:

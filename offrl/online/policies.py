@@ -23,11 +23,14 @@ from offrl.nn.policy import DiagGaussianPolicy, Linear
 class Net(nn.Module):
     """f, and log_std for a box: features (B, F) -> (B, A) or logits (B, actions)."""
 
+    log_std: Tensor
+
     def __init__(self, sizes: Sequence[int], log_std: float | None, fixed_std: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        for number, layer in enumerate(self.layers, 1):
-            last = number == len(self.layers)
+        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        self.layers = nn.ModuleList(layers)
+        for layer in layers:
+            last = layer is layers[-1]
             nn.init.orthogonal_(layer.weight, 0.01 if last else 2**0.5)
             nn.init.zeros_(layer.bias)
         if log_std is not None:
@@ -44,6 +47,12 @@ class Net(nn.Module):
             x = torch.tanh(layer(x))
         result: Tensor = last(x)
         return result
+
+    def linear(self) -> list[Linear]:
+        """Copies of weights and biases, on the CPU."""
+        named = dict(self.layers.named_parameters())
+        pairs = [(named[f"{k}.weight"], named[f"{k}.bias"]) for k in range(len(self.layers))]
+        return [(weight.detach().cpu(), bias.detach().cpu()) for weight, bias in pairs]
 
 
 class EpisodicPolicy(BasePolicy):
@@ -90,14 +99,14 @@ class EpisodicPolicy(BasePolicy):
         """Actions, as ``_predict``."""
         return self._predict(observations, deterministic)
 
-    def _predict(self, observation: Tensor, deterministic: bool = False) -> Tensor:
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         return self.actions(self.net, self.features(observation), None, deterministic=deterministic)
 
     def actions(
         self, net: Net, features: Tensor, generator: torch.Generator | None, *, deterministic: bool = False
     ) -> Tensor:
         """Actions of ``net``: draws, unclipped, or the mode; (B, A), or (B,) int64."""
-        output = net(features)
+        output: Tensor = net(features)
         if self.discrete:
             if deterministic:
                 return output.argmax(dim=-1)
@@ -112,7 +121,7 @@ class EpisodicPolicy(BasePolicy):
         named = dict(self.net.named_parameters())
         parts = theta.split([p.numel() for p in named.values()])
         given = {name: part.view_as(p) for (name, p), part in zip(named.items(), parts, strict=True)}
-        output = torch.func.functional_call(self.net, given, (features,))
+        output: Tensor = torch.func.functional_call(self.net, given, (features,))
         if self.discrete:
             return output.log_softmax(dim=-1).gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
         log_std = given.get("log_std", self.net.log_std).clamp(min=self.log_std_min)
@@ -120,8 +129,12 @@ class EpisodicPolicy(BasePolicy):
 
     def acting_policy(self, low: Tensor, high: Tensor, observation_clip: float | None) -> DiagGaussianPolicy:
         """Itself as a policy in the box ``low`` .. ``high``."""
-        layers: list[Linear] = [(m.weight.detach().cpu(), m.bias.detach().cpu()) for m in self.net.layers]  # type: ignore[misc]
         log_std = self.net.log_std.detach().cpu().clamp(min=self.log_std_min)
         return DiagGaussianPolicy.from_params(
-            layers, low, high, log_std=log_std, activation="tanh", observation_clip=observation_clip
+            self.net.linear(),
+            low,
+            high,
+            log_std=log_std,
+            activation="tanh",
+            observation_clip=observation_clip,
         )

@@ -28,7 +28,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from offrl.errors import ConfigError
 from offrl.estimators import hvp, transforms
 from offrl.online.options import Model
-from offrl.online.policies import EpisodicPolicy, Net
+from offrl.online.policies import EpisodicPolicy
 from offrl.training.seeding import stream
 
 METRICS = ("direction_norm", "step_size", "eta", "std", "episode_return")
@@ -222,19 +222,24 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
+        loaded = self.stream_seed
         self.set_random_seed(self.seed)
+        if loaded is not None:
+            self.stream_seed = loaded
         if self.stream_seed is None:
             self.stream_seed = int(np.random.randint(2**31))  # noqa: NPY002 - as stable-baselines3 does
         s = self.settings
         network = {"net_arch": [s.hidden, s.hidden], "log_std": s.log_std, "log_std_min": s.log_std_min}
         arguments = {**network, "fixed_std": s.fixed_std, **self.policy_kwargs}
-        self.policy, copy = (
-            self.policy_class(self.observation_space, self.action_space, **arguments).to(self.device)  # type: ignore[assignment]
-            for _ in range(2)
-        )
-        self.sampler: Net = copy.net
+        self.policy = self._network(arguments)
+        self.sampler = self._network(arguments).net
         self.previous = self.theta()  # theta of the iteration before
         self.direction = torch.zeros_like(self.previous)
+
+    def _network(self, arguments: dict[str, Any]) -> EpisodicPolicy:
+        made = self.policy_class(self.observation_space, self.action_space, **arguments)
+        assert isinstance(made, EpisodicPolicy), "the policy must be an EpisodicPolicy"
+        return made.to(self.device)
 
     def theta(self) -> Tensor:
         """The policy's parameters as one vector (D,), a copy."""
@@ -326,7 +331,7 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         lengths = torch.tensor([len(episode) for episode in played])
         number = torch.repeat_interleave(torch.arange(len(played)), lengths).to(self.device)
         flat = [step for episode in played for step in episode]
-        features, actions = (torch.stack([step[part] for step in flat]) for part in (0, 1))
+        features, actions = torch.stack([x for x, _, _ in flat]), torch.stack([a for _, a, _ in flat])
         rewards = torch.tensor([reward for _, _, reward in flat], dtype=torch.float64, device=self.device)
         psi = hvp.rewards_to_go(rewards, number, self.settings.discount)
         if self.settings.baseline and len(played) > 1:

@@ -40,7 +40,7 @@ def start(
         raise ConfigError(f"{algorithm} learns in an environment: pass --env ID, e.g. InvertedPendulum-v5")
     options = dataclasses.replace(options, device=resolve_device(options.device))
     reporter = reporter or Reporter("quiet", options.steps)
-    spec = env_spec(options.env)
+    spec = env_spec(str(options.env))
     config = run_config(algorithm, dataclasses.asdict(settings), options, spec)
     require_sinks(config)
     seed_globally(options.seed)

@@ -1,5 +1,10 @@
 """Moving averages of gradients: exact on quadratics where the theory says so, and steps of the stated length."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
@@ -112,3 +117,44 @@ def test_a_dict_is_one_vector():
 def test_interpolation_runs_from_the_point_before_to_the_present_one():
     theta, previous = torch.tensor([2.0]), torch.tensor([1.0])
     assert [float(tf.interpolated(theta, previous, q)) for q in (0.0, 0.25, 1.0)] == [1.0, 1.25, 2.0]
+
+
+@pytest.fixture(scope="module")
+def rates():
+    """The benchmark's script as a module."""
+    path = Path(__file__).parents[2] / "scripts/bench_rates.py"
+    spec = importlib.util.spec_from_file_location("bench_rates", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_transport_beats_momentum_beats_plain_steps_where_the_theory_is_tight(rates):
+    """exp(-x), 400 runs, 3000 iterations: mean gaps in the order of the rates, apart by standard errors."""
+    gaps = {
+        name: rates.exponential(rates.METHODS[name], 400, np.array([3000]), 0)[0] for name in rates.METHODS
+    }
+    plain, average, igt, harpg = (gaps[name] for name in ("vanilla PG", "N-MPG", "N-PG-IGT", "HARPG"))
+    for better, worse in ((average, plain), (igt, average), (harpg, average)):
+        error = float((better.var() / 400 + worse.var() / 400).sqrt())
+        assert float(worse.mean() - better.mean()) > (0.5 if worse is plain else 2) * error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vanilla PG", "N-MPG", "N-PG-IGT", "N-HARPG"])
+def test_rates_are_those_of_the_theory(rates, name):
+    """Slopes of the mean of 2000 runs within 0.08 of -1/3, -1/3, -2/5, -1/2 up to 1e5 iterations."""
+    marks = np.unique(np.geomspace(100, 1e5, 13).round().astype(int))
+    gaps = rates.exponential(rates.METHODS[name], 2000, marks, list(rates.METHODS).index(name))
+    slope = rates.slope(marks, torch.stack(gaps).mean(dim=1).numpy())
+    assert abs(slope - rates.METHODS[name].slope) < 0.08
+
+
+@pytest.mark.parametrize("name", ["N-MPG", "N-PG-IGT"])
+def test_the_methods_reach_the_optimum_of_a_linear_quadratic_problem(rates, name):
+    """Medians of 40 runs of sampled trajectories fall faster than t^-0.35, as far as here one can tell."""
+    marks = np.unique(np.geomspace(50, 1000, 9).round().astype(int))
+    gaps = torch.stack(rates.quadratic(rates.METHODS[name], 40, marks, 0)).median(dim=1).values.numpy()
+    assert rates.slope(marks, gaps) < -0.35
+    assert gaps[-1] < 0.02
