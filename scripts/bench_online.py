@@ -72,13 +72,13 @@ GROUPS = {
         600,
         (0, 1, 2, 3, 4),
         (
-            Entry("N-PG-IGT", "n_pg_igt", 25, {"step_size": 0.3}, TEN),
-            Entry("N-HARPG", "harpg", 25, {"step_size": 0.3, "normalize": True}, TEN),
+            Entry("N-PG-IGT", "n_pg_igt", 25, {"step_size": 0.2}, TEN),
+            Entry("N-HARPG", "harpg", 25, {"step_size": 0.2, "normalize": True}, TEN),
             Entry("vanilla PG", "policy_gradient", 25, {"step_size": 0.01}, TEN),
         ),
         "Ten episodes a gradient and ten a Hessian-vector product, played side by side: steps of environments that "
         "wait for the longest episode are counted. Step sizes are the best of six for each method on another seed, by "
-        "the training return; at the same number of trajectories N-HARPG has half the iterations.",
+        "the last policy; at the same number of trajectories N-HARPG has half the iterations.",
     )
 }
 
