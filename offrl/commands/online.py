@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -18,34 +19,48 @@ from offrl.training.progress import Reporter
 from offrl.training.run_dir import RunDir
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seeds:
+    """Several seeds."""
+
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="S ...")] = ()
+    """Train these seeds one after the other, each a run of its own, instead of --seed."""
+
+    def __post_init__(self) -> None:
+        if any(seed < 0 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds must be different and 0 or more, got {' '.join(map(str, self.seeds))}")
+
+
 def train_command(argv: list[str]) -> int:
     """Parse the options of the named method and train it."""
     name = argv[0]
     method = load_online(name)
-    options, settings, begin, output = parse(name, argv[1:], OnlineOptions(), method.config())
+    options, settings, many, begin, output = parse(name, argv[1:], OnlineOptions(), method.config())
     if begin.config or options.preset:
         if begin.config:
             options, settings = _recorded(begin.config, name, method)
         preset = parse(name, argv[1:], options, settings)[0].preset
         if preset:
             options, settings = apply_preset(method, preset, options, settings)
-        options, settings, begin, output = parse(name, argv[1:], options, settings)
+        options, settings, many, begin, output = parse(name, argv[1:], options, settings)
     if begin.dry_run:
-        _print_settings(settings, options)
+        _print_settings(settings, options, many)
         return 0
     from offrl.online.runner import start
 
-    _summary([start(name, settings, options, reporter=Reporter(output.mode, options.steps))], output)
+    runs = [dataclasses.replace(options, seed=seed) for seed in many.seeds or (options.seed,)]
+    _summary([start(name, settings, run, reporter=Reporter(output.mode, run.steps)) for run in runs], output)
     return 0
 
 
 def parse(
     name: str, argv: list[str], options: OnlineOptions, settings: Any
-) -> tuple[OnlineOptions, Any, Start, Output]:
+) -> tuple[OnlineOptions, Any, Seeds, Start, Output]:
     """Options, settings and output flags from the command line, over the given defaults."""
     fields: list[tuple[str, Any, Any]] = [
         ("run", OnlineOptions, options),
         ("algorithm", type(settings), settings),
+        ("seeds", tyro.conf.FlagCreatePairsOff[Seeds], Seeds()),
         ("start", tyro.conf.FlagCreatePairsOff[Start], Start()),
         ("output", tyro.conf.FlagCreatePairsOff[Output], Output()),
     ]
@@ -61,7 +76,7 @@ def parse(
         description=f"Train {name} in an environment; everything is kept in a new run directory.",
         pairs=True,
     )
-    return parsed.run, parsed.algorithm, parsed.start, parsed.output
+    return parsed.run, parsed.algorithm, parsed.seeds, parsed.start, parsed.output
 
 
 def resume_command(directories: Sequence[Path], options: ResumeOptions) -> int:

@@ -156,7 +156,7 @@ class RunCallback(BaseCallback):
                 total[0] += float(value)
                 total[1] += 1.0
         if step - self.logged >= self.config["log_every"]:
-            self._row(step)
+            self._row(min(step, self.config["steps"]))
 
     def checkpoint(self) -> None:
         """Write the policy and everything that going on needs."""

@@ -70,6 +70,16 @@ def test_json_has_one_object_an_evaluation(tiny, tmp_path, capsys):
     assert final["return"] == evaluation["return"]
 
 
+def test_several_seeds_are_runs_of_their_own(tiny, tmp_path, capsys):
+    one = ["train", "n_pg_igt", "--env", tiny, *SMALL]
+    assert main([*one, "--seeds", "3", "1", "--out", str(tmp_path / "both")]) == 0
+    assert "std over 2 seeds" in capsys.readouterr().out
+    main([*one, "--seed", "1", "--out", str(tmp_path / "alone"), "-q"])
+    metrics = [next((tmp_path / folder).glob("*/*/seed1-*/metrics.csv")) for folder in ("both", "alone")]
+    assert metrics[0].read_bytes() == metrics[1].read_bytes()
+    assert main([*one, "--seeds", "1", "1"]) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

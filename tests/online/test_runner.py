@@ -130,6 +130,14 @@ def test_evaluations_see_theta_of_their_step_and_change_nothing(tmp_path):
     assert [e.step for e in read_run(other.directory).evaluations] == [400]
 
 
+def test_the_episodes_under_way_at_the_end_are_finished(tmp_path):
+    """390 steps asked, 400 played in whole iterations of 40; the tables end at 390, and can be read."""
+    result = start("n_pg_igt", SETTINGS, options(tmp_path, steps=390, log_every=1))
+    record = read_run(result.directory)
+    assert [e.step for e in record.evaluations] == [100, 200, 300, 390]
+    assert record.metrics.steps.tolist() == [*range(40, 390, 40), 390]
+
+
 def test_what_cannot_run_is_refused_before_a_folder_is_made(tmp_path):
     for given, message in (
         ({"env": None}, "n_pg_igt learns in an environment: pass --env ID"),
