@@ -262,7 +262,7 @@ def page() -> None:
             "",
             f"## {g.title}",
             "",
-            f"Budget: {g.budget:,} {g.unit} a run, and what is left of the last iteration. ",
+            f"Budget: {g.budget:,} {g.unit} a run. ",
         ]
         lines[-1] += (
             "Medians over seeds, quartiles in brackets; training returns are of sampled actions, the last "
