@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from offrl.algos import ALGORITHMS, load_algorithm, plugins, preset
+from offrl.algos import ALGORITHMS, ONLINE, load_algorithm, plugins, preset
 from offrl.commands import arguments
 from offrl.errors import ConfigError
 from offrl.files import read_json_object
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
 def train_command(argv: list[str]) -> int:
     """Parse the options of the named algorithm and train it."""
     if not argv or argv[0].startswith("-"):
-        names = ", ".join([*ALGORITHMS, *plugins()])
+        names = ", ".join([*ALGORITHMS, *ONLINE, *plugins()])
         asked = argv[:1] in (["-h"], ["--help"])
         print(
             f"usage: offrl train ALGO [options]\n\nALGO: {names}, or the path of your own FILE.py\n"
@@ -61,6 +61,10 @@ def train_command(argv: list[str]) -> int:
             file=sys.stdout if asked else sys.stderr,
         )
         return 0 if asked else 2
+    if argv[0] in ONLINE:
+        from offrl.commands.online import train_command as train_online
+
+        return train_online(argv)
     _, method = load_algorithm(argv[0])
     options, settings, many, output, begin = parse(
         argv[0], method.config, argv[1:], RunOptions(), method.config()
@@ -127,6 +131,11 @@ class ResumeOptions:
 def resume_command(argv: list[str]) -> int:
     """``offrl resume RUN ...``."""
     o = arguments.parse(ResumeOptions, "offrl resume", argv)
+    from offrl.commands.online import online_runs
+    from offrl.commands.online import resume_command as resume_online
+
+    if online := online_runs(o.runs):
+        return resume_online(online, o)
     mode = o.output.mode
     results = resume_runs(o.runs, allow_inexact=o.allow_inexact, workers=o.workers, reporter_mode=mode)
     for result in results:

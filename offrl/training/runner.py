@@ -233,7 +233,7 @@ def resume_stack(
     runs = RunDir(directory).stack()
     config = runs[0].config
     if all(run.finished for run in runs):
-        return [_finished(run) for run in runs]
+        return [finished_result(run) for run in runs]
     name, method = load_algorithm(config["algorithm_file"] or config["algorithm"])
     try:
         settings = settings_from_json(method.config, config["settings"])
@@ -254,7 +254,7 @@ def resume_stack(
             f"the data of {directory} changed since it began (SHA-256 differs); restore them"
         )
     if not allow_inexact:
-        _require_exactness(runs[0])
+        require_exactness(runs[0])
     torch.set_num_threads(config["threads"])
     seed_globally(config["seed"])
     spec = None
@@ -274,7 +274,8 @@ def resume_stack(
         return session.go()
 
 
-def _finished(run: RunDir) -> RunResult:
+def finished_result(run: RunDir) -> RunResult:
+    """What a finished run left behind."""
     path = run.path / "final_returns.npz"
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as final:
@@ -285,7 +286,7 @@ def _finished(run: RunDir) -> RunResult:
     return run_result(run, returns, successes, load_policy(run.path), already=True)
 
 
-def _require_exactness(run: RunDir) -> None:
+def require_exactness(run: RunDir) -> None:
     """Refuse a machine, a library or an algorithm file that would change the numbers (CheckpointError)."""
     config, recorded = run.config, run.recorded_versions()
     now = versions(config["device"], config["threads"])
