@@ -43,7 +43,7 @@ def test_a_sweep_fills_its_table_and_is_not_run_again(folder, capsys):
     assert sweep(*typed) == 0
     out = capsys.readouterr().out
     assert "0 of 2 cells are done, 2 to run" in out
-    assert "2 of 2 cells are finished." in out
+    assert "2 of 2 runs are finished." in out
     with open(folder / "sweep/results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     records = [read_run(run) for run in find_runs((folder / "sweep/runs").iterdir())]
@@ -62,7 +62,7 @@ def test_a_cell_that_fails_is_reported_and_the_others_are_finished(folder, capsy
     (folder / "broken.py").write_text(code)
     assert sweep("--algos", "bc", "broken.py", "--steps", "12") == 1
     out, err = capsys.readouterr()
-    assert "1 of 2 cells are finished" in out
+    assert "1 of 2 runs are finished" in out
     assert err.startswith("offrl: 1 of 2 cells failed twice: broken-tiny-")
 
 
@@ -75,7 +75,7 @@ def test_a_stopped_sweep_goes_on_with_the_same_command(folder, in_child):
         number=signal.SIGTERM,
     )
     assert child.code == 143, child.err
-    assert child.err.splitlines()[-1].endswith("cells finished; give the same command to go on")
+    assert child.err.splitlines()[-1].endswith("runs finished; give the same command to go on")
     assert not list(folder.glob("sweep/raw/*"))
     assert sweep(*typed) == 0
     (raw,) = folder.glob("sweep/raw/*.json")

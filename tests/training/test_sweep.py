@@ -129,7 +129,7 @@ def test_the_tables_hold_what_the_cells_scored(tmp_path):
         ["b", "0", "normalized score", "50.0", "50.0", "50.0", "1"],
     ]
     assert (tmp_path / "results.md").read_text().splitlines() == [
-        "3 of 4 cells are finished. Last evaluation: mean +- standard deviation (seeds).",
+        "3 of 4 runs are finished. Last evaluation: mean +- standard deviation (seeds).",
         "",
         "| algorithm | a (return) | b (normalized score) |",
         "|---|---|---|",
