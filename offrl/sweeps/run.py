@@ -100,7 +100,7 @@ def list_entries(o: SweepOptions, say: Say, space: Space | None = None) -> list[
     draws = None
     if o.random:
         ranges = ranges_of(space or read_space(cast("Path", o.space)), o.algos)
-        draws = draw(ranges, o.random, o.search_seed, None if o.dry_run else o.out)
+        draws = draw(ranges, o.random, o.search_seed, o.out, write=not o.dry_run)
     presets: Any = "where known" if o.preset and not o.presets else o.presets
     return entries(o.algos, datasets, o.seeds, parse_grid(o.grid), o.run, presets=presets, draws=draws)
 

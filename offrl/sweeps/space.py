@@ -158,13 +158,13 @@ def _fitted(algorithm: str, config: type, name: str, given: Range) -> Range:
 
 
 def draw(
-    ranges: dict[str, dict[str, Range]], count: int, seed: int, out: Path | None = None
+    ranges: dict[str, dict[str, Range]], count: int, seed: int, out: Path, *, write: bool = True
 ) -> dict[str, list[dict[str, Any]]]:
     """``count`` draws of every algorithm's settings.
 
     A setting's draws depend on the seed, the algorithm and its own range alone, and the first of them not on
-    ``count``. With ``out`` they are written there, and what is written wins: a sweep goes on with the settings it
-    began with, and a larger ``count`` adds to them.
+    ``count``. They are written to ``out``, and what is written wins: a sweep goes on with the settings it began with,
+    and a larger ``count`` adds to them.
 
     Raises:
         ConfigError: ``out`` holds the draws of another space or seed.
@@ -174,8 +174,6 @@ def draw(
         columns = {name: r.draw(count, _generator(seed, algorithm, name)) for name, r in own.items()}
         rows = [{name: values[k] for name, values in columns.items()} for k in range(count)] if own else [{}]
         drawn[algorithm] = rows
-    if out is None:
-        return drawn
     facts = {
         "seed": seed,
         "space": {a: {n: {r.kind: list(r.values)} for n, r in own.items()} for a, own in ranges.items()},
@@ -190,7 +188,8 @@ def draw(
             )
         recorded = known["draws"]
     drawn = {a: (recorded.get(a, []) + rows[len(recorded.get(a, [])) :]) for a, rows in drawn.items()}
-    atomic_write_json(path, facts | {"draws": drawn})
+    if write:
+        atomic_write_json(path, facts | {"draws": drawn})
     return {a: rows[:count] for a, rows in drawn.items()}
 
 
