@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -120,6 +121,7 @@ def _connected(ray: Any, address: str | None, jobs: int) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"address": address}
+    _answers(address)
     if address is None:
         options = {"address": "local", "include_dashboard": False, "num_cpus": jobs}
     on_term = signal.getsignal(signal.SIGTERM)
@@ -130,6 +132,17 @@ def _connected(ray: Any, address: str | None, jobs: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _answers(address: str | None) -> None:
+    """Refuse an address where nobody listens: Ray itself would wait for minutes (ConnectionError)."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(f"no Ray cluster answers at {address}: {error}") from None
 
 
 def play(words: Sequence[str], log: str) -> None:

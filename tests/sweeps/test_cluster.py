@@ -112,6 +112,11 @@ def test_without_ray_one_line_says_what_to_install(folder, monkeypatch, capsys):
     )
 
 
+def test_an_address_where_nobody_listens_is_refused_at_once(folder):
+    with pytest.raises(ConnectionError, match=r"no Ray cluster answers at ray://127.0.0.1:1: "):
+        run_on_ray(cells(folder, "bc", (0,)), folder / "logs", jobs=1, address="ray://127.0.0.1:1")
+
+
 def test_a_cell_s_output_goes_to_its_log_and_ours_comes_back(tmp_path, monkeypatch, in_child):
     code = "import os\ndef main(argv):\n    print('hello', *argv)\n    os.system('echo sub')\n"
     (tmp_path / "talks.py").write_text(code)
