@@ -77,7 +77,10 @@ def run_on_ray(
         running = {
             task.options(name=cell.name).remote(cell.command[2:], _log(cell, logs)): cell for cell in waiting
         }
-        note(f"Ray: {len(running)} cells on {ray.cluster_resources().get('CPU', 0):.0f} CPUs")
+        there = ray.cluster_resources()
+        note(f"Ray: {len(running)} cells on {there.get('CPU', 0):.0f} CPUs")
+        if gpus > there.get("GPU", 0):
+            note(f"Ray: no {gpus} GPUs in the cluster now; the cells wait until a node with them joins")
         return _follow(ray, running, logs, stop, note)
 
 
