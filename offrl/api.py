@@ -1,6 +1,6 @@
 """The Python door: the same things as the command line, as functions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,13 +13,16 @@ from offrl.evaluation.rollout import evaluate as _evaluate
 from offrl.evaluation.sources import load_source
 from offrl.export.policy import export_policy
 from offrl.nn.policy import Policy, load_policy
+from offrl.sweeps.options import SweepOptions
+from offrl.sweeps.run import SweepResult, run_sweep
+from offrl.sweeps.space import parse_space
 from offrl.training.many import train_seeds
 from offrl.training.options import SeedMode, SeedOptions
 from offrl.training.progress import Reporter
 from offrl.training.runner import RunOptions, RunResult, make_settings, start
 from offrl.training.runner import resume as _resume
 
-__all__ = ["evaluate", "export_policy", "load_dataset", "load_policy", "resume", "train"]
+__all__ = ["evaluate", "export_policy", "load_dataset", "load_policy", "resume", "sweep", "train"]
 
 
 @overload
@@ -113,6 +116,47 @@ def resume(
     """
     mode = "text" if progress else "quiet"
     return _resume(Path(run), dataset=dataset, allow_inexact=allow_inexact, reporter_mode=mode)
+
+
+def sweep(
+    algos: Sequence[str],
+    datasets: Sequence[str] = (),
+    *,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    space: str | Path | dict[str, Any] | None = None,
+    progress: bool = True,
+    **given: Any,
+) -> SweepResult:
+    """``offrl sweep``: algorithms x datasets x settings x seeds in processes, resumable, in one table.
+
+    Args:
+        algos: names or paths of your own files.
+        datasets: data URIs.
+        grid: setting -> values; every combination is a configuration.
+        space: ranges that ``random=N`` settings are drawn from: a TOML file, or what it would hold as nested dicts.
+        progress: print progress.
+        **given: what else the command takes, by its names: ``seeds``, ``steps``, ``select``, ``budget``, ``out``, ...
+
+    Returns:
+        Rows of the finished runs and of the chosen configurations; both tables are also in the folder.
+
+    Raises:
+        ConfigError: an unknown option or an impossible value.
+        ChildProcessError: some runs failed, the others are finished.
+        Stopped: Ctrl-C or SIGTERM; the same call goes on.
+    """
+    if unknown := sorted(set(given) - set(SweepOptions.__dataclass_fields__)):
+        raise ConfigError(f"sweep has no option {unknown[0]!r}; 'offrl sweep --help' shows all")
+    for name in given.keys() & {"seeds"}:
+        given[name] = tuple(given[name])
+    if "out" in given:
+        given["out"] = Path(given["out"])
+    ranges = parse_space(space) if isinstance(space, dict) else None
+    file = Path("in memory") if ranges else Path(space) if isinstance(space, str | Path) else None
+    values = tuple(f"{name}={','.join(map(str, listed))}" for name, listed in (grid or {}).items())
+    options = SweepOptions(algos=tuple(algos), datasets=tuple(datasets), grid=values, space=file, **given)
+    reporter = Reporter("text" if progress and not options.quiet else "quiet", options.steps)
+    return run_sweep(options, reporter.note, ranges)
 
 
 def evaluate(
