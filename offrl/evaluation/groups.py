@@ -161,7 +161,9 @@ def group_runs(records: Sequence[RunRecord]) -> list[Task]:
 
 def identity(run: RunRecord) -> dict[str, Any]:
     """What must be equal for runs of an algorithm to be seeds of one experiment."""
-    facts = {key: run.config.get(key) for key in ("rows", "steps")}
+    facts = {key: run.config.get(key) for key in ("rows", "steps")} | {
+        "holdout": run.config.get("holdout") or 0.0
+    }
     code = run.config.get("algorithm_sha256")
     return {**run.settings, **facts, "file": code[:8] if isinstance(code, str) else None}
 
