@@ -108,7 +108,10 @@ def bias(values: Values, policy: Policy, episodes: Sequence[Played], discount: f
         weights.append(weight[0])
     visited = np.concatenate(gaps)
     return Bias(
-        *(np.array(column, dtype=np.float64) for column in (q, q_mean, first, weights)),
+        q=np.array(q),
+        q_mean=np.array(q_mean),
+        returns=np.array(first),
+        tail_weight=np.array(weights),
         visited=float(visited.mean()) if len(visited) else None,
         visited_states=len(visited),
     )

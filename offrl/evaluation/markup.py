@@ -43,3 +43,13 @@ def shown(number: SupportsFloat, *, like: SupportsFloat | None = None) -> str:
     """``number`` with the decimals that suit ``like``: one from 10 on, two from 1 on, else three."""
     size = abs(float(number if like is None else like))
     return f"{float(number):.{1 if size >= 10 else 2 if size >= 1 else 3}f}"
+
+
+def count(n: int, what: str) -> str:
+    """``n`` and the noun, in the plural where it is not one."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas and an 'and'."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

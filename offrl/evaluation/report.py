@@ -12,34 +12,47 @@ import numpy as np
 
 from offrl import __version__
 from offrl.errors import ConfigError
-from offrl.evaluation.aggregate import bootstrap_mean, iqm, stratified_bootstrap
+from offrl.evaluation.aggregate import bootstrap_mean
 from offrl.evaluation.beyond import bandit_section, diagnostics_section
 from offrl.evaluation.charts import NOTE, Interval, curves_file, interval_chart, learning_curves, metric_chart
-from offrl.evaluation.compare import improvement_rows
+from offrl.evaluation.foreign import ForeignRun
+from offrl.evaluation.foreign_table import group_foreign
 from offrl.evaluation.groups import BOOTSTRAP_SEED, Curve, Group, Task, group_runs
-from offrl.evaluation.markup import Rows, interval_text, mean_std, method_cell, shown, table
+from offrl.evaluation.markup import Rows, count, interval_text, listed, method_cell, shown, table
+from offrl.evaluation.results import across, results
 from offrl.evaluation.runs import RunRecord
-from offrl.evaluation.svg import CSS, number, swatch, tag
+from offrl.evaluation.svg import CSS, tag
 from offrl.files import atomic_write_text
 
 MAX_VIDEO_BYTES = 8 * 2**20
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 OPTIONS = (  # of config.json, besides the settings
-    *("dataset", "dataset_sha256", "rows", "env_id", "preset", "steps", "eval_every", "eval_episodes"),
+    *(
+        "dataset",
+        "dataset_sha256",
+        "rows",
+        "holdout",
+        "env_id",
+        "preset",
+        "steps",
+        "eval_every",
+        "eval_episodes",
+    ),
     *("final_episodes", "log_every", "device", "threads", "compile", "algorithm_file"),
-)
-IMPROVEMENT = (
-    "P(row ends above column): chance that the last evaluation of a seed of the one is above that of a seed of the "
-    "other, ties half; its 95 % interval resamples the seeds of both."
 )
 Defaults: TypeAlias = Mapping[str, Mapping[str, Any]]  # algorithm -> setting -> default
 
 
 def write_report(
-    records: Sequence[RunRecord], path: Path | str, *, last_k: int = 10, defaults: Defaults | None = None
+    records: Sequence[RunRecord],
+    path: Path | str,
+    *,
+    last_k: int = 10,
+    defaults: Defaults | None = None,
+    foreign: Sequence[ForeignRun] = (),
 ) -> None:
     """Write the report of ``records`` to ``path``, atomically; see ``render_report``."""
-    atomic_write_text(path, render_report(records, last_k=last_k, defaults=defaults))
+    atomic_write_text(path, render_report(records, last_k=last_k, defaults=defaults, foreign=foreign))
 
 
 def save_curves(records: Sequence[RunRecord], path: Path | str) -> None:
@@ -47,13 +60,20 @@ def save_curves(records: Sequence[RunRecord], path: Path | str) -> None:
     atomic_write_text(path, curves_file(group_runs(records)))
 
 
-def render_report(records: Sequence[RunRecord], *, last_k: int = 10, defaults: Defaults | None = None) -> str:
+def render_report(
+    records: Sequence[RunRecord],
+    *,
+    last_k: int = 10,
+    defaults: Defaults | None = None,
+    foreign: Sequence[ForeignRun] = (),
+) -> str:
     """The page.
 
     Args:
         records: at least one run.
         last_k: evaluations in the closing mean.
         defaults: default settings of each algorithm, where known: settings that differ are marked.
+        foreign: runs of other toolkits, for the table of results.
 
     Raises:
         ConfigError: no runs, or ``last_k`` below 1.
@@ -62,10 +82,10 @@ def render_report(records: Sequence[RunRecord], *, last_k: int = 10, defaults: D
         raise ConfigError("a report needs at least one run")
     tasks = group_runs(records)
     title, done = _title(tasks), sum(run.finished for run in records)
-    counts = _count(len(records), "run") + ("" if done == len(records) else f", {done} finished")
+    counts = count(len(records), "run") + ("" if done == len(records) else f", {done} finished")
     body = [
         tag("header", tag("h1", escape(title)), tag("p", f"{counts}. Written by offrl {__version__}.")),
-        _section("Results", _results(tasks, last_k) + _across(tasks)),
+        _section("Results", results(tasks, last_k, group_foreign(foreign)) + across(tasks)),
         _section("Learning curves", "".join(_curves(task, i) for i, task in enumerate(tasks))),
         _section("Final policies", "".join(map(_final, tasks))),
         _section("Beyond return", diagnostics_section(tasks)),
@@ -92,91 +112,7 @@ def render_report(records: Sequence[RunRecord], *, last_k: int = 10, defaults: D
 def _title(tasks: Sequence[Task]) -> str:
     algorithms = sorted({group.algorithm for task in tasks for group in task.groups})
     names = [task.name for task in tasks]
-    return f"{_listed(algorithms)} on {_listed(names) if len(names) <= 3 else f'{len(names)} datasets'}"
-
-
-def _results(tasks: Sequence[Task], k: int) -> str:
-    head = ["method", "seeds", "last", f"mean of last {k}", "IQM of last, 95 % interval", "best *"]
-    parts, notes = [], []
-    for task in tasks:
-        rows: Rows = []
-        for style, group in enumerate(task.groups):
-            if group.counted:
-                rows.append([method_cell(style, group), *_numbers(group, k)])
-                notes += _notes(task, group, k)
-            else:
-                rows.append([method_cell(style, group), str(len(group.runs)), "not evaluated", "", "", ""])
-        if task.data_level is not None:
-            rows.append([f"{swatch(None)} mean of the data", "", shown(task.data_level), "", "", ""])
-        parts.append(tag("h3", escape(task.name), tag("small", f" {task.unit}")) + table(head, rows))
-        pairs_head, pairs = improvement_rows(task)
-        parts.append(table(pairs_head, pairs) if pairs else "")
-    explained = [
-        "last: mean over the episodes of the last evaluation; then mean and standard deviation over seeds.",
-        "IQM: interquartile mean of last over the seeds; its interval resamples the seeds (2000 bootstrap "
-        "draws) and says little for fewer than five.",
-        "* best is chosen with online episodes: it is not an offline result and not comparable with last.",
-        *([IMPROVEMENT] if any(len(task.groups) > 1 for task in tasks) else []),
-    ]
-    items = [tag("li", escape(note)) for note in (*explained, *notes)]
-    return "".join(parts) + tag("ul", *items, class_="notes")
-
-
-def _numbers(group: Group, k: int) -> list[str]:
-    """Cells: seeds, last, mean of last k, IQM, best."""
-    summaries = group.summaries(k)
-    middle, interval = group.iqm_of_last()
-    bounds = "one seed: no interval" if interval is None else interval_text(*interval, like=middle)
-    best = mean_std([s.best for s in summaries])
-    if len(summaries) == 1:
-        best += tag("small", f" at step {number(summaries[0].best_step)}")
-    return [
-        str(len(summaries)),
-        tag("strong", mean_std([s.last for s in summaries])),
-        mean_std([s.mean_of_last for s in summaries]),
-        f"{shown(middle)} {tag('small', bounds)}",
-        best,
-    ]
-
-
-def _notes(task: Task, group: Group, k: int) -> list[str]:
-    """What a reader must know before comparing this group's numbers."""
-    name, notes = f"{group.label} on {task.name}", []
-    unfinished = [run for run in group.runs if not run.finished]
-    if unfinished and group.counted[0].finished:
-        notes.append(f"{name}: {_count(len(unfinished), 'unfinished run')} left out of the means.")
-    elif unfinished:
-        notes.append(f"{name}: no run is finished; the numbers are those of the last evaluation so far.")
-    if short := [s.last_count for s in group.summaries(k) if s.last_count < k]:
-        notes.append(f"{name}: only {_count(min(short), 'evaluation')}, fewer than {k}.")
-    if group.repeated_seeds:
-        repeated = _listed([str(seed) for seed in group.repeated_seeds])
-        notes.append(f"{name}: seed {repeated} occurs twice or more, so these runs are not independent.")
-    return notes
-
-
-def _across(tasks: Sequence[Task]) -> str:
-    """IQM over all datasets, of algorithms that have one group on each with the same number of seeds."""
-    if len(tasks) < 2 or not all(task.scored for task in tasks):
-        return ""
-    rows: Rows = []
-    for algorithm in sorted({group.algorithm for task in tasks for group in task.groups}):
-        groups = [[g for g in task.groups if g.algorithm == algorithm and g.counted] for task in tasks]
-        seeds = {len(g[0].counted) if len(g) == 1 else 0 for g in groups}
-        if len(seeds) > 1 or 0 in seeds:
-            reason = "needs one group on each dataset, all with the same number of seeds"
-            rows.append([escape(algorithm), "", tag("small", reason), ""])
-            continue
-        scores = np.stack([g[0].last() for g in groups], axis=1)
-        middle = float(iqm(scores))
-        bounds = "one seed: no interval"
-        if len(scores) > 1:
-            rng = np.random.default_rng(BOOTSTRAP_SEED)
-            bounds = interval_text(*stratified_bootstrap(scores, rng=rng), like=middle)
-        both = f"{shown(middle)} {tag('small', bounds)}"
-        rows.append([escape(algorithm), str(len(scores)), both, shown(scores.mean())])
-    head = ["method", "seeds", "IQM of last, 95 % interval", "mean of last"]
-    return tag("h3", f"Over all {len(tasks)} datasets") + table(head, rows)
+    return f"{listed(algorithms)} on {listed(names) if len(names) <= 3 else f'{len(names)} datasets'}"
 
 
 def _curves(task: Task, index: int) -> str:
@@ -368,11 +304,3 @@ def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
