@@ -17,7 +17,7 @@ from offrl.diagnose import DiagnoseOptions, diagnose
 from offrl.errors import CheckpointError, ConfigError, DatasetError
 from offrl.evaluation.diagnostics import read_diagnostics, read_fqe
 from offrl.evaluation.runs import read_run
-from offrl.training.runner import RunOptions, make_settings, start_stack
+from offrl.training.runner import RunOptions, make_settings, prepare, start_stack
 
 ACTION = 0.5
 METHOD = '''
@@ -179,6 +179,21 @@ def test_held_out_episodes_are_neither_trained_on_nor_normalized_by(known):
     assert found.rows == 45
     assert (found.q, found.discounted_return, found.played_episodes) == ([], None, 0)
     assert read_run(directory).config["holdout"] == 0.25
+
+
+def test_training_sees_no_row_that_is_held_out(known, tmp_path):
+    """Nor does a resumed run: both build their batches from config.json."""
+    known()  # writes method and data
+    file, data = str(tmp_path / "known.py"), str(tmp_path / "line.npz")
+    options = RunOptions(dataset=data, env="DiagnosedLine-v0", holdout=0.25)
+    _, source = prepare(file, make_settings(file, {}), options, (0,)).build((0,))
+    fitted, unseen = split_episodes(load_dataset(data), 0.25)
+    assert len(source) == fitted.num_steps == 45
+    rewards = {round(float(r), 3) for r in source.table[:, 2]}
+    for part, inside in ((fitted, True), (unseen, False)):
+        learned = {round(float(10 * r + 1), 3) for r in part.fields["rewards"]}
+        assert (learned <= rewards) is inside
+        assert bool(learned & rewards) is inside
 
 
 def test_other_data_may_be_the_held_out_ones(known, tmp_path):

@@ -6,7 +6,7 @@ from html import escape
 import numpy as np
 
 from offrl.evaluation.aggregate import bootstrap_mean
-from offrl.evaluation.bandit import POLICIES, PULLS, TRIALS, SelectionCurve, selection_curve
+from offrl.evaluation.bandit import POLICIES, PULLS, TRIALS, selection_curve
 from offrl.evaluation.charts import Chart, Interval, Series, interval_chart
 from offrl.evaluation.groups import BOOTSTRAP_SEED, Curve, Group, Task
 from offrl.evaluation.markup import Rows, mean_std, method_cell, shown, table
@@ -42,13 +42,15 @@ def played(run: RunRecord) -> float | None:
     return run.diagnostics.discounted_return
 
 
-COLUMNS: tuple[tuple[str, Number], ...] = (
+CRITICS: tuple[tuple[str, Number], ...] = (
     ("Q at first states", lambda run: mean_of(run, "q")),
     ("return from there", lambda run: mean_of(run, "returns")),
     ("overestimation", lambda run: mean_of(run, "overestimation")),
     ("at visited states", lambda run: fact(run, "visited_overestimation")),
     ("Bellman error, fitted", lambda run: fact(run, "td_error")),
     ("held out", lambda run: fact(run, "held_out_td_error")),
+)
+POLICY: tuple[tuple[str, Number], ...] = (
     ("action distance", lambda run: fact(run, "action_distance")),
     ("to nearest pair", lambda run: fact(run, "nearest_action_distance")),
     ("FQE", fqe),
@@ -76,24 +78,25 @@ def diagnostics_section(tasks: Sequence[Task]) -> str:
         known = [g for g in task.groups if any(run.diagnostics or run.fqe for run in g.runs)]
         if not known:
             continue
-        rows: Rows = []
-        for style, group in enumerate(task.groups):
-            runs = [run for run in group.runs if run.diagnostics or run.fqe]
-            if runs:
-                rows.append(
-                    [
-                        method_cell(style, group),
-                        str(len(runs)),
-                        *(_cell(runs, column) for _, column in COLUMNS),
-                    ]
-                )
-                notes += [note for run in runs for note in _notes(task, group, run)]
-        parts.append(tag("h3", escape(task.name)) + table(["method", "runs", *(n for n, _ in COLUMNS)], rows))
+        parts.append(tag("h3", escape(task.name)))
+        for columns in (CRITICS, POLICY):
+            parts.append(_table(task, columns))
+        notes += [note for group in known for run in group.runs for note in _notes(task, group, run)]
         parts.append(_chart(task))
     if not parts:
         return ""
     items = [tag("li", escape(note)) for note in (*EXPLAINED, *dict.fromkeys(notes))]
     return "".join(parts) + tag("ul", *items, class_="notes")
+
+
+def _table(task: Task, columns: Sequence[tuple[str, Number]]) -> str:
+    rows: Rows = []
+    for style, group in enumerate(task.groups):
+        runs = [run for run in group.runs if run.diagnostics or run.fqe]
+        if runs:
+            cells = [_cell(runs, column) for _, column in columns]
+            rows.append([method_cell(style, group), str(len(runs)), *cells])
+    return table(["method", "runs", *(name for name, _ in columns)], rows)
 
 
 def _cell(runs: Sequence[RunRecord], column: Number) -> str:
@@ -141,7 +144,7 @@ def _chart(task: Task) -> str:
 
 def bandit_section(tasks: Sequence[Task]) -> str:
     """Score of the run that a bandit would choose, against the online episodes it used; empty without candidates."""
-    parts = [part for i, task in enumerate(tasks) if task.scored and (part := _bandit(task, i))]
+    parts = [part for i, task in enumerate(tasks) if (part := _bandit(task, i))]
     if not parts:
         return ""
     notes = (
@@ -150,6 +153,8 @@ def bandit_section(tasks: Sequence[Task]) -> str:
         "names the best; the curve is the true mean of the one named.",
         "The band is the 95 % interval of the mean over the trials. It says nothing about other seeds, and nothing "
         "beyond the recorded episodes.",
+        "Returns without references are scaled to 0-100 between a task's lowest and highest recorded episode while the "
+        "bandit plays, as its exploration belongs to such scores, and shown as returns.",
         "At 1 pull this is a run taken blindly: an offline result. Further right, online episodes chose.",
     )
     return "".join(parts) + tag("ul", *(tag("li", escape(note)) for note in notes), class_="notes")
@@ -166,26 +171,35 @@ def candidates(task: Task) -> dict[str, list[np.ndarray]]:
     return {name: arms for name, arms in sorted(found.items()) if len(arms) > 1}
 
 
+def _scale(task: Task, arms: dict[str, list[np.ndarray]]) -> tuple[float, float]:
+    """Offset and span that bring a task's values to 0-100; scores are there already."""
+    if task.scored:
+        return 0.0, 100.0
+    values = np.concatenate([episodes for scores in arms.values() for episodes in scores])
+    return float(values.min()), float(np.ptp(values)) or 1.0
+
+
 def _bandit(task: Task, index: int) -> str:
     arms = candidates(task)
     if not arms:
         return ""
-    curves: dict[str, SelectionCurve] = {
-        name: selection_curve(scores, rng=np.random.default_rng(BOOTSTRAP_SEED))
-        for name, scores in arms.items()
-    }
-    series = [
-        Series(name, style, Curve(c.pulls, c.mean, c.low, c.high))
-        for style, (name, c) in enumerate(curves.items())
-    ]
+    low, span = _scale(task, arms)
+    curves: dict[str, Curve] = {}
+    for name, scores in arms.items():
+        scaled = [100.0 * (episodes - low) / span for episodes in scores]
+        found = selection_curve(scaled, rng=np.random.default_rng(BOOTSTRAP_SEED))
+        curves[name] = Curve(
+            found.pulls, *(low + span * y / 100.0 for y in (found.mean, found.low, found.high))
+        )
+    series = [Series(name, style, curve) for style, (name, curve) in enumerate(curves.items())]
     chart = Chart(f"Choosing on {task.name}", task.unit, series, axis="online episodes used to choose")
     counts = [pulls for pulls in SHOWN_PULLS if pulls <= PULLS]
     rows: Rows = []
-    for name, c in curves.items():
+    for name, curve in curves.items():
         episodes = sorted({len(scores) for scores in arms[name]})
         told = "-".join(str(n) for n in dict.fromkeys((episodes[0], episodes[-1])))
         rows.append(
-            [escape(name), str(len(arms[name])), told, *(shown(c.mean[pulls - 1]) for pulls in counts)]
+            [escape(name), str(len(arms[name])), told, *(shown(curve.values[pulls - 1]) for pulls in counts)]
         )
     head = ["method", "runs", "episodes each", *(f"{n} pull{'s' * (n > 1)}" for n in counts)]
     return tag("h3", escape(task.name)) + tag("figure", chart.svg(f"bandit{index}")) + table(head, rows)

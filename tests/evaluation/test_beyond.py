@@ -59,9 +59,9 @@ FITTED = FQERecord(
 
 
 def cells(html, name):
-    """Cells of the row whose name contains ``name``."""
-    row = next(row for row in html.split("<tr>")[1:] if name in row and "<td>" in row)
-    return [cell.split("</td>")[0] for cell in row.split("<td>")[1:]]
+    """Cells of the rows called ``name``, of one table after the other."""
+    rows = [row for row in html.split("<tr>")[1:] if f"> {name}</span>" in row or f'row">{name}</th>' in row]
+    return [cell.split("</td>")[0] for row in rows for cell in row.split("<td>")[1:]]
 
 
 def tasks(*folders):
@@ -84,20 +84,13 @@ def test_the_table_by_hand(make_run):
         "1.25 &plusmn; 0.00",
         "0.600 &plusmn; 0.141",
         "0.750 &plusmn; 0.000",
+        "2",
         "0.250 &plusmn; 0.000",
         "0.125 &plusmn; 0.000",
         "1.00<small> (1 of 2 runs)</small>",
         "1.75<small> (1 of 2 runs)</small>",
     ]
-    row = next(row for row in html.split("<tr>") if "</svg> bc<" in row)
-    assert [c.split("</td>")[0] for c in row.split("<td>")[1:]] == [
-        "1",
-        *"------",
-        "0.250",
-        "0.125",
-        "-",
-        "-",
-    ]
+    assert cells(html, "bc") == ["1", *"------", "1", "0.250", "0.125", "-", "-"]
     assert "held out: 3 episodes of its data" in html
     assert html.count('class="chart intervals"') == 1
 
@@ -158,7 +151,12 @@ def test_the_bandit_goes_from_the_mean_of_all_runs_to_the_best(make_run):
     assert "online episodes used to choose" in html
 
 
-def test_runs_without_scores_are_not_chosen_among(make_run):
-    """The bandit's exploration belongs to scores on 0-100."""
-    folders = [make_run(f"r{i}", reference_returns=None, seed=i) for i in range(2)]
-    assert bandit_section(tasks(*folders)) == ""
+def test_returns_without_references_are_scaled_for_the_bandit_and_shown_as_returns(make_run):
+    """Returns 100 and 20: 60 blindly, 100 chosen, as the same runs have 50 of 30 and 50 with references."""
+    folders = [make_run("a", (100.0,), reference_returns=None)]
+    folders.append(make_run("b", (20.0,), seed=1, reference_returns=None))
+    row = cells(bandit_section(tasks(*folders)), "td3_bc")
+    assert float(row[2]) == pytest.approx(60.0, abs=5.0)
+    np.testing.assert_allclose([float(cell) for cell in row[3:]], 100.0)
+    same = [make_run(f"s{i}", reference_returns=None, seed=i) for i in range(2)]
+    assert set(cells(bandit_section(tasks(*same)), "td3_bc")[2:]) == {"80.0"}

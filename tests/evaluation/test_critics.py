@@ -166,9 +166,10 @@ def test_the_nearest_pair_may_be_another_row_of_the_same_state():
 
 
 def test_a_near_state_matters_more_than_a_near_action():
-    """Row 2 did exactly the policy's action, but far away."""
-    rows = rows_of([0.0, 0.01, 50.0], [0.9, 0.7, 0.5], [0, 0, 0], [True] * 3, [0.0] * 3)
+    """Row 2 did exactly the policy's action, but far away; row 3 did not, where no other row is."""
+    rows = rows_of([0.0, 0.01, 50.0, 99.0], [0.9, 0.7, 0.5, -0.9], [0] * 4, [True] * 4, [0.0] * 4)
     assert nearest_distance(constant_policy(0.5), rows, np.array([0, 1])) == pytest.approx(0.2 / 2, rel=1e-4)
+    assert nearest_distance(constant_policy(0.5), rows, np.array([3])) == pytest.approx(1.4 / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize(
