@@ -279,11 +279,8 @@ def _flat_yaml(path: Path) -> dict[str, str]:
 
 def _known(name: str) -> tuple[str, str]:
     """``ALGORITHM-DATASET-ID`` as (algorithm, dataset); another name is an algorithm with an unknown dataset."""
-    inside = [data for data in D4RL if f"-{data}-" in f"{name}-"]
-    if not inside:
-        return name, ""
-    data = max(inside, key=len)
-    return name[: name.index(f"-{data}")], data
+    data = next((data for data in D4RL if f"-{data}-" in f"{name}-"), "")
+    return (name[: name.index(f"-{data}")] if data else name), data
 
 
 def _dataset(path: Path, name: str) -> str:
