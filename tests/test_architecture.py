@@ -42,6 +42,7 @@ MAY_IMPORT = {  # package -> packages of ours that it may import, besides itself
     "offrl.commands": {"offrl"},
     "offrl.collect": {"offrl"},
     "offrl.fitted_q": {"offrl"},
+    "offrl.diagnose": {"offrl"},
     "offrl.api": {"offrl"},
     "offrl.cli": {"offrl.commands"},
     "offrl.errors": set(),

@@ -133,6 +133,10 @@ class AWAC:
         grads, metrics = gradients(loss, self.actor.params)
         return grads, metrics | {"advantage": (q - v).mean(dim=1), "weight": weights.mean(dim=1)}
 
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
+        return self.values(self.critic.constant, observations, actions)
+
     def policy(self, seed: int = 0) -> GaussianPolicy:
         """Pi of one seed, acting on raw observations."""
         return self.head.policy(self.actor.params, seed, self.normalizer.mean, self.normalizer.std)

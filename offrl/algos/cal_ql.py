@@ -26,6 +26,7 @@ from offrl.errors import ConfigError, DatasetError
 from offrl.nn.actor_critic import ActionBox
 from offrl.nn.conservative import ConservativeActorCritic, ConservativeSettings
 from offrl.nn.policy import SquashedGaussianPolicy
+from offrl.nn.soft_actor_critic import values
 from offrl.training.problem import Algorithm, Problem
 
 
@@ -114,6 +115,10 @@ class CalQL:
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of everything, from gradients at the same parameters."""
         return self.sac.update(batch)
+
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
+        return values(self.sac.critic.constant, observations, actions)
 
     def policy(self, seed: int = 0) -> SquashedGaussianPolicy:
         """Pi of one seed, acting on raw observations."""

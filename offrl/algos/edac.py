@@ -25,7 +25,7 @@ from offrl.estimators.ensemble import gradient_similarity
 from offrl.nn.actor_critic import ActionBox
 from offrl.nn.mlp import Params
 from offrl.nn.policy import SquashedGaussianPolicy
-from offrl.nn.soft_actor_critic import EnsembleSettings, SoftActorCritic
+from offrl.nn.soft_actor_critic import EnsembleSettings, SoftActorCritic, values
 from offrl.training.problem import Algorithm, Problem
 
 
@@ -126,6 +126,10 @@ class EDAC:
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of temperature, actor and critics, in that order."""
         return self.sac.update(batch)
+
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
+        return values(self.sac.critic.constant, observations, actions)
 
     def policy(self, seed: int = 0) -> SquashedGaussianPolicy:
         """Pi of one seed, acting on raw observations."""

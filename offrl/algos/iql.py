@@ -187,6 +187,11 @@ class IQL:
         ]
         return [(u >= rate).float() / (1.0 - rate) for u in draws]
 
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
+        q = mlp(self.critic.constant, torch.cat((observations, actions), dim=2))
+        return q.view(len(observations), 2, -1)
+
     def policy(self, seed: int = 0) -> GaussianPolicy:
         """Pi of one seed, acting on raw observations."""
         layers = unstack(self.actor.params[:-1], seed)

@@ -228,6 +228,10 @@ class ReBRAC:
 
         return gradients(loss, self.actor.params)
 
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
+        return self.values(self.critic.constant, observations, actions)
+
     def policy(self, seed: int = 0) -> DeterministicPolicy:
         """Pi of one seed, acting on raw observations."""
         layers = unstack(self.actor.params, seed)

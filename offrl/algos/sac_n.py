@@ -80,6 +80,10 @@ class SACN:
         """One step of temperature, actor and critics, in that order."""
         return self.sac.update(batch)
 
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
+        return values(self.sac.critic.constant, observations, actions)
+
     def policy(self, seed: int = 0) -> SquashedGaussianPolicy:
         """Pi of one seed, acting on raw observations."""
         return self.sac.actor.policy(seed, self.normalizer.mean, self.normalizer.std)

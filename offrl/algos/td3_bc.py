@@ -83,6 +83,10 @@ class TD3BC:
         """Critic step; every ``policy_delay`` calls also actor and targets, pulled towards the batch's actions."""
         return self.td3.update(batch, anchor=batch.actions)
 
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
+        return self.td3.values(self.td3.critic.constant, observations, actions)
+
     def policy(self, seed: int = 0) -> DeterministicPolicy:
         """Pi of one seed, acting on raw observations."""
         layers = unstack(self.td3.actor.params, seed)

@@ -10,6 +10,7 @@ from offrl.data.dataset import OfflineDataset, Rows, Transitions
 from offrl.data.environments import EnvSpec
 from offrl.data.normalize import ObservationNormalizer
 from offrl.data.source import UniformSource, WindowSource
+from offrl.data.split import split_episodes
 from offrl.errors import ConfigError, DatasetError
 from offrl.evaluation.blocks import step_limit
 from offrl.evaluation.environments import make_env
@@ -27,6 +28,8 @@ def build(
     seeds: Sequence[int] = (),
 ) -> tuple[Learner, UniformSource]:
     """The learner of ``seeds`` (default: the run's own) and the source of its batches, on the run's device."""
+    if config.get("holdout"):
+        data = split_episodes(data, config["holdout"])[0]
     if method.prepare is not None:
         data = method.prepare(data, settings)
     rule: Rows = "steps" if method.windows else config["rows"]

@@ -170,6 +170,7 @@ def _config(
         "dataset_sha256": data.sha256,
         "dataset_return_mean": float(data.episode_returns.mean()),
         "rows": data.metadata.get("rows_default", "exact") if options.rows == "auto" else options.rows,
+        "holdout": options.holdout,
         "env_id": spec.env_id if spec else None,
         "env_kwargs": spec.kwargs if spec else {},
         "env_flatten": list(spec.flatten) if spec else [],
