@@ -26,7 +26,7 @@ from offrl.data.batch import Batch
 from offrl.nn.actor_critic import ActionBox
 from offrl.nn.conservative import ConservativeActorCritic, ConservativeSettings
 from offrl.nn.policy import SquashedGaussianPolicy
-from offrl.training.problem import Algorithm, Problem
+from offrl.training.problem import Algorithm, OnlineSettings, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,4 +95,4 @@ class CQL:
         self.sac.load_state_dict(state)
 
 
-ALGORITHM = Algorithm(CQLConfig, CQL, PRESETS)
+ALGORITHM = Algorithm(CQLConfig, CQL, PRESETS, online=OnlineSettings)

@@ -163,6 +163,8 @@ def identity(run: RunRecord) -> dict[str, Any]:
     """What must be equal for runs of an algorithm to be seeds of one experiment."""
     facts = {key: run.config.get(key) for key in ("rows", "steps")}
     code = run.config.get("algorithm_sha256")
+    if "online" in run.config:
+        facts |= run.config["online"] | {"offline_steps": run.config["fine_tuned_from"]["steps"]}
     return {**run.settings, **facts, "file": code[:8] if isinstance(code, str) else None}
 
 
