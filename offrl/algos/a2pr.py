@@ -314,5 +314,8 @@ class A2PR:
 
 
 ALGORITHM = Algorithm(
-    A2PRConfig, A2PR, PRESETS, online="its generator imitates the offline data, and its paper has no online part"
+    A2PRConfig,
+    A2PR,
+    PRESETS,
+    online="its generator imitates the offline data, and its paper has no online part",
 )

@@ -9,7 +9,8 @@
 Order in an update: Q, actor (with the new Q), target Q.
 
 Source: Nair, Gupta, Dalal & Levine, arXiv:2006.09359; implementation of CORL, arXiv:2210.07105.
-Departures: settings are CORL's, which made the scores that are compared with. Both draw actions and clip them, and neither clips the density to match.
+Departures: settings are CORL's, which made the scores that are compared with. Both draw actions and clip them, and
+neither clips the density to match.
 """
 
 from __future__ import annotations  # evaluated annotations of inner functions cannot be compiled

@@ -10,11 +10,12 @@ Where Q_k of a policy's action is below G(s) it has no gradient: values stay on 
 what fine-tuning online needs.
 
 Source: Nakamoto et al., arXiv:2303.05479; official code nakamotoo/Cal-QL.
-Departures: online (``offrl train cal_ql --from RUN``) a step follows each update; the official code plays whole episodes
-and then makes as many updates, so that here too rows of an episode come in when it has ended, with its returns. With ``sparse_rewards`` an episode of nothing
-but the data's lowest reward returns that reward / (1 - gamma), as in the official code, which has the lowest reward
-in a table. On kitchen the official code also lets an episode without a terminal step go on with its last reward for
-ever; we end it. Returns are those of the rows that are trained on, as in the official code.
+Departures: online (``offrl train cal_ql --from RUN``) one step follows each update, where the official code plays an
+episode and then makes as many updates; here too the rows of an episode come in when it has ended, with its returns.
+With ``sparse_rewards`` an episode of nothing but the data's lowest reward returns that reward / (1 - gamma), as in the
+official code, which has the lowest reward in a table. On kitchen the official code also lets an episode without a
+terminal step go on with its last reward for ever; we end it. Returns are those of the rows that are trained on, as in
+the official code.
 """
 
 from dataclasses import dataclass

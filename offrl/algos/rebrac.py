@@ -11,13 +11,13 @@ The first update and then every ``policy_delay``-th moves actor and targets: the
 actor *before* its step, the target critics towards the critics after theirs. Critics normalize their hidden layers
 after the relu; the actor does not.
 
-Online (``offrl train rebrac --from RUN``) critic_bc_coef is 0, actor_bc_coef falls linearly towards 0 over the updates but
-not below bc_end of its value, and actions have no noise, as in CORL's finetune/rebrac.
+Online (``offrl train rebrac --from RUN``) critic_bc_coef is 0, actor_bc_coef falls linearly towards 0 over the updates
+but not below bc_end of its value, and actions have no noise, as in CORL's finetune/rebrac.
 
 Source: Tarasov, Kurenkov, Nikulin & Kolesnikov, arXiv:2305.09836; official code tinkoff-ai/ReBRAC, corl-team/CORL.
 Departures: layer normalization adds 1e-5 to the variance, torch's default (the official JAX code: its library's
-default). The official code needs the box [-1, 1]; here distances are in half-ranges, the same thing in that box. Online,
-a' of the data is the action that was played next; CORL draws another one there.
+default). The official code needs the box [-1, 1]; here distances are in half-ranges, the same thing in that box.
+Online, a'_data is the action that was played next; CORL draws another one there.
 """
 
 from __future__ import annotations  # evaluated annotations of inner functions cannot be compiled

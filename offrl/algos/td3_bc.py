@@ -5,13 +5,13 @@
     actor:   L_pi = -lambda mean Q_1(s, pi(s)) + mean (pi(s) - a)^2
              lambda = alpha / mean |Q_1(s, pi(s))|, a constant for the gradient
 
-Online (``offrl train td3_bc --from RUN``) the second term of L_pi is multiplied by bc_end^(share of the updates made),
-which halves it by the last one, as Beeson & Montana, arXiv:2211.11802, let theirs decay; exploration is TD3's,
-arXiv:1802.09477.
+Online (``offrl train td3_bc --from RUN``) the second term of L_pi is multiplied by bc_end^p, p the share of the updates
+made, so that by default it halves; exploration is TD3's, arXiv:1802.09477.
 
-Source: Fujimoto & Gu, arXiv:2106.06860; official code sfujim/TD3_BC.
-Departures: the decay online is known to us from recollection and implementations by others. the paper takes |Q| in lambda at the actions of the data, the official code at pi(s). We follow
-the code, which made the published numbers. The squared error is a mean over both axes, as in the code.
+Source: Fujimoto & Gu, arXiv:2106.06860; official code sfujim/TD3_BC. Online: Beeson & Montana, arXiv:2211.11802.
+Departures: the paper takes |Q| in lambda at the actions of the data, the official code at pi(s). We follow
+the code, which made the published numbers. The squared error is a mean over both axes, as in the code. The decay
+online is as others implement it; that paper was not at hand.
 """
 
 from dataclasses import dataclass

@@ -44,8 +44,8 @@ class Start:
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A run's config.json: repeat its settings; options given here win."""
     from_runs: Annotated[tuple[Path, ...], tyro.conf.arg(name="from", metavar="RUN ...")] = ()
-    """Finished runs of this algorithm: go on from each online, with half of every batch from its data and half from steps
-    played in --env, one an update. Settings are theirs; each run keeps its seed."""
+    """Finished runs of this algorithm: go on from each online, with half of every batch from its data and half from
+    steps played in --env, one an update. Settings are theirs; each run keeps its seed."""
     dry_run: bool = False
     """Print the settings, mark what differs from the default, and stop."""
 
@@ -81,15 +81,13 @@ def train_command(argv: list[str]) -> int:
             settings = dataclasses.replace(settings, **preset(method, given.run.preset))
         given = parse(argv[0], method, argv[1:], options, settings)
     options, settings, many, output = given.run, given.algorithm, given.seeds, given.output
-    online = getattr(given, "online", None)
+    online: Any = getattr(given, "online", None)
     if begin.dry_run:
         _print_settings(settings, options, many, *([online] if begin.from_runs else []))
         return 0
     reporter = Reporter(output.mode, options.steps)
     if begin.from_runs:
-        results = fine_tune(
-            argv[0], settings, options, begin.from_runs, online, many=many, reporter=reporter
-        )
+        results = fine_tune(argv[0], settings, options, begin.from_runs, online, many=many, reporter=reporter)
     elif online != (None if online is None else type(online)()):
         raise ConfigError("options of going on online need --from RUN")
     else:

@@ -14,8 +14,8 @@ from offrl.data.source import MixedSource, UniformSource, WindowSource
 from offrl.errors import ConfigError, DatasetError
 from offrl.evaluation.blocks import step_limit
 from offrl.evaluation.environments import make_env
-from offrl.training.options import settings_from_json
 from offrl.training.online import OnlineSource, Player, RowRule
+from offrl.training.options import settings_from_json
 from offrl.training.problem import Algorithm, Learner, OnlineSettings, Problem
 
 BOUND_TOLERANCE = 1e-4  # recorded float32 actions may exceed the box by rounding

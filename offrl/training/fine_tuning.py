@@ -36,9 +36,13 @@ def inherited(runs: Sequence[Path], algorithm: str) -> tuple[RunOptions, Any]:
         refuse(run, name)
         for key in DIFFERENT:
             if run.config[key] != found[0].config[key]:
-                raise ConfigError(f"{run.path} and {found[0].path} differ in {key}: fine-tune them one by one")
+                raise ConfigError(
+                    f"{run.path} and {found[0].path} differ in {key}: fine-tune them one by one"
+                )
     if len({run.config["seed"] for run in found}) < len(found):
-        raise ConfigError("two of the runs have the same seed: they are not independent; fine-tune them one by one")
+        raise ConfigError(
+            "two of the runs have the same seed: they are not independent; fine-tune them one by one"
+        )
     config = found[0].config
     fields = {f.name for f in dataclasses.fields(RunOptions)} - OWN
     options = {key: config[key] for key in fields if key in config} | {"env": config["env_id"]}
@@ -52,7 +56,9 @@ def refuse(run: RunDir, name: str) -> None:
     if config["algorithm"] != name:
         raise ConfigError(f"{run.path} is a run of {config['algorithm']}, not of {name}")
     if "fine_tuned_from" in config:
-        raise ConfigError(f"{run.path} is online already: its played steps would be lost; begin from its offline run")
+        raise ConfigError(
+            f"{run.path} is online already: its played steps would be lost; begin from its offline run"
+        )
     if not run.finished:
         raise ConfigError(f"{run.path} is not finished; first: offrl resume {run.path}")
 
@@ -84,11 +90,12 @@ def fine_tune(
         ConfigError, CheckpointError, FileNotFoundError: as ``inherited``, or settings, data or environment do not fit.
         Stopped: a signal stopped it; checkpoints were written.
     """
-    _, method = load_algorithm(algorithm)
     inherited(runs, algorithm)  # refuses what is wrong with the runs
     origins = [Origin(RunDir(path), online) for path in runs]
     if many is not None and many.seeds:
-        raise ConfigError("a run keeps the seed of its offline run: instead of --seeds name several runs after --from")
+        raise ConfigError(
+            "a run keeps the seed of its offline run: instead of --seeds name several runs after --from"
+        )
     if options.seed != origins[0].run.config["seed"]:
         raise ConfigError(
             f"seed is {options.seed}, but {runs[0]} has seed {origins[0].run.config['seed']}: leave it out"

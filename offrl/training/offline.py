@@ -87,7 +87,9 @@ def _compare_policies(learner: Learner, path: Path, env_id: str) -> None:
             )
     for name, value in saved.items():
         if not torch.equal(value, begun[name].cpu()):
-            raise CheckpointError(f"{name!r} of the policy in {path} is not that of its checkpoint; restore it")
+            raise CheckpointError(
+                f"{name!r} of the policy in {path} is not that of its checkpoint; restore it"
+            )
 
 
 def of_seed(state: Any, like: Any, index: int, seeds: int) -> Any:

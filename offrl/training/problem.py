@@ -126,5 +126,9 @@ class Algorithm:
     next_actions: bool = False  # whether batches carry the next action of the data
     returns_to_go: bool = False  # whether batches carry discounted returns-to-go
     windows: bool = False  # whether batches are windows of whole episodes, all steps kept (rows="steps")
-    online: type[OnlineSettings] | str = "its file declares no online settings"  # or why it cannot go on online
-    online_overrides: Mapping[str, Any] = field(default_factory=dict)  # settings that change when it goes online
+    online: type[OnlineSettings] | str = (
+        "its file declares no online settings"  # or why it cannot go on online
+    )
+    online_overrides: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # settings that change when it goes online

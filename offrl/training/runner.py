@@ -113,9 +113,10 @@ class Plan:
         c = self.configs[0]
         reporter.note(f"{c['algorithm']} on {c['dataset_name']}: {self.data.describe()}")
         if "online" in c:
+            source, warmup = c["fine_tuned_from"]["run"], spaced(c["online"]["warmup_steps"])
             reporter.note(
-                f"fine-tuning {c['fine_tuned_from']['run']} on {c['env_id']}: {spaced(c['online']['warmup_steps'])} steps "
-                "of the offline policy, then one step an update; half of each batch is offline rows"
+                f"fine-tuning {source} on {c['env_id']}: {warmup} steps of the offline policy, "
+                "then one step an update; half of each batch is offline rows"
             )
         reporter.note(
             f"{spaced(rows)} rows ({c['rows']}), device {device_name(c['device'])}, "
@@ -272,13 +273,7 @@ def resume_stack(
         _require_exactness(runs[0])
     torch.set_num_threads(config["threads"])
     seed_globally(config["seed"])
-    spec = None
-    if config["env_id"]:
-        spec = dataclasses.replace(
-            dataset_env(data, config["env_id"]) or EnvSpec(config["env_id"]),
-            kwargs=config["env_kwargs"],
-            flatten=tuple(config["env_flatten"]),
-        )
+    spec = _recorded_env(data, config)
     if workers is not None:
         config["workers"] = workers
     with _locked(runs):
@@ -290,6 +285,17 @@ def resume_stack(
         if not session.restore():
             load_offline(learner, config)
         return session.go()
+
+
+def _recorded_env(data: OfflineDataset, config: dict[str, Any]) -> EnvSpec | None:
+    """The environment that a run was started with."""
+    if not config["env_id"]:
+        return None
+    return dataclasses.replace(
+        dataset_env(data, config["env_id"]) or EnvSpec(config["env_id"]),
+        kwargs=config["env_kwargs"],
+        flatten=tuple(config["env_flatten"]),
+    )
 
 
 def _finished(run: RunDir) -> RunResult:
