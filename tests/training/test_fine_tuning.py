@@ -801,7 +801,18 @@ def test_played_steps_make_a_poor_policy_better(tmp_path):
 def test_several_runs_go_on_in_processes_of_their_own(tmp_path, pendulum_npz, monkeypatch, capsys):
     monkeypatch.chdir(pendulum_npz.parent)
     small = ["--hidden", "8", "--batch-size", "8", "--eval-episodes", "1", "--eval-every", "0"]
-    command = ["train", "td3_bc", "--dataset", "tiny.npz", "--env", "Pendulum-v1", *small, "--steps", "8", "-q"]
+    command = [
+        "train",
+        "td3_bc",
+        "--dataset",
+        "tiny.npz",
+        "--env",
+        "Pendulum-v1",
+        *small,
+        "--steps",
+        "8",
+        "-q",
+    ]
     assert main([*command, "--seeds", "0", "1"]) == 0
     runs = sorted(str(path.parent) for path in Path("runs").glob("*/*/*/config.json"))
     online = ["train", "td3_bc", "--from", *runs, "--steps", "30", "--warmup-steps", "250", "--out", "online"]
