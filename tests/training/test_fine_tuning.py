@@ -436,6 +436,23 @@ def test_the_pull_of_td3_bc_halves_along_an_exponential():
     assert actor_loss(q, pi, a, 2.5, torch.tensor(0.25))[0].item() == pytest.approx(-2.5 + 0.25)
 
 
+def test_the_decay_begins_where_the_offline_run_ended(tmp_path, data):
+    """Its counter goes on from 8 updates; the first one online has the whole pull, the fifth of eight 0.5^(4/8)."""
+    out = go_online(tmp_path / "online", data, offline(tmp_path, data), steps=8)[0].directory
+    config = config_of(out)
+    learner, source = build(
+        load_algorithm("td3_bc")[1], settings_of("td3_bc"), data, dataset_env(data, None), config
+    )
+    load_offline(learner, config)
+    seen, generators = [], streams((3,), "data")
+    for _ in range(5):
+        source.refresh(learner.policy)
+        learner.update(source.sample(generators))
+        seen.append(learner.bc_weight.item())
+    assert (seen[0], seen[4]) == pytest.approx((1.0, 0.5**0.5))
+    assert learner.td3.updates == 13
+
+
 def test_the_actors_pull_of_rebrac_falls_linearly_to_half_and_the_critics_is_off(tmp_path, data):
     problem = tiny_problem()
     online = dataclasses.replace(problem, steps=8, online=ReBRACOnlineSettings(), offline_updates=6)
@@ -539,6 +556,20 @@ def test_a_run_killed_at_any_moment_resumes_bit_for_bit(tmp_path, data, in_child
     assert left(only_run(tmp_path / "cut")) == left(whole)
 
 
+def test_a_run_without_its_first_checkpoint_begins_with_the_offline_run_again(tmp_path, data, signal_at):
+    run = offline(tmp_path / "offline", data)
+    whole = go_online(tmp_path / "whole", data, run)[0].directory
+    signal_at(3)
+    with pytest.raises(Stopped):
+        go_online(tmp_path / "cut", data, run)
+    signal_at(0)
+    directory = only_run(tmp_path / "cut")
+    for path in directory.glob("checkpoint*"):
+        path.unlink()
+    resume(directory, dataset=data)
+    assert left(directory) == left(whole)
+
+
 def test_a_resume_with_a_checkpoint_does_not_need_the_offline_run(tmp_path, data, signal_at):
     run = offline(tmp_path / "offline", data)
     whole = go_online(tmp_path / "whole", data, run)[0].directory
@@ -561,7 +592,7 @@ def test_an_environment_that_does_not_repeat_itself_is_noticed(tmp_path, data, s
     directory = only_run(tmp_path / "cut")
     played = load_checkpoint(directory)[0]["source"]["player"]
     assert len(played["actions"]), "the stop must fall into an episode"
-    with pytest.raises(CheckpointError, match=r"does not come to the same state .*--allow-inexact"):
+    with pytest.raises(CheckpointError, match=r"^the environment does not come to the same state .*--allow-inexact"):
         resume(directory, dataset=data)
     assert resume(directory, dataset=data, allow_inexact=True).steps == 20
     after = load_checkpoint(directory)[0]["source"]
