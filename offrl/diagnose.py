@@ -29,7 +29,7 @@ from offrl.evaluation.critics import (
 from offrl.evaluation.diagnostics import Diagnostics
 from offrl.files import sha256_file
 from offrl.nn.policy import Policy
-from offrl.training.build import build, scaled_rewards
+from offrl.training.build import build, reward_map
 from offrl.training.checkpoint import load_checkpoint
 from offrl.training.options import settings_from_json
 from offrl.training.problem import Algorithm
@@ -191,7 +191,7 @@ class _Run:
 
     def scaled(self, rewards: np.ndarray) -> np.ndarray:
         """Rewards in the critics' unit."""
-        return scaled_rewards(rewards, self.data, self.settings)
+        return reward_map(self.data, self.settings)(rewards)
 
     def as_learned(self, episode: Played) -> Played:
         """An episode with rewards in the critics' unit."""

@@ -49,7 +49,20 @@ MAY_IMPORT = {  # package -> packages of ours that it may import, besides itself
     "offrl.files": set(),
 }
 # What drives a run also evaluates it and finds its algorithm by name; the parts that it drives do not.
-for driver in ("build", "options", "runner", "session", "check", "cells", "records", "many", "sweep"):
+for driver in (
+    "build",
+    "options",
+    "runner",
+    "session",
+    "check",
+    "cells",
+    "records",
+    "many",
+    "sweep",
+    "online",
+    "offline",
+    "fine_tuning",
+):
     MAY_IMPORT[f"offrl.training.{driver}"] = MAY_IMPORT["offrl.training"] | {
         "offrl.evaluation",
         "offrl.algos",

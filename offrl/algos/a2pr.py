@@ -317,4 +317,9 @@ class A2PR:
             generator.set_state(saved.cpu())
 
 
-ALGORITHM = Algorithm(A2PRConfig, A2PR, PRESETS)
+ALGORITHM = Algorithm(
+    A2PRConfig,
+    A2PR,
+    PRESETS,
+    online="its generator imitates the offline data, and its paper has no online part",
+)

@@ -10,10 +10,12 @@ Where Q_k of a policy's action is below G(s) it has no gradient: values stay on 
 what fine-tuning online needs.
 
 Source: Nakamoto et al., arXiv:2303.05479; official code nakamotoo/Cal-QL.
-Departures: this is the offline part alone; no online fine-tuning follows. With ``sparse_rewards`` an episode of nothing
-but the data's lowest reward returns that reward / (1 - gamma), as in the official code, which has the lowest reward
-in a table. On kitchen the official code also lets an episode without a terminal step go on with its last reward for
-ever; we end it. Returns are those of the rows that are trained on, as in the official code.
+Departures: online (``offrl train cal_ql --from RUN``) one step follows each update, where the official code plays an
+episode and then makes as many updates; here too the rows of an episode come in when it has ended, with its returns.
+With ``sparse_rewards`` an episode of nothing but the data's lowest reward returns that reward / (1 - gamma), as in the
+official code, which has the lowest reward in a table. On kitchen the official code also lets an episode without a
+terminal step go on with its last reward for ever; we end it. Returns are those of the rows that are trained on, as in
+the official code.
 """
 
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from offrl.nn.actor_critic import ActionBox
 from offrl.nn.conservative import ConservativeActorCritic, ConservativeSettings
 from offrl.nn.policy import SquashedGaussianPolicy
 from offrl.nn.soft_actor_critic import values
-from offrl.training.problem import Algorithm, Problem
+from offrl.training.problem import Algorithm, OnlineSettings, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,4 +135,4 @@ class CalQL:
         self.sac.load_state_dict(state)
 
 
-ALGORITHM = Algorithm(CalQLConfig, CalQL, PRESETS, returns_to_go=True)
+ALGORITHM = Algorithm(CalQLConfig, CalQL, PRESETS, returns_to_go=True, online=OnlineSettings)

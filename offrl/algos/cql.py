@@ -27,7 +27,7 @@ from offrl.nn.actor_critic import ActionBox
 from offrl.nn.conservative import ConservativeActorCritic, ConservativeSettings
 from offrl.nn.policy import SquashedGaussianPolicy
 from offrl.nn.soft_actor_critic import values
-from offrl.training.problem import Algorithm, Problem
+from offrl.training.problem import Algorithm, OnlineSettings, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,4 +100,4 @@ class CQL:
         self.sac.load_state_dict(state)
 
 
-ALGORITHM = Algorithm(CQLConfig, CQL, PRESETS)
+ALGORITHM = Algorithm(CQLConfig, CQL, PRESETS, online=OnlineSettings)

@@ -36,7 +36,7 @@ from offrl.nn.gradients import compiled, gradients
 from offrl.nn.mlp import Params, unstack
 from offrl.nn.one_step_flow import OneStepFlowPolicy
 from offrl.nn.trainable import Trainable
-from offrl.training.problem import Algorithm, Problem
+from offrl.training.problem import Algorithm, OnlineSettings, Problem
 from offrl.training.seeding import normal
 
 
@@ -228,4 +228,4 @@ class FQL:
             generator.set_state(saved.cpu())
 
 
-ALGORITHM = Algorithm(FQLConfig, FQL, PRESETS)
+ALGORITHM = Algorithm(FQLConfig, FQL, PRESETS, online=OnlineSettings)

@@ -156,4 +156,6 @@ class PRDC:
         self.td3.load_state_dict(state)
 
 
-ALGORITHM = Algorithm(PRDCConfig, PRDC, PRESETS)
+ALGORITHM = Algorithm(
+    PRDCConfig, PRDC, PRESETS, online="its nearest neighbours are looked up among the offline rows alone"
+)

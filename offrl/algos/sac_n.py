@@ -25,7 +25,7 @@ from offrl.nn.actor_critic import ActionBox
 from offrl.nn.mlp import Params
 from offrl.nn.policy import SquashedGaussianPolicy
 from offrl.nn.soft_actor_critic import EnsembleSettings, SoftActorCritic, values
-from offrl.training.problem import Algorithm, Problem
+from offrl.training.problem import Algorithm, OnlineSettings, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,4 +97,4 @@ class SACN:
         self.sac.load_state_dict(state)
 
 
-ALGORITHM = Algorithm(SACNConfig, SACN, PRESETS)
+ALGORITHM = Algorithm(SACNConfig, SACN, PRESETS, online=OnlineSettings)

@@ -176,6 +176,8 @@ def identity(run: RunRecord) -> dict[str, Any]:
         "holdout": run.config.get("holdout") or 0.0
     }
     code = run.config.get("algorithm_sha256")
+    if "online" in run.config:
+        facts |= run.config["online"] | {"offline_steps": run.config["fine_tuned_from"]["steps"]}
     return {**run.settings, **facts, "file": code[:8] if isinstance(code, str) else None}
 
 

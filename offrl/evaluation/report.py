@@ -288,6 +288,7 @@ def _commands(tasks: Sequence[Task]) -> str:
         method = run.config.get("algorithm_file") or run.algorithm
         again = shlex.join(["offrl", "train", str(method), "--config", str(run.directory / "config.json")])
         text = f"{run.command}\n\n# the same settings again\n{again}"
+        text = run.command if "fine_tuned_from" in run.config else text  # that one names its offline run
         parts.append(tag("details", tag("summary", escape(name)), tag("pre", escape(text))))
     return "".join(parts)
 

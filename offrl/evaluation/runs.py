@@ -60,8 +60,8 @@ class RunRecord:
 
     @property
     def algorithm(self) -> str:
-        """Name of the algorithm."""
-        return str(self.config["algorithm"])
+        """Name of the algorithm; of a run that went on online also that."""
+        return str(self.config["algorithm"]) + " fine-tuning" * ("fine_tuned_from" in self.config)
 
     @property
     def dataset(self) -> str:
