@@ -592,7 +592,9 @@ def test_an_environment_that_does_not_repeat_itself_is_noticed(tmp_path, data, s
     directory = only_run(tmp_path / "cut")
     played = load_checkpoint(directory)[0]["source"]["player"]
     assert len(played["actions"]), "the stop must fall into an episode"
-    with pytest.raises(CheckpointError, match=r"^the environment does not come to the same state .*--allow-inexact"):
+    with pytest.raises(
+        CheckpointError, match=r"^the environment does not come to the same state .*--allow-inexact"
+    ):
         resume(directory, dataset=data)
     assert resume(directory, dataset=data, allow_inexact=True).steps == 20
     after = load_checkpoint(directory)[0]["source"]
