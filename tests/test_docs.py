@@ -39,3 +39,17 @@ def test_every_command_named_exists(page):
     words = re.findall(r"offrl ([a-z]+)", page.read_text())
     assert "train" in words
     assert set(words) - {"data"} <= set(COMMANDS) | {"run"}, words
+
+
+def test_the_page_on_inventory_runs():
+    """Its Python blocks one after the other; its YAML is the example that the command prints."""
+    from offrl.envs.inventory.yaml_file import EXAMPLE
+
+    blocks = re.findall(r"```(\w+)\n(.*?)```", (DOCS / "inventory.md").read_text(), re.DOTALL)
+    assert [text for kind, text in blocks if kind == "yaml"] == [EXAMPLE]
+    names: dict = {"print": lambda *values: None}
+    for kind, text in blocks:
+        if kind == "python":
+            exec(text.replace("num_envs=1024", "num_envs=2"), names)
+    cost = names["evaluate"](names["policy"], names["test"], ignore=50).mean().item()
+    assert abs(cost - 6.277) < 0.1

@@ -78,9 +78,8 @@ def _check(name: str) -> int:
         )
         print(f"  {edge.source} -> {edge.target}: {_arrival(network.slot(edge), lead_time)}{costs}")
     if isinstance(setting, Setting):
-        print(
-            f"demand: {type(setting.demand).__name__.lower()}, means {', '.join(f'{x:g}' for x in setting.demand.means)}"
-        )
+        means = ", ".join(f"{mean:g}" for mean in setting.demand.means)
+        print(f"demand: {type(setting.demand).__name__.lower()}, means {means}")
     else:
         print(f"demand: {setting.sales.source}, {len(setting.sales.values)} series")
     for split, size in setting.splits.items():
@@ -88,7 +87,7 @@ def _check(name: str) -> int:
             f"{split:5}: {size.scenarios} scenarios x {size.periods} periods, the first {size.ignore} not counted"
         )
     print(
-        "a period: orders are placed on what is seen, demand is served, costs are charged, deliveries of the next period come in"
+        "a period: orders on what is seen; demand; costs; then what arrives before the next period comes in"
     )
     return 0
 
