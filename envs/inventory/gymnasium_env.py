@@ -145,8 +145,6 @@ class InventoryVectorEnv(VectorEnv):
     ) -> tuple[Array, dict[str, Any]]:
         """Draw scenarios for an episode of all environments."""
         super().reset(seed=seed, options=options)
-        if seed is not None:
-            self._np_random, self._np_random_seed = gymnasium.utils.seeding.np_random(seed)
         self._scenarios = self._draw()
         self._simulator = self._scenarios.simulator()
         self._state = self._simulator.start(self._scenarios.initial)
