@@ -51,9 +51,8 @@ def _check(name: str) -> int:
     setting = load_setting(name)
     network = setting.network
     unmet = "lost" if network.lost_sales else "waits"
-    print(
-        f"{setting.name}: {network.upstream} upstream nodes, {network.stores} stores, {len(network.edges)} lanes"
-    )
+    counts = f"upstream nodes: {network.upstream}, stores: {network.stores}, lanes: {len(network.edges)}"
+    print(f"{setting.name}: {counts}")
     print(f"unmet demand {unmet}; {'profit' if network.profit else 'cost'}, discount {network.discount:g}")
     for node in network.nodes:
         shown = "  ".join(
