@@ -108,7 +108,7 @@ def state_values(value: Params, observations: Tensor) -> Tensor:
 
 
 class MDPOOff(OffPolicyMethod):
-    """Off-policy MDPO as a stable-baselines3 algorithm: ``MDPOOff("MlpPolicy", env, kl_coefficient=0.3).learn(10**6)``."""
+    """Off-policy MDPO as a stable-baselines3 algorithm: ``MDPOOff("MlpPolicy", env, kl_coefficient=0.3)``."""
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MDPOPolicy}
     config_class = MDPOOffConfig

@@ -1,6 +1,7 @@
 """MDPO, on policy: each rollout poses one mirror-descent step, solved by m steps of Adam over the whole rollout.
 
-    maximise  L_k = mean (pi(a | s) / pi_k(a | s)) A - (1 / t_k) mean KL(pi(. | s) || pi_k(. | s)),   t_k = t_0 (1 - k/N)
+    maximise  L_k = mean (pi(a | s) / pi_k(a | s)) A - (1 / t_k) mean KL(pi(. | s) || pi_k(. | s))
+              t_k = t_0 (1 - k/N)
 
 with the new policy first in the KL, in closed form, summed over action dimensions; A is GAE, standardised over the
 rollout; k counts rollouts and N is their number in the run. The exact step in a state is pi_k exp(t_k A), normalised.
