@@ -2,7 +2,7 @@
 
     python scripts/bench_online.py plan                               what would run, and the expected core-hours
     python scripts/bench_online.py run [--groups NAME ...] [--jobs 2] [--minutes 60]
-    python scripts/bench_online.py speed                              environment steps a second beside SB3's, one thread
+    python scripts/bench_online.py speed                              environment steps a second beside SB3's
     python scripts/bench_online.py page                               benchmarks/online.md from raw/online/*.json
 
 A cell is one training run: it leaves its learning curve and the returns of its last policy. A finished cell never runs
