@@ -115,6 +115,12 @@ def straight_through(m: Mixture, gumbels: Tensor, temperature: float) -> Tensor:
     return hard + (soft - soft.detach())
 
 
+def entropy(log_weights: Tensor) -> Tensor:
+    """-sum w log w in nats, (..., K) -> (...); a weight of 0 counts as nothing."""
+    w = log_weights.exp()
+    return -torch.where(w > 0, w * log_weights, 0.0).sum(dim=-1)
+
+
 def wins(q: Tensor) -> Tensor:
     """One-hot of the expert whose draw is best, a constant: (..., K) -> (..., K); the first one of equals."""
     return F.one_hot(q.detach().argmax(dim=-1), q.shape[-1]).to(q.dtype)
@@ -157,12 +163,13 @@ Critic = Callable[[Tensor], Tensor]  # N actions a state, (..., B, N, A) -> thei
 
 
 class ActorLoss(NamedTuple):
-    """What a step of a soft actor-critic needs; the last three are constants."""
+    """What a step of a soft actor-critic needs; all but the loss are constants."""
 
     loss: Tensor  # (...)
     log_probs: Tensor  # of the actions that count, (..., B): what tunes the temperature
     q: Tensor  # their values, (..., B)
     gate_loss: Tensor  # of the frequency gradient, else 0, (...)
+    own: Tensor  # log_probs of draws from pi itself, or their mean over experts, (..., B)
 
 
 def frequency(
@@ -200,7 +207,8 @@ def frequency(
     experts = cost.mean(dim=(-2, -1)) if every else winner_loss(cost, q)
     gate, won = frequency_loss(m.weights, q), wins(q)
     best = ((log_probs * won).sum(-1).detach(), (q * won).sum(-1).detach())
-    return ActorLoss(experts + weight * gate, *best, gate.detach())
+    own = (m.weights * log_probs).sum(-1).detach()
+    return ActorLoss(experts + weight * gate, *best, gate.detach(), own)
 
 
 def marginal(
@@ -211,7 +219,7 @@ def marginal(
     q, log_probs = critic(draws.actions), every_log_prob(m, draws.u, squash=squash)
     loss = marginal_loss(m.weights, alpha[..., None, None] * log_probs - q)
     mean = [(m.weights * values).sum(-1).detach() for values in (log_probs, q)]
-    return ActorLoss(loss, mean[0], mean[1], torch.zeros_like(loss))
+    return ActorLoss(loss, mean[0], mean[1], torch.zeros_like(loss), mean[0])
 
 
 def score(
@@ -223,7 +231,8 @@ def score(
     log_weight = m.log_weights.gather(-1, index[..., None]).squeeze(-1)
     log_probs, q = _density_and_value(m, u, critic, squash)
     loss = score_loss(log_weight, alpha[..., None] * log_probs - q)
-    return ActorLoss(loss, log_probs.detach(), q.detach(), torch.zeros_like(loss))
+    constant = log_probs.detach()
+    return ActorLoss(loss, constant, q.detach(), torch.zeros_like(loss), constant)
 
 
 def gumbel_softmax(
@@ -241,7 +250,8 @@ def gumbel_softmax(
     u = (y[..., None] * draw_all(m, noise, squash=squash).u).sum(dim=-2)
     log_probs, q = _density_and_value(m, u, critic, squash)
     loss = (alpha[..., None] * log_probs - q).mean(dim=-1)
-    return ActorLoss(loss, log_probs.detach(), q.detach(), torch.zeros_like(loss))
+    constant = log_probs.detach()
+    return ActorLoss(loss, constant, q.detach(), torch.zeros_like(loss), constant)
 
 
 def _density_and_value(m: Mixture, u: Tensor, critic: Critic, squash: bool) -> tuple[Tensor, Tensor]:
