@@ -8,12 +8,10 @@ actor learns. A policy is a free gate, means and log standard deviations. A mode
 draws are nearer to its goal than 0.5. All seeds of a variant run side by side, from streams of their own.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
 import tyro
@@ -71,7 +69,9 @@ def train(experts: int, gradient: str, options: dict[str, Any]) -> list[dict[str
         uniform = torch.stack([torch.rand(BATCH, experts, generator=g) for g in streams])
         gate, mean, log_std = (p[:, None].expand(-1, BATCH, *p.shape[1:]) for p in net.params)
         m = mx.mixture(gate, mean, log_std)
-        net.minimize(mx.GRADIENTS[gradient](m, noise, uniform, value, alpha, squash=False, **options).loss.sum())
+        net.minimize(
+            mx.GRADIENTS[gradient](m, noise, uniform, value, alpha, squash=False, **options).loss.sum()
+        )
         if (step + 1) % 200 == 0:
             final = mx.mixture(*net.constant)
             path.append([modes(mx.Mixture(*(t[s] for t in final)), s) for s in range(SEEDS)])

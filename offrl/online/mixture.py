@@ -1,6 +1,6 @@
 """Actors that are mixtures of Gaussians, in place of the Gaussian ones of ``off_policy`` and ``on_policy``.
 
-    off-policy  u ~ sum_i w_i N(f_i(h), exp g_i(h)),     w = softmax(G h), h the last hidden layer, constant for the gate
+    off-policy  u ~ sum_i w_i N(f_i(h), exp g_i(h)),     w = softmax(G h), h the last hidden layer, detached
     on-policy   a ~ sum_i w_i N(f_i(h), exp log_std_i),  w = softmax(G x), x the observation's features
 
 Gates start at zero: every expert is equally likely. One expert is the Gaussian actor, weight for weight.
@@ -70,8 +70,8 @@ class MixtureActor(SquashedActor):
             noise: standard normal, (S, B, A); None: drawn from torch's global stream, as the experts are.
         """
         m = self.mixture(params, observations)
-        noise = torch.randn(*m.mean.shape[:2], self.act_dim, device=m.mean.device) if noise is None else noise
         mean, log_std = m.expert(self.index(m))
+        noise = torch.randn_like(mean) if noise is None else noise
         draws = mx.draw_all(mx.Mixture(m.log_weights, mean, log_std), noise, squash=True)
         return draws.actions, mx.log_prob(m, draws.u, squash=True) if self.whole else draws.log_probs
 

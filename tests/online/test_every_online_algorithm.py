@@ -20,6 +20,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from offrl.algos import ONLINE, load_online
 from offrl.algos.harpg import HARPG
 from offrl.algos.n_pg_igt import NPGIGT
+from offrl.algos.pmoe_ppo import PMOEPPO
+from offrl.algos.pmoe_sac import PMOESAC
 from offrl.algos.policy_gradient import PolicyGradient
 from offrl.online.acting import acting_policy
 from offrl.online.options import OnlineOptions
@@ -39,6 +41,8 @@ class Case:
 
 
 EPISODIC = {"trajectories": 2, "hidden": 8, "step_size": 0.02}
+SOFT = {"learning_starts": 20, "hidden": 8, "batch_size": 16, "buffer_size": 500}
+CLIPPED = {"rollout": 20, "batch_size": 10, "epochs": 2, "hidden": 8}
 CASES = {
     "n_pg_igt": Case(NPGIGT, EPISODIC),
     "harpg": Case(HARPG, EPISODIC | {"step_size": 1e-4}),
@@ -46,6 +50,9 @@ CASES = {
     "pg": Case(PolicyGradient, EPISODIC | {"step_size": 1e-4}),
     "n_mpg": Case(PolicyGradient, EPISODIC | {"update": "momentum"}),
     "storm_pg": Case(PolicyGradient, EPISODIC | {"step_size": 1e-4, "update": "storm"}),
+    "pmoe_sac": Case(PMOESAC, SOFT, discrete=False, exact=False),
+    "pmoe_sac_score": Case(PMOESAC, SOFT | {"gradient": "score"}, discrete=False, exact=False),
+    "pmoe_ppo": Case(PMOEPPO, CLIPPED, discrete=False, exact=False),
 }
 EVERY = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 OBSERVATIONS = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
