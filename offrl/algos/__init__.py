@@ -34,6 +34,8 @@ ALGORITHMS = {  # name (also of the file) -> what it is, for 'offrl algos'
 ONLINE = {  # the same for methods that learn in an environment (extra sb3)
     "n_pg_igt": "normalized policy gradient with implicit gradient transport (arXiv:2302.01734)",
     "harpg": "policy gradient with Hessian-aided momentum, HARPG and N-HARPG (arXiv:2302.01734)",
+    "mdpo_on": "mirror descent policy optimization, on policy (arXiv:2005.09814)",
+    "mdpo_off": "the same off policy, KL or Tsallis (arXiv:2005.09814)",
     "ppo": "proximal policy optimization through the estimator core, also REINFORCE (arXiv:1707.06347)",
     "sac": "soft actor-critic, the control of the soft methods (arXiv:1812.05905)",
     "pmoe_sac": "SAC with a mixture of Gaussians whose gate learns who wins (arXiv:2104.09122)",

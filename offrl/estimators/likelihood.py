@@ -29,9 +29,22 @@ def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[
     Source: SAC, arXiv:1812.05905, appendix C.
     """
     u = mean + log_std.exp() * noise
+    return u.tanh(), tanh_gaussian_log_probs(log_std, noise, u).sum(dim=-1)
+
+
+def tanh_gaussian_log_probs(log_std: Tensor, z: Tensor, u: Tensor) -> Tensor:
+    """Log-density of ``tanh(u)``, ``u = mean + exp(log_std) z``, of every action dimension apart, nats.
+
+    Args:
+        log_std: of u, (..., A).
+        z: u in standard units, (..., A).
+        u: before the tanh, (..., A).
+
+    Returns:
+        (..., A).
+    """
     log_slope = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
-    log_normal = -(0.5 * noise.square() + log_std + 0.5 * math.log(2 * math.pi))
-    return u.tanh(), (log_normal - log_slope).sum(dim=-1)
+    return -(0.5 * z.square() + log_std + 0.5 * math.log(2 * math.pi)) - log_slope
 
 
 def advantage_weights(advantages: Tensor, temperature: float, limit: float) -> Tensor:

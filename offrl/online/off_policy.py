@@ -1,6 +1,7 @@
-"""What soft off-policy methods share, as a stable-baselines3 algorithm: replay buffer, twin critics, actor, steps of Adam.
+"""What soft off-policy methods share, as a stable-baselines3 algorithm: replay buffer, twin critics, actor, Adam.
 
-    critics:      y = r + gamma (1 - d) (min_k Q'_k(s', a') - alpha log pi(a' | s')), a' ~ pi;  sum_k mean (Q_k - y)^2 / 2
+    critics:      y = r + gamma (1 - d) (min_k Q'_k(s', a') - alpha log pi(a' | s')), a' ~ pi;
+                  L_Q = sum_k mean (Q_k - y)^2 / 2
     actor:        L_pi = mean (alpha log pi(a | s) - min_k Q_k(s, a)), critics already updated
     temperature:  L_alpha = -log alpha mean (log pi(a | s) + H),   H = -A the target entropy
 

@@ -1,7 +1,7 @@
-"""What on-policy actor-critics share, as a stable-baselines3 algorithm: rollouts, advantages of the core, steps of Adam.
+"""What on-policy actor-critics share, as a stable-baselines3 algorithm: rollouts, advantages, steps of Adam.
 
-Rollouts, networks and the one Adam are stable-baselines3's; advantages and losses are the estimator core's. Where a time
-limit cut an episode, gamma V(last observation) is part of the last reward, as stable-baselines3 stores it.
+Rollouts, networks and the one Adam are stable-baselines3's; advantages and losses are the estimator core's. Where a
+time limit cut an episode, gamma V(last observation) is part of the last reward, as stable-baselines3 stores it.
 
 ``ClippedMethod`` is PPO's loop over minibatches for any estimator of the core:
 
