@@ -8,17 +8,19 @@ actor learns. A policy is a free gate, means and log standard deviations. A mode
 draws are nearer to its goal than 0.5. All seeds of a variant run side by side, from streams of their own.
 """
 
+import json
 import time
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import torch
 import tyro
 from torch import Tensor
 
 from offrl.estimators import mixture as mx
-from offrl.files import atomic_write_json
+from offrl.files import atomic_write_json, atomic_write_text
 from offrl.nn.trainable import Trainable
 from offrl.training.run_dir import versions
 from offrl.training.seeding import stream
@@ -39,17 +41,17 @@ VARIANTS: dict[str, tuple[int, str, dict[str, Any]]] = {  # label -> experts, gr
 }
 
 READING = [
-    "**Reading.** One Gaussian keeps one goal. So does PMOE where only the winner learns: the losers get neither a value "
-    "nor an entropy gradient, stay wide, win less often, and the gate starves them; the lower mean Q is what is left of "
-    "their draws. Where every expert learns, each goes to the goal nearest to its start, and equal experts win equally "
-    "often: 4 experts on 4 goals by chance meet 2.7 of them on average. The density of the whole mixture in the entropy "
-    "pushes experts apart and fills most of the rest. The Gumbel-softmax keeps as many as learning all does. Gradients "
-    "of the true objective in the weights (score ratio, exact sum) collapse here: early on the expert that happens to be "
-    "best takes the weight before the others have arrived, and at alpha = 0.05 the entropy of four modes, 0.07, does not "
-    "bring them back.",
+    "**Reading.** One Gaussian keeps one goal. So does PMOE where only the winner learns: the losers get "
+    "neither a value nor an entropy gradient, stay wide and win less often, and the gate starves them. "
+    "Where every expert learns, each goes to a goal near its start, and equally narrow experts win "
+    "equally often; four goals drawn by chance are 2.7 different ones on average. The density of the "
+    "whole mixture in the entropy pushes experts apart and fills most of the rest. The Gumbel-softmax "
+    "keeps as many as learning all does. The two unbiased gradients of the true objective collapse here: "
+    "the weight goes to whichever expert is best early on, before the others have arrived, and the "
+    "entropy bonus of four modes, alpha log 4 = 0.07, does not bring them back.",
     "",
-    "Free parameters, an exact critic and a fixed temperature: with networks, learned critics and a tuned temperature the "
-    "numbers will differ.",
+    "Free parameters, an exact critic and a fixed temperature: with networks, learned critics and a tuned "
+    "temperature the numbers will differ.",
 ]
 
 
@@ -130,9 +132,8 @@ def table(variants: dict[str, Any]) -> list[str]:
         seeds = found["seeds"]
         kept = [r["kept"] for r in seeds]
         near = np.median([sum(r["shares"]) for r in seeds])
-        mean_q, largest = (
-            np.median([f(r) for r in seeds]) for f in (lambda r: r["mean_q"], lambda r: max(r["weights"]))
-        )
+        mean_q = np.median([r["mean_q"] for r in seeds])
+        largest = np.median([max(r["weights"]) for r in seeds])
         numbers = f"{np.median(kept):g}", f"{100 * near:.0f} %", f"{mean_q:.3f}", f"{largest:.2f}"
         rows.append([label, " ".join(map(str, kept)), *numbers, f"{found['cpu_seconds']:.0f}"])
     return [f"| {' | '.join(row)} |" for row in rows]
@@ -163,14 +164,16 @@ def page() -> None:
     lines = [
         "# How many of four equal goals does a mixture policy keep?",
         "",
-        "Regenerate: `python scripts/bench_pmoe_modes.py run`, then `page`; raw numbers: `benchmarks/raw/pmoe_modes.json`.",
+        "Regenerate: `python scripts/bench_pmoe_modes.py run`, then `page`; raw numbers: "
+        "`benchmarks/raw/pmoe_modes.json`.",
         "",
         f"offrl {v['offrl']} ({v['commit']}), torch {v['torch']}, {v['cpu']}, one thread.",
         "",
-        "A bandit: Q(a) = -4 min_g |a - g|^2 in the plane, goals at (+-1, +-1), known exactly; alpha = "
-        f"{ALPHA}, K = 4, batch {BATCH}, Adam {LR}, {STEPS:,} steps, {SEEDS} seeds. Means start at N(0, 0.3^2), deviations "
-        f"at 1, weights equal. A mode is kept when at least {100 * LEAST:.0f} % of {DRAWS:,} draws are nearer to its goal "
-        f"than {RADIUS}. Losses are `offrl.estimators.mixture`'s, as `pmoe_sac` uses them; settings in brackets.",
+        "A bandit: Q(a) = -4 min_g |a - g|^2 in the plane, goals at (+-1, +-1), known exactly; "
+        f"alpha = {ALPHA}, K = 4, batch {BATCH}, Adam {LR}, {STEPS:,} steps, {SEEDS} seeds. Means start at "
+        "N(0, 0.3^2), deviations at 1, weights equal. A mode is kept when at least "
+        f"{100 * LEAST:.0f} % of {DRAWS:,} draws are nearer to its goal than {RADIUS}. Losses are those of "
+        "`offrl.estimators.mixture`, as `pmoe_sac` uses them; its settings in brackets.",
         "",
         f"![Modes kept while learning]({PAGE.stem}.svg)",
         "",
