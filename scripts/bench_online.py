@@ -2,6 +2,7 @@
 
     python scripts/bench_online.py plan                               what would run, and the expected core-hours
     python scripts/bench_online.py run [--groups NAME ...] [--jobs 2] [--minutes 60]
+    python scripts/bench_online.py speed                              environment steps a second beside SB3's
     python scripts/bench_online.py page                               benchmarks/online.md from raw/online/*.json
 
 A cell is one training run: it leaves its learning curve and the returns of its last policy. A finished cell never runs
@@ -34,6 +35,7 @@ from offrl.training.seeding import seed_globally
 
 ROOT = Path(__file__).resolve().parents[1]
 RAW, WORK, PAGE = ROOT / "benchmarks/raw/online", ROOT / "runs/bench-online", ROOT / "benchmarks/online.md"
+SPEED = ROOT / "benchmarks/raw/online_speed.json"
 EPISODES, WINDOW = 20, 20  # of the last evaluation; of a point of the learning curve
 
 
@@ -64,7 +66,64 @@ class Group:
 
 
 TEN = {"num_envs": 10}
+NORMALIZED = {"normalize_observations": True, "normalize_rewards": True}
+FOUR = {"num_envs": 4}
+FAST = {"learning_starts": 100, "lr": 1e-3}  # the zoo's settings of SAC for Pendulum-v1
+ON_POLICY = (
+    Entry("MDPO on-policy", "mdpo_on", 160, {}, NORMALIZED),
+    Entry("PPO of the core", "ppo", 230, {}, NORMALIZED),
+    Entry("PPO of SB3", "sb3:PPO", 230, {}, NORMALIZED),
+)
+DEFAULTS = (
+    "Everybody's defaults: rollouts of 2048 steps, two layers of 64, observations and rewards normalized."
+)
+SOFT = (
+    "Two layers of 256, batches of 256, one update a step, first steps random; MDPO's temperature is fixed."
+)
 GROUPS = {
+    "on-hopper": Group("Hopper-v5, on policy", "Hopper-v5", "steps", 500_000, (0, 1, 2), ON_POLICY, DEFAULTS),
+    "on-halfcheetah": Group(
+        "HalfCheetah-v5, on policy", "HalfCheetah-v5", "steps", 500_000, (0, 1, 2), ON_POLICY, DEFAULTS
+    ),
+    "ppo-pendulum": Group(
+        "Pendulum-v1, PPO of the core and of stable-baselines3",
+        "Pendulum-v1",
+        "steps",
+        100_000,
+        (0, 1, 2, 3, 4),
+        (
+            Entry("PPO of the core", "ppo", 40, {"rollout": 1024, "discount": 0.9, "lr": 1e-3}, FOUR),
+            Entry("PPO of SB3", "sb3:PPO", 40, {"n_steps": 1024, "gamma": 0.9, "learning_rate": 1e-3}, FOUR),
+            Entry("MDPO on-policy", "mdpo_on", 30, {"rollout": 512, "discount": 0.9, "lr": 1e-3}, FOUR),
+        ),
+        "The zoo's settings of PPO, without its state-dependent exploration.",
+    ),
+    "soft-pendulum": Group(
+        "Pendulum-v1, off policy",
+        "Pendulum-v1",
+        "steps",
+        20_000,
+        (0, 1, 2, 3, 4),
+        (
+            Entry("MDPO off-policy", "mdpo_off", 160, FAST | {"refresh_every": 100}),
+            Entry("SAC of the core", "sac", 150, FAST),
+            Entry("SAC of SB3", "sb3:SAC", 210, {"learning_starts": 100, "learning_rate": 1e-3}),
+        ),
+        SOFT,
+    ),
+    "soft-halfcheetah": Group(
+        "HalfCheetah-v5, off policy",
+        "HalfCheetah-v5",
+        "steps",
+        100_000,
+        (0, 1),
+        (
+            Entry("MDPO off-policy", "mdpo_off", 800, {"kl_coefficient": 0.3}),
+            Entry("SAC of the core", "sac", 760),
+            Entry("SAC of SB3", "sb3:SAC", 1050, {"learning_starts": 10_000}),
+        ),
+        SOFT,
+    ),
     "pendulum": Group(
         "InvertedPendulum-v5, equal trajectories",
         "InvertedPendulum-v5",
@@ -79,7 +138,7 @@ GROUPS = {
         "Ten episodes a gradient and ten a Hessian-vector product, played side by side: steps of environments that "
         "wait for the longest episode are counted. Step sizes are the best of six for each method on another seed, by "
         "the last policy; at the same number of trajectories N-HARPG has half the iterations.",
-    )
+    ),
 }
 
 
@@ -186,6 +245,40 @@ def run(groups: tuple[str, ...] = tuple(GROUPS), jobs: int = 1, minutes: float |
         raise SystemExit(f"{len(missing)} cells have no result: {', '.join(missing)}")
 
 
+def speed(env: str = "HalfCheetah-v5", turns: int = 3) -> None:
+    """Environment steps a second with updates, methods in turn on one thread; run it on a quiet machine.
+
+    Args:
+        env: id.
+        turns: per method.
+    """
+    torch.set_num_threads(1)
+    after: dict[str, Any] = {"learning_starts": 300}
+    names = {**dict.fromkeys(("sb3:SAC", "sac", "mdpo_off"), after), "sb3:PPO": {}, "ppo": {}, "mdpo_on": {}}
+    models = {name: make(Entry(name, name, 0, settings), env, 0) for name, settings in names.items()}
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(turns + 1):  # the first one passes the random steps and is not counted
+        for name, model in models.items():
+            steps = 2048 if names[name] == {} else 300
+            began = time.perf_counter()
+            model.learn(steps, reset_num_timesteps=turn == 0)
+            if turn:
+                rates[name].append(steps / (time.perf_counter() - began))
+    atomic_write_json(SPEED, {"env": env, "rates": rates, "versions": versions("cpu", 1)})
+    print("\n".join(speed_table()))
+
+
+def speed_table() -> list[str]:
+    """Medians, and the ratio to stable-baselines3's method of the same kind."""
+    raw = json.loads(SPEED.read_text())
+    medians = {name: float(np.median(found)) for name, found in raw["rates"].items()}
+    rows = ["| method | environment steps a second | beside SB3's |", "| --- | --- | --- |"]
+    for name, rate in medians.items():
+        peer = medians["sb3:SAC" if name in ("sb3:SAC", "sac", "mdpo_off") else "sb3:PPO"]
+        rows.append(f"| {name} | {rate:,.0f} | {rate / peer:.2f} |")
+    return rows
+
+
 def table(g: Group, found: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Rows of a group: medians and quartiles over seeds."""
     head = [
@@ -275,8 +368,15 @@ def page() -> None:
             made = f"offrl {v['offrl']} ({v['commit']}), torch {v['torch']}, mujoco {v['mujoco']}"
             lines += ["", f"{made}, {v['cpu']}, one thread."]
         lines += ["", *table(g, found)]
+    if SPEED.exists():
+        raw = json.loads(SPEED.read_text())
+        lines += ["", f"## Speed in {raw['env']}, one thread", "", "`python scripts/bench_online.py speed`: "]
+        lines[-1] += f"methods in turn, default networks and batches; {raw['versions']['cpu']}; medians."
+        lines += ["", *speed_table()]
     atomic_write_text(PAGE, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"plan": plan, "run": run, "page": page, "cell": cell})
+    tyro.extras.subcommand_cli_from_dict(
+        {"plan": plan, "run": run, "page": page, "cell": cell, "speed": speed}
+    )

@@ -24,6 +24,7 @@ from torch.distributions import Categorical, Normal
 
 from offrl.errors import ConfigError
 from offrl.estimators.compose import compose
+from offrl.estimators.likelihood import gaussian_log_prob
 from offrl.estimators.regularizers import categorical_kl, clipped_value_loss, gaussian_kl, value_loss
 from offrl.estimators.rollouts import Rollouts
 from offrl.online.on_policy import OnPolicyConfig, OnPolicyMethod, model_of, rollouts_of
@@ -82,6 +83,13 @@ def divergence(new: Family, old: Family) -> Tensor:
     return gaussian_kl(new.mean, new.stddev.log(), old.mean, old.stddev.log())
 
 
+def log_density(family: Family, actions: Tensor) -> Tensor:
+    """Log pi(a | s), (B,), of actions (B, A), or (B,) int64."""
+    if isinstance(family, Categorical):
+        return family.logits.gather(-1, actions[:, None]).squeeze(-1)  # torch keeps them normalised
+    return gaussian_log_prob(family.mean, family.stddev.log(), actions)
+
+
 def mirror_step_loss(log_probs: Tensor, rollouts: Rollouts, kl: Tensor, step_size: float) -> Tensor:
     """-L_k, up to a constant.
 
@@ -127,9 +135,7 @@ class MDPOOn(OnPolicyMethod):
         losses = []
         for _ in range(self.settings.inner_steps):
             new = self.family(samples.observations)
-            log_probs = new.log_prob(actions)
-            log_probs = log_probs.sum(dim=-1) if isinstance(new, Normal) else log_probs
-            loss = mirror_step_loss(log_probs, rollouts, divergence(new, old), step_size)
+            loss = mirror_step_loss(log_density(new, actions), rollouts, divergence(new, old), step_size)
             self.step(loss, self.actor_parameters(), self.settings.max_grad_norm)
             losses.append(loss.detach())
         with torch.no_grad():

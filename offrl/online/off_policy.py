@@ -226,8 +226,8 @@ class Buffer(ReplayBuffer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.observations = self.observations.astype(np.float32)
-        self.next_observations = self.next_observations.astype(np.float32)
+        shape = self.observations.shape
+        self.observations, self.next_observations = (np.zeros(shape, np.float32) for _ in range(2))
 
     def batch(self, size: int, normalizer: VecNormalize | None = None) -> Batch:
         """Uniform draws from numpy's global stream, with replacement; (1, size, ...) each."""

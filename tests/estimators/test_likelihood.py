@@ -10,6 +10,7 @@ from offrl.estimators.likelihood import (
     advantage_weights,
     gaussian_log_prob,
     standard_normal_kl,
+    tanh_gaussian_log_probs,
     tanh_gaussian_sample,
     weighted_likelihood_loss,
 )
@@ -127,3 +128,13 @@ def test_the_divergence_from_the_standard_normal():
     want = kl_divergence(Normal(mean, log_std.exp()), Normal(0.0, 1.0))
     torch.testing.assert_close(standard_normal_kl(mean, log_std), want)
     assert (want > 0).all()
+
+
+def test_squashed_densities_of_other_policies_at_the_same_draw():
+    """As torch's transformed distribution has it, dimension by dimension; also far out, where tanh rounds to 1."""
+    mean, log_std, u = torch.randn(3, 50, 2, dtype=torch.float64)
+    squashed = TransformedDistribution(Normal(mean, log_std.exp()), [TanhTransform(cache_size=1)])
+    found = tanh_gaussian_log_probs(log_std, (u - mean) / log_std.exp(), u)
+    torch.testing.assert_close(found, squashed.log_prob(u.tanh()), rtol=1e-6, atol=1e-6)
+    far = tanh_gaussian_log_probs(torch.zeros(1), torch.zeros(1), torch.tensor([40.0]))
+    torch.testing.assert_close(far, torch.tensor([-0.5 * math.log(2 * math.pi) + 80.0 - 2 * math.log(2.0)]))

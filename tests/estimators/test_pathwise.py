@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from offrl.estimators.pathwise import normalized_q_loss, squared_distance
+from offrl.estimators.pathwise import mirror_descent_loss, normalized_q_loss, squared_distance, tsallis_log
 
 
 def test_the_q_term_is_minus_alpha_mean_q_over_mean_absolute_q():
@@ -68,3 +68,28 @@ def test_the_distances_gradient_is_closed_form_and_none_for_the_anchor():
     squared_distance(pi, anchor).sum().backward()
     torch.testing.assert_close(pi.grad, (2 * (pi - anchor) / 10).detach())
     assert anchor.grad is None
+
+
+@pytest.mark.parametrize(("mode", "value"), [("per_dim", -1.0), ("joint", -0.75)])
+def test_q_logs_of_dimensions_and_of_their_product(mode, value):
+    """Densities 1/2 and 1/2, q = 2: (1/2 - 1) + (1/2 - 1), or 1/4 - 1. At q = 1 both are log 1/4."""
+    log_probs = torch.tensor([[0.5, 0.5]]).log()
+    torch.testing.assert_close(tsallis_log(log_probs, 2.0, mode), torch.tensor([value]))
+    torch.testing.assert_close(tsallis_log(log_probs, 1.0, mode), torch.tensor([0.25]).log())
+    torch.testing.assert_close(
+        tsallis_log(log_probs, 1.0 + 1e-4, mode), torch.tensor([0.25]).log(), atol=1e-3, rtol=0
+    )
+
+
+def test_q_logs_stay_finite():
+    """Densities below 1e-6 count as that; huge ones do not overflow."""
+    logs = tsallis_log(torch.tensor([[-1e4], [1e4], [-13.0]]), 1.5)
+    assert logs.isfinite().all()
+    torch.testing.assert_close(logs[0], torch.tensor(2 * (1e-3 - 1)))
+    torch.testing.assert_close(tsallis_log(torch.tensor([[-50.0]]), 1.0), torch.tensor([-50.0]))
+
+
+def test_the_mirror_descent_loss_is_its_formula():
+    """c log p + q (lambda - c) log p_k - Q, averaged: 2 * 3 + 1.5 (0.5 - 2) 4 - 1 = -4 and 0 + 0 - 7."""
+    a, b, q = torch.tensor([3.0, 0.0]), torch.tensor([4.0, 0.0]), torch.tensor([1.0, 7.0])
+    assert mirror_descent_loss(a, b, q, kl=2.0, entropy=0.5, q=1.5).item() == -5.5

@@ -1,11 +1,15 @@
 """The state of a model as tensors and numbers."""
 
 import gymnasium
+import pytest
 import torch
 from stable_baselines3 import SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
+from offrl.algos import sac
+from offrl.algos.mdpo_off import MDPOOff
+from offrl.algos.mdpo_on import MDPOOn
 from offrl.online.checkpoint import ARRAYS, model_state, restore_model
 from offrl.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -52,3 +56,22 @@ def test_a_full_ring_of_transitions_comes_back():
     restore_model(other, model_state(model))
     assert (other.replay_buffer.pos, other.replay_buffer.full) == (20, True)
     assert (other.replay_buffer.observations == model.replay_buffer.observations).all()
+
+
+@pytest.mark.parametrize("kind", [MDPOOff, MDPOOn, sac.SAC])
+def test_ours_come_back_with_their_optimizers(kind, tiny, tmp_path):
+    small = {"hidden": 8, "batch_size": 16}
+    small |= {"rollout": 32} if kind is MDPOOn else {"learning_starts": 20, "buffer_size": 500}
+    model, other = (kind("MlpPolicy", tiny, seed=s, device="cpu", **small).learn(96 - 40 * s) for s in (0, 1))
+    save_checkpoint(tmp_path, {"model": model_state(model)})
+    state, _ = load_checkpoint(tmp_path)
+    restore_model(other, state["model"])
+    torch.testing.assert_close(other.get_parameters(), model.get_parameters(), rtol=0, atol=0)
+    if kind is not MDPOOn:
+        torch.manual_seed(0)
+        batch = model.replay_buffer.batch(16)
+        for m in (model, other):
+            torch.manual_seed(0)
+            m.update(batch)
+        torch.testing.assert_close(other.get_parameters(), model.get_parameters(), rtol=0, atol=0)
+    other.learn(32, reset_num_timesteps=False)
