@@ -633,7 +633,6 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
             "rms.mean, rms.var, rms.count = mean.cpu().numpy(), var.cpu().numpy(), count",
             "rms.mean, rms.var = mean.cpu().numpy(), var.cpu().numpy()",
         ),
-        ('normalizer.returns = state["returns"].cpu().numpy()', "pass"),
     ],
 }
 

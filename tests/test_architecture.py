@@ -31,16 +31,38 @@ MAY_IMPORT = {  # package -> packages of ours that it may import, besides itself
     | {"offrl.online"},
     "offrl.envs": {"offrl.estimators"},
     "offrl.policies": {"offrl.diffusion", "offrl.nn", "offrl.data"},
+    "offrl.sweeps": {
+        "offrl.data",
+        "offrl.nn",
+        "offrl.training",
+        "offrl.evaluation",
+        "offrl.algos",
+        "offrl.fitted_q",
+    },
     "offrl.commands": {"offrl"},
     "offrl.collect": {"offrl"},
     "offrl.fitted_q": {"offrl"},
+    "offrl.diagnose": {"offrl"},
     "offrl.api": {"offrl"},
     "offrl.cli": {"offrl.commands"},
     "offrl.errors": set(),
     "offrl.files": set(),
 }
 # What drives a run also evaluates it and finds its algorithm by name; the parts that it drives do not.
-for driver in ("build", "options", "runner", "session", "check", "cells", "records", "many", "sweep"):
+for driver in (
+    "build",
+    "options",
+    "runner",
+    "session",
+    "check",
+    "cells",
+    "records",
+    "many",
+    "sweep",
+    "online",
+    "offline",
+    "fine_tuning",
+):
     MAY_IMPORT[f"offrl.training.{driver}"] = MAY_IMPORT["offrl.training"] | {
         "offrl.evaluation",
         "offrl.algos",

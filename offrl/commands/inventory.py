@@ -7,6 +7,11 @@ from offrl.errors import UsageError
 
 SUBCOMMANDS = {  # name -> module under offrl.commands, one line for the overview
     "solve": ("inventory_solve", "the optimal policy and its cost, or a bound, where theory has one"),
+    "list": ("inventory_settings", "the published settings, their options and sizes"),
+    "check": (
+        "inventory_settings",
+        "read a network of your own, or a setting, and show what it is: check FILE.yaml",
+    ),
 }
 
 
@@ -33,5 +38,7 @@ def main(argv: list[str]) -> int:
         near = difflib.get_close_matches(name, SUBCOMMANDS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UsageError(f"unknown subcommand {name!r}{hint} ('offrl inventory --help' lists all)")
-    code: int = importlib.import_module(f"offrl.commands.{SUBCOMMANDS[name][0]}").main(rest)
+    module = SUBCOMMANDS[name][0]
+    rest = rest if module == f"inventory_{name}" else [name, *rest]  # a module of several is told which
+    code: int = importlib.import_module(f"offrl.commands.{module}").main(rest)
     return code

@@ -41,7 +41,6 @@ def model_state(model: BaseAlgorithm) -> dict[str, Any]:
             for name in ("obs_rms", "ret_rms")
             if isinstance(rms := getattr(normalizer, name, None), RunningMeanStd)
         }
-        state["returns"] = torch.as_tensor(normalizer.returns)
     buffer = getattr(model, "replay_buffer", None)
     if buffer is not None:
         rows = buffer.buffer_size if buffer.full else buffer.pos
@@ -69,7 +68,6 @@ def restore_model(model: BaseAlgorithm, state: dict[str, Any]) -> None:
         for name, (mean, var, count) in state["statistics"].items():
             rms = getattr(normalizer, name)
             rms.mean, rms.var, rms.count = mean.cpu().numpy(), var.cpu().numpy(), count
-        normalizer.returns = state["returns"].cpu().numpy()
     buffer = getattr(model, "replay_buffer", None)
     if buffer is not None:
         for name, rows in state["buffer"].items():

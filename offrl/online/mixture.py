@@ -129,6 +129,9 @@ class MixtureDistribution(Distribution):
 
     mixture: mx.Mixture
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Not asked for: the policy builds its heads."""
         raise NotImplementedError("the policy of a mixture builds its own heads")
@@ -215,7 +218,8 @@ class MixtureActorCriticPolicy(ActorCriticPolicy):
                 nn.ReLU(),
             ).append(nn.Linear(64, 1))
         self.log_std = nn.Parameter(torch.full((k, a), self.log_std_init))
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        made: Any = self.optimizer_class
+        self.optimizer = made(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, values and log pi of the actions."""

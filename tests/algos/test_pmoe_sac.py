@@ -112,7 +112,7 @@ def test_the_loss_recomputed_by_hand():
         for i in range(3):
             u = m.mean[0, row, i] + m.log_std[0, row, i].exp() * noise[0, row, i]
             both = values(
-                list(model.policy.critic), batch.observations[:, row : row + 1], u.tanh()[None, None]
+                model.critic_optimizer.constant, batch.observations[:, row : row + 1], u.tanh()[None, None]
             )
             q.append(float(both.min()))
             normal = torch.distributions.Normal(m.mean[0, row, i], m.log_std[0, row, i].exp())

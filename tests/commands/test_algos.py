@@ -27,7 +27,7 @@ def test_the_list_loads_no_torch():
 def test_the_check_of_a_good_method_says_ok(capsys):
     assert main(["algos", "check", "bc"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert all(line.startswith("ok      ") for line in lines)
 
 

@@ -63,15 +63,21 @@ def test_likelihoods_are_of_the_actions_before_clipping():
 
 
 def test_every_iteration_has_episodes_of_its_own():
-    model, first = collect(6, 2)
+    """Its starts and its noise; one environment, so that rows are in the order of the draws."""
+    model, first = collect(6, 1)
     _, callback = model._setup_learn(100)
     same = model._collect(model.theta(), 0, callback)
     other_kind = model._collect(model.theta(), 1, callback)
     model._n_updates += 1
     later = model._collect(model.theta(), 0, callback)
+
+    def noise(batch):
+        return (batch.actions - model.policy.net(batch.features)).detach()[:5]
+
     assert torch.equal(first.actions, same.actions)
     for batch in (other_kind, later):
-        assert not torch.equal(batch.actions[:5], first.actions[:5])
+        assert not torch.equal(batch.features, first.features)
+        assert not torch.allclose(noise(batch), noise(first), atol=1e-3)
 
 
 def test_the_baseline_is_that_of_the_other_episodes():

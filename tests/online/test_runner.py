@@ -138,6 +138,12 @@ def test_the_episodes_under_way_at_the_end_are_finished(tmp_path):
     assert record.metrics.steps.tolist() == [*range(40, 390, 40), 390]
 
 
+def test_evaluations_are_at_the_same_steps_whatever_the_number_of_environments(tmp_path):
+    """Three environments pass step 100 at 102."""
+    result = start("n_pg_igt", SETTINGS, options(tmp_path, num_envs=3))
+    assert [e.step for e in read_run(result.directory).evaluations] == [100, 200, 300, 400]
+
+
 def test_what_cannot_run_is_refused_before_a_folder_is_made(tmp_path):
     for given, message in (
         ({"env": None}, "n_pg_igt learns in an environment: pass --env ID"),

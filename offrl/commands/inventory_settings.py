@@ -1,0 +1,96 @@
+"""``offrl inventory list`` and ``offrl inventory check``."""
+
+import sys
+from dataclasses import dataclass
+
+import tyro
+
+from offrl.commands.arguments import parse
+
+
+@dataclass(frozen=True)
+class List:
+    """The published settings: name, what may be varied and its default, what it is."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Read a network and show what was understood: nodes, lanes, demand, protocol, and what one order goes through."""
+
+    network: tyro.conf.Positional[str]
+    """A YAML file of your own, or the name of a setting; --example prints a file to start from."""
+
+
+def main(argv: list[str]) -> int:
+    """``argv`` begins with the subcommand's name."""
+    name, rest = argv[0], argv[1:]
+    if name == "list":
+        parse(List, "offrl inventory list", rest)
+        return _list()
+    if rest == ["--example"]:
+        from offrl.envs.inventory.yaml_file import EXAMPLE
+
+        sys.stdout.write(EXAMPLE)
+        return 0
+    return _check(parse(Check, "offrl inventory check", rest).network)
+
+
+def _list() -> int:
+    from offrl.envs.inventory.settings import SETTINGS, options_of
+
+    for name, make in SETTINGS.items():
+        options = " ".join(f"{key}={value:g}" for key, value in options_of(name).items())
+        print(f"{name:32} {options}\n    {(make.__doc__ or '').splitlines()[0]}")
+    return 0
+
+
+def _check(name: str) -> int:
+    from offrl.envs.inventory.protocol import Setting
+    from offrl.envs.inventory.settings import load_setting
+
+    setting = load_setting(name)
+    network = setting.network
+    unmet = "lost" if network.lost_sales else "waits"
+    counts = f"upstream nodes: {network.upstream}, stores: {network.stores}, lanes: {len(network.edges)}"
+    print(f"{setting.name}: {counts}")
+    print(f"unmet demand {unmet}; {'profit' if network.profit else 'cost'}, discount {network.discount:g}")
+    for node in network.nodes:
+        shown = "  ".join(
+            f"{key.rstrip('_')} {getattr(node, key):g}"
+            for key in (
+                "holding_cost",
+                "underage_cost",
+                "operating_cost",
+                "price",
+                "initial",
+                "capacity",
+                "yield_",
+            )
+            if getattr(node, key) not in (0, 1 if key == "yield_" else float("inf"))
+        )
+        print(f"  {node.kind:10} {node.name:16} {shown}{'' if node.holds else '  ships all it has'}")
+    for edge, lead_time in zip(network.edges, network.lead_times, strict=True):
+        costs = "".join(
+            f"  {key} {getattr(edge, key):g}"
+            for key in ("cost", "transit_cost", "price")
+            if getattr(edge, key)
+        )
+        print(f"  {edge.source} -> {edge.target}: {_arrival(network.slot(edge), lead_time)}{costs}")
+    if isinstance(setting, Setting):
+        means = ", ".join(f"{mean:g}" for mean in setting.demand.means)
+        print(f"demand: {type(setting.demand).__name__.lower()}, means {means}")
+    else:
+        print(f"demand: {setting.sales.source}, {len(setting.sales.values)} series")
+    for split, size in setting.splits.items():
+        print(
+            f"{split:5}: {size.scenarios} scenarios x {size.periods} periods, the first {size.ignore} not counted"
+        )
+    print(
+        "a period: orders on what is seen; demand; costs; then what arrives before the next period comes in"
+    )
+    return 0
+
+
+def _arrival(slot: int, lead_time: int) -> str:
+    """When an order of period 0 is of use."""
+    return f"lead time {lead_time}, an order of period 0 is on hand before period {slot + 1}"
