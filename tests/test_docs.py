@@ -59,7 +59,6 @@ def test_every_part_of_the_estimators_is_on_their_page():
     assert [name for registry in registries for name in registry if f"`{name}`" not in rows] == []
 
 
-<<<<<<< HEAD
 def test_the_stable_baselines3_example_trains_saves_and_loads_in_a_fresh_process(tmp_path):
     """PMOE-SAC with an EvalCallback, as on the page but shorter."""
     pytest.importorskip("stable_baselines3")
@@ -76,7 +75,8 @@ def test_the_stable_baselines3_example_trains_saves_and_loads_in_a_fresh_process
     assert len(returns) == 2
     assert all(-2000 < value < 0 for value in returns)
     assert (tmp_path / "best/evaluations.npz").exists()
-=======
+
+
 def test_the_page_on_inventory_runs():
     """Its Python blocks one after the other; its YAML is the example that the command prints."""
     from offrl.envs.inventory.yaml_file import EXAMPLE
@@ -89,4 +89,3 @@ def test_the_page_on_inventory_runs():
             exec(text.replace("num_envs=1024", "num_envs=2"), names)
     cost = names["evaluate"](names["policy"], names["test"], ignore=50).mean().item()
     assert abs(cost - 6.277) < 0.1
->>>>>>> main
