@@ -8,7 +8,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from offrl.errors import ConfigError
 from offrl.estimators import mixture as mx
-from offrl.online.mixture import MixtureActor, MixtureActorCriticPolicy, MixtureDistribution
+from offrl.online.mixture import (
+    MixtureActor,
+    MixtureActorCriticPolicy,
+    MixtureDistribution,
+    SoftMixturePolicy,
+)
 from offrl.online.off_policy import SquashedActor
 
 SEEN, BOX = gymnasium.spaces.Box(-9, 9, (3,)), gymnasium.spaces.Box(-1, 1, (2,))
@@ -192,3 +197,13 @@ def test_the_actor_critic_on_disk_plays_its_mode():
     np.testing.assert_allclose(saved(x).detach(), expected, atol=1e-6)
     for a, b in zip(policy.get_distribution(x).mixture, saved.mixture(x), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_constructor_arguments_survive_saving(tmp_path):
+    """Of both policies: their sizes, and whose density counts."""
+    soft = SoftMixturePolicy(SEEN, BOX, hidden=8, experts=2, whole=True)
+    soft.save(tmp_path / "soft.pth")
+    loaded = SoftMixturePolicy.load(tmp_path / "soft.pth", device="cpu")
+    assert (loaded.experts, loaded.actor.experts, loaded.actor.whole) == (2, 2, True)
+    critic(3).save(tmp_path / "critic.pth")
+    assert MixtureActorCriticPolicy.load(tmp_path / "critic.pth", device="cpu").experts == 3
