@@ -30,6 +30,12 @@ ALGORITHMS = {  # name (also of the file) -> what it is, for 'offrl algos'
     "rebrac": "TD3+BC with separate pulls on actor and critic (arXiv:2305.09836)",
     "odice": "orthogonal-gradient visitation ratios, also for imitation (arXiv:2402.00348)",
 }
+ELSEWHERE = {  # name (also of the file) -> what it is, the command that trains it: no dataset of steps
+    "hdpo": (
+        "inventory policies by gradients through the simulator (arXiv:2306.11246)",
+        "offrl inventory train",
+    ),
+}
 
 ONLINE = {  # the same for methods that learn in an environment (extra sb3)
     "n_pg_igt": "normalized policy gradient with implicit gradient transport (arXiv:2302.01734)",
@@ -85,6 +91,8 @@ def load_algorithm(name: str) -> tuple[str, "Algorithm"]:
     elif name in (found := plugins()):
         loaded = found[name].load()
         short, algorithm = name, getattr(loaded, "ALGORITHM", loaded)
+    elif name in ELSEWHERE:
+        raise ConfigError(f"{name} is not trained on a dataset; use: {ELSEWHERE[name][1]}")
     else:
         near = difflib.get_close_matches(name.replace("-", "_"), [*ALGORITHMS, *ONLINE, *found], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -12,6 +12,9 @@ SUBCOMMANDS = {  # name -> module under offrl.commands, one line for the overvie
         "inventory_settings",
         "read a network of your own, or a setting, and show what it is: check FILE.yaml",
     ),
+    "train": ("inventory_train", "train a policy by gradients through the simulator (HDPO)"),
+    "resume": ("inventory_train", "go on with stopped runs, bit for bit"),
+    "eval": ("inventory_eval", "cost of a run's or a classical policy, and its distance to the optimum"),
 }
 
 

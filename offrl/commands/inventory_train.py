@@ -1,0 +1,121 @@
+"""``offrl inventory train SETTING`` and ``offrl inventory resume RUN``."""
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from offrl.commands import arguments
+from offrl.errors import UsageError
+
+if TYPE_CHECKING:
+    from offrl.training.inventory import InventoryResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What is printed."""
+
+    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    """Print nothing but errors."""
+    json: bool = False
+    """Print one JSON object per development cost, and one per run, instead of progress."""
+
+    @property
+    def mode(self) -> str:
+        """The reporter's mode."""
+        return "quiet" if self.quiet else "json" if self.json else "text"
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Go on with a stopped run (and those trained beside it) exactly where its last checkpoint left it."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory."""
+    output: Output = dataclasses.field(default_factory=Output)
+
+
+def main(argv: list[str]) -> int:
+    """The arguments of ``train``, or ``resume ...``."""
+    if argv[:1] == ["resume"]:
+        from offrl.training.inventory import resume
+        from offrl.training.progress import Reporter
+
+        o = arguments.parse(ResumeOptions, "offrl inventory resume", argv[1:])
+        _summary(resume(o.run, Reporter(o.output.mode, 1)), o.output)
+        return 0
+    return _train(argv)
+
+
+def _train(argv: list[str]) -> int:
+    from offrl.algos.hdpo import HDPOConfig
+    from offrl.training.inventory import InventoryOptions, start
+    from offrl.training.progress import Reporter
+
+    if not argv:
+        raise UsageError("name a setting: offrl inventory train SETTING ('offrl inventory list' shows all)")
+    run = dataclasses.make_dataclass(
+        "Run",
+        [
+            (f.name, f.type, f)
+            for f in dataclasses.fields(InventoryOptions)
+            if f.name not in ("setting", "vary")
+        ],
+        frozen=True, kw_only=True,
+    )  # fmt: skip
+    run.__doc__, run.__module__ = InventoryOptions.__doc__, InventoryOptions.__module__
+    form = dataclasses.make_dataclass(
+        "Train",
+        [
+            ("setting", tyro.conf.Positional[str]),
+            ("set", Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...", help=SET)], ()),
+            ("run", run, dataclasses.field(default_factory=run)),
+            ("hdpo", HDPOConfig, HDPOConfig()),
+            ("output", tyro.conf.FlagCreatePairsOff[Output], Output()),
+        ],
+        frozen=True,
+    )
+    about = "Train a policy on a setting by gradients through its simulator; everything is kept in a new run directory."
+    o: Any = arguments.parse(form, "offrl inventory train", argv, description=about, pairs=True)
+    options = InventoryOptions(setting=o.setting, vary=pairs(o.set), **dataclasses.asdict(o.run))
+    _summary(start(o.hdpo, options, Reporter(o.output.mode, options.steps)), o.output)
+    return 0
+
+
+SET = "What the setting lets vary, e.g. --set lead_time=2 underage_cost=4."
+
+
+def pairs(given: tuple[str, ...]) -> dict[str, float]:
+    """``KEY=NUMBER`` words as a dictionary."""
+    found = {}
+    for word in given:
+        key, sign, value = word.partition("=")
+        try:
+            found[key] = float(value)
+        except ValueError:
+            sign = ""
+        if not sign:
+            raise UsageError(f"--set takes KEY=NUMBER, such as lead_time=2, got {word!r}")
+    return found
+
+
+def _summary(results: list["InventoryResult"], output: Output) -> None:
+    for r in results:
+        if output.mode == "json":
+            facts = {"directory": str(r.directory), "seed": r.seed, "final": True, "cost": r.cost}
+            facts |= {"standard_error": r.standard_error, "dev_cost": r.dev_cost, "best_step": r.best_step}
+            sys.stdout.write(json.dumps(facts) + "\n")
+        elif output.mode == "text":
+            if r.already_finished:
+                print(f"{r.directory} is already finished")
+            print(
+                f"test cost {r.cost:.4f} +- {r.standard_error:.4f} (s.e. over {len(r.costs)} scenarios) per store and "
+                f"period, policy of update {r.best_step} (development cost {r.dev_cost:.4f})"
+            )
+    if output.mode == "text":
+        print(f"next: offrl inventory eval {results[0].directory}")

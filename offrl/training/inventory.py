@@ -1,0 +1,405 @@
+"""Runs of HDPO: from a setting's name to a finished run directory, stopped early, selected, resumed exactly.
+
+Order at a multiple of ``eval_every``: development cost, rows, selection, checkpoint. A seed of a stack that
+has lost its patience keeps its best policy; the run ends when all have, or at the last update.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offrl.algos.hdpo import HDPO, HDPOConfig, Permutations
+from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy, rounded, save_policy
+from offrl.envs.inventory.protocol import AnySetting
+from offrl.envs.inventory.scenarios import Policy, Scenarios, evaluate
+from offrl.envs.inventory.settings import load_setting
+from offrl.errors import CheckpointError, ConfigError, Stopped
+from offrl.evaluation.rollout import EvaluationResult
+from offrl.files import atomic_write_json, read_json_object
+from offrl.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from offrl.training.loop import MetricMeans, train
+from offrl.training.options import resolve_device, settings_from_json
+from offrl.training.progress import Reporter, spaced
+from offrl.training.records import Record
+from offrl.training.run_dir import RunDir
+from offrl.training.seeding import seed_globally, streams
+from offrl.training.session import graceful_stop
+
+Rounding = Literal["auto", "none", "nearest", "feasible"]
+QUICK = (4096, 1000)  # scenarios and periods of the test, where the paper takes 32768 and 5000
+
+
+@dataclass(frozen=True, kw_only=True)
+class InventoryOptions:
+    """What is trained on and how the run is kept."""
+
+    setting: str
+    """Name of a setting ('offrl inventory list'), or a YAML file."""
+    vary: dict[str, float] = field(default_factory=dict)
+    """What the setting lets vary, e.g. lead_time=2."""
+    data: str | None = None
+    """Weekly sales, for settings on recorded sales."""
+    scenarios: int = 0
+    """Training demand paths; 0: as the setting says."""
+    dev_scenarios: int = 0
+    """Development paths; 0: as the setting says."""
+    protocol: Literal["quick", "paper"] = "quick"
+    """Test size: quick is 4096 paths of 1000 periods, paper what the setting says (minutes)."""
+    rounding: Rounding = "auto"
+    """Whole-unit orders in the test: feasible, nearest, none; auto: feasible where demand comes in whole units."""
+    steps: int = 80_000
+    """Updates at most."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds, trained side by side, each a run of its own."""
+    out: str = "runs"
+    """Folder under which run directories are made."""
+    device: str = "auto"
+    """cpu, cuda, ...; auto takes a GPU if there is one."""
+    log_every: int = 40
+    """Updates between rows of metrics.csv."""
+    eval_every: int = 40
+    """Updates between development costs, among which the best policy is chosen."""
+    checkpoint_every: int = 400
+    """Updates between checkpoints."""
+    threads: int = 1
+    """CPU threads."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "eval_every", "checkpoint_every", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("scenarios", "dev_scenarios"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not self.seeds or any(s < 0 for s in self.seeds) or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds must be different and 0 or more, got {self.seeds}")
+
+    def load(self) -> AnySetting:
+        """The setting at the sizes asked for."""
+        setting = load_setting(self.setting, data=self.data, **self.vary)
+        sizes = {"train": self.scenarios, "dev": self.dev_scenarios}
+        given: dict[str, Any] = {name: count for name, count in sizes.items() if count}
+        setting = setting.resized(**given)
+        return test_sized(setting, self.protocol)
+
+
+@dataclass(frozen=True)
+class InventoryResult:
+    """What a finished run leaves behind."""
+
+    directory: Path
+    seed: int
+    policy: InventoryPolicy
+    """The one with the least development cost."""
+    costs: Tensor
+    """(n,) test cost per store and period of each scenario."""
+    best_step: int
+    dev_cost: float
+    already_finished: bool = False
+
+    @property
+    def cost(self) -> float:
+        """Mean test cost."""
+        return float(self.costs.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean, over scenarios."""
+        return float(self.costs.std() / len(self.costs) ** 0.5)
+
+
+def test_sized(setting: AnySetting, protocol: str) -> AnySetting:
+    """The setting with its own test size (paper) or the smaller one (quick)."""
+    split = setting.splits["test"]
+    if protocol == "paper":
+        return setting
+    scenarios, periods = min(QUICK[0], split.scenarios), min(QUICK[1], split.periods)
+    return setting.resized(test=scenarios, periods={"test": periods})
+
+
+def whole_units(policy: Policy, setting: AnySetting, rounding: Rounding) -> Policy:
+    """The policy with the orders that the test asks for."""
+    how = ("feasible" if setting.integral else "none") if rounding == "auto" else rounding
+    return policy if how == "none" else rounded(policy, setting.network, how)
+
+
+def start(
+    config: HDPOConfig, options: InventoryOptions, reporter: Reporter | None = None
+) -> list[InventoryResult]:
+    """Train from scratch, each seed in a new run directory.
+
+    Raises:
+        ConfigError: setting, policy and options do not fit together.
+        Stopped: a signal stopped it; a checkpoint was written.
+    """
+    reporter = reporter or Reporter("quiet", options.steps)
+    torch.set_num_threads(options.threads)
+    seed_globally(options.seeds[0])
+    setting = options.load()
+    learner, source, dev = _build(config, options, setting)
+    facts = [_config(config, options, setting, seed) for seed in options.seeds]
+    runs = RunDir.create_stack(Path(options.out), facts)
+    size = sum(p.numel() for p in learner.net.parameters() if p.requires_grad) // len(runs)
+    reporter.note(
+        f"{config.policy} ({spaced(size)} parameters) on {setting.name}, {spaced(len(source))} training paths, "
+        f"run director{'y' if len(runs) == 1 else 'ies'} {', '.join(str(run.path) for run in runs)}"
+    )
+    return _go(runs, learner, source, dev, setting, options, reporter, restore=False)
+
+
+def resume(directory: Path, reporter: Reporter | None = None) -> list[InventoryResult]:
+    """Go on exactly where the last checkpoint left a run and its stack.
+
+    Raises:
+        CheckpointError: damaged or foreign files.
+    """
+    runs = RunDir(directory).stack()
+    if runs[0].config["algorithm"] != "hdpo":
+        raise CheckpointError(f"{directory} is a run of {runs[0].config['algorithm']}: use offrl resume")
+    try:
+        config = settings_from_json(HDPOConfig, runs[0].config["settings"])
+        known: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in runs[0].config["inventory"].items()
+        }
+        options = InventoryOptions(**known)
+        setting = options.load()
+        if _digest(setting) != runs[0].config["dataset_sha256"]:
+            raise ConfigError("the setting changed since the run began")
+    except (ConfigError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{directory} was edited or made by another version: {error}") from None
+    torch.set_num_threads(options.threads)
+    seed_globally(options.seeds[0])
+    reporter = reporter or Reporter("quiet", options.steps)
+    learner, source, dev = _build(config, options, setting)
+    return _go(runs, learner, source, dev, setting, options, reporter, restore=True)
+
+
+def _build(
+    config: HDPOConfig, options: InventoryOptions, setting: AnySetting
+) -> tuple[HDPO, Permutations, Scenarios]:
+    device = resolve_device(options.device)
+    paths = setting.draw("train").to(device)
+    learner = HDPO(paths, DemandFacts.of(setting, paths), config, options.seeds, options.steps)
+    batch = config.batch_size or setting.splits["train"].batch
+    return learner, Permutations(len(paths), batch, len(options.seeds)), setting.draw("dev").to(device)
+
+
+def _go(
+    runs: Sequence[RunDir], learner: HDPO, source: Permutations, dev: Scenarios, setting: AnySetting,
+    options: InventoryOptions, reporter: Reporter, *, restore: bool,
+) -> list[InventoryResult]:  # fmt: skip
+    with ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(run.locked())
+        session = InventorySession(runs, learner, source, dev, setting, options, reporter)
+        if restore:
+            session.restore()
+        return session.go()
+
+
+def _digest(setting: AnySetting) -> str:
+    """What tells settings apart: their description, sizes and options."""
+    shown = f"{setting.name} {dict(setting.options)} {setting.network!r} {setting.splits!r}"
+    return hashlib.sha256(shown.encode()).hexdigest()
+
+
+def _config(config: HDPOConfig, options: InventoryOptions, setting: AnySetting, seed: int) -> dict[str, Any]:
+    """``config.json``: the fields of every run, and the setting's own."""
+    varied = "-".join(f"{key}{value:g}" for key, value in setting.options.items())
+    return {
+        "algorithm": "hdpo", "algorithm_file": None, "algorithm_sha256": None, "preset": None,
+        "settings": dataclasses.asdict(config), "inventory": dataclasses.asdict(options),
+        "dataset": None, "dataset_name": f"{setting.name}-{varied}".strip("-"), "dataset_sha256": _digest(setting),
+        "rows": "exact", "env_id": None, "env_kwargs": {}, "env_flatten": [], "reference_returns": None,
+        "seed": seed, "steps": options.steps, "log_every": options.log_every, "eval_every": options.eval_every,
+        "eval_episodes": 1, "final_episodes": 0, "checkpoint_every": options.checkpoint_every, "workers": 1,
+        "device": resolve_device(options.device), "threads": options.threads, "precision": "float32",
+        "compile": False, "tensorboard": False, "wandb": False,
+    }  # fmt: skip
+
+
+@dataclass
+class Best:
+    """The best policy of a seed so far."""
+
+    cost: float = math.inf
+    step: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    stopped: bool = False
+
+
+class InventorySession:
+    """Runs in progress, one a seed of the learner."""
+
+    def __init__(
+        self, runs: Sequence[RunDir], learner: HDPO, source: Permutations, dev: Scenarios, setting: AnySetting,
+        options: InventoryOptions, reporter: Reporter,
+    ) -> None:  # fmt: skip
+        self.runs, self.learner, self.source, self.dev = runs, learner, source, dev
+        self.setting, self.options, self.reporter = setting, options, reporter
+        self.records = [Record(run, learner.metrics, ()) for run in runs]
+        self.tables = [table for record in self.records for table in record.tables]
+        self.means = MetricMeans(learner.metrics)
+        self.data = streams(options.seeds, "data", runs[0].config["device"])
+        self.best = [Best() for _ in runs]
+        self.step, self.seconds = 0, 0.0
+
+    def restore(self) -> None:
+        """Load the last checkpoint and forget the rows written after it."""
+        path = self.runs[0].path
+        state, note = load_checkpoint(path, self.runs[0].config["device"])
+        if state is None:
+            for table in self.tables:
+                table.clear()
+            return
+        try:
+            self.learner.load_state_dict(state["learner"])
+            self.source.load_state_dict(state["source"])
+            self.means.load_state_dict(state["means"])
+            for generator, saved in zip(self.data, state["data"], strict=True):
+                generator.set_state(saved.cpu())
+            set_rng_state(state["rng"])
+            self.best = [Best(**values) for values in state["best"]]
+            self.step, self.seconds = state["step"], state["seconds"]
+            for table, size in zip(self.tables, state["sizes"], strict=True):
+                table.truncate(size)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint in {path} does not fit: {type(error).__name__}: {error}"
+            ) from None
+        for record, best in zip(self.records, self.best, strict=True):
+            record.best = -best.cost
+        self.reporter.note(f"resuming {path} at step {self.step}" + (f" ({note})" if note else ""))
+
+    def go(self) -> list[InventoryResult]:
+        """Train until the last update or until every seed has lost its patience; test the best policies."""
+        done = self.step >= self.options.steps or all(best.stopped for best in self.best)
+        with graceful_stop(lambda: None) as asked:
+            try:
+                if not done:
+                    self._train(asked)
+            finally:
+                self.reporter.end()
+                for record in self.records:
+                    record.sinks.close()
+        if asked:
+            path = self.runs[0].path
+            raise Stopped(
+                f"stopped at step {self.step}; go on with: offrl inventory resume {path}", 128 + asked[0]
+            )
+        return [self._finish(k) for k in range(len(self.runs))]
+
+    def _train(self, asked: list[int]) -> None:
+        o = self.options
+        ended: list[bool] = []
+        loop = train(
+            self.learner, self.source, self.data, self.means,  # type: ignore[arg-type]
+            steps=o.steps, every=[o.log_every, o.eval_every, o.checkpoint_every], start=self.step,
+            stop=lambda: bool(asked),
+        )  # fmt: skip
+        began, before = time.monotonic(), self.step
+        for step in loop:
+            self.seconds += time.monotonic() - began
+            rate, self.step = (step - before) / max(time.monotonic() - began, 1e-9), step
+            last = step == o.steps
+            if last or step % o.eval_every == 0:
+                self._select(step)
+            if all(best.stopped for best in self.best):
+                ended.append(True)
+            if last or ended or step % o.log_every == 0:
+                self._rows(rate)
+            if last or ended or asked or step % o.checkpoint_every == 0:
+                self._checkpoint()
+            self.reporter.progress(step, rate, force=last or bool(ended))
+            if ended:
+                return
+            began, before = time.monotonic(), step
+
+    def _select(self, step: int) -> None:
+        """Development costs; the best policies so far."""
+        split, patience = self.setting.splits["dev"], self.learner.config.patience
+        for k, (record, best) in enumerate(zip(self.records, self.best, strict=True)):
+            if best.stopped:
+                continue
+            policy = self.learner.policy(k)
+            cost = float(evaluate(policy, self.dev, ignore=min(split.ignore, self.dev.periods - 1)).mean())
+            outcome = EvaluationResult(
+                np.array([-cost]), np.array([self.dev.periods]), None, self.setting.name
+            )
+            facts = record.evaluation(step, outcome)
+            if cost < best.cost:
+                best.cost, best.step, best.weights = cost, step, policy.state_dict()
+            best.stopped = bool(patience) and step - best.step >= patience
+            self.reporter.evaluation({"seed": record.seed, **facts}, -cost, -best.cost)
+
+    def _rows(self, rate: float) -> None:
+        means = self.means.pop()
+        timing = {"seconds": round(self.seconds, 3), "steps_per_second": round(rate, 2)}
+        for k, record in enumerate(self.records):
+            if wrong := record.means(self.step, {name: values[k] for name, values in means.items()}, timing):
+                self.reporter.note(f"{wrong}: seed {record.seed} has diverged")
+        self.reporter.metrics = {name: float(np.mean(values)) for name, values in means.items()}
+
+    def _checkpoint(self) -> None:
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": [dataclasses.asdict(best) for best in self.best],
+            "learner": self.learner.state_dict(),
+            "source": self.source.state_dict(),
+            "means": self.means.state_dict(),
+            "data": [g.get_state() for g in self.data],
+            "rng": rng_state(),
+            "sizes": [table.sync() for table in self.tables],
+        }
+        for k in range(len(self.runs)):
+            self._save_policy(k)
+        save_checkpoint(self.runs[0].path, state)
+
+    def _best_policy(self, k: int) -> InventoryPolicy:
+        policy = self.learner.policy(k)
+        if self.best[k].weights:
+            policy.load_state_dict(self.best[k].weights)
+        return policy
+
+    def _save_policy(self, k: int) -> None:
+        extra: dict[str, Any] = {
+            "algorithm": "hdpo",
+            "setting": self.setting.name,
+            "options": dict(self.setting.options),
+        }
+        extra |= {"seed": self.records[k].seed, "step": self.best[k].step}
+        save_policy(self._best_policy(k), self.runs[k].path, extra)
+
+    def _finish(self, k: int) -> InventoryResult:
+        """Test the best policy of a seed, once; the files are the mark of a finished run."""
+        run, best, policy = self.runs[k], self.best[k], self._best_policy(k)
+        if run.finished:
+            facts = read_json_object(run.path / "test.json", CheckpointError)
+            with np.load(run.path / "final_returns.npz", allow_pickle=False) as final:
+                costs = torch.from_numpy(-final["returns"])
+            return InventoryResult(run.path, facts["seed"], policy, costs, best.step, best.cost, True)
+        scenarios, split = self.setting.draw("test").to(run.config["device"]), self.setting.splits["test"]
+        acting = whole_units(policy, self.setting, self.options.rounding)
+        costs = evaluate(acting, scenarios, ignore=min(split.ignore, scenarios.periods - 1)).cpu()
+        result = InventoryResult(run.path, self.records[k].seed, policy, costs, best.step, best.cost)
+        self._save_policy(k)
+        facts = {
+            "seed": result.seed, "cost": result.cost, "standard_error": result.standard_error,
+            "dev_cost": best.cost, "best_step": best.step, "steps": self.step, "seconds": self.seconds,
+            "scenarios": len(costs), "periods": scenarios.periods, "ignore": split.ignore,
+        }  # fmt: skip
+        atomic_write_json(run.path / "test.json", json.loads(json.dumps(facts)))
+        run.finish(-costs.numpy(), np.full(len(costs), scenarios.periods))
+        return result

@@ -1,0 +1,171 @@
+"""Runs of HDPO on disk: files, selection, early stopping, exact resume, stacks."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from offrl.algos.hdpo import HDPOConfig
+from offrl.envs.inventory.policies import load_policy
+from offrl.envs.inventory.scenarios import evaluate
+from offrl.errors import CheckpointError, ConfigError, Stopped
+from offrl.training import inventory
+from offrl.training.inventory import InventoryOptions, resume, start, test_sized
+
+
+@pytest.fixture(autouse=True)
+def _small_tests(monkeypatch):
+    monkeypatch.setattr(inventory, "QUICK", (32, 40))
+
+
+def options(tmp_path, **changes):
+    base = {
+        "setting": "one_store_backlogged",
+        "scenarios": 64,
+        "dev_scenarios": 32,
+        "out": str(tmp_path),
+        "steps": 24,
+    }
+    return InventoryOptions(**base | {"log_every": 4, "eval_every": 4, "checkpoint_every": 8} | changes)
+
+
+CONFIG = HDPOConfig(policy="base_stock", batch_size=16, lr=1.0, patience=0)
+
+
+def rows(result, name):
+    return (result.directory / name).read_text().splitlines()
+
+
+def test_a_run_leaves_its_files_and_its_best_policy(tmp_path):
+    (result,) = start(CONFIG, options(tmp_path))
+    names = {path.name for path in result.directory.iterdir()}
+    wanted = {
+        "config.json",
+        "versions.json",
+        "command.txt",
+        "metrics.csv",
+        "eval.csv",
+        "timing.csv",
+        "test.json",
+    }
+    assert wanted | {"policy.json", "policy.safetensors", "checkpoint.pt", "final_returns.npz"} <= names
+    costs = [-float(line.split(",")[2]) for line in rows(result, "eval.csv")[1:]]
+    assert result.dev_cost == min(costs)
+    assert result.best_step == 4 * (1 + int(np.argmin(costs)))
+    saved = load_policy(result.directory)
+    setting = options(tmp_path).load()
+    dev = setting.draw("dev")
+    assert float(evaluate(saved, dev, ignore=setting.splits["dev"].ignore).mean()) == pytest.approx(
+        min(costs)
+    )
+    test = evaluate(saved, setting.draw("test"), ignore=setting.splits["test"].ignore)
+    assert torch.equal(test, result.costs)
+    assert json.loads((result.directory / "test.json").read_text())["cost"] == pytest.approx(
+        float(test.mean())
+    )
+
+
+def test_the_dev_cost_leaves_the_warm_up_out_and_training_counts_it(tmp_path):
+    (result,) = start(CONFIG, options(tmp_path, steps=4))
+    dev = -float(rows(result, "eval.csv")[1].split(",")[2])
+    cost = float(rows(result, "metrics.csv")[1].split(",")[1])
+    assert cost > dev + 5  # stock-outs of the first periods, which no policy controls
+
+
+@pytest.mark.parametrize("estimator", ["pathwise", "rloo"])
+def test_stopped_and_resumed_is_bit_equal(tmp_path, monkeypatch, estimator):
+    config = dataclasses.replace(CONFIG, estimator=estimator)
+    whole = start(config, options(tmp_path / "a", seeds=(0, 1)))
+    real, calls = inventory.HDPO.update, []
+
+    def update(self, batch):
+        calls.append(1)
+        if len(calls) == 14:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    monkeypatch.setattr(inventory.HDPO, "update", update)
+    with pytest.raises(KeyboardInterrupt):
+        start(config, options(tmp_path / "b", seeds=(0, 1)))
+    monkeypatch.setattr(inventory.HDPO, "update", real)
+    first = sorted((tmp_path / "b").glob("*/*/seed0*"))[0]
+    again = resume(first)
+    for a, b in zip(whole, again, strict=True):
+        assert torch.equal(a.costs, b.costs)
+        assert a.best_step == b.best_step
+        for name in ("metrics.csv", "eval.csv"):
+            assert rows(a, name) == rows(b, name)
+        assert (a.directory / "policy.safetensors").read_bytes() == (
+            b.directory / "policy.safetensors"
+        ).read_bytes()
+    assert all(result.already_finished for result in resume(first))
+
+
+def test_seeds_together_equal_single_runs_also_when_one_stops_early(tmp_path):
+    config = dataclasses.replace(CONFIG, patience=8, lr=4.0)
+    both = start(config, options(tmp_path / "both", seeds=(0, 1), steps=60))
+    for k in (0, 1):
+        (alone,) = start(config, options(tmp_path / str(k), seeds=(k,), steps=60))
+        assert alone.best_step == both[k].best_step
+        torch.testing.assert_close(alone.costs, both[k].costs, rtol=1e-4, atol=1e-3)
+        assert len(rows(alone, "eval.csv")) == len(rows(both[k], "eval.csv")) < 16
+
+
+def test_patience_counts_updates_since_the_best(tmp_path):
+    config = dataclasses.replace(CONFIG, patience=8, lr=4.0)
+    (result,) = start(config, options(tmp_path, steps=200))
+    last = int(rows(result, "eval.csv")[-1].split(",")[0])
+    assert last == result.best_step + 8 < 200
+
+
+def test_a_signal_stops_with_a_checkpoint(tmp_path, monkeypatch):
+    real = inventory.HDPO.update
+
+    def update(self, batch):
+        if self.updates == 9:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, batch)
+
+    monkeypatch.setattr(inventory.HDPO, "update", update)
+    with pytest.raises(Stopped, match="stopped at step 10; go on with: offrl inventory resume") as stopped:
+        start(CONFIG, options(tmp_path))
+    assert stopped.value.exit_code == 143
+    monkeypatch.setattr(inventory.HDPO, "update", real)
+    (result,) = resume(next(tmp_path.glob("*/*/seed0*")))
+    (whole,) = start(CONFIG, options(tmp_path / "whole"))
+    assert torch.equal(result.costs, whole.costs)
+
+
+def test_an_edited_run_is_refused(tmp_path):
+    (result,) = start(CONFIG, options(tmp_path, steps=4))
+    path = result.directory / "config.json"
+    facts = json.loads(path.read_text())
+    for change in (
+        {"settings": facts["settings"] | {"lr": -1.0}},
+        {"dataset_sha256": "0"},
+        {"algorithm": "iql"},
+    ):
+        path.write_text(json.dumps(facts | change))
+        with pytest.raises(CheckpointError):
+            resume(result.directory)
+
+
+def test_options_are_checked_and_sizes_follow_the_protocol(tmp_path):
+    for wrong in ({"steps": 0}, {"seeds": ()}, {"seeds": (1, 1)}, {"scenarios": -1}):
+        with pytest.raises(ConfigError):
+            options(tmp_path, **wrong)
+    setting = options(tmp_path, vary={"lead_time": 2.0}).load()
+    assert setting.splits["train"].scenarios == 64
+    assert setting.network.lead_times == (2,)
+    assert (setting.splits["test"].scenarios, setting.splits["test"].periods) == (32, 40)
+    paper = options(tmp_path, protocol="paper").load().splits["test"]
+    assert (paper.scenarios, paper.periods, paper.ignore) == (32768, 5000, 3000)
+    assert test_sized(setting, "quick").splits["test"].ignore == 24
+
+
+test_sized.__test__ = False
