@@ -159,7 +159,7 @@ def test_updates_are_those_of_the_written_losses(act_dim, monkeypatch):
         log_pi, log_old = pi.log_prob(drawn), old.log_prob(drawn)
         q1, q2 = (network(p["critic"], torch.cat([s, drawn], 1), k)[:, 0] for k in (0, 1))
         actor_loss = (c * log_pi + (lam - c) * log_old - q1).mean()
-        actor_loss = actor_loss + 1e-3 * (mean.square().mean() + log_std.clamp(-20, 2).square().mean())
+        actor_loss = actor_loss + 0.3 * (mean.square().mean() + log_std.clamp(-20, 2).square().mean())
         y_v = (torch.minimum(q1, q2) - lam * log_pi).detach()
         y_q = (r + 0.99 * (1 - ended) * network(p["value_target"], following)[:, 0]).detach()
         critic_loss = sum(
@@ -183,7 +183,7 @@ def test_updates_are_those_of_the_written_losses(act_dim, monkeypatch):
 
 
 def different_for(env, act_dim):
-    model = make(env, kl_coefficient=0.7, lr=0.01, tau=0.05)
+    model = make(env, kl_coefficient=0.7, lr=0.01, tau=0.05, regularization=0.3)
     assert model.policy.act_dim == act_dim
     old = model.policy.make_actor(torch.Generator().manual_seed(9))
     model.policy.old_actor.load_state_dict(old.state_dict())
