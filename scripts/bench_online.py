@@ -73,6 +73,7 @@ ON_POLICY = (
     Entry("MDPO on-policy", "mdpo_on", 160, {}, NORMALIZED),
     Entry("PPO of the core", "ppo", 230, {}, NORMALIZED),
     Entry("PPO of SB3", "sb3:PPO", 230, {}, NORMALIZED),
+    Entry("PMOE-PPO", "pmoe_ppo", 420, {}, NORMALIZED),
 )
 DEFAULTS = (
     "Everybody's defaults: rollouts of 2048 steps, two layers of 64, observations and rewards normalized."
@@ -108,6 +109,7 @@ GROUPS = {
             Entry("MDPO off-policy", "mdpo_off", 160, FAST | {"refresh_every": 100}),
             Entry("SAC of the core", "sac", 150, FAST),
             Entry("SAC of SB3", "sb3:SAC", 210, {"learning_starts": 100, "learning_rate": 1e-3}),
+            Entry("PMOE-SAC", "pmoe_sac", 330, FAST),
         ),
         SOFT,
     ),
@@ -121,6 +123,7 @@ GROUPS = {
             Entry("MDPO off-policy", "mdpo_off", 800, {"kl_coefficient": 0.3}),
             Entry("SAC of the core", "sac", 760),
             Entry("SAC of SB3", "sb3:SAC", 1050, {"learning_starts": 10_000}),
+            Entry("PMOE-SAC", "pmoe_sac", 1600, {"learning_starts": 10_000}),
         ),
         SOFT,
     ),

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,24 @@ def test_every_part_of_the_estimators_is_on_their_page():
     page = (DOCS / "estimators.md").read_text()
     rows = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
     assert [name for registry in registries for name in registry if f"`{name}`" not in rows] == []
+
+
+def test_the_stable_baselines3_example_trains_saves_and_loads_in_a_fresh_process(tmp_path):
+    """PMOE-SAC with an EvalCallback, as on the page but shorter."""
+    pytest.importorskip("stable_baselines3")
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "online.md").read_text(), re.DOTALL)
+    train, load = (block for block in blocks if "PMOESAC" in block)
+    for long, short in (("10_000", "140"), ("2_000", "120"), ("n_eval_episodes=5", "n_eval_episodes=1")):
+        assert long in train
+        train, load = train.replace(long, short), load.replace(long, short)
+    subprocess.run([sys.executable, "-c", train], cwd=tmp_path, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", load], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    returns = [float(line.split(": ")[1].split(" +- ")[0]) for line in done.stdout.splitlines()]
+    assert len(returns) == 2
+    assert all(-2000 < value < 0 for value in returns)
+    assert (tmp_path / "best/evaluations.npz").exists()
 
 
 def test_the_page_on_inventory_runs():

@@ -44,6 +44,8 @@ ONLINE = {  # the same for methods that learn in an environment (extra sb3)
     "mdpo_off": "the same off policy, KL or Tsallis (arXiv:2005.09814)",
     "ppo": "proximal policy optimization through the estimator core, also REINFORCE (arXiv:1707.06347)",
     "sac": "soft actor-critic, the control of the soft methods (arXiv:1812.05905)",
+    "pmoe_sac": "SAC with a mixture of Gaussians whose gate learns who wins (arXiv:2104.09122)",
+    "pmoe_ppo": "the same for PPO (arXiv:2104.09122)",
     "policy_gradient": "their baselines: REINFORCE, N-MPG, STORM-PG (arXiv:2003.04302)",
 }
 

@@ -9,6 +9,7 @@
     random             a ~ Uniform(box)
     one_step_flow      a = center + half_range clip(f(x, z)),  z ~ Normal(0, 1)   (offrl.nn.one_step_flow)
     decision_transformer  a = center + half_range tanh(f(x and returns-to-go so far)) (offrl.nn.decision_transformer)
+    mixture, squashed_mixture  a Gaussian mixture, clipped or squashed          (offrl.nn.mixture)
 
 f and g are multi-layer perceptrons; log_std is one free number per action dimension.
 
@@ -280,7 +281,7 @@ class MLPPolicy(Policy):
         sizes = [params[0][0].shape[1], *(weight.shape[0] for weight, _ in params)]
         policy = cls(sizes[0], sizes[-1] // cls.heads, sizes[1:-1], action_low, action_high, **settings)
         for layer, pair in zip([*policy.trunk, policy.head], params, strict=True):
-            _fill(layer, pair)
+            fill_linear(layer, pair)
         if mean is not None and std is not None:
             policy.set_normalizer(mean, std)
         return policy
@@ -429,6 +430,8 @@ KINDS: dict[str, type[Policy]] = {
 KINDS_ELSEWHERE = {  # kind -> module and class, imported when a policy of that kind is saved or loaded
     "one_step_flow": ("offrl.nn.one_step_flow", "OneStepFlowPolicy"),
     "decision_transformer": ("offrl.nn.decision_transformer", "DecisionTransformerPolicy"),
+    "squashed_mixture": ("offrl.nn.mixture", "SquashedMixturePolicy"),
+    "mixture": ("offrl.nn.mixture", "MixturePolicy"),
 }
 
 
@@ -565,7 +568,8 @@ def _bound(value: Bounds | None, default: float, act_dim: int) -> Tensor:
     return bound
 
 
-def _fill(layer: nn.Module, pair: Linear) -> None:
+def fill_linear(layer: nn.Module, pair: Linear) -> None:
+    """Copy weight and bias into a linear layer of that size."""
     weight, bias = pair
     if not isinstance(layer, nn.Linear) or (weight.shape, bias.shape) != (
         layer.weight.shape,

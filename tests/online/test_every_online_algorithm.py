@@ -21,6 +21,8 @@ from offrl.algos.harpg import HARPG
 from offrl.algos.mdpo_off import MDPOOff
 from offrl.algos.mdpo_on import MDPOOn
 from offrl.algos.n_pg_igt import NPGIGT
+from offrl.algos.pmoe_ppo import PMOEPPO
+from offrl.algos.pmoe_sac import PMOESAC
 from offrl.algos.policy_gradient import PolicyGradient
 from offrl.algos.ppo import PPO
 from offrl.algos.sac import SAC
@@ -57,6 +59,9 @@ CASES = {
     "mdpo_tsallis": Case(MDPOOff, OFF_POLICY | {"tsallis_q": 1.5}, discrete=False, exact=False),
     "sac": Case(SAC, OFF_POLICY, discrete=False, exact=False),
     "storm_pg": Case(PolicyGradient, EPISODIC | {"step_size": 1e-4, "update": "storm"}),
+    "pmoe_sac": Case(PMOESAC, OFF_POLICY, discrete=False, exact=False),
+    "pmoe_sac_score": Case(PMOESAC, OFF_POLICY | {"gradient": "score"}, discrete=False, exact=False),
+    "pmoe_ppo": Case(PMOEPPO, ON_POLICY, discrete=False, exact=False),
 }
 SMALL_SETTINGS = {"trajectories": 2} | ON_POLICY | OFF_POLICY
 EVERY = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
