@@ -257,7 +257,8 @@ def speed(env: str = "HalfCheetah-v5", turns: int = 3) -> None:
     """
     torch.set_num_threads(1)
     after: dict[str, Any] = {"learning_starts": 300}
-    names = {**dict.fromkeys(("sb3:SAC", "sac", "mdpo_off"), after), "sb3:PPO": {}, "ppo": {}, "mdpo_on": {}}
+    names = {**dict.fromkeys(("sb3:SAC", "sac", "mdpo_off", "pmoe_sac"), after)}
+    names |= {name: {} for name in ("sb3:PPO", "ppo", "mdpo_on", "pmoe_ppo")}
     models = {name: make(Entry(name, name, 0, settings), env, 0) for name, settings in names.items()}
     rates: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(turns + 1):  # the first one passes the random steps and is not counted
@@ -277,7 +278,7 @@ def speed_table() -> list[str]:
     medians = {name: float(np.median(found)) for name, found in raw["rates"].items()}
     rows = ["| method | environment steps a second | beside SB3's |", "| --- | --- | --- |"]
     for name, rate in medians.items():
-        peer = medians["sb3:SAC" if name in ("sb3:SAC", "sac", "mdpo_off") else "sb3:PPO"]
+        peer = medians["sb3:SAC" if name in ("sb3:SAC", "sac", "mdpo_off", "pmoe_sac") else "sb3:PPO"]
         rows.append(f"| {name} | {rate:,.0f} | {rate / peer:.2f} |")
     return rows
 
