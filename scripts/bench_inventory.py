@@ -214,8 +214,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         v = some["versions"]
         lines += [f"offrl commit {v['commit']}, torch {v['torch']}, {v['cpu']}, one thread.", ""]
     lines += [
-        "Command: `python scripts/bench_inventory.py run`; raw numbers in `benchmarks/raw/inventory/`. Costs are per store",
-        "and period. A paired gap is the mean difference to the optimal policy on the same demand, over the exact",
+        "Command: `python scripts/bench_inventory.py run`; raw numbers in `benchmarks/raw/inventory/`. Costs are per",
+        "store and period. A paired gap is the mean difference to the optimal policy on the same demand, over the exact",
         "optimum; orders are rounded where demand comes in whole units. Training is HDPO, seed 0, best of 20",
         "development costs.",
         "",

@@ -13,14 +13,16 @@ import pytest
 import torch
 
 from offrl.data.dataset import OfflineDataset
+from offrl.training.seeding import seed_globally
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    """Results of a test never depend on the thread count that another test set."""
+def _one_thread_and_one_seed():
+    """Results of a test never depend on the thread count that another test set, nor on draws that it made."""
     torch.set_num_threads(1)
+    seed_globally(0)
 
 
 def pendulum_arrays(episodes: int = 4, length: int = 40, seed: int = 0) -> dict[str, np.ndarray]:

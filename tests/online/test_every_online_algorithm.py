@@ -111,10 +111,8 @@ def test_save_and_load_keep_everything(case, tmp_path):
     assert np.array_equal(actions(model), actions(without_environment))
 
 
-@EVERY
+@pytest.mark.parametrize("case", [pytest.param(c, id=n) for n, c in CASES.items() if c.exact])
 def test_learning_goes_on_after_load_as_if_nothing_had_happened(case, tmp_path):
-    if not case.exact:
-        pytest.skip("goes on statistically")
     whole = make(case).learn(2 * STEPS)
     half = make(case).learn(STEPS)
     half.save(tmp_path / "model.zip")
