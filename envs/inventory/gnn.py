@@ -18,6 +18,7 @@ lead times are each scenario's own; lanes to customers are not scored, which cha
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy
 from offrl.envs.inventory.scenarios import Observation
 from offrl.envs.inventory.shipping import Shipping
 from offrl.envs.inventory.spec import Network
-from offrl.errors import ConfigError
+from offrl.errors import ConfigError, MissingExtraError
 from offrl.nn.elu_mlp import EluMLP, elu_mlp
 
 BACKENDS = ("static", "union", "hetero")
@@ -106,6 +107,7 @@ class GNN(InventoryPolicy):
         keeps = [node.holds for node in network.nodes[: network.upstream]]
         self.keeps = [sum(keeps[:n]) if own else sum(keeps) for n, own in enumerate(keeps)]
         self.sums: dict[Any, tuple[Sum, Sum, Sum]] = {}
+        self.indices: dict[Any, Any] = {}
 
     def _nets(
         self, hidden: Sequence[int], generators: Sequence[torch.Generator], typed: bool, bias: float
@@ -130,6 +132,7 @@ class GNN(InventoryPolicy):
             ConfigError: the networks' nodes have different features.
         """
         made = GNN(network, facts, [torch.Generator(self.device)], **self.options)
+        made.to(next(self.parameters()).dtype)
         try:
             made.load_state_dict(self.state_dict())
         except RuntimeError:
@@ -137,16 +140,16 @@ class GNN(InventoryPolicy):
                 f"gnn of {self.network.name} does not fit {network.name}: nodes of {self.network.width} columns and "
                 f"{self.static} other features, against {network.width} and {made.static}, or other kinds of node"
             ) from None
-        return made.to(next(self.parameters()).dtype)
+        return made
 
     def logits(self, seen: Observation) -> Tensor:
         """H(e) before softplus: of all lanes, then of the self-loops, (B, E + U)."""
         x, times = self.features(seen), self.lead_times(seen)
         if self.options["backend"] == "static":
             return self._static(x, times)
-        from offrl.envs.inventory import gnn_backends
-
-        return getattr(gnn_backends, self.options["backend"])(self, x, times)
+        run = _union if self.options["backend"] == "union" else _hetero
+        x, times = x.permute(1, 3, 0, 2), times.permute(1, 3, 0, 2)  # (S, b, nodes or edges, features)
+        return torch.cat([run(self, x[seed], times[seed], seed) for seed in range(self.copies)])
 
     def orders(self, logits: Tensor, seen: Observation) -> Tensor:
         """Softplus, then proportional shares of what is on hand."""
@@ -215,3 +218,143 @@ class GNN(InventoryPolicy):
                 Sum(g.meetings(), 2 * g.nodes, g.edges, s, 2, like),
             )
         return self.sums[key]
+
+
+@cache
+def _passing() -> Any:
+    """The message passing of both other back-ends: an edge's message is the edge itself, and sums meet at its target."""
+    try:
+        from torch_geometric.nn import MessagePassing
+    except ImportError:
+        raise MissingExtraError("torch-geometric", "graph") from None
+
+    class Passing(MessagePassing):  # type: ignore[misc]
+        def forward(self, edges: Tensor, edge_index: Tensor, size: tuple[int, int]) -> Tensor:
+            met: Tensor = self.propagate(edge_index, edges=edges, size=size)
+            return met
+
+        def message(self, edges: Tensor) -> Tensor:
+            return edges
+
+    return Passing(aggr="sum")
+
+
+def _rowwise(params: Sequence[Tensor], x: Tensor, last: bool = True) -> Tensor:
+    """A perceptron on rows (..., in)."""
+    for k in range(0, len(params), 2):
+        x = F.linear(x, params[k], params[k + 1])
+        x = F.elu(x) if last or k + 2 < len(params) else x
+    return x
+
+
+def _by_kind(nets: Nets, kinds: Sequence[str], x: Tensor, seed: int, last: bool = True) -> Tensor:
+    """(b, rows, in) -> (b, rows, out), rows of each kind through its own perceptron."""
+    parts: list[Tensor] = [x] * len(kinds)
+    for kind in set(kinds):
+        rows = [row for row, own in enumerate(kinds) if own == kind]
+        out = _rowwise(nets.of(kind, seed), x[:, rows], last)
+        for place, row in enumerate(rows):
+            parts[row] = out[:, place]
+    return torch.stack(parts, 1)
+
+
+def _degrees(graph: Graph, like: Tensor) -> tuple[Tensor, Tensor]:
+    """1 / sqrt(degree) in and out, (N, 1)."""
+    both = torch.tensor([graph.degrees_in, graph.degrees_out], dtype=like.dtype, device=like.device) ** -0.5
+    return both[0, :, None], both[1, :, None]
+
+
+def _union(policy: GNN, x: Tensor, times: Tensor, seed: int) -> Tensor:
+    """One graph of all scenarios side by side; all virtual ends are its last node. One seed: (b, N, F) -> (b, scored)."""
+    g, rows, passing = policy.graph, len(x), _passing()
+    key = ("union", rows, x.device)
+    if key not in policy.indices:
+        ends = torch.tensor([g.sources, g.targets], device=x.device)
+        shift = g.nodes * torch.arange(rows, device=x.device)[:, None]
+        policy.indices[key] = torch.where(ends[:, None] < g.nodes, ends[:, None] + shift, g.nodes * rows).flatten(1)
+    index, size = policy.indices[key], (g.nodes * rows + 1,) * 2
+    weight_in, weight_out = _degrees(g, x)
+
+    def at(v: Tensor, side: int) -> Tensor:
+        return F.pad(v.flatten(0, 1), (0, 0, 0, 1))[index[side]].view(rows, g.edges, -1)
+
+    def met(e: Tensor, way: Tensor, weight: Tensor) -> Tensor:
+        return passing(e.flatten(0, 1), way, size)[:-1].view(rows, g.nodes, -1) * weight
+
+    v = _by_kind(policy.node_start, g.node_kinds, x, seed)
+    e = _by_kind(policy.edge_start, g.kinds, torch.cat([at(v, 0), at(v, 1), times], -1), seed)
+    for _ in range(policy.rounds):
+        into, out = met(e, index, weight_in), met(e, index.flip(0), weight_out)
+        v = v + _by_kind(policy.node_round, g.node_kinds, torch.cat([v, into, out], -1), seed)
+        e = e + _by_kind(policy.edge_round, g.kinds, torch.cat([e, at(v, 0), at(v, 1)], -1), seed)
+    return _by_kind(policy.score, g.kinds[: g.scored], e[:, : g.scored], seed, last=False).squeeze(-1)
+
+
+def _hetero_data(graph: Graph, rows: int, device: torch.device) -> Any:
+    """All scenarios as one HeteroData: ``place`` numbers the nodes and edges of one scenario as in ``graph``."""
+    from torch_geometric.data import HeteroData
+
+    data = HeteroData()
+    kinds = [*graph.node_kinds]
+    for kind in dict.fromkeys(kinds):
+        data[kind].place = torch.tensor([n for n, own in enumerate(kinds) if own == kind], device=device)
+    triples: dict[tuple[str, str, str], list[int]] = {}
+    for edge, (s, t) in enumerate(zip(graph.sources, graph.targets, strict=True)):
+        ends = ("supplier" if s == graph.nodes else kinds[s], "customer" if t == graph.nodes else kinds[t])
+        relation = "self" if graph.kinds[edge] == "self" else "ships"
+        triples.setdefault((ends[0], relation, ends[1]), []).append(edge)
+    for (one, relation, two), edges in triples.items():
+        sides = []
+        for kind, ends_of in ((one, graph.sources), (two, graph.targets)):
+            if kind in ("supplier", "customer"):
+                sides.append(torch.zeros(rows * len(edges), dtype=torch.int64, device=device))
+                continue
+            places = data[kind].place.tolist()
+            own = torch.tensor([places.index(ends_of[e]) for e in edges], device=device)
+            sides.append((own + len(places) * torch.arange(rows, device=device)[:, None]).flatten())
+        data[one, relation, two].edge_index = torch.stack(sides)
+        data[one, relation, two].place = torch.tensor(edges, device=device)
+    return data
+
+
+def _hetero(policy: GNN, x: Tensor, times: Tensor, seed: int) -> Tensor:
+    """A table for every kind of node and of edge. One seed: (b, N, F) -> (b, scored)."""
+    g, rows, passing = policy.graph, len(x), _passing()
+    key = ("hetero", rows, x.device)
+    if key not in policy.indices:
+        policy.indices[key] = _hetero_data(g, rows, x.device)
+    data, weights = policy.indices[key], _degrees(g, x)
+    kind_of = {triple: g.kinds[int(data[triple].place[0])] for triple in data.edge_types}
+    virtual = x.new_zeros(1, policy.options["hidden"][-1])
+    real = [kind for kind in data.node_types if kind not in ("supplier", "customer")]
+
+    def ends(v: dict[str, Tensor], triple: tuple[str, str, str]) -> list[Tensor]:
+        return [v[triple[2 * side]][data[triple].edge_index[side]] for side in (0, 1)]
+
+    def meet(e: dict[Any, Tensor], kind: str, side: int) -> Tensor:
+        places = data[kind].place
+        total = x.new_zeros(rows * len(places), virtual.shape[1])
+        for triple in (t for t in data.edge_types if t[2 * side] == kind):
+            index = data[triple].edge_index if side else data[triple].edge_index.flip(0)
+            total = total + passing(e[triple], index, (int(index[0].max()) + 1, len(total)))
+        return total * weights[0 if side else 1][places].repeat(rows, 1)
+
+    v = {k: _rowwise(policy.node_start.of(k, seed), x[:, data[k].place].flatten(0, 1)) for k in real}
+    v |= {"supplier": virtual, "customer": virtual}
+    e = {}
+    for t in data.edge_types:
+        first = [*ends(v, t), times[:, data[t].place].flatten(0, 1)]
+        e[t] = _rowwise(policy.edge_start.of(kind_of[t], seed), torch.cat(first, -1))
+    for _ in range(policy.rounds):
+        met = {k: torch.cat([v[k], meet(e, k, 1), meet(e, k, 0)], -1) for k in real}
+        v |= {k: v[k] + _rowwise(policy.node_round.of(k, seed), met[k]) for k in real}
+        for t, kind in kind_of.items():
+            e[t] = e[t] + _rowwise(policy.edge_round.of(kind, seed), torch.cat([e[t], *ends(v, t)], -1))
+    out: list[Tensor] = [virtual] * g.scored
+    for t, kind in kind_of.items():
+        if kind == "demand":
+            continue
+        scored = _rowwise(policy.score.of(kind, seed), e[t], last=False).view(rows, -1)
+        for place, edge in enumerate(data[t].place.tolist()):
+            out[edge] = scored[:, place]
+    return torch.stack(out, 1)
