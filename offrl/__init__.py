@@ -6,10 +6,19 @@ The names below load what they need on first use; ``import offrl`` alone does no
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["OfflineDataset", "evaluate", "export_policy", "load_dataset", "load_policy", "resume", "train"]
+__all__ = [
+    "OfflineDataset",
+    "evaluate",
+    "export_policy",
+    "load_dataset",
+    "load_policy",
+    "resume",
+    "sweep",
+    "train",
+]
 
 if TYPE_CHECKING:
-    from offrl.api import evaluate, export_policy, load_dataset, load_policy, resume, train
+    from offrl.api import evaluate, export_policy, load_dataset, load_policy, resume, sweep, train
     from offrl.data.dataset import OfflineDataset
 
 

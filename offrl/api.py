@@ -1,9 +1,11 @@
 """The Python door: the same things as the command line, as functions."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from offrl.algos import load_algorithm
 from offrl.data.dataset import OfflineDataset
 from offrl.data.load import load_dataset
 from offrl.errors import ConfigError
@@ -13,24 +15,29 @@ from offrl.evaluation.rollout import evaluate as _evaluate
 from offrl.evaluation.sources import load_source
 from offrl.export.policy import export_policy
 from offrl.nn.policy import Policy, load_policy
+from offrl.sweeps.options import SweepOptions
+from offrl.sweeps.run import SweepResult, run_sweep
+from offrl.sweeps.space import parse_space
+from offrl.training.fine_tuning import fine_tune, inherited
 from offrl.training.many import train_seeds
 from offrl.training.options import SeedMode, SeedOptions
 from offrl.training.progress import Reporter
 from offrl.training.runner import RunOptions, RunResult, make_settings, start
 from offrl.training.runner import resume as _resume
 
-__all__ = ["evaluate", "export_policy", "load_dataset", "load_policy", "resume", "train"]
+__all__ = ["evaluate", "export_policy", "load_dataset", "load_policy", "resume", "sweep", "train"]
 
 
 @overload
 def train(
     algorithm: str,
-    dataset: str | OfflineDataset,
+    dataset: str | OfflineDataset | None = None,
     *,
     progress: bool = True,
     preset: str | None = None,
     seeds: None = None,
     seed_mode: SeedMode = "auto",
+    from_run: str | Path | None = None,
     **given: Any,
 ) -> RunResult: ...
 
@@ -38,38 +45,42 @@ def train(
 @overload
 def train(
     algorithm: str,
-    dataset: str | OfflineDataset,
+    dataset: str | OfflineDataset | None = None,
     *,
     progress: bool = True,
     preset: str | None = None,
     seeds: Sequence[int],
     seed_mode: SeedMode = "auto",
+    from_run: None = None,
     **given: Any,
 ) -> list[RunResult]: ...
 
 
 def train(
     algorithm: str,
-    dataset: str | OfflineDataset,
+    dataset: str | OfflineDataset | None = None,
     *,
     progress: bool = True,
     preset: str | None = None,
     seeds: Sequence[int] | None = None,
     seed_mode: SeedMode = "auto",
+    from_run: str | Path | None = None,
     **given: Any,
 ) -> RunResult | list[RunResult]:
-    """Train an algorithm on a dataset in a new run directory.
+    """Train an algorithm on a dataset in a new run directory, or go on online from a finished run.
 
     Args:
         algorithm: a name of ``offrl algos`` or the path of your own file.
         dataset: a data URI (``builtin:NAME``, ``d4rl:NAME``, ``minari:ID``, ``ogbench:NAME``, a
-            file) or an ``OfflineDataset``.
+            file) or an ``OfflineDataset``; with ``from_run`` by default that run's.
         progress: print progress.
         preset: start from the settings tuned for this dataset name.
         seeds: train these seeds at once, each in a run directory of its own, instead of ``seed``.
         seed_mode: ``stacked`` (one process), ``processes`` (one a seed) or ``auto`` (what is faster).
+        from_run: a finished run of this algorithm, to go on from online: settings are its own where none are given.
         **given: run options (``steps``, ``seed``, ``env``, ``out``, ``device``, ... see ``RunOptions``) and the
-            algorithm's settings (``alpha``, ``lr``, ...), by the names of the command line.
+            algorithm's settings (``alpha``, ``lr``, ...), by the names of the command line; with ``from_run`` also
+            those of going on online (``warmup_steps``, ...).
 
     Returns:
         The run directory, the returns and scores of the last policy, and the policy itself; a list of these for
@@ -86,14 +97,38 @@ def train(
         raise ConfigError("pass the dataset as the second argument")
     if "out" in options:
         options["out"] = Path(options["out"])
-    settings = make_settings(algorithm, given, preset)
     in_memory = dataset if isinstance(dataset, OfflineDataset) else None
-    run_options = RunOptions(dataset=None if in_memory else str(dataset), preset=preset, **options)
+    if isinstance(dataset, str):
+        options["dataset"] = dataset
+    if from_run is not None:
+        if preset is not None or seeds is not None:
+            raise ConfigError("from_run takes settings and seed of its run: leave preset and seeds out")
+        return _from_run(algorithm, Path(from_run), given, options, in_memory, progress)
+    settings = make_settings(algorithm, given, preset)
+    run_options = RunOptions(preset=preset, **options)
     reporter = Reporter("text" if progress else "quiet", run_options.steps)
     if seeds is None:
         return start(algorithm, settings, run_options, dataset=in_memory, reporter=reporter)
     many = SeedOptions(seeds=tuple(seeds), seed_mode=seed_mode)
     return train_seeds(algorithm, settings, run_options, many, dataset=in_memory, reporter=reporter)
+
+
+def _from_run(
+    algorithm: str,
+    run: Path,
+    given: dict[str, Any],
+    options: dict[str, Any],
+    dataset: OfflineDataset | None,
+    progress: bool,
+) -> RunResult:
+    """``train`` with ``from_run``."""
+    run_options, settings = inherited([run], algorithm)
+    online_class: Any = load_algorithm(algorithm)[1].online
+    online = online_class(**{k: given.pop(k) for k in list(given) if k in online_class.__dataclass_fields__})
+    changed = make_settings(algorithm, dataclasses.asdict(settings) | given)
+    run_options = dataclasses.replace(run_options, **options)
+    reporter = Reporter("text" if progress else "quiet", run_options.steps)
+    return fine_tune(algorithm, changed, run_options, [run], online, dataset=dataset, reporter=reporter)[0]
 
 
 def resume(
@@ -113,6 +148,47 @@ def resume(
     """
     mode = "text" if progress else "quiet"
     return _resume(Path(run), dataset=dataset, allow_inexact=allow_inexact, reporter_mode=mode)
+
+
+def sweep(
+    algos: Sequence[str],
+    datasets: Sequence[str] = (),
+    *,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    space: str | Path | dict[str, Any] | None = None,
+    progress: bool = True,
+    **given: Any,
+) -> SweepResult:
+    """``offrl sweep``: algorithms x datasets x settings x seeds in processes, resumable, in one table.
+
+    Args:
+        algos: names or paths of your own files.
+        datasets: data URIs.
+        grid: setting -> values; every combination is a configuration.
+        space: ranges that ``random=N`` settings are drawn from: a TOML file, or what it would hold as nested dicts.
+        progress: print progress.
+        **given: what else the command takes, by its names: ``seeds``, ``steps``, ``select``, ``budget``, ``out``, ...
+
+    Returns:
+        Rows of the finished runs and of the chosen configurations; both tables are also in the folder.
+
+    Raises:
+        ConfigError: an unknown option or an impossible value.
+        ChildProcessError: some runs failed, the others are finished.
+        Stopped: Ctrl-C or SIGTERM; the same call goes on.
+    """
+    if unknown := sorted(set(given) - set(SweepOptions.__dataclass_fields__)):
+        raise ConfigError(f"sweep has no option {unknown[0]!r}; 'offrl sweep --help' shows all")
+    for name in given.keys() & {"seeds"}:
+        given[name] = tuple(given[name])
+    if "out" in given:
+        given["out"] = Path(given["out"])
+    ranges = parse_space(space) if isinstance(space, dict) else None
+    file = Path("in memory") if ranges else Path(space) if isinstance(space, str | Path) else None
+    values = tuple(f"{name}={','.join(map(str, listed))}" for name, listed in (grid or {}).items())
+    options = SweepOptions(algos=tuple(algos), datasets=tuple(datasets), grid=values, space=file, **given)
+    reporter = Reporter("text" if progress and not options.quiet else "quiet", options.steps)
+    return run_sweep(options, reporter.note, ranges)
 
 
 def evaluate(

@@ -13,6 +13,7 @@ COMMANDS = {  # name -> module under offrl.commands, one line for the overview
     "sweep": ("sweep", "algorithms x datasets x settings x seeds, in one table"),
     "eval": ("eval", "roll out a policy: a run, an SB3 zip, random, your own"),
     "fqe": ("fqe", "estimate a policy's return from recorded data"),
+    "diagnose": ("diagnose", "overestimation, Bellman errors, distance to the data of a run"),
     "collect": ("collect", "record a dataset with any policy"),
     "data": ("data", "list, show, check, convert, download or add datasets"),
     "report": ("report", "one HTML page from one or many runs"),

@@ -27,6 +27,7 @@ from offrl.data.normalize import ObservationNormalizer
 from offrl.data.source import UniformSource
 from offrl.errors import ConfigError, DatasetError
 from offrl.estimators.bellman import td_loss, td_target
+from offrl.evaluation.critics import remembers
 from offrl.nn.gradients import gradients
 from offrl.nn.mlp import Params, init_mlp, mlp
 from offrl.nn.policy import Policy
@@ -198,6 +199,10 @@ def _check(policy: Policy, data: OfflineDataset, rows: Transitions) -> None:
     if shapes != wanted:
         raise DatasetError(
             f"the data have O={shapes[0]}, A={shapes[1]}, the policy O={wanted[0]}, A={wanted[1]}"
+        )
+    if remembers(policy):
+        raise DatasetError(
+            "this policy acts on the episode so far: a row of data does not say what it would do"
         )
     if data.num_episodes < 2:
         raise DatasetError("fitted Q evaluation holds out whole episodes: the data need two or more")

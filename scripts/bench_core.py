@@ -29,12 +29,12 @@ from offrl.estimators.low_memory import from_logits, log_probs_and_entropy
 from offrl.estimators.recipes import recipe
 from offrl.estimators.rollouts import Rollouts
 from offrl.files import atomic_write_json, atomic_write_text
-from offrl.training.run_dir import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RAW, PAGE = ROOT / "benchmarks/raw/core.json", ROOT / "benchmarks/core.md"
 TOKENS, VOCABULARY, HIDDEN = 4096, 50_000, 512
 Kind = Literal["chunked", "dense"]
+KINDS: tuple[Kind, Kind] = ("chunked", "dense")
 Part = Literal["memory", "time", "loss"]
 
 
@@ -48,11 +48,10 @@ def inputs(tokens: int, vocabulary: int, hidden: int) -> tuple[Tensor, Tensor, T
 
 def forward_backward(kind: Kind, h: Tensor, w: Tensor, actions: Tensor, up: Tensor) -> tuple[Tensor, ...]:
     """Log-probabilities, entropies and the two gradients."""
-    log_p, entropy = (
-        from_logits(h @ w.T, actions) if kind == "dense" else log_probs_and_entropy(h, w, actions)
-    )
-    gradients = torch.autograd.grad((log_p, entropy), (h, w), (up[0], up[1]))
-    return log_p.detach(), entropy.detach(), *gradients
+    found = from_logits(h @ w.T, actions) if kind == "dense" else log_probs_and_entropy(h, w, actions)
+    values = [x for x in found if x is not None]
+    gradients = torch.autograd.grad(values, (h, w), (up[0], up[1]))
+    return *(x.detach() for x in values), *gradients
 
 
 def _resident(field: str) -> float:
@@ -74,8 +73,8 @@ def memory(kind: Kind, tokens: int = TOKENS, vocabulary: int = VOCABULARY, hidde
 
 def measure_memory() -> dict[str, Any]:
     """Both kinds, each in a fresh process."""
-    found = {}
-    for kind in ("chunked", "dense"):
+    found: dict[str, Any] = {}
+    for kind in KINDS:
         command = [sys.executable, __file__, "memory", "--kind", kind]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found[kind] = json.loads(done.stdout)["extra_megabytes"]
@@ -85,12 +84,12 @@ def measure_memory() -> dict[str, Any]:
 def measure_time(rounds: int = 1) -> dict[str, Any]:
     """CPU-seconds of forward and backward, and the largest difference of gradients relative to the largest one."""
     given = inputs(TOKENS, VOCABULARY, HIDDEN)
-    for kind in ("chunked", "dense"):
+    for kind in KINDS:
         forward_backward(kind, *inputs(64, 5000, HIDDEN))
     seconds: dict[str, list[float]] = {"chunked": [], "dense": []}
     results = {}
     for _ in range(rounds):
-        for kind in ("chunked", "dense"):
+        for kind in KINDS:
             began = time.process_time()
             results[kind] = forward_backward(kind, *given)
             seconds[kind].append(time.process_time() - began)
@@ -165,6 +164,8 @@ def measure_loss(rounds: int = 41) -> dict[str, Any]:
 
 def measure(parts: list[Part] = ["memory", "time", "loss"]) -> None:  # noqa: B006 tyro reads it
     """Add one go to the raw numbers."""
+    from offrl.training.run_dir import versions  # the memory of a process is measured without it
+
     torch.set_num_threads(1)
     functions = {"memory": measure_memory, "time": measure_time, "loss": measure_loss}
     raw = json.loads(RAW.read_text()) if RAW.exists() else {part: [] for part in functions}
@@ -179,7 +180,7 @@ def page() -> None:
     """Write the page."""
     raw = json.loads(RAW.read_text())
     v = raw["versions"]
-    extra = {kind: statistics.median(go[kind] for go in raw["memory"]) for kind in ("chunked", "dense")}
+    extra = {kind: statistics.median(go[kind] for go in raw["memory"]) for kind in KINDS}
     pairs = [
         p for go in raw["time"] for p in zip(go["seconds"]["chunked"], go["seconds"]["dense"], strict=True)
     ]

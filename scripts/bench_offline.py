@@ -46,6 +46,8 @@ class Entry:
     label: str = ""  # the algorithm's name if empty
     settings: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    dataset: str = ""  # the task's if empty
+    preset: str | None = None  # the task's, where the method has it, if None
 
     @property
     def name(self) -> str:
@@ -72,6 +74,8 @@ class Task:
 
     def settings_of(self, entry: Entry) -> tuple[str | None, dict[str, Any]]:
         """Preset and settings of a row."""
+        if entry.preset is not None:
+            return entry.preset, entry.settings
         _, method = load_algorithm(entry.algorithm)
         known = self.preset is not None and any(self.preset.startswith(name) for name in method.presets)
         return (self.preset if known else None), entry.settings
@@ -87,6 +91,17 @@ _SUITE = (
     ),
 )
 _SPARSE = tuple(entry for entry in _SUITE if entry.algorithm in ("td3_bc", "iql", "prdc", "a2pr", "odice"))
+_DEMONSTRATIONS = "zoo/halfcheetah-demonstrations"  # 10 episodes
+_IMITATION = {"lr": 1e-3, "policy_hidden": 256}
+_IMITATORS = (
+    Entry("bc", 120, "bc, demonstrations", dataset=_DEMONSTRATIONS),
+    Entry("bc", 120, "bc, mixed set"),
+    Entry("odice", 400, "odice, demonstrations", _IMITATION, dataset=_DEMONSTRATIONS, preset="imitation-halfcheetah-"),
+    Entry(
+        "odice", 700, "odice, demonstrations and mixed set",
+        _IMITATION | {"expert_dataset": f"minari:{_DEMONSTRATIONS}-v0"}, preset="imitation-halfcheetah-",
+    ),
+)  # fmt: skip
 _HEAVY = (
     Entry("cql", 800),
     Entry("cal_ql", 800),
@@ -124,6 +139,13 @@ TASKS = (
     Task(
         "zoo/hopper-medium", 5_000, (0,), _HEAVY, "Costly methods, a tenth of the updates: no ranking follows.",
         "hopper-medium-5k", preset="hopper-medium-v2", eval_every=1_000, last=5,
+    ),
+    Task(
+        "zoo/halfcheetah-medium-expert", 30_000, (0, 1, 2), _IMITATORS,
+        "Imitation: no rewards. Ten demonstrations of the expert (tqc, another seed), beside them the set as "
+        "unlabelled data, half of it the expert's. O-DICE at step size 1e-3 (official 1e-4 for 500 000 updates), "
+        "its policy as wide as BC's.",
+        "imitation",
     ),
 )  # fmt: skip
 
@@ -169,7 +191,8 @@ def cells(python: Path | None) -> list[tuple[Cell, float]]:
             preset, settings = task.settings_of(entry)
             for seed in task.seeds:
                 own = options | entry.options
-                cell = TrainingCell(entry.algorithm, f"minari:{task.dataset}-v0", seed, own, settings, preset)
+                dataset = entry.dataset or task.dataset
+                cell = TrainingCell(entry.algorithm, f"minari:{dataset}-v0", seed, own, settings, preset)
                 name = f"{task.prefix}-{re.sub('[^a-z0-9_]+', '_', entry.name).strip('_')}-{seed}"
                 found.append((seed, cell.cell(name, RAW, WORK), entry.seconds))
         for algorithm in PEERS if python else ():

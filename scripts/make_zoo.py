@@ -63,6 +63,7 @@ for _env, (_agent, _noise, _mean) in MEDIUM.items():
     RECIPES[f"{_env}-medium"] = Recipe((Part(_agent, 200_000, _noise),), _mean)
     RECIPES[f"{_env}-expert"] = Recipe((Part("tqc", 200_000),), EXPERT[_env])
     RECIPES[f"{_env}-medium-expert"] = Recipe((Part(_agent, 100_000, _noise), Part("tqc", 100_000)))
+RECIPES["halfcheetah-demonstrations"] = Recipe((Part("tqc", 10_000, seed=2),))
 RECIPES["halfcheetah-narrow"] = Recipe((Part("ppo", 200_000),), 5402.0)
 RECIPES["hopper-mixed"] = _mixed(("random", 0.0), ("a2c", 0.1), ("sac", 0.2), ("trpo", 0.3), ("ppo", 0.1))
 RECIPES["halfcheetah-mixed"] = _mixed(

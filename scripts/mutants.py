@@ -51,6 +51,16 @@ TESTS = {  # file -> its tests
     "data/source.py": "data/test_source.py",
     "training/seeding.py": "training/test_seeding.py",
     "training/check.py": "training/test_check.py",
+    "estimators/hvp.py": "estimators/test_hvp.py",
+    "estimators/transforms.py": "estimators/test_transforms.py",
+    "algos/n_pg_igt.py": "algos/test_n_pg_igt.py",
+    "algos/harpg.py": "algos/test_harpg.py",
+    "algos/policy_gradient.py": "algos/test_policy_gradient.py",
+    "online/policy_gradient.py": "online/test_policy_gradient.py",
+    "online/policies.py": "online/test_policies.py",
+    "online/acting.py": "online/test_every_online_algorithm.py",
+    "online/run_callback.py": "online/test_runner.py",
+    "online/checkpoint.py": "online/test_runner.py",
 }
 
 MUTANTS = {  # file -> pairs of a text and what stands in its place
@@ -549,6 +559,80 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("if apart > 1e-5:", "if apart > 1e5:"),
         ("(actions.abs() > 1 + 1e-6).any()", "(actions.abs() > 9).any()"),
         ("return None if torch.equal(a, b) else path", "return None"),
+    ],
+    "estimators/hvp.py": [
+        ("(scores[episode] * values + slopes)", "(slopes)"),
+        ("(scores[episode] * values + slopes)", "(slopes - scores[episode] * values)"),
+        (
+            "scores = per_trajectory(slopes.detach(), episode)",
+            "scores = per_trajectory(slopes.detach(), episode).mean() + 0 * per_trajectory(slopes.detach(), episode)",
+        ),
+        ("slopes.detach()", "slopes"),
+        ("rewards * discount ** time.to(rewards.dtype)", "rewards"),
+        ("(sums[time] - psi) / (count - 1)", "sums[time] / count"),
+    ],
+    "estimators/transforms.py": [
+        ("((1 - eta) / eta)", "(1 - eta)"),
+        ("(1 - eta) * (d + v) + eta * g", "(1 - eta) * d + v + eta * g"),
+        ("g + (1 - eta) * (d - b)", "g + (1 - eta) * d - b"),
+        ("share * x + (1 - share) * before", "share * before + (1 - share) * x"),
+    ],
+    "algos/n_pg_igt.py": [
+        (
+            "transported(theta, self.previous, self.eta())",
+            "transported(theta, self.previous, (2 / (self._n_updates + 1)) ** 0.8)",
+        ),
+        ("self.gradient(points[0]", "self.gradient(self.theta()"),
+        ("self.decay**0.8", "self.decay**0.5"),
+    ],
+    "algos/harpg.py": [
+        ("correction = self.hessian_vector(points[1]", "correction = self.hessian_vector(points[0]"),
+        (
+            "transforms.difference(points[0], self.previous)",
+            "transforms.difference(self.previous, points[0])",
+        ),
+        ("batches[1])", "batches[0])"),
+        ("else self.decay**0.5)", "else self.decay)"),
+    ],
+    "algos/policy_gradient.py": [
+        (
+            "self.log_likelihood(self.previous, batch) - self.log_likelihood(theta, batch)",
+            "self.log_likelihood(theta, batch) - self.log_likelihood(self.previous, batch)",
+        ),
+        ('"storm": 1 / 3', '"storm": 2 / 3'),
+    ],
+    "online/policy_gradient.py": [
+        (
+            "left = np.array([total // n + (k < total % n) for k in range(n)])",
+            "left = np.array([-(-total // n) for k in range(n)])",
+        ),
+        ("return features, actions, rewards", "return features, torch.as_tensor(given), rewards"),
+        ('f"{name} {self._n_updates}"', 'f"{name}"'),
+    ],
+    "online/policies.py": [
+        ('"log_std_min", "fixed_std")', '"log_std_min")'),
+        (
+            "log_std = self.net.log_std.detach().cpu().clamp(min=self.log_std_min)",
+            "log_std = self.net.log_std.detach().cpu()",
+        ),
+    ],
+    "online/acting.py": [
+        ("normalizer.epsilon)", "normalizer.epsilon) * 1.01"),
+        ("float(normalizer.clip_obs) if normalizer else None", "None"),
+    ],
+    "online/run_callback.py": [
+        ("table.truncate(size)", "pass"),
+        (
+            'self.sums, self.logged, self.saved = state["sums"], state["logged"], state["step"]',
+            'self.logged, self.saved = state["logged"], state["step"]',
+        ),
+        ("self._evaluate(step - step % every", "self._evaluate(step"),
+    ],
+    "online/checkpoint.py": [
+        (
+            "rms.mean, rms.var, rms.count = mean.cpu().numpy(), var.cpu().numpy(), count",
+            "rms.mean, rms.var = mean.cpu().numpy(), var.cpu().numpy()",
+        ),
     ],
 }
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from offrl.algos import ONLINE
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"offrl": "offrl", "offrl.envs": "envs", "offrl.policies": "policies"}  # as in setup.py
 ALGORITHMS = sorted((ROOT / "offrl/algos").glob("[!_]*.py"))
@@ -22,19 +24,45 @@ MAY_IMPORT = {  # package -> packages of ours that it may import, besides itself
     "offrl.training": {"offrl.data", "offrl.nn"},
     "offrl.evaluation": {"offrl.data", "offrl.nn"},
     "offrl.export": {"offrl.data", "offrl.nn", "offrl.evaluation"},
-    "offrl.algos": {"offrl.data", "offrl.nn", "offrl.estimators", "offrl.training", "offrl.evaluation"},
+    "offrl.online": {"offrl.data", "offrl.nn", "offrl.estimators", "offrl.training", "offrl.evaluation"},
+    "offrl.online.runner": {"offrl.data", "offrl.nn", "offrl.training", "offrl.evaluation", "offrl.online"}
+    | {"offrl.algos"},
+    "offrl.algos": {"offrl.data", "offrl.nn", "offrl.estimators", "offrl.training", "offrl.evaluation"}
+    | {"offrl.online"},
     "offrl.envs": {"offrl.estimators", "offrl.nn"},
     "offrl.policies": {"offrl.diffusion", "offrl.nn", "offrl.data"},
+    "offrl.sweeps": {
+        "offrl.data",
+        "offrl.nn",
+        "offrl.training",
+        "offrl.evaluation",
+        "offrl.algos",
+        "offrl.fitted_q",
+    },
     "offrl.commands": {"offrl"},
     "offrl.collect": {"offrl"},
     "offrl.fitted_q": {"offrl"},
+    "offrl.diagnose": {"offrl"},
     "offrl.api": {"offrl"},
     "offrl.cli": {"offrl.commands"},
     "offrl.errors": set(),
     "offrl.files": set(),
 }
 # What drives a run also evaluates it and finds its algorithm by name; the parts that it drives do not.
-for driver in ("build", "options", "runner", "session", "check", "cells", "records", "many", "sweep"):
+for driver in (
+    "build",
+    "options",
+    "runner",
+    "session",
+    "check",
+    "cells",
+    "records",
+    "many",
+    "sweep",
+    "online",
+    "offline",
+    "fine_tuning",
+):
     MAY_IMPORT[f"offrl.training.{driver}"] = MAY_IMPORT["offrl.training"] | {
         "offrl.evaluation",
         "offrl.algos",
@@ -68,6 +96,9 @@ HEAVY = set(
         "transformers",
     ]
 )
+ON_SB3 = {"offrl.online"} | {
+    f"offrl.algos.{name}" for name in ONLINE
+}  # subclasses of stable-baselines3's classes
 COMPILED = {  # numba compiles the whole module; others import it inside a function
     "offrl.data.box_tree",
     "offrl.envs.inventory.solvers.lost_sales_loops",
@@ -173,7 +204,7 @@ def test_every_algorithm_file_is_listed_under_its_name():
     from offrl.algos import ALGORITHMS as LISTED
     from offrl.algos import ELSEWHERE
 
-    assert sorted([*LISTED, *ELSEWHERE]) == [path.stem for path in ALGORITHMS]
+    assert sorted([*LISTED, *ONLINE, *ELSEWHERE]) == [path.stem for path in ALGORITHMS]
 
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
@@ -184,7 +215,12 @@ def test_light_modules_load_no_torch(module):
 
 def test_importing_everything_loads_no_optional_library():
     """All modules of ours in a fresh interpreter: heavy libraries come in only inside the function that uses them."""
-    names = ", ".join(m for m in MODULES if m not in COMPILED and not m.endswith("__main__"))
+    light = {"offrl.online", "offrl.online.options"}
+    names = ", ".join(
+        m
+        for m in MODULES
+        if m not in COMPILED and not m.endswith("__main__") and (m in light or not within(m, ON_SB3))
+    )
     code = f"import sys, {names}\nprint(*(set(m.split('.')[0] for m in sys.modules) & {HEAVY!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
@@ -276,7 +312,7 @@ def test_no_file_names_this_machine_or_leaves_work_undone():
 
 def test_tests_mirror_the_packages():
     """tests/data/test_x.py tests offrl/data/x.py: a renamed module takes its tests along."""
-    without = {"test_every_algorithm.py"}
+    without = {"test_every_algorithm.py", "test_every_online_algorithm.py"}
     strays = [
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "tests").rglob("test_*.py")

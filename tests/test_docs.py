@@ -39,3 +39,33 @@ def test_every_command_named_exists(page):
     words = re.findall(r"offrl ([a-z]+)", page.read_text())
     assert "train" in words
     assert set(words) - {"data"} <= set(COMMANDS) | {"run"}, words
+
+
+def test_the_estimators_example_runs(capsys):
+    block = re.search(r"```python\n(.*?)```", (DOCS / "estimators.md").read_text(), re.DOTALL)
+    exec(block[1], {})
+    assert capsys.readouterr().out.count("clip_fraction") == 2
+
+
+def test_every_part_of_the_estimators_is_on_their_page():
+    from offrl.estimators import advantages, aggregation, masks, ratios, regularizers, shaping
+
+    registries = [advantages.ADVANTAGES, aggregation.AGGREGATIONS, masks.MASKS, ratios.DENOMINATORS]
+    registries += [regularizers.REGULARIZERS, shaping.SHAPINGS]
+    page = (DOCS / "estimators.md").read_text()
+    rows = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert [name for registry in registries for name in registry if f"`{name}`" not in rows] == []
+
+
+def test_the_page_on_inventory_runs():
+    """Its Python blocks one after the other; its YAML is the example that the command prints."""
+    from offrl.envs.inventory.yaml_file import EXAMPLE
+
+    blocks = re.findall(r"```(\w+)\n(.*?)```", (DOCS / "inventory.md").read_text(), re.DOTALL)
+    assert [text for kind, text in blocks if kind == "yaml"] == [EXAMPLE]
+    names: dict = {"print": lambda *values: None}
+    for kind, text in blocks:
+        if kind == "python":
+            exec(text.replace("num_envs=1024", "num_envs=2"), names)
+    cost = names["evaluate"](names["policy"], names["test"], ignore=50).mean().item()
+    assert abs(cost - 6.277) < 0.1

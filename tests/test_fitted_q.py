@@ -10,6 +10,7 @@ from offrl.cli import main
 from offrl.data.dataset import OfflineDataset
 from offrl.errors import ConfigError, DatasetError
 from offrl.fitted_q import FQEOptions, discounted_returns, fitted_q_evaluation
+from offrl.nn.decision_transformer import DecisionTransformerPolicy
 from offrl.nn.policy import DeterministicPolicy, save_policy
 
 FAST = {"steps": 800, "discount": 0.5, "hidden": 32, "batch_size": 64, "lr": 3e-3, "tau": 0.05}
@@ -115,6 +116,19 @@ def test_progress_is_told_a_hundred_times():
 def test_what_cannot_be_judged_is_refused(policy, data, message):
     with pytest.raises(DatasetError, match=message):
         fitted_q_evaluation(policy, data, FQEOptions(**FAST))
+
+
+def test_a_policy_that_acts_on_the_episode_so_far_is_refused():
+    policy = DecisionTransformerPolicy(2, 1, hidden=4, layers=1, heads=1, context=2, max_steps=5)
+    with pytest.raises(DatasetError, match="acts on the episode so far"):
+        fitted_q_evaluation(policy, chain(4), FQEOptions(**FAST))
+
+
+def test_a_missing_option_is_one_line_without_the_help_of_all(capsys):
+    assert main(["fqe", "random"]) == 2
+    assert capsys.readouterr().err == (
+        "offrl: missing: --dataset STR ('offrl fqe --help' shows all options)\n"
+    )
 
 
 @pytest.mark.parametrize(

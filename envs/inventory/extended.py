@@ -17,10 +17,10 @@ Departures: orders are real numbers; a node's capacity and stock are shared by i
 from typing import NamedTuple
 
 import torch
-from offrl.envs.inventory.network import Parameters, Simulator, _Move, apply
-from offrl.envs.inventory.spec import Network
 from torch import Tensor
 
+from offrl.envs.inventory.network import Parameters, Simulator, _Move, apply
+from offrl.envs.inventory.spec import Network
 from offrl.errors import ConfigError
 
 
@@ -56,7 +56,6 @@ class ExtendedSimulator(Simulator):
         self._capacity, self._yield = row([n.capacity for n in nodes]), row([n.yield_ for n in nodes])
         self._operating = row([n.operating_cost for n in nodes])
         self._retail = row([n.price for n in network.nodes[U:]])
-        self._holds = torch.tensor([n.holds for n in nodes], dtype=torch.bool, device=self.device)
         due = torch.arange(self.shape[1], device=self.device) < self.parameters.lead_times[..., None]
         rates = row([edge.transit_cost for edge in edges])[:, None] * due.to(self.dtype)
         self._dues = (
@@ -82,8 +81,7 @@ class ExtendedSimulator(Simulator):
         most = torch.minimum(stock[:, :U, 0].clamp(min=0) * self._yield, self._capacity)
         scale = most / (self.shipped(wanted) + 1e-10)
         scale = torch.where(self._holds, scale.clamp(max=1), scale)
-        sources = torch.tensor(self.network.sources[:internal], device=self.device)
-        return torch.cat([wanted[:, :internal] * scale[:, sources], wanted[:, internal:]], 1)
+        return torch.cat([wanted[:, :internal] * scale[:, self._sources], wanted[:, internal:]], 1)
 
     def step(self, state: State, action: Tensor, demand: Tensor) -> tuple[State, Tensor]:  # type: ignore[override]
         """As :meth:`Simulator.step`; ``action`` are orders, which are filled as far as possible."""

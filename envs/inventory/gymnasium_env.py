@@ -15,11 +15,11 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
+
 from offrl.envs.inventory.network import Parameters
 from offrl.envs.inventory.protocol import AnySetting, Setting, SplitName
 from offrl.envs.inventory.scenarios import Scenarios
 from offrl.envs.inventory.settings import SETTINGS, load_setting
-
 from offrl.errors import ConfigError
 
 Array = NDArray[np.float32]
@@ -145,8 +145,6 @@ class InventoryVectorEnv(VectorEnv):
     ) -> tuple[Array, dict[str, Any]]:
         """Draw scenarios for an episode of all environments."""
         super().reset(seed=seed, options=options)
-        if seed is not None:
-            self._np_random, self._np_random_seed = gymnasium.utils.seeding.np_random(seed)
         self._scenarios = self._draw()
         self._simulator = self._scenarios.simulator()
         self._state = self._simulator.start(self._scenarios.initial)

@@ -6,10 +6,10 @@ Periods before ``ignore`` are left out everywhere. Per store or node, means over
 from dataclasses import dataclass
 
 import torch
-from offrl.envs.inventory.network import Simulator
-from offrl.envs.inventory.scenarios import Rollout, Scenarios
 from torch import Tensor
 
+from offrl.envs.inventory.network import Simulator
+from offrl.envs.inventory.scenarios import Rollout, Scenarios
 from offrl.errors import ConfigError
 
 
@@ -73,6 +73,7 @@ class KPIs:
         return table
 
 
+@torch.no_grad()
 def kpis(result: Rollout, scenarios: Scenarios, ignore: int = 0) -> KPIs:
     """KPIs of a recorded rollout.
 
@@ -90,7 +91,7 @@ def kpis(result: Rollout, scenarios: Scenarios, ignore: int = 0) -> KPIs:
     if not 0 <= ignore < periods:
         raise ConfigError(f"ignore must be in [0, {periods}), got {ignore}")
     network, U = scenarios.network, scenarios.network.upstream
-    simulator = scenarios.simulator()
+    simulator, result = scenarios.simulator(), Rollout(*(value.detach() for value in result))
     stocks, sent = result.stocks[ignore:-1].double(), _sent(result, simulator)[ignore:].double()
     start = ignore + scenarios.history
     demand = scenarios.demands[start : start + periods - ignore].double()

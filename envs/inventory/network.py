@@ -22,10 +22,10 @@ import copy
 from typing import Any, NamedTuple, Self
 
 import torch
-from offrl.envs.inventory.spec import Network
 from torch import Tensor
 from torch.nn import functional as F
 
+from offrl.envs.inventory.spec import Network
 from offrl.errors import ConfigError, PolicyError
 
 
@@ -149,6 +149,11 @@ class Simulator:
         self._received = self._table(network.targets, len(network.nodes))
         self._sent_at = _position(self._sent, len(network.edges))
         self._received_at = _position(self._received, len(network.edges))
+        holds = [node.holds for node in network.nodes[: network.upstream]]
+        self._holds = torch.tensor(holds, dtype=torch.bool, device=self.device)
+        self._sources = torch.tensor(
+            network.sources[: network.internal], dtype=torch.int64, device=self.device
+        )
         groups = [row[row < len(network.edges)] for row in self._received.T]
         self._layers = tuple(groups)
         self._plain_in = self._received[:, 0].tolist() == list(range(len(network.edges)))
@@ -264,10 +269,8 @@ class Simulator:
             return action
         on_hand = state[:, : network.upstream, 0].clamp(min=0)
         scale = on_hand / (self.shipped(action) + 1e-10)
-        holds = torch.tensor([node.holds for node in network.nodes[: network.upstream]], device=self.device)
-        scale = torch.where(holds, scale.clamp(max=1), scale)
-        sources = torch.tensor(network.sources[: network.internal], device=self.device)
-        inside = action[:, : network.internal] * scale[:, sources]
+        scale = torch.where(self._holds, scale.clamp(max=1), scale)
+        inside = action[:, : network.internal] * scale[:, self._sources]
         return torch.cat([inside, action[:, network.internal :]], 1)
 
     def check(self, state: Tensor, action: Tensor, tolerance: float = 1e-4) -> None:

@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+
 from offrl.envs.inventory.demand import Demand
 from offrl.envs.inventory.network import Parameters
 from offrl.envs.inventory.sales import WeeklySales
 from offrl.envs.inventory.scenarios import Scenarios
 from offrl.envs.inventory.spec import Network
-
 from offrl.errors import ConfigError
 
 SplitName = Literal["train", "dev", "test"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from offrl.envs.inventory.tables import read_table
 
+from offrl.envs.inventory.tables import read_table
 from offrl.errors import DatasetError
 
 Array = NDArray[np.float32]

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
+
 from offrl.envs.inventory.extended import simulator_of
 from offrl.envs.inventory.network import Parameters, Simulator
 from offrl.envs.inventory.spec import Network
-from torch import Tensor
-
 from offrl.errors import ConfigError
 
 Feasibility = Literal["trust", "project", "raise"]

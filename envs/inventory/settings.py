@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from offrl.envs.inventory.demand import Normal, Poisson
 from offrl.envs.inventory.network import Parameters
 from offrl.envs.inventory.or_gym import or_gym_inv_management, or_gym_network_management
@@ -25,7 +26,6 @@ from offrl.envs.inventory.protocol import AnySetting, SalesSetting, Setting, Spl
 from offrl.envs.inventory.sales import WeeklySales, load_sales, look_alike
 from offrl.envs.inventory.spec import OUTSIDE, Edge, Network, Node
 from offrl.envs.inventory.yaml_file import read_network
-
 from offrl.errors import ConfigError
 
 

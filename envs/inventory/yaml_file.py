@@ -9,7 +9,6 @@ from offrl.envs.inventory.demand import Compound, Demand, NegativeBinomial, Norm
 from offrl.envs.inventory.protocol import Setting, Split
 from offrl.envs.inventory.spec import Edge, Network, Node
 from offrl.envs.inventory.tables import read_demand
-
 from offrl.errors import ConfigError, MissingExtraError
 
 EXAMPLE = """\

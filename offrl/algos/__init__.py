@@ -8,9 +8,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offrl.errors import ConfigError
+from offrl.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
+    from offrl.online.options import OnlineAlgorithm
     from offrl.training.problem import Algorithm
 
 ALGORITHMS = {  # name (also of the file) -> what it is, for 'offrl algos'
@@ -36,6 +37,12 @@ ELSEWHERE = {  # name (also of the file) -> what it is, the command that trains 
     ),
 }
 
+ONLINE = {  # the same for methods that learn in an environment (extra sb3)
+    "n_pg_igt": "normalized policy gradient with implicit gradient transport (arXiv:2302.01734)",
+    "harpg": "policy gradient with Hessian-aided momentum, HARPG and N-HARPG (arXiv:2302.01734)",
+    "policy_gradient": "their baselines: REINFORCE, N-MPG, STORM-PG (arXiv:2003.04302)",
+}
+
 
 def plugins() -> dict[str, metadata.EntryPoint]:
     """Algorithms that installed packages offer through the entry-point group ``offrl.algos``."""
@@ -57,6 +64,8 @@ def load_algorithm(name: str) -> tuple[str, "Algorithm"]:
     """
     from offrl.training.problem import Algorithm
 
+    if name in ONLINE:
+        raise ConfigError(f"{name} learns in an environment, not from data: offrl train {name} --env ID")
     if name.endswith(".py"):
         path = Path(name).resolve()
         if not path.is_file():
@@ -79,12 +88,31 @@ def load_algorithm(name: str) -> tuple[str, "Algorithm"]:
     elif name in ELSEWHERE:
         raise ConfigError(f"{name} is not trained on a dataset; use: {ELSEWHERE[name][1]}")
     else:
-        near = difflib.get_close_matches(name.replace("-", "_"), [*ALGORITHMS, *found], n=1)
+        near = difflib.get_close_matches(name.replace("-", "_"), [*ALGORITHMS, *ONLINE, *found], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"unknown algorithm {name!r}{hint} ('offrl algos' lists all; a file ends in .py)")
     if not isinstance(algorithm, Algorithm):
         raise ConfigError(f"{name} declares no ALGORITHM = offrl.training.problem.Algorithm(...)")
     return short, algorithm
+
+
+def load_online(name: str) -> "OnlineAlgorithm":
+    """The ``ALGORITHM`` of a method that learns in an environment.
+
+    Raises:
+        ConfigError: no such method.
+        MissingExtraError: stable-baselines3 is not installed.
+    """
+    if name not in ONLINE:
+        raise ConfigError(f"{name!r} does not learn in an environment; those that do: {', '.join(ONLINE)}")
+    try:
+        module = importlib.import_module(f"offrl.algos.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "stable_baselines3":
+            raise
+        raise MissingExtraError("stable-baselines3", "sb3") from error
+    algorithm: OnlineAlgorithm = module.ALGORITHM
+    return algorithm
 
 
 def preset(algorithm: "Algorithm", name: str) -> dict[str, object]:

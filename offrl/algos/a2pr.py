@@ -294,6 +294,10 @@ class A2PR:
             "target_distance": (target - inputs.actions).abs().mean(dim=(1, 2)),
         }
 
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
+        return self.td3.values(self.td3.critic.constant, observations, actions)
+
     def policy(self, seed: int = 0) -> DeterministicPolicy:
         """Pi of one seed, acting on raw observations."""
         layers = unstack(self.td3.actor.params, seed)
@@ -313,4 +317,9 @@ class A2PR:
             generator.set_state(saved.cpu())
 
 
-ALGORITHM = Algorithm(A2PRConfig, A2PR, PRESETS)
+ALGORITHM = Algorithm(
+    A2PRConfig,
+    A2PR,
+    PRESETS,
+    online="its generator imitates the offline data, and its paper has no online part",
+)

@@ -9,8 +9,8 @@
 Order in an update: Q, actor (with the new Q), target Q.
 
 Source: Nair, Gupta, Dalal & Levine, arXiv:2006.09359; implementation of CORL, arXiv:2210.07105.
-Departures: the paper's agent goes on to learn online; this is its offline part with CORL's settings, which made the
-scores that are compared with. Both draw actions and clip them, and neither clips the density to match.
+Departures: settings are CORL's, which made the scores that are compared with. Both draw actions and clip them, and
+neither clips the density to match.
 """
 
 from __future__ import annotations  # evaluated annotations of inner functions cannot be compiled
@@ -31,7 +31,7 @@ from offrl.nn.gradients import compiled, gradients
 from offrl.nn.mlp import Params, init_mlp, mlp
 from offrl.nn.policy import GaussianPolicy
 from offrl.nn.trainable import Trainable
-from offrl.training.problem import Algorithm, Problem
+from offrl.training.problem import Algorithm, OnlineSettings, Problem
 from offrl.training.seeding import normal
 
 LOG_STD_RANGE = (-20.0, 2.0)  # CORL
@@ -133,6 +133,10 @@ class AWAC:
         grads, metrics = gradients(loss, self.actor.params)
         return grads, metrics | {"advantage": (q - v).mean(dim=1), "weight": weights.mean(dim=1)}
 
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
+        return self.values(self.critic.constant, observations, actions)
+
     def policy(self, seed: int = 0) -> GaussianPolicy:
         """Pi of one seed, acting on raw observations."""
         return self.head.policy(self.actor.params, seed, self.normalizer.mean, self.normalizer.std)
@@ -150,4 +154,4 @@ class AWAC:
             generator.set_state(saved.cpu())
 
 
-ALGORITHM = Algorithm(AWACConfig, AWAC, PRESETS)
+ALGORITHM = Algorithm(AWACConfig, AWAC, PRESETS, online=OnlineSettings)

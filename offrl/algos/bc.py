@@ -89,4 +89,6 @@ class BC:
         self.actor.load_state_dict(state["actor"])
 
 
-ALGORITHM = Algorithm(BCConfig, BC, prepare=best_episodes)
+ALGORITHM = Algorithm(
+    BCConfig, BC, prepare=best_episodes, online="it copies the data's actions, and no reward changes that"
+)

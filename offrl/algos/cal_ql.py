@@ -10,10 +10,12 @@ Where Q_k of a policy's action is below G(s) it has no gradient: values stay on 
 what fine-tuning online needs.
 
 Source: Nakamoto et al., arXiv:2303.05479; official code nakamotoo/Cal-QL.
-Departures: this is the offline part alone; no online fine-tuning follows. With ``sparse_rewards`` an episode of nothing
-but the data's lowest reward returns that reward / (1 - gamma), as in the official code, which has the lowest reward
-in a table. On kitchen the official code also lets an episode without a terminal step go on with its last reward for
-ever; we end it. Returns are those of the rows that are trained on, as in the official code.
+Departures: online (``offrl train cal_ql --from RUN``) one step follows each update, where the official code plays an
+episode and then makes as many updates; here too the rows of an episode come in when it has ended, with its returns.
+With ``sparse_rewards`` an episode of nothing but the data's lowest reward returns that reward / (1 - gamma), as in the
+official code, which has the lowest reward in a table. On kitchen the official code also lets an episode without a
+terminal step go on with its last reward for ever; we end it. Returns are those of the rows that are trained on, as in
+the official code.
 """
 
 from dataclasses import dataclass
@@ -26,7 +28,8 @@ from offrl.errors import ConfigError, DatasetError
 from offrl.nn.actor_critic import ActionBox
 from offrl.nn.conservative import ConservativeActorCritic, ConservativeSettings
 from offrl.nn.policy import SquashedGaussianPolicy
-from offrl.training.problem import Algorithm, Problem
+from offrl.nn.soft_actor_critic import values
+from offrl.training.problem import Algorithm, OnlineSettings, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,10 @@ class CalQL:
         """One step of everything, from gradients at the same parameters."""
         return self.sac.update(batch)
 
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
+        return values(self.sac.critic.constant, observations, actions)
+
     def policy(self, seed: int = 0) -> SquashedGaussianPolicy:
         """Pi of one seed, acting on raw observations."""
         return self.sac.actor.policy(seed, self.normalizer.mean, self.normalizer.std)
@@ -128,4 +135,4 @@ class CalQL:
         self.sac.load_state_dict(state)
 
 
-ALGORITHM = Algorithm(CalQLConfig, CalQL, PRESETS, returns_to_go=True)
+ALGORITHM = Algorithm(CalQLConfig, CalQL, PRESETS, returns_to_go=True, online=OnlineSettings)

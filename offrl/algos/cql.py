@@ -26,7 +26,8 @@ from offrl.data.batch import Batch
 from offrl.nn.actor_critic import ActionBox
 from offrl.nn.conservative import ConservativeActorCritic, ConservativeSettings
 from offrl.nn.policy import SquashedGaussianPolicy
-from offrl.training.problem import Algorithm, Problem
+from offrl.nn.soft_actor_critic import values
+from offrl.training.problem import Algorithm, OnlineSettings, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,10 @@ class CQL:
         """One step of everything, from gradients at the same parameters."""
         return self.sac.update(batch)
 
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
+        return values(self.sac.critic.constant, observations, actions)
+
     def policy(self, seed: int = 0) -> SquashedGaussianPolicy:
         """Pi of one seed, acting on raw observations."""
         return self.sac.actor.policy(seed, self.normalizer.mean, self.normalizer.std)
@@ -95,4 +100,4 @@ class CQL:
         self.sac.load_state_dict(state)
 
 
-ALGORITHM = Algorithm(CQLConfig, CQL, PRESETS)
+ALGORITHM = Algorithm(CQLConfig, CQL, PRESETS, online=OnlineSettings)

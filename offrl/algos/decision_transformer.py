@@ -207,4 +207,5 @@ ALGORITHM = Algorithm(
     prepare=finished_episodes,
     returns_to_go=True,
     windows=True,
+    online="it trains on windows of whole episodes; the online decision transformer is a method of its own",
 )

@@ -25,8 +25,8 @@ from offrl.estimators.ensemble import gradient_similarity
 from offrl.nn.actor_critic import ActionBox
 from offrl.nn.mlp import Params
 from offrl.nn.policy import SquashedGaussianPolicy
-from offrl.nn.soft_actor_critic import EnsembleSettings, SoftActorCritic
-from offrl.training.problem import Algorithm, Problem
+from offrl.nn.soft_actor_critic import EnsembleSettings, SoftActorCritic, values
+from offrl.training.problem import Algorithm, OnlineSettings, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +127,10 @@ class EDAC:
         """One step of temperature, actor and critics, in that order."""
         return self.sac.update(batch)
 
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
+        return values(self.sac.critic.constant, observations, actions)
+
     def policy(self, seed: int = 0) -> SquashedGaussianPolicy:
         """Pi of one seed, acting on raw observations."""
         return self.sac.actor.policy(seed, self.normalizer.mean, self.normalizer.std)
@@ -140,4 +144,4 @@ class EDAC:
         self.sac.load_state_dict(state)
 
 
-ALGORITHM = Algorithm(EDACConfig, EDAC, PRESETS)
+ALGORITHM = Algorithm(EDACConfig, EDAC, PRESETS, online=OnlineSettings)

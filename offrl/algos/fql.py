@@ -36,7 +36,7 @@ from offrl.nn.gradients import compiled, gradients
 from offrl.nn.mlp import Params, unstack
 from offrl.nn.one_step_flow import OneStepFlowPolicy
 from offrl.nn.trainable import Trainable
-from offrl.training.problem import Algorithm, Problem
+from offrl.training.problem import Algorithm, OnlineSettings, Problem
 from offrl.training.seeding import normal
 
 
@@ -204,6 +204,11 @@ class FQL:
         )
         return x.clamp(-1.0, 1.0)
 
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
+        unit = (actions - self.box.center) / self.box.half
+        return self.values(self.critic.constant, observations, unit)
+
     def policy(self, seed: int = 0) -> OneStepFlowPolicy:
         """The one-step policy of one seed, acting on raw observations."""
         layers = unstack(self.actor.params, seed)
@@ -223,4 +228,4 @@ class FQL:
             generator.set_state(saved.cpu())
 
 
-ALGORITHM = Algorithm(FQLConfig, FQL, PRESETS)
+ALGORITHM = Algorithm(FQLConfig, FQL, PRESETS, online=OnlineSettings)

@@ -148,7 +148,7 @@ class HDPOConfig:
 def estimators(config: HDPOConfig) -> Estimator:
     """The score-function estimator of a config, from the parts of the shared core."""
     to_go = ("returns_to_go", {"discount": config.discount})
-    gae = ("gae", {"discount": config.discount, "trace": config.gae_lambda})
+    gae = ("gae", {"discount": config.discount, "lam": config.gae_lambda})
     advantage: dict[str, Any] = {
         "score": stochastic.total_return,
         "score_rtg": to_go,
@@ -388,7 +388,7 @@ class HDPO:
         now, c = self._value(torch.stack(sampled.stocks[:-1])), self.config
         following = next_values(now)  # nothing counts after the last period
         assert data.rewards is not None
-        better = gae(data.rewards, now, following, discount=c.discount, trace=c.gae_lambda)
+        better = gae(data.rewards, now, following, discount=c.discount, lam=c.gae_lambda)
         return data.replace(values=now, next_values=following, returns=now + better)
 
     def _fit_values(self, data: Rollouts, sampled: stochastic.Sampled, rows: Tensor) -> None:

@@ -8,6 +8,8 @@
 
 Order in an update: V, actor (new V, target Q), Q (new V), target Q.
 
+Online (``offrl train iql --from RUN``) the actor's step size stays at lr, as in the official fine-tuning.
+
 Source: Kostrikov, Nair & Levine, arXiv:2110.06169; official code ikostrikov/implicit_q_learning.
 Departures: the official loader clips the data's actions to +-(1 - 1e-5), which an un-squashed Gaussian does not
 need; we do not. CORL differs from the official code (V(s') and the advantage are taken before the value step, the
@@ -32,7 +34,7 @@ from offrl.nn.gradients import compiled, gradients
 from offrl.nn.mlp import Params, init_mlp, mlp, unstack
 from offrl.nn.policy import GaussianPolicy
 from offrl.nn.trainable import Trainable
-from offrl.training.problem import Algorithm, Problem
+from offrl.training.problem import Algorithm, OnlineSettings, Problem
 
 LOG_STD_RANGE = (-5.0, 2.0)  # official code
 WEIGHT_LIMIT = 100.0
@@ -92,6 +94,7 @@ class IQL:
 
     def __init__(self, problem: Problem, config: IQLConfig) -> None:
         self.config, self.normalizer, self.steps = config, problem.normalizer, problem.steps
+        self.decays = problem.online is None
         self.box = ActionBox(problem.action_low, problem.action_high)
         obs_dim, act_dim, hidden, seeds = problem.obs_dim, problem.act_dim, config.hidden, len(problem.seeds)
         init = problem.streams("init")
@@ -126,7 +129,9 @@ class IQL:
         return value_metrics | actor_metrics | critic_metrics
 
     def actor_lr(self) -> float:
-        """The actor's step size: lr (1 + cos(pi t / T)) / 2 at update t of T."""
+        """The actor's step size: lr (1 + cos(pi t / T)) / 2 at update t of T; lr online."""
+        if not self.decays:
+            return self.config.lr
         progress = min(self.updates / self.steps, 1.0)
         return self.config.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
 
@@ -187,6 +192,11 @@ class IQL:
         ]
         return [(u >= rate).float() / (1.0 - rate) for u in draws]
 
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
+        q = mlp(self.critic.constant, torch.cat((observations, actions), dim=2))
+        return q.view(len(observations), 2, -1)
+
     def policy(self, seed: int = 0) -> GaussianPolicy:
         """Pi of one seed, acting on raw observations."""
         layers = unstack(self.actor.params[:-1], seed)
@@ -210,4 +220,4 @@ class IQL:
             generator.set_state(saved.cpu())
 
 
-ALGORITHM = Algorithm(IQLConfig, IQL, PRESETS)
+ALGORITHM = Algorithm(IQLConfig, IQL, PRESETS, online=OnlineSettings)

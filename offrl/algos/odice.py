@@ -405,4 +405,10 @@ class LogRatio:
             generator.set_state(saved.cpu())
 
 
-ALGORITHM = Algorithm(ODICEConfig, ODICE, PRESETS, prepare=demonstrations)
+ALGORITHM = Algorithm(
+    ODICEConfig,
+    ODICE,
+    PRESETS,
+    prepare=demonstrations,
+    online="its weights are visitation ratios to the offline data, which played steps would change",
+)

@@ -137,6 +137,10 @@ class PRDC:
         self.query_seconds, self.queries = 0.0, 0
         return {"neighbour_query_ms": mean}
 
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
+        return self.td3.values(self.td3.critic.constant, observations, actions)
+
     def policy(self, seed: int = 0) -> DeterministicPolicy:
         """Pi of one seed, acting on raw observations."""
         layers = unstack(self.td3.actor.params, seed)
@@ -152,4 +156,6 @@ class PRDC:
         self.td3.load_state_dict(state)
 
 
-ALGORITHM = Algorithm(PRDCConfig, PRDC, PRESETS)
+ALGORITHM = Algorithm(
+    PRDCConfig, PRDC, PRESETS, online="its nearest neighbours are looked up among the offline rows alone"
+)

@@ -11,9 +11,13 @@ The first update and then every ``policy_delay``-th moves actor and targets: the
 actor *before* its step, the target critics towards the critics after theirs. Critics normalize their hidden layers
 after the relu; the actor does not.
 
+Online (``offrl train rebrac --from RUN``) critic_bc_coef is 0, actor_bc_coef falls linearly towards 0 over the updates
+but not below bc_end of its value, and actions have no noise, as in CORL's finetune/rebrac.
+
 Source: Tarasov, Kurenkov, Nikulin & Kolesnikov, arXiv:2305.09836; official code tinkoff-ai/ReBRAC, corl-team/CORL.
 Departures: layer normalization adds 1e-5 to the variance, torch's default (the official JAX code: its library's
 default). The official code needs the box [-1, 1]; here distances are in half-ranges, the same thing in that box.
+Online, a'_data is the action that was played next; CORL draws another one there.
 """
 
 from __future__ import annotations  # evaluated annotations of inner functions cannot be compiled
@@ -34,7 +38,7 @@ from offrl.nn.mlp import Params, init_mlp, mlp, small_outputs_, unstack
 from offrl.nn.normed import init_normed, linear_part, normed_mlp
 from offrl.nn.policy import DeterministicPolicy
 from offrl.nn.trainable import Trainable
-from offrl.training.problem import Algorithm, Problem
+from offrl.training.problem import Algorithm, Problem, PulledOnlineSettings
 from offrl.training.seeding import normal
 
 ACTOR_BOUND, CRITIC_BOUND = 1e-3, 3e-3  # of the initial weights, official code
@@ -64,6 +68,14 @@ class ReBRACConfig(TD3Settings):
         for name in ("actor_bc_coef", "critic_bc_coef"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReBRACOnlineSettings(PulledOnlineSettings):
+    """How ReBRAC goes on online (CORL's settings but for the warm-up); only with --from."""
+
+    exploration_noise: float = 0.0
+    """Std of the Gaussian noise on actions online, in half-ranges of the action box."""
 
 
 _SMALL_BATCH: dict[str, Any] = {"lr": 3e-4, "critic_lr": 3e-4, "batch_size": 256}
@@ -129,13 +141,13 @@ def penalty(actions: Tensor, data_actions: Tensor, half_range: Tensor) -> Tensor
     return ((actions - data_actions) / half_range).square().sum(dim=2)
 
 
-def actor_loss(q: Tensor, distance: Tensor, actor_bc_coef: float) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(q: Tensor, distance: Tensor, actor_bc_coef: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The actor's loss, mean (actor_bc_coef p - lambda Q), per seed.
 
     Args:
         q: min_j Q_j(s, pi(s)), (S, B).
         distance: p(pi(s), a), (S, B).
-        actor_bc_coef: weight of the penalty.
+        actor_bc_coef: weight of the penalty, a scalar.
 
     Returns:
         Loss (S,) and its parts.
@@ -154,7 +166,10 @@ class ReBRAC:
     )
 
     def __init__(self, problem: Problem, config: ReBRACConfig) -> None:
-        self.config, self.normalizer = config, problem.normalizer
+        self.config, self.normalizer, self.problem = config, problem.normalizer, problem
+        self.bc_end, self.actor_bc_coef = 1.0, torch.full((), config.actor_bc_coef, device=problem.device)
+        if isinstance(problem.online, PulledOnlineSettings):
+            self.bc_end = problem.online.bc_end
         self.box = ActionBox(problem.action_low, problem.action_high)
         obs_dim, act_dim, hidden = problem.obs_dim, problem.act_dim, (config.hidden,) * 3
         init = problem.streams("init")
@@ -184,6 +199,9 @@ class ReBRAC:
         grads, metrics = self._critic_gradients(batch, normal(batch.actions.shape[1:], self.noise))
         self.critic.apply(grads)
         if self.updates % self.config.policy_delay == 0:
+            if self.problem.online is not None:
+                left = max(self.bc_end, 1.0 - self.problem.online_progress(self.updates))
+                self.actor_bc_coef.fill_(self.config.actor_bc_coef * left)
             grads, actor_metrics = self._actor_gradients(batch)
             self.actor.update_target(self.config.tau)  # towards the actor before its step
             self.actor.apply(grads)
@@ -223,10 +241,14 @@ class ReBRAC:
             pi = self.act(actor, batch.observations)
             q = self.values(self.critic.constant, batch.observations, pi).amin(dim=1)
             distance = penalty(pi, batch.actions, self.box.half)
-            per_seed, parts = actor_loss(q, distance, self.config.actor_bc_coef)
+            per_seed, parts = actor_loss(q, distance, self.actor_bc_coef)
             return per_seed.sum(), {"actor_loss": per_seed, "q_policy": q.mean(dim=1)} | parts
 
         return gradients(loss, self.actor.params)
+
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
+        return self.values(self.critic.constant, observations, actions)
 
     def policy(self, seed: int = 0) -> DeterministicPolicy:
         """Pi of one seed, acting on raw observations."""
@@ -248,4 +270,11 @@ class ReBRAC:
             generator.set_state(saved.cpu())
 
 
-ALGORITHM = Algorithm(ReBRACConfig, ReBRAC, PRESETS, next_actions=True)
+ALGORITHM = Algorithm(
+    ReBRACConfig,
+    ReBRAC,
+    PRESETS,
+    next_actions=True,
+    online=ReBRACOnlineSettings,
+    online_overrides={"critic_bc_coef": 0.0},
+)

@@ -22,6 +22,9 @@ REWORDED = (
     (r" \(required\)", ""),
     (r"\. Expected \d+ values\.", ""),
 )
+HELP = re.compile(
+    r"(--[\w-]+ (?:\{[^}]*\}|[A-Z]+))(?: (?!--)\S+)*"
+)  # an option and its help, in a list of them
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 FRAME = "╭╮╰╯│─| "
 
@@ -97,4 +100,6 @@ def _sentence(box: str) -> str:
     text = re.split("For full help|Argument helptext:", text)[0]
     for pattern, plain in REWORDED:
         text = re.sub(pattern, plain, text)
+    if text.startswith("missing: "):
+        text = HELP.sub(r"\1", text)
     return " ".join(text.split()).rstrip(".") or "wrong usage"

@@ -75,6 +75,8 @@ def main(argv: list[str]) -> int:
             progress=lambda done, _: bar.update(task, completed=done),
         )
     summary = summarize(options, result, *reference(spec, facts))
+    if facts.fine_tuned:
+        summary["kind"] = "fine-tuning"
     if options.out is not None:
         write_returns(options.out, result)
     print(json.dumps(summary) if options.json else describe(summary), flush=True)
@@ -173,7 +175,8 @@ def describe(summary: dict[str, Any]) -> str:
     """The summary as lines for people."""
     sampled = "" if summary["deterministic"] else "sampled actions, "
     episodes = f"{summary['episodes']} episodes, {sampled}seed {summary['seed']}"
-    lines = [f"{summary['source']} on {summary['env_id']}: {episodes}"]
+    kind = f" ({summary['kind']})" if "kind" in summary else ""
+    lines = [f"{summary['source']}{kind} on {summary['env_id']}: {episodes}"]
     line = f"return {summary['return_mean']:.1f} +- {summary['return_std']:.1f} (std)"
     if summary["interval"]:
         line += ", 95 % interval of the mean {:.1f} .. {:.1f}".format(*summary["interval"])

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import tyro
@@ -11,11 +12,14 @@ from rich.progress import Progress
 
 from offrl.collect import collect
 from offrl.commands.arguments import parse
+from offrl.data.dataset import OfflineDataset
 from offrl.data.load import load_dataset
 from offrl.errors import ConfigError
+from offrl.evaluation.diagnostics import FQERecord, write_record
 from offrl.evaluation.environments import env_spec
 from offrl.evaluation.sources import load_source, split_source
-from offrl.fitted_q import FQEOptions, discounted_returns, fitted_q_evaluation
+from offrl.fitted_q import FQEOptions, FQEResult, discounted_returns, fitted_q_evaluation
+from offrl.nn.policy import read_description
 from offrl.training.build import dataset_env
 
 
@@ -25,7 +29,7 @@ class Options(FQEOptions):
 
     SOURCE is what 'offrl eval' takes: a run directory, sb3:FILE.zip, py:PACKAGE.MODULE:NAME. The held-out TD error and
     the distance of the policy's actions to the data's say how far to trust the estimate; --env-steps plays the policy
-    and shows how far it is off.
+    and shows how far it is off. Of a run directory the result is kept in it as fqe.json, for 'offrl report'.
     """
 
     source: tyro.conf.Positional[str]
@@ -67,7 +71,28 @@ def main(argv: list[str]) -> int:
         record |= {"played_value": float(np.mean(values)), "played_episodes": len(values)}
         record["overestimation"] = result.value - float(np.mean(values))
     print(json.dumps(record) if options.json else describe(record))
+    if (directory := run_of(options.source)) is not None:
+        path = write_record(directory, fqe_record(directory, options, data, result))
+        print(f"wrote {path}", file=sys.stderr)
     return 0
+
+
+def run_of(source: str) -> Path | None:
+    """The run directory that ``source`` names, or None."""
+    scheme, rest = split_source(source)
+    return Path(rest) if scheme == "run" and (Path(rest) / "config.json").is_file() else None
+
+
+def fqe_record(directory: Path, options: Options, data: OfflineDataset, result: FQEResult) -> FQERecord:
+    """What is kept beside the run for its report."""
+    step = read_description(directory).get("extra", {}).get("step", 0)
+    return FQERecord(
+        step=step if isinstance(step, int) else 0,
+        discount=options.discount,
+        fitted_steps=options.steps,
+        dataset=str(data.metadata.get("name") or "data"),
+        **asdict(result),
+    )
 
 
 def describe(record: dict[str, float | int | None]) -> str:

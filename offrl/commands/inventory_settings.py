@@ -51,9 +51,8 @@ def _check(name: str) -> int:
     setting = load_setting(name)
     network = setting.network
     unmet = "lost" if network.lost_sales else "waits"
-    print(
-        f"{setting.name}: {network.upstream} upstream nodes, {network.stores} stores, {len(network.edges)} lanes"
-    )
+    counts = f"upstream nodes: {network.upstream}, stores: {network.stores}, lanes: {len(network.edges)}"
+    print(f"{setting.name}: {counts}")
     print(f"unmet demand {unmet}; {'profit' if network.profit else 'cost'}, discount {network.discount:g}")
     for node in network.nodes:
         shown = "  ".join(
@@ -78,9 +77,8 @@ def _check(name: str) -> int:
         )
         print(f"  {edge.source} -> {edge.target}: {_arrival(network.slot(edge), lead_time)}{costs}")
     if isinstance(setting, Setting):
-        print(
-            f"demand: {type(setting.demand).__name__.lower()}, means {', '.join(f'{x:g}' for x in setting.demand.means)}"
-        )
+        means = ", ".join(f"{mean:g}" for mean in setting.demand.means)
+        print(f"demand: {type(setting.demand).__name__.lower()}, means {means}")
     else:
         print(f"demand: {setting.sales.source}, {len(setting.sales.values)} series")
     for split, size in setting.splits.items():
@@ -88,7 +86,7 @@ def _check(name: str) -> int:
             f"{split:5}: {size.scenarios} scenarios x {size.periods} periods, the first {size.ignore} not counted"
         )
     print(
-        "a period: orders are placed on what is seen, demand is served, costs are charged, deliveries of the next period come in"
+        "a period: orders on what is seen; demand; costs; then what arrives before the next period comes in"
     )
     return 0
 

@@ -4,9 +4,10 @@ import difflib
 import json
 import textwrap
 import time
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -42,19 +43,8 @@ class Solution:
     """What ``--out FILE.npz`` holds."""
 
 
-class Problem(Protocol):
-    """The options of one kind of problem."""
-
-    json: bool
-    out: Path | None
-
-    def solve(self) -> Solution:
-        """Solve it."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
-class Common:
+class Problem(ABC):
     """Options of every problem."""
 
     penalty: float
@@ -64,9 +54,13 @@ class Common:
     out: Path | None = None
     """Also write what was found: FILE.json, the same as --json; FILE.npz, the policy as arrays."""
 
+    @abstractmethod
+    def solve(self) -> Solution:
+        """Solve it."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class OneStore(Common):
+class OneStore(Problem):
     """Options of one location."""
 
     demand: str
@@ -105,7 +99,7 @@ class BaseStockOptions(OneStore):
 class LostSalesOptions(OneStore):
     """One location, unmet demand is lost: dynamic program, and heuristics.
 
-    States grow fast with the lead time: 4 takes seconds, 6 minutes. A continuous demand needs a coarse --step
+    States grow fast with the lead time: 4 takes seconds, 5 a minute or two. A continuous demand needs a coarse --step
     (a sixth of its std, say) and is solved as rounded to it.
 
     Example: offrl inventory solve lost-sales --demand poisson:5 --lead-time 4 --holding 1 --penalty 9
@@ -146,7 +140,7 @@ class LostSalesOptions(OneStore):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SerialOptions(Common):
+class SerialOptions(Problem):
     """Stages in series, unmet demand waits: echelon levels (Clark-Scarf).
 
     Lead times and holding costs are given from the most upstream stage to the store. Stock on its way is free.
@@ -176,7 +170,7 @@ class SerialOptions(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarehouseOptions(Common):
+class WarehouseOptions(Problem):
     """A centre without stock, many stores, unmet demand waits: lower bound (Federgruen-Zipkin).
 
     Demand is jointly normal and not clipped at zero. The bound is per period and store; it is nearly reached.
@@ -306,7 +300,7 @@ def record_of(name: str, problem: Problem, solution: Solution, seconds: float) -
     """Everything found, as JSON has it: no infinities, which stand as None."""
     options = {
         k: v for k, v in asdict(problem).items() if k not in ("json", "out", "optimal_only") and v is not None
-    }  # type: ignore[call-overload]
+    }
     rows = [
         {"policy": row.name, "parameters": row.parameters, "cost": row.cost, "lower": row.lower, "upper": row.upper,
          "gap_percent": 100 * (row.cost / solution.cost - 1) if solution.cost else None}
@@ -332,7 +326,7 @@ def describe(record: dict[str, Any]) -> str:
     if record["policies"]:
         lines += ["", f"{'policy':20} {'cost':>10} {'gap':>9}   levels"]
     for row in record["policies"]:
-        gap = "" if row["gap_percent"] is None else f"{row['gap_percent']:.2f} %"
+        gap = "" if row["gap_percent"] is None else f"{round(row['gap_percent'], 2) + 0.0:.2f} %"
         lines.append(
             f"{row['policy']:20} {row['cost']:10.4f} {gap:>9}   {_shown(row['parameters'])}".rstrip()
         )

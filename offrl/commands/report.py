@@ -12,6 +12,7 @@ from offrl.algos import ALGORITHMS, load_algorithm
 from offrl.commands.arguments import parse
 from offrl.errors import ConfigError
 from offrl.evaluation.export import export_runs, writer_of
+from offrl.evaluation.foreign import read_foreign
 from offrl.evaluation.report import save_curves, write_report
 from offrl.evaluation.runs import RunRecord, find_runs, read_run
 
@@ -28,6 +29,8 @@ class ReportOptions:
     """Also write the learning curves to this .svg file."""
     export: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")] = ()
     """Also write scores.csv (a row a run), table.tex (booktabs), figures.pdf (learning curves)."""
+    with_: Annotated[tuple[str, ...], tyro.conf.arg(name="with", metavar="[DATASET=]PATH ...")] = ()
+    """Also show results of CORL, d3rlpy or unifloral: files or folders, with the data's name where they lack it."""
     last_k: int = 10
     """Evaluations in the column 'mean of last k'."""
 
@@ -48,8 +51,13 @@ def main(argv: list[str]) -> int:
     """``offrl report ...``."""
     options = parse(ReportOptions, "offrl report", argv)
     records = [read_run(directory) for directory in find_runs(options.runs)]
-    write_report(records, options.out, last_k=options.last_k, defaults=known_defaults(records))
+    foreign = [run for text in options.with_ for run in read_foreign(text)]
+    write_report(
+        records, options.out, last_k=options.last_k, defaults=known_defaults(records), foreign=foreign
+    )
     print(f"wrote {options.out}: {len(records)} run{'' if len(records) == 1 else 's'}")
+    if foreign:
+        print(f"with {len(foreign)} of other toolkits")
     if options.curves is not None:
         save_curves(records, options.curves)
         print(f"wrote {options.curves}")

@@ -10,12 +10,14 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from offrl.algos import ALGORITHMS, load_algorithm, plugins, preset
+from offrl.algos import ALGORITHMS, ONLINE, load_algorithm, plugins, preset
 from offrl.commands import arguments
 from offrl.errors import ConfigError
 from offrl.files import read_json_object
+from offrl.training.fine_tuning import fine_tune, inherited
 from offrl.training.many import resume_runs, train_seeds
 from offrl.training.options import RunOptions, SeedOptions, settings_from_json
+from offrl.training.problem import Algorithm
 from offrl.training.progress import Reporter
 from offrl.training.session import RunResult
 
@@ -41,6 +43,9 @@ class Start:
 
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A run's config.json: repeat its settings; options given here win."""
+    from_runs: Annotated[tuple[Path, ...], tyro.conf.arg(name="from", metavar="RUN ...")] = ()
+    """Finished runs of this algorithm: go on from each online, with half of every batch from its data and half from
+    steps played in --env, one an update. Settings are theirs; each run keeps its seed."""
     dry_run: bool = False
     """Print the settings, mark what differs from the default, and stop."""
 
@@ -53,7 +58,7 @@ def main(argv: list[str]) -> int:
 def train_command(argv: list[str]) -> int:
     """Parse the options of the named algorithm and train it."""
     if not argv or argv[0].startswith("-"):
-        names = ", ".join([*ALGORITHMS, *plugins()])
+        names = ", ".join([*ALGORITHMS, *ONLINE, *plugins()])
         asked = argv[:1] in (["-h"], ["--help"])
         print(
             f"usage: offrl train ALGO [options]\n\nALGO: {names}, or the path of your own FILE.py\n"
@@ -61,48 +66,63 @@ def train_command(argv: list[str]) -> int:
             file=sys.stdout if asked else sys.stderr,
         )
         return 0 if asked else 2
+    if argv[0] in ONLINE:
+        from offrl.commands.online import train_command as train_online
+
+        return train_online(argv)
     _, method = load_algorithm(argv[0])
-    options, settings, many, output, begin = parse(
-        argv[0], method.config, argv[1:], RunOptions(), method.config()
-    )
-    if begin.config or options.preset:
-        if begin.config:
+    given = parse(argv[0], method, argv[1:], RunOptions(), method.config())
+    begin = given.start
+    if begin.from_runs and (begin.config or given.run.preset):
+        raise ConfigError("--from takes the settings of its runs: leave --config and --preset out")
+    if begin.config or begin.from_runs or given.run.preset:
+        options, settings = given.run, method.config()
+        if begin.from_runs:
+            options, settings = inherited(begin.from_runs, argv[0])
+        elif begin.config:
             options, settings = _recorded(begin.config, argv[0])
-        if options.preset:
-            settings = dataclasses.replace(settings, **preset(method, options.preset))
-        options, settings, many, output, begin = parse(argv[0], method.config, argv[1:], options, settings)
+        if given.run.preset:
+            settings = dataclasses.replace(settings, **preset(method, given.run.preset))
+        given = parse(argv[0], method, argv[1:], options, settings)
+    options, settings, many, output = given.run, given.algorithm, given.seeds, given.output
+    online: Any = getattr(given, "online", None)
     if begin.dry_run:
-        _print_settings(settings, options, many)
+        _print_settings(settings, options, many, *([online] if begin.from_runs else []))
         return 0
     reporter = Reporter(output.mode, options.steps)
-    _summary(train_seeds(argv[0], settings, options, many, reporter=reporter), output)
+    if begin.from_runs:
+        results = fine_tune(argv[0], settings, options, begin.from_runs, online, many=many, reporter=reporter)
+    elif online != (None if online is None else type(online)()):
+        raise ConfigError("options of going on online need --from RUN")
+    else:
+        results = train_seeds(argv[0], settings, options, many, reporter=reporter)
+    _summary(results, output)
     return 0
 
 
-def parse(
-    algorithm: str, config: type, argv: list[str], options: RunOptions, settings: Any
-) -> tuple[RunOptions, Any, SeedOptions, Output, Start]:
+def parse(algorithm: str, method: Algorithm, argv: list[str], options: RunOptions, settings: Any) -> Any:
     """Options, settings and output flags from the command line, over the given defaults."""
     fields: list[tuple[str, Any, Any]] = [
         ("run", RunOptions, options),
-        ("algorithm", config, settings),
+        ("algorithm", method.config, settings),
         ("seeds", tyro.conf.FlagCreatePairsOff[SeedOptions], SeedOptions()),
         ("start", tyro.conf.FlagCreatePairsOff[Start], Start()),
         ("output", tyro.conf.FlagCreatePairsOff[Output], Output()),
     ]
+    if not isinstance(method.online, str):
+        fields.insert(4, ("online", method.online, method.online()))
     parser = dataclasses.make_dataclass(
         "Train",
         [(name, kind, dataclasses.field(default=default)) for name, kind, default in fields],
         frozen=True,
     )
-    parsed: Any = arguments.parse(
+    return arguments.parse(
         parser,
         f"offrl train {algorithm}",
         argv,
         description=f"Train {Path(algorithm).stem} on a dataset; everything is kept in a new run directory.",
         pairs=True,
     )
-    return parsed.run, parsed.algorithm, parsed.seeds, parsed.output, parsed.start
 
 
 @dataclass(frozen=True)
@@ -127,6 +147,11 @@ class ResumeOptions:
 def resume_command(argv: list[str]) -> int:
     """``offrl resume RUN ...``."""
     o = arguments.parse(ResumeOptions, "offrl resume", argv)
+    from offrl.commands.online import online_runs
+    from offrl.commands.online import resume_command as resume_online
+
+    if online := online_runs(o.runs):
+        return resume_online(online, o)
     mode = o.output.mode
     results = resume_runs(o.runs, allow_inexact=o.allow_inexact, workers=o.workers, reporter_mode=mode)
     for result in results:
@@ -170,6 +195,8 @@ def _recorded(path: Path, algorithm: str) -> tuple[RunOptions, Any]:
     """Options and settings of a run's ``config.json``."""
     recorded = read_json_object(path, ConfigError)
     name, method = load_algorithm(algorithm)
+    if "fine_tuned_from" in recorded:
+        raise ConfigError(f"{path} is of a run that went on online: name its offline run with --from")
     settings = recorded.get("settings")
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} is not a run's config.json: it has no settings")

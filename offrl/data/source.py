@@ -11,7 +11,11 @@ from offrl.data.batch import Batch
 
 
 class Source(Protocol):
-    """What the loop draws batches from; refreshed synthetic data and online replay have the same face."""
+    """What the loop draws batches from.
+
+    One whose rows come from an environment also has ``refresh(policy) -> metrics``, called before every update with a
+    function that gives the current policy, and ``metrics``, the names of what it may return.
+    """
 
     def sample(self, generators: Sequence[torch.Generator]) -> Batch:
         """One batch; seed k draws from ``generators[k]`` only."""
@@ -89,6 +93,49 @@ class UniformSource:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+
+class MixedSource(UniformSource):
+    """Half of each batch from the rows it begins with, half from rows appended later; an odd one from the former.
+
+    Args:
+        *fields: the positional arguments of ``UniformSource``: the N offline rows.
+        batch_size: B.
+        capacity: most rows that may be appended.
+    """
+
+    def __init__(self, *fields: Any, batch_size: int, capacity: int) -> None:
+        super().__init__(*fields, batch_size=batch_size)
+        self.offline, self.appended = len(self.table), 0
+        self.table = torch.cat((self.table, self.table.new_zeros(capacity, self.table.shape[1])))
+
+    def __len__(self) -> int:
+        return self.offline
+
+    def append(self, rows: Tensor) -> None:
+        """Add rows (n, W) in the columns' order; they are numbered from N on."""
+        end = self.offline + self.appended + len(rows)
+        self.table[end - len(rows) : end] = rows.to(self.table.device)
+        self.appended += len(rows)
+
+    def draw(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Row numbers (S, B): the offline ones come first."""
+        online, device = self.batch_size // 2, self.table.device
+        draws = []
+        for g in generators:
+            old = torch.randint(self.offline, (1, self.batch_size - online), generator=g, device=device)
+            new = torch.randint(self.appended, (1, online), generator=g, device=device)
+            draws.append(torch.cat((old, new + self.offline), dim=1))
+        return draws[0] if len(draws) == 1 else torch.cat(draws)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The appended rows."""
+        return {"appended": self.table[self.offline : self.offline + self.appended].clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.appended = 0
+        self.append(state["appended"])
 
 
 class WindowSource(UniformSource):

@@ -66,9 +66,9 @@ def gae(
     mask: Tensor | None = None,
     *,
     discount: float = 0.99,
-    trace: float = 0.95,
+    lam: float = 0.95,
 ) -> Tensor:
-    """A_t = delta_t + discount trace (1 - done_t) A_{t+1}, delta_t = r_t + discount (1 - terminated_t) V' - V.
+    """A_t = delta_t + discount lam (1 - done_t) A_{t+1}, delta_t = r_t + discount (1 - terminated_t) V' - V.
 
     The value targets are A + V. Steps that are not chosen are passed over and get 0.
 
@@ -80,13 +80,13 @@ def gae(
         truncated: (B, T); None: never. The end of the segment is one too, through V'.
         mask: (B, T) bool.
         discount: gamma, per step.
-        trace: lambda; 0: one-step, 1: all rewards to the end.
+        lam: lambda; 0: one-step, 1: all rewards to the end.
 
     Source: arXiv:1506.02438; time limits as in arXiv:1712.00378.
     """
     alive = 1.0 if terminated is None else 1.0 - terminated.to(rewards.dtype)
     delta = rewards + discount * alive * next_values - values
-    factors = discount * trace * _going_on(rewards, terminated, truncated)
+    factors = discount * lam * _going_on(rewards, terminated, truncated)
     if mask is not None:
         delta, factors = delta.where(mask, 0.0), factors.where(mask, 1.0)
     sums = discounted_sums(delta, factors)
@@ -119,7 +119,7 @@ def returns_to_go(
     done = 1.0 - _going_on(rewards, terminated, truncated)
     done[:, -1] = 1.0
     cut = done if mask is None else _last_chosen(done, mask)
-    return gae(rewards, zero, next_values * cut, terminated, cut, mask, discount=discount, trace=1.0)
+    return gae(rewards, zero, next_values * cut, terminated, cut, mask, discount=discount, lam=1.0)
 
 
 def n_step(

@@ -70,6 +70,8 @@ class Part:
                 f"{name} has no setting {unknown[0]!r}; it has: {', '.join(sorted(options)) or 'none'}"
             )
         inputs = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        if wrong := [p.name for p in inputs if p.default not in (p.empty, None)]:
+            raise ValueError(f"{name}: the setting {wrong[0]!r} must be keyword-only (after a *)")
         self.name, self.function = name, partial(function, **settings) if settings else function
         self.required = tuple(p.name for p in inputs if p.default is p.empty)
         self.sources = tuple((p.name, p.name in STEP_FIELDS, p.default is p.empty) for p in inputs)
@@ -82,7 +84,7 @@ class Part:
         """
         values = []
         for name, of_the_step, required in self.sources:
-            value = getattr(step if of_the_step else step.rollouts, name)
+            value = getattr(step if of_the_step else step.rollouts, name, None)
             if value is None and required:
                 raise ValueError(f"{self.name!r} needs {name}, which is missing")
             values.append(value)
@@ -116,14 +118,14 @@ class Estimator:
         return rollouts.replace(advantages=self.advantages(rollouts))
 
     @torch.no_grad()
-    def weights(self, rollouts: Rollouts, log_probs: Tensor) -> Tensor:
+    def weights(self, log_probs: Tensor, rollouts: Rollouts) -> Tensor:
         """Factors on grad log pi, 0 where a step was not chosen: (B, T), constants.
 
         Args:
-            rollouts: with ``advantages``.
             log_probs: of the current policy, (B, T).
+            rollouts: with ``advantages``.
         """
-        return self._weights(rollouts, log_probs)
+        return self._weights(log_probs, rollouts)
 
     def loss(
         self,
@@ -147,7 +149,7 @@ class Estimator:
                 the term grad log pi grad log pi^T of each step, and the value is -aggregate(w).
         """
         with torch.no_grad():
-            weights = self._weights(rollouts, log_probs)
+            weights = self._weights(log_probs, rollouts)
         score = (log_probs - log_probs.detach()).exp() if twice else log_probs
         steps = weights * score
         if self.regularizers:
@@ -157,9 +159,9 @@ class Estimator:
         return -self.aggregate(steps, rollouts.mask, counts)
 
     @torch.no_grad()
-    def surrogate(self, rollouts: Rollouts, log_probs: Tensor, counts: Counts | None = None) -> Tensor:
+    def surrogate(self, log_probs: Tensor, rollouts: Rollouts, counts: Counts | None = None) -> Tensor:
         """The value of the clipped surrogate, to log: -aggregate(bounded ratio * advantage * shaping)."""
-        step = self._step(rollouts, log_probs)
+        step = self._step(log_probs, rollouts)
         kept = torch.ones((), device=log_probs.device)
         factors = [part(step) for part in self.shapings]
         for part, bound in zip(self.masks, self.bounds, strict=True):
@@ -173,10 +175,10 @@ class Estimator:
         return -self.aggregate(value.expand_as(log_probs), rollouts.mask, counts)
 
     @torch.no_grad()
-    def diagnostics(self, rollouts: Rollouts, log_probs: Tensor) -> dict[str, Tensor]:
+    def diagnostics(self, log_probs: Tensor, rollouts: Rollouts) -> dict[str, Tensor]:
         """Scalars to log: share of chosen steps that the masks stop, and KL(old || current) by k3."""
         kept = torch.ones_like(log_probs)
-        step = self._step(rollouts, log_probs)
+        step = self._step(log_probs, rollouts)
         for part in self.masks:
             kept = kept * part(step)
         tokens = log_probs.numel() if rollouts.mask is None else rollouts.mask.sum().clamp(min=1)
@@ -192,7 +194,7 @@ class Estimator:
         parts += [part for part, _ in self.regularizers]
         return {name for part in parts for name in part.required} - {"ratio", "log_probs", "advantages"}
 
-    def _step(self, rollouts: Rollouts, log_probs: Tensor) -> Step:
+    def _step(self, log_probs: Tensor, rollouts: Rollouts) -> Step:
         advantages = rollouts.advantages
         if advantages is None:
             raise ValueError("the rollouts have no advantages: call prepare on the whole batch first")
@@ -202,8 +204,8 @@ class Estimator:
         step.ratio = self.denominator(step)
         return step
 
-    def _weights(self, rollouts: Rollouts, log_probs: Tensor) -> Tensor:
-        step = self._step(rollouts, log_probs)
+    def _weights(self, log_probs: Tensor, rollouts: Rollouts) -> Tensor:
+        step = self._step(log_probs, rollouts)
         weights: Tensor = step.ratio * step.advantages  # type: ignore[operator]
         for part in self.shapings:
             weights = weights * part(step)

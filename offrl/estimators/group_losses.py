@@ -39,7 +39,7 @@ class GroupEstimator:
             return total / len(log_probs)
         return total / len(ids.unique())
 
-    def weights(self, rollouts: Rollouts, log_probs: Tensor) -> Tensor:
+    def weights(self, log_probs: Tensor, rollouts: Rollouts) -> Tensor:
         """The factors on grad log pi that the loss amounts to, summed over steps: (B, T), constants."""
         return weights_of(lambda x: self.loss(x, rollouts), log_probs)
 

@@ -67,7 +67,7 @@ def vespo(
         positive: (k, c) where A >= 0.
         negative: (k, c) elsewhere.
 
-    Source: VESPO, as in trl.
+    Source: VESPO, arXiv:2602.10693, in the form of trl.
     """
     good = advantages >= 0
     power = _choose(good, positive[0], negative[0], ratio)

@@ -57,6 +57,7 @@ class Chart:
         level: mean return of the data, drawn as a dashed line, or None.
         frame: sizes.
         log: logarithmic vertical axis; every value must be positive.
+        axis: name of the horizontal axis.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Chart:
     level: float | None = None
     frame: Frame = LARGE
     log: bool = False
+    axis: str = "gradient updates"
 
     def svg(self, identifier: str) -> str:
         """The chart as an ``<svg>`` element whose ids begin with ``identifier``."""
@@ -77,7 +79,7 @@ class Chart:
             tag("title", escape(self.title), id=f"{identifier}-t"),
             tag("desc", escape("; ".join(_described(s) for s in self.series)), id=f"{identifier}-d"),
             tag("text", escape(self.title), class_="head", x=frame.left, y=16),
-            _axes(x, y, frame, self.unit),
+            _axes(x, y, frame, self.unit, self.axis),
         ]
         if self.level is not None:
             title = tag("title", f"mean of the data: {number(self.level)}")
@@ -163,7 +165,9 @@ class Interval:
     high: float
 
 
-def interval_chart(rows: Sequence[Interval], level: float | None, title: str) -> str:
+def interval_chart(
+    rows: Sequence[Interval], level: float | None, title: str, *, level_name: str = "mean of the data"
+) -> str:
     """Intervals one below the other and a dashed level, as ``<svg>``."""
     left = 20 + CHARACTER * max(len(row.label) for row in rows)
     width, bottom = int(left) + 380, 8 + 24 * len(rows)
@@ -175,7 +179,7 @@ def interval_chart(rows: Sequence[Interval], level: float | None, title: str) ->
         content.append(tag("line", class_="grid", x1=at, x2=at, y1=4, y2=bottom))
         content.append(tag("text", number(value), x=at, y=bottom + 18, text_anchor="middle"))
     if level is not None:
-        name = tag("title", f"mean of the data: {number(level)}")
+        name = tag("title", f"{level_name}: {number(level)}")
         content.append(tag("line", name, class_="data", x1=x.at(level), x2=x.at(level), y1=4, y2=bottom))
     for i, row in enumerate(rows):
         y, look = 18.0 + 24 * i, f"mean s{row.style % STYLES}"
@@ -232,7 +236,7 @@ def _legend(series: Sequence[Series], level: float | None, frame: Frame) -> tupl
     return "".join(parts), row + 1
 
 
-def _axes(x: Scale, y: Scale, frame: Frame, unit: str) -> str:
+def _axes(x: Scale, y: Scale, frame: Frame, unit: str, axis: str) -> str:
     parts = []
     for value in ticks(y, frame.ticks):
         at = y.at(value)
@@ -246,7 +250,7 @@ def _axes(x: Scale, y: Scale, frame: Frame, unit: str) -> str:
         turned = f"translate(14 {(y.start + y.end) / 2:.1f}) rotate(-90)"
         parts.append(tag("text", escape(unit), transform=turned, text_anchor="middle"))
         middle = (x.start + x.end) / 2
-        parts.append(tag("text", "gradient updates", x=middle, y=y.start + 37, text_anchor="middle"))
+        parts.append(tag("text", escape(axis), x=middle, y=y.start + 37, text_anchor="middle"))
     return "".join(parts)
 
 

@@ -9,13 +9,15 @@ import numpy as np
 
 from offrl.errors import ConfigError
 from offrl.evaluation.aggregate import summarize_run
+from offrl.evaluation.beyond import fact, fqe, mean_of
 from offrl.evaluation.groups import Group, Task, group_runs
 from offrl.evaluation.runs import RunRecord
 from offrl.files import atomic_write_bytes
 
 COLUMNS = (
     *("dataset", "environment", "method", "algorithm", "seed", "unit", "step", "finished", "episodes"),
-    *("last", "mean_of_last_k", "k", "best", "best_step", "last_return"),
+    *("last", "mean_of_last_k", "k", "best", "best_step", "last_return", "success_rate"),
+    *("overestimation", "td_error", "held_out_td_error", "action_distance", "fqe_value"),
 )
 ESCAPES = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"})
 Writer = Callable[[Sequence[Task], int], bytes]
@@ -75,6 +77,10 @@ def _row(task: Task, group: Group, run: RunRecord, last_k: int) -> dict[str, obj
         "best": summary.best,
         "best_step": summary.best_step,
         "last_return": float(final.returns.mean()),
+        "success_rate": None if final.successes is None else 100.0 * float(final.successes.mean()),
+        "overestimation": mean_of(run, "overestimation"),
+        **{name: fact(run, name) for name in ("td_error", "held_out_td_error", "action_distance")},
+        "fqe_value": fqe(run),
     }
 
 

@@ -83,6 +83,11 @@ class Group:
         """(counted runs,) mean of each one's last evaluation."""
         return np.array([self.run_curve(run).values[-1] for run in self.counted])
 
+    def success_rates(self) -> list[float]:
+        """Successes of each counted run's last evaluation in percent, of those whose environment tells them."""
+        last = [run.evaluations[-1].successes for run in self.counted]
+        return [100.0 * float(successes.mean()) for successes in last if successes is not None]
+
     def iqm_of_last(self) -> tuple[float, tuple[float, float] | None]:
         """IQM over the seeds, and its 95 % interval where there are two or more."""
         last = self.last()
@@ -108,14 +113,20 @@ class Task:
     @property
     def unit(self) -> str:
         """What values are, for axes and columns."""
+        if self.by_success:
+            return "success rate, %"
         return "normalized score" if self.scored else "return"
+
+    @property
+    def by_success(self) -> bool:
+        """Whether the values are success rates in percent (OGBench's single tasks)."""
+        return self.scored and scored_by_success(str(self.runs[0].config.get("env_id")))
 
     @property
     def data_level(self) -> float | None:
         """Mean return of the data's episodes in the task's unit, or None (success rates have no such level)."""
         run = self.runs[0]
-        by_success = self.scored and scored_by_success(str(run.config.get("env_id")))
-        if run.dataset_return is None or by_success:
+        if run.dataset_return is None or self.by_success:
             return None
         returns = np.array([run.dataset_return])
         return float(run.score(returns)[0] if self.scored else returns[0])
@@ -161,8 +172,12 @@ def group_runs(records: Sequence[RunRecord]) -> list[Task]:
 
 def identity(run: RunRecord) -> dict[str, Any]:
     """What must be equal for runs of an algorithm to be seeds of one experiment."""
-    facts = {key: run.config.get(key) for key in ("rows", "steps")}
+    facts = {key: run.config.get(key) for key in ("rows", "steps")} | {
+        "holdout": run.config.get("holdout") or 0.0
+    }
     code = run.config.get("algorithm_sha256")
+    if "online" in run.config:
+        facts |= run.config["online"] | {"offline_steps": run.config["fine_tuned_from"]["steps"]}
     return {**run.settings, **facts, "file": code[:8] if isinstance(code, str) else None}
 
 

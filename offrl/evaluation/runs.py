@@ -12,6 +12,7 @@ import numpy as np
 
 from offrl.data.reference import normalized_score, scored_values
 from offrl.errors import CheckpointError, ConfigError
+from offrl.evaluation.diagnostics import Diagnostics, FQERecord, read_diagnostics, read_fqe
 from offrl.files import read_json_object
 
 FORMAT = 1  # of config.json
@@ -54,11 +55,13 @@ class RunRecord:
     final_returns: np.ndarray | None  # (episodes,) of the last policy; None if unfinished or never evaluated
     finished: bool
     final_successes: np.ndarray | None = None  # (episodes,) 0/1; None where the environment does not say
+    diagnostics: Diagnostics | None = None  # what 'offrl diagnose' left
+    fqe: FQERecord | None = None  # what 'offrl fqe' left
 
     @property
     def algorithm(self) -> str:
-        """Name of the algorithm."""
-        return str(self.config["algorithm"])
+        """Name of the algorithm; of a run that went on online also that."""
+        return str(self.config["algorithm"]) + " fine-tuning" * ("fine_tuned_from" in self.config)
 
     @property
     def dataset(self) -> str:
@@ -166,6 +169,8 @@ def read_run(directory: Path) -> RunRecord:
         final_returns=_final(directory / "final_returns.npz", "returns") if finished else None,
         finished=finished,
         final_successes=_final(directory / "final_returns.npz", "successes") if finished else None,
+        diagnostics=read_diagnostics(directory),
+        fqe=read_fqe(directory),
     )
 
 

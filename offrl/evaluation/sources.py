@@ -92,6 +92,7 @@ class SourceFacts:
     env: EnvSpec | None = None
     reference_returns: tuple[float, float] | None = None
     dataset_name: str | None = None
+    fine_tuned: bool = False  # the run went on online
 
 
 def source_facts(text: str) -> SourceFacts:
@@ -117,6 +118,7 @@ def source_facts(text: str) -> SourceFacts:
             EnvSpec(env_id=str(env_id), kwargs=kwargs, flatten=flatten) if env_id else None,
             None if pair is None else (float(pair[0]), float(pair[1])),
             config.get("dataset_name"),
+            "fine_tuned_from" in config,
         )
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise CheckpointError(f"{path} is not a run's config.json: {error}") from None

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from offrl.errors import PolicyError
 from offrl.nn.policy import (
@@ -201,6 +201,30 @@ def _actor(state: State, data: dict[str, Any], low: Tensor, high: Tensor, clip: 
             f"its network has {sorted(rest)[0]!r}, which a plain multi-layer perceptron has not"
         )
     return policy
+
+
+def actor_from_state(
+    state: State,
+    low: Tensor,
+    high: Tensor,
+    *,
+    activation: type[nn.Module] | None = None,
+    observation_clip: float | None = None,
+) -> MLPPolicy:
+    """The actor in the ``state_dict`` of a stable-baselines3 policy, in the box ``low`` .. ``high``.
+
+    Args:
+        state: names as in ``policy.pth``; entries of the actor are used up.
+        low: lower bounds of the action box, (A,).
+        high: upper bounds, (A,).
+        activation: class of the activation; default: that of the algorithm.
+        observation_clip: bound of the normalized observation.
+
+    Raises:
+        PolicyError: the network is not in the table above.
+    """
+    kwargs = {} if activation is None else {"activation_fn": str(activation)}
+    return _actor(state, {"policy_kwargs": kwargs}, low, high, observation_clip)
 
 
 def _stack(state: State, prefix: str) -> list[Linear]:

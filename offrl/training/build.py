@@ -1,6 +1,7 @@
 """Builds a learner and its batch source from a dataset and the settings of a run."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,14 @@ import torch
 from offrl.data.dataset import OfflineDataset, Rows, Transitions
 from offrl.data.environments import EnvSpec
 from offrl.data.normalize import ObservationNormalizer
-from offrl.data.source import UniformSource, WindowSource
+from offrl.data.source import MixedSource, UniformSource, WindowSource
+from offrl.data.split import split_episodes
 from offrl.errors import ConfigError, DatasetError
 from offrl.evaluation.blocks import step_limit
 from offrl.evaluation.environments import make_env
-from offrl.training.problem import Algorithm, Learner, Problem
+from offrl.training.online import OnlineSource, Player, RowRule
+from offrl.training.options import settings_from_json
+from offrl.training.problem import Algorithm, Learner, OnlineSettings, Problem
 
 BOUND_TOLERANCE = 1e-4  # recorded float32 actions may exceed the box by rounding
 
@@ -25,8 +29,10 @@ def build(
     spec: EnvSpec | None,
     config: dict[str, Any],
     seeds: Sequence[int] = (),
-) -> tuple[Learner, UniformSource]:
+) -> tuple[Learner, UniformSource | OnlineSource]:
     """The learner of ``seeds`` (default: the run's own) and the source of its batches, on the run's device."""
+    if config.get("holdout"):
+        data = split_episodes(data, config["holdout"])[0]
     if method.prepare is not None:
         data = method.prepare(data, settings)
     rule: Rows = "steps" if method.windows else config["rows"]
@@ -37,11 +43,10 @@ def build(
     else:
         normalizer = ObservationNormalizer.identity(rows.observations.shape[1])
     device = torch.device(config["device"])
-    rewards = scaled_rewards(rows.rewards, data, settings)
-    to_go = None
+    rewards = reward_map(data, settings)(rows.rewards)
+    to_go, online = None, online_settings(method, config)
     if method.returns_to_go:
-        sparse, discount = getattr(settings, "sparse_rewards", False), getattr(settings, "discount", 1.0)
-        to_go = torch.from_numpy(returns_to_go(rewards, rows.episode, discount, sparse=sparse))
+        to_go = torch.from_numpy(_to_go(settings, rewards)(rewards, rows.episode))
     problem = Problem(
         observations=normalizer(torch.from_numpy(rows.observations)).to(device),
         actions=torch.from_numpy(rows.actions).to(device),
@@ -59,14 +64,66 @@ def build(
         device=device,
         compile=config["compile"],
         threads=config["threads"],
+        online=online,
+        offline_updates=config["fine_tuned_from"]["steps"] if online else 0,
     )
-    source = make_source(problem, settings.batch_size, settings.context if method.windows else 0)
-    return method.learner(problem, settings), source
+    learner = method.learner(problem, settings)
+    if online is not None and spec is not None:
+        return learner, _online_source(problem, online, method, settings, data, spec)
+    return learner, make_source(problem, settings.batch_size, settings.context if method.windows else 0)
+
+
+def online_settings(method: Algorithm, config: dict[str, Any]) -> OnlineSettings | None:
+    """The settings of a run that goes on online; None for one that does not.
+
+    Raises:
+        ConfigError: the method cannot.
+    """
+    if "online" not in config:
+        return None
+    if isinstance(method.online, str):
+        raise ConfigError(f"{config['algorithm']} cannot go on online: {method.online}")
+    settings: OnlineSettings = settings_from_json(method.online, config["online"])
+    return settings
+
+
+def _online_source(
+    problem: Problem,
+    online: OnlineSettings,
+    method: Algorithm,
+    settings: Any,
+    data: OfflineDataset,
+    spec: EnvSpec,
+) -> OnlineSource:
+    """Offline rows and room for those that the environment will give."""
+    env = make_env(spec)
+    room = online.warmup_steps + problem.steps + step_limit(env, None) + 1
+    mixed = MixedSource(*_fields(problem), batch_size=settings.batch_size, capacity=room)
+    scaled, to_go = reward_map(data, settings), None
+    if method.returns_to_go:
+        over = _to_go(settings, problem.rewards.cpu().numpy())
+        to_go = lambda rewards: over(rewards, np.zeros(len(rewards), np.int64))  # noqa: E731
+    rule = RowRule(problem.normalizer, scaled, to_go, method.next_actions)
+    player = Player(env, problem.seeds[0], getattr(online, "exploration_noise", 0.0))
+    return OnlineSource(mixed, player, rule, online.warmup_steps)
+
+
+def _to_go(settings: Any, rewards: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """``returns_to_go`` of (rewards, episode) as the settings ask for it, for data with these scaled rewards."""
+    lowest = float(rewards.min()) if getattr(settings, "sparse_rewards", False) else None
+    return functools.partial(returns_to_go, discount=getattr(settings, "discount", 1.0), lowest=lowest)
 
 
 def make_source(problem: Problem, batch_size: int, window: int = 0) -> UniformSource:
     """Uniform batches of the problem's own rows, or of windows of them."""
-    fields = (
+    if not window or problem.episode is None:
+        return UniformSource(*_fields(problem), batch_size=batch_size)
+    return WindowSource(*_fields(problem), episode=problem.episode, length=window, batch_size=batch_size)
+
+
+def _fields(problem: Problem) -> tuple[Any, ...]:
+    """The positional arguments of ``UniformSource``."""
+    return (
         problem.observations,
         problem.actions,
         problem.rewards,
@@ -75,18 +132,14 @@ def make_source(problem: Problem, batch_size: int, window: int = 0) -> UniformSo
         problem.next_actions,
         problem.returns_to_go,
     )
-    if not window or problem.episode is None:
-        return UniformSource(*fields, batch_size=batch_size)
-    return WindowSource(*fields, episode=problem.episode, length=window, batch_size=batch_size)
 
 
-def scaled_rewards(rewards: np.ndarray, data: OfflineDataset, settings: Any) -> np.ndarray:
-    """Rewards (N,) float32 as the settings ask for them: scaled, then shifted."""
-    scale = getattr(settings, "reward_scale", 1.0)
+def reward_map(data: OfflineDataset, settings: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes rewards (N,) float32 those that the settings ask for: scaled, then shifted."""
+    scale, shift = getattr(settings, "reward_scale", 1.0), getattr(settings, "reward_shift", 0.0)
     if getattr(settings, "return_range_scaling", False):
         scale *= return_range_scale(data)
-    shifted: np.ndarray = (rewards * scale + getattr(settings, "reward_shift", 0.0)).astype(np.float32)
-    return shifted
+    return lambda rewards: (rewards * scale + shift).astype(np.float32)
 
 
 def return_range_scale(data: OfflineDataset) -> float:
@@ -105,7 +158,7 @@ def return_range_scale(data: OfflineDataset) -> float:
 
 
 def returns_to_go(
-    rewards: np.ndarray, episode: np.ndarray, discount: float, *, sparse: bool = False
+    rewards: np.ndarray, episode: np.ndarray, discount: float, *, lowest: float | None = None
 ) -> np.ndarray:
     """Discounted sum of rewards from each row to the last row of its episode, (N,) float32.
 
@@ -113,7 +166,8 @@ def returns_to_go(
         rewards: (N,), episodes in order.
         episode: (N,), number of each row's episode.
         discount: per step.
-        sparse: an episode whose every reward is the lowest of all returns that reward / (1 - discount) throughout.
+        lowest: an episode whose every reward is this returns it / (1 - discount) throughout: the lowest reward of
+            sparse data.
     """
     starts = np.flatnonzero(np.diff(episode, prepend=episode[0] - 1))
     last = np.zeros(len(rewards), dtype=bool)
@@ -122,8 +176,7 @@ def returns_to_go(
     for row in range(len(rewards) - 1, -1, -1):
         following = float(rewards[row]) + (0.0 if last[row] else discount * following)
         out[row] = following
-    if sparse:
-        lowest = rewards.min()
+    if lowest is not None:
         failed = np.maximum.reduceat(rewards, starts) == lowest
         lengths = np.diff(np.append(starts, len(rewards)))
         out[np.repeat(failed, lengths)] = lowest / (1.0 - discount)

@@ -1,12 +1,13 @@
 """A resumable runner of benchmark cells: one cell is one command that leaves one JSON file of raw numbers.
 
 A finished cell is never run again; a training cell that was interrupted resumes from its checkpoint; a failed one is
-retried once and then reported. Pages are made from the raw files alone.
+retried and then reported. Pages are made from the raw files alone.
 """
 
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import numpy as np
 
 from offrl.files import atomic_write_json
 from offrl.training.run_dir import RunDir
-from offrl.training.runner import RunOptions, make_settings, resume, start
+from offrl.training.runner import RunOptions, make_settings, resume_stack, start_stack
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,19 @@ class Cell:
         command: argument list; it must write ``result`` (atomically) before it ends.
         result: the file that it leaves.
         log: where its output goes; default: ``NAME.log`` in the folder of logs.
+        more: files that it leaves besides.
     """
 
     name: str
     command: tuple[str, ...]
     result: Path
     log: Path | None = None
+    more: tuple[Path, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has left all that it leaves."""
+        return all(path.exists() for path in (self.result, *self.more))
 
 
 @dataclass(frozen=True)
@@ -52,10 +60,16 @@ class TrainingCell:
 
     def cell(self, name: str, raw: Path, work: Path) -> Cell:
         """The cell that trains this in ``work/name`` and writes ``raw/name.json``."""
-        spec = work / name / "cell.json"
-        result = raw / f"{name}.json"
-        atomic_write_json(spec, {**dataclasses.asdict(self), "result": str(result.resolve())})
-        return Cell(name, (sys.executable, "-m", "offrl.training.cells", str(spec)), result)
+        return self.stack(name, {self.seed: name}, raw, work)
+
+    def stack(self, name: str, seeds: dict[int, str], raw: Path, work: Path) -> Cell:
+        """The cell that trains ``seeds`` in one stack in ``work/name``; seed s leaves ``raw/seeds[s].json``."""
+        spec = (work / name / "cell.json").resolve()
+        results = {seed: (raw / f"{own}.json").resolve() for seed, own in seeds.items()}
+        known = {str(seed): str(path) for seed, path in results.items()}
+        atomic_write_json(spec, {**dataclasses.asdict(self), "results": known})
+        first, *more = results.values()
+        return Cell(name, (sys.executable, "-m", "offrl.training.cells", str(spec)), first, more=tuple(more))
 
 
 def run_cells(
@@ -65,6 +79,7 @@ def run_cells(
     jobs: int = 1,
     deadline: float | None = None,
     nice: int = 10,
+    retries: int = 1,
     stop: Callable[[], bool] = lambda: False,
     note: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
@@ -76,16 +91,17 @@ def run_cells(
         jobs: processes at once.
         deadline: seconds after which no new cell starts and running ones are asked to stop (they checkpoint).
         nice: niceness of the processes.
+        retries: how often a cell that fails is tried again.
         stop: asked again and again; True is as the deadline.
         note: called with a line of progress.
 
     Returns:
-        Names of the cells that still have no result: failed twice, or stopped.
+        Names of the cells that still have no result: failed, or stopped.
     """
     logs.mkdir(parents=True, exist_ok=True)
     running: list[Running] = []
     try:
-        return _run_cells(cells, logs, running, jobs, deadline, nice, stop, note)
+        return _run_cells(cells, logs, running, jobs, deadline, nice, retries, stop, note)
     finally:  # an error or a Ctrl-C leaves no process behind
         for entry in running:
             entry.process.terminate()
@@ -111,10 +127,11 @@ def _run_cells(
     jobs: int,
     deadline: float | None,
     nice: int,
+    retries: int,
     stop: Callable[[], bool],
     note: Callable[[str], None],
 ) -> list[str]:
-    waiting = [(cell, 1) for cell in cells if not cell.result.exists()]
+    waiting = [(cell, 1) for cell in cells if not cell.done]
     note(f"{len(cells) - len(waiting)} of {len(cells)} cells are done, {len(waiting)} to run")
     began, stopping = time.monotonic(), False
     missing: list[str] = []
@@ -133,11 +150,12 @@ def _run_cells(
         for entry in [e for e in running if e.process.poll() is not None]:
             running.remove(entry)
             cell, code = entry.cell, entry.process.returncode
-            if cell.result.exists():
+            if cell.done:
                 note(f"finished {cell.name} in {time.monotonic() - entry.since:.0f} s")
-            elif entry.attempt == 1 and not stopping:
-                note(f"{cell.name} failed with exit code {code}; trying once more")
-                waiting.append((cell, 2))
+            elif (left := retries + 1 - entry.attempt) > 0 and not stopping:
+                again = "once more" if left == 1 else f"again, up to {left} times"
+                note(f"{cell.name} failed with exit code {code}; trying {again}")
+                waiting.append((cell, entry.attempt + 1))
             else:
                 note(f"{cell.name} has no result (exit code {code}); see {entry.log}")
                 missing.append(cell.name)
@@ -154,26 +172,47 @@ def _begin(cell: Cell, attempt: int, logs: Path, nice: int) -> Running:
     return Running(cell, attempt, process, path, time.monotonic())
 
 
-def run_training_cell(spec: Path) -> Path:
-    """Train or resume the cell described by ``spec``; returns its raw file."""
+def run_training_cell(spec: Path) -> list[Path]:
+    """Train or resume the cell described by ``spec``, one seed or a stack; returns the raw files.
+
+    Raises:
+        PolicyError: a seed has diverged; the raw files of the others are written.
+    """
     facts = json.loads(spec.read_text())
-    found = sorted(spec.parent.glob("*/*/seed*/config.json"))
-    if found:
-        directory = resume(found[-1].parent).directory
-    else:
-        options = RunOptions(
-            dataset=facts["dataset"],
-            seed=facts["seed"],
-            out=spec.parent,
-            threads=1,
-            preset=facts["preset"],
-            **facts["options"],
-        )
-        settings = make_settings(facts["algorithm"], facts["settings"], facts["preset"])
-        directory = start(facts["algorithm"], settings, options).directory
-    result = Path(facts["result"])
-    atomic_write_json(result, raw_record(directory))
-    return result
+    results = {int(seed): Path(path) for seed, path in facts["results"].items()}
+    found = _run_directories(spec)
+    if len(found) < len(results):  # killed while it made a stack's folders: nothing was trained
+        for directory in found:
+            shutil.rmtree(directory)
+        found = []
+    try:
+        if found:
+            resume_stack(found[-1])
+        else:
+            options = RunOptions(
+                dataset=facts["dataset"],
+                seed=facts["seed"],
+                out=spec.parent,
+                threads=1,
+                preset=facts["preset"],
+                **facts["options"],
+            )
+            settings = make_settings(facts["algorithm"], facts["settings"], facts["preset"])
+            start_stack(facts["algorithm"], settings, options, tuple(results))
+    finally:
+        for run in map(RunDir, _run_directories(spec)):
+            if run.finished and run.config["seed"] in results:
+                atomic_write_json(results[run.config["seed"]], raw_record(run.path))
+    return list(results.values())
+
+
+def _run_directories(spec: Path) -> list[Path]:
+    return sorted(path.parent for path in spec.parent.glob("*/*/seed*/config.json"))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the cell whose description ``argv`` names."""
+    run_training_cell(Path(argv[0]))
 
 
 def raw_record(directory: Path) -> dict[str, Any]:
@@ -204,4 +243,4 @@ def _number(cell: str) -> float | None:
 
 
 if __name__ == "__main__":
-    run_training_cell(Path(sys.argv[1]))
+    main(sys.argv[1:])

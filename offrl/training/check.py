@@ -64,7 +64,7 @@ def source_of(
 def check_algorithm(name: str) -> Iterator[tuple[str, str | None]]:
     """Run every check on an algorithm; yields (what was checked, None or what is wrong)."""
     _, method = load_algorithm(name)
-    for check in (_updates, _learns_deterministically, _resumes, _saves_policy, stacks):
+    for check in (_updates, _learns_deterministically, _resumes, _saves_policy, stacks, _values):
         seed_globally(0)
         try:
             problem = check(method)
@@ -160,6 +160,21 @@ def stacks(method: Algorithm) -> str | None:
         apart = (stacked.policy(k)(observations) - single.policy()(observations)).abs().max().item()
         if apart > 1e-5:
             return f"seed {k} of the stack is {apart:.2g} away from its single run: reduce trailing axes only"
+    return None
+
+
+def _values(method: Algorithm) -> str | None:
+    """q_values(), where the method has it, gives (S, E, B) without gradient."""
+    learner = _train(method, tiny_problem((0, 1)), 1)
+    if not hasattr(learner, "q_values"):
+        return None
+    problem = tiny_problem()
+    pairs = (x.expand(2, -1, -1) for x in (problem.observations[None, :9], problem.actions[None, :9]))
+    q = learner.q_values(*pairs)
+    if q.ndim != 3 or (q.shape[0], q.shape[2]) != (2, 9) or q.requires_grad:
+        return (
+            f"q_values() returned shape {tuple(q.shape)}{' with a gradient' * q.requires_grad}, not (2, E, 9)"
+        )
     return None
 
 

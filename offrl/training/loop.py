@@ -84,8 +84,10 @@ def train(
     Yields:
         The number of updates made: at each multiple, at the last step, and where ``stop`` asked.
     """
-    step = start
+    step, refresh = start, getattr(source, "refresh", None)
     while step < steps:
+        if refresh is not None:
+            means.add(refresh(learner.policy))
         with around:
             means.add(learner.update(source.sample(generators)))
         step += 1

@@ -33,6 +33,8 @@ class RunOptions:
     """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
     rows: Literal["auto", "exact", "qlearning"] = "auto"
     """Which rows are transitions: exact keeps true successors, qlearning is D4RL's own rule."""
+    holdout: float = 0.0
+    """Share of the episodes that is not trained on, for the held-out errors of 'offrl diagnose'; 0 trains on all."""
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Start from the settings tuned for this dataset name; never guessed."""
     log_every: int = 1_000
@@ -65,6 +67,8 @@ class RunOptions:
         for name in ("seed", "eval_every", "final_episodes", "threads"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0.0 <= self.holdout < 1.0:
+            raise ConfigError(f"holdout must be in [0, 1), got {self.holdout}: it is a share of the episodes")
 
 
 SeedMode = Literal["auto", "stacked", "processes"]

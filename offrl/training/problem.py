@@ -10,8 +10,38 @@ from torch import Tensor
 from offrl.data.batch import Batch
 from offrl.data.dataset import OfflineDataset
 from offrl.data.normalize import ObservationNormalizer
+from offrl.errors import ConfigError
 from offrl.nn.policy import Policy
 from offrl.training.seeding import streams
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineSettings:
+    """How an offline run goes on online; only with --from."""
+
+    warmup_steps: int = 5_000
+    """Steps that the offline policy plays before the first update online."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ConfigError(f"warmup_steps must be 0 or more, got {self.warmup_steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PulledOnlineSettings(OnlineSettings):
+    """How a run whose deterministic policy is pulled towards the data goes on online; only with --from."""
+
+    exploration_noise: float = 0.1
+    """Std of the Gaussian noise on actions online, in half-ranges of the action box."""
+    bc_end: float = 0.5
+    """What is left of the pull towards the data at the last update online; 1 keeps it whole."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.exploration_noise < float("inf"):
+            raise ConfigError(f"exploration_noise must be 0 or more, got {self.exploration_noise}")
+        if not 0.0 < self.bc_end <= 1.0:
+            raise ConfigError(f"bc_end must be in (0, 1], got {self.bc_end}")
 
 
 @dataclass(frozen=True)
@@ -38,6 +68,8 @@ class Problem:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     compile: bool = False
     threads: int = 1
+    online: OnlineSettings | None = None  # of a run that goes on online; ``steps`` are then those online
+    offline_updates: int = 0  # updates made before it went online
 
     @property
     def obs_dim(self) -> int:
@@ -48,6 +80,10 @@ class Problem:
     def act_dim(self) -> int:
         """A."""
         return self.actions.shape[1]
+
+    def online_progress(self, updates: int) -> float:
+        """Share of the updates online that ``updates`` in all have made, from 0 to 1."""
+        return min((updates - self.offline_updates) / self.steps, 1.0)
 
     def streams(self, name: str) -> list[torch.Generator]:
         """One random stream called ``name`` for each seed, on the run's device."""
@@ -90,3 +126,9 @@ class Algorithm:
     next_actions: bool = False  # whether batches carry the next action of the data
     returns_to_go: bool = False  # whether batches carry discounted returns-to-go
     windows: bool = False  # whether batches are windows of whole episodes, all steps kept (rows="steps")
+    online: type[OnlineSettings] | str = (
+        "its file declares no online settings"  # or why it cannot go on online
+    )
+    online_overrides: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # settings that change when it goes online

@@ -278,4 +278,12 @@ def _read_config(path: Path) -> dict[str, Any]:
         isinstance(n, str) and re.fullmatch(r"seed\d+-[\w-]+", n) for n in stack
     ):
         raise CheckpointError(f"{path} is damaged: 'stack' is {stack!r}")
+    source, online = config.get("fine_tuned_from"), config.get("online")
+    if (source is None) != (online is None) or not isinstance(online or {}, dict):
+        raise CheckpointError(f"{path} is damaged: 'online' is {online!r}")
+    kinds = {"run": str, "steps": int, "checkpoint_sha256": str}
+    if source is not None and not (
+        isinstance(source, dict) and all(isinstance(source.get(name), kind) for name, kind in kinds.items())
+    ):
+        raise CheckpointError(f"{path} is damaged: 'fine_tuned_from' is {source!r}")
     return config

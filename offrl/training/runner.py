@@ -22,6 +22,8 @@ from offrl.files import sha256_file
 from offrl.nn.policy import load_policy
 from offrl.nn.precision import Precision
 from offrl.training.build import build, dataset_env
+from offrl.training.offline import Origin, load_offline
+from offrl.training.online import OnlineSource
 from offrl.training.options import (
     RunOptions,
     make_settings,
@@ -74,13 +76,18 @@ def start_stack(
     *,
     dataset: OfflineDataset | None = None,
     reporter: Reporter | None = None,
+    origin: Origin | None = None,
 ) -> list[RunResult]:
-    """``start`` for several seeds that are trained together, each in a run directory of its own."""
+    """``start`` for several seeds that are trained together, each in a run directory of its own.
+
+    With ``origin`` one seed goes on online from an offline run.
+    """
     reporter = reporter or Reporter("quiet", options.steps)
-    plan = prepare(algorithm, settings, options, seeds, dataset=dataset)
+    plan = prepare(algorithm, settings, options, seeds, dataset=dataset, origin=origin)
     torch.set_num_threads(plan.configs[0]["threads"])
     seed_globally(seeds[0])
     learner, source = plan.build(seeds)  # bad input fails before a folder is made
+    load_offline(learner, plan.configs[0])
     runs = RunDir.create_stack(options.out, plan.configs)
     plan.announce(reporter, len(source), f"run director{'y' if len(runs) == 1 else 'ies'} {_listed(runs)}")
     with _locked(runs):
@@ -97,7 +104,7 @@ class Plan:
     spec: EnvSpec | None
     configs: list[dict[str, Any]]  # of each seed
 
-    def build(self, seeds: Sequence[int]) -> tuple[Learner, UniformSource]:
+    def build(self, seeds: Sequence[int]) -> tuple[Learner, UniformSource | OnlineSource]:
         """The learner of ``seeds`` and the source of its batches."""
         return build(self.method, self.settings, self.data, self.spec, self.configs[0], seeds)
 
@@ -105,6 +112,12 @@ class Plan:
         """Say what is trained on what, with what, and where it is kept."""
         c = self.configs[0]
         reporter.note(f"{c['algorithm']} on {c['dataset_name']}: {self.data.describe()}")
+        if "online" in c:
+            source, warmup = c["fine_tuned_from"]["run"], spaced(c["online"]["warmup_steps"])
+            reporter.note(
+                f"fine-tuning {source} on {c['env_id']}: {warmup} steps of the offline policy, "
+                "then one step an update; half of each batch is offline rows"
+            )
         reporter.note(
             f"{spaced(rows)} rows ({c['rows']}), device {device_name(c['device'])}, "
             f"{c['threads']} thread{'s' * (c['threads'] > 1)}, {spaced(c['steps'])} steps, {where}"
@@ -122,6 +135,7 @@ def prepare(
     seeds: Sequence[int],
     *,
     dataset: OfflineDataset | None = None,
+    origin: Origin | None = None,
 ) -> Plan:
     """Load the data and refuse what cannot run here; raises what ``start`` raises."""
     name, method = load_algorithm(algorithm)
@@ -134,6 +148,8 @@ def prepare(
         config["rows"] = "steps"
     if dataset is not None:
         config["dataset"] = None  # in memory: it must be given again to resume
+    if origin is not None:
+        config |= origin.facts(config)
     Precision(options.precision, config["device"])  # refuses what the device lacks
     if options.compile:
         require_compiler(config["device"])
@@ -170,6 +186,7 @@ def _config(
         "dataset_sha256": data.sha256,
         "dataset_return_mean": float(data.episode_returns.mean()),
         "rows": data.metadata.get("rows_default", "exact") if options.rows == "auto" else options.rows,
+        "holdout": options.holdout,
         "env_id": spec.env_id if spec else None,
         "env_kwargs": spec.kwargs if spec else {},
         "env_flatten": list(spec.flatten) if spec else [],
@@ -233,7 +250,7 @@ def resume_stack(
     runs = RunDir(directory).stack()
     config = runs[0].config
     if all(run.finished for run in runs):
-        return [_finished(run) for run in runs]
+        return [finished_result(run) for run in runs]
     name, method = load_algorithm(config["algorithm_file"] or config["algorithm"])
     try:
         settings = settings_from_json(method.config, config["settings"])
@@ -254,27 +271,36 @@ def resume_stack(
             f"the data of {directory} changed since it began (SHA-256 differs); restore them"
         )
     if not allow_inexact:
-        _require_exactness(runs[0])
+        require_exactness(runs[0])
     torch.set_num_threads(config["threads"])
     seed_globally(config["seed"])
-    spec = None
-    if config["env_id"]:
-        spec = dataclasses.replace(
-            dataset_env(data, config["env_id"]) or EnvSpec(config["env_id"]),
-            kwargs=config["env_kwargs"],
-            flatten=tuple(config["env_flatten"]),
-        )
+    spec = _recorded_env(data, config)
     if workers is not None:
         config["workers"] = workers
     with _locked(runs):
         seeds = [run.config["seed"] for run in runs]
         learner, source = build(method, settings, data, spec, config, seeds)
+        if allow_inexact and isinstance(source, OnlineSource):
+            source.strict = False
         session = Session(runs, learner, source, spec, Reporter(reporter_mode, config["steps"]))
-        session.restore()
+        if not session.restore():
+            load_offline(learner, config)
         return session.go()
 
 
-def _finished(run: RunDir) -> RunResult:
+def _recorded_env(data: OfflineDataset, config: dict[str, Any]) -> EnvSpec | None:
+    """The environment that a run was started with."""
+    if not config["env_id"]:
+        return None
+    return dataclasses.replace(
+        dataset_env(data, config["env_id"]) or EnvSpec(config["env_id"]),
+        kwargs=config["env_kwargs"],
+        flatten=tuple(config["env_flatten"]),
+    )
+
+
+def finished_result(run: RunDir) -> RunResult:
+    """What a finished run left behind."""
     path = run.path / "final_returns.npz"
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as final:
@@ -285,7 +311,7 @@ def _finished(run: RunDir) -> RunResult:
     return run_result(run, returns, successes, load_policy(run.path), already=True)
 
 
-def _require_exactness(run: RunDir) -> None:
+def require_exactness(run: RunDir) -> None:
     """Refuse a machine, a library or an algorithm file that would change the numbers (CheckpointError)."""
     config, recorded = run.config, run.recorded_versions()
     now = versions(config["device"], config["threads"])

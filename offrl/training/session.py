@@ -61,20 +61,22 @@ class Session:
     ) -> None:
         self.path, self.config, self.learner, self.source = runs[0].path, runs[0].config, learner, source
         self.spec, self.reporter = spec, reporter
-        self.means = MetricMeans(learner.metrics)
+        metrics = (*learner.metrics, *getattr(source, "metrics", ()))
+        self.means = MetricMeans(metrics)
         seeds = [run.config["seed"] for run in runs]
         self.data = streams(seeds, "data", self.config["device"])
         self.step, self.seconds = 0, 0.0
         self.pop_timings = getattr(learner, "pop_timings", dict)  # wall-clock parts that some learners report
-        self.records = [Record(run, learner.metrics, tuple(self.pop_timings())) for run in runs]
+        self.records = [Record(run, metrics, tuple(self.pop_timings())) for run in runs]
         self.tables = [table for record in self.records for table in record.tables]
         self.identity = {key: self.config[key] for key in IDENTITY}
         self.identity["seeds"] = seeds if len(seeds) > 1 else None
+        self.identity["online"] = self.config.get("online")
         self.evaluating = False
         self.asked: list[int] = []  # signals received
 
-    def restore(self) -> None:
-        """Load the last checkpoint and forget the rows written after it."""
+    def restore(self) -> bool:
+        """Load the last checkpoint and forget the rows written after it; whether there was one."""
         state, note = load_checkpoint(self.path, self.config["device"])
         for record in self.records:
             for leftover in record.run.path.glob(".*.tmp*"):  # of a write that was killed
@@ -83,7 +85,7 @@ class Session:
             for table in self.tables:
                 table.clear()
             self.reporter.note("no checkpoint yet: starting over")
-            return
+            return False
         for key, own in self.identity.items():
             if state.get(key) != own:
                 raise CheckpointError(
@@ -92,6 +94,8 @@ class Session:
                 )
         try:
             self._load(state)
+        except CheckpointError:
+            raise
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"the checkpoint in {self.path} does not fit this version of {self.config['algorithm']}: "
@@ -100,6 +104,7 @@ class Session:
         for table, size in zip(self.tables, state["sizes"], strict=True):
             table.truncate(size)
         self.reporter.note(f"resuming {self.path} at step {self.step}" + (f" ({note})" if note else ""))
+        return True
 
     def _load(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state["learner"])
@@ -147,6 +152,8 @@ class Session:
             around=Precision(c["precision"], c["device"]),
             stop=lambda: bool(self.asked),
         )
+        if evaluator and self.step == 0 and self.identity["online"] is not None:
+            self._record_evaluations(self._evaluate(evaluator))  # where the offline run left off
         began, before = time.monotonic(), self.step
         for step in loop:
             elapsed = time.monotonic() - began

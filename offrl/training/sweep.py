@@ -8,10 +8,10 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,8 +20,10 @@ from offrl.data.reference import normalized_score
 from offrl.errors import ConfigError
 from offrl.files import atomic_write_text, sha256_file
 from offrl.training.cells import Cell, TrainingCell
-from offrl.training.options import settings_from_json
+from offrl.training.many import choose_mode
+from offrl.training.options import RunOptions, SeedMode, SeedOptions, make_settings, settings_from_json
 
+NAME_LENGTH = 150  # of what precedes seed and hash in the name of a cell, which names files
 LAST = 5  # evaluations in the column 'mean of last 5'
 COLUMNS = ("algorithm", "dataset", "settings", "seed", "unit", "last", "best", "mean_last_5", "episodes")
 
@@ -37,19 +39,95 @@ class Data:
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell of the grid: what is varied, and the run that it is."""
+    """One run of a sweep: what is varied in it, and how it is trained."""
 
     name: str  # unique; ends in a hash of everything that the run depends on
     varied: dict[str, Any]
     training: TrainingCell
+    algorithm: str  # short name
+    dataset: str  # as the data name themselves
 
-    def cell(self, out: Path) -> Cell:
-        """The command that trains it under ``out/runs/NAME`` and leaves ``out/raw/NAME.json``."""
-        return self.training.cell(self.name, out / "raw", out / "runs")
+    @property
+    def settings(self) -> str:
+        """What is varied, in words."""
+        return " ".join(f"{name}={value}" for name, value in self.varied.items())
 
     def result(self, out: Path) -> Path:
         """Its raw numbers; they exist once it is finished."""
         return out / "raw" / f"{self.name}.json"
+
+
+def plan_cells(
+    listed: Sequence[Entry],
+    out: Path,
+    seed_mode: SeedMode = "auto",
+    note: Callable[[str], None] = lambda line: None,
+) -> list[Cell]:
+    """The cells that train ``listed`` in ``out/runs``: one process a run, or a process for seeds that are stacked.
+
+    What a former call put together stays together, so that it can go on; later seeds join nobody's stack.
+
+    Raises:
+        ConfigError: seeds are to be stacked, and the method does not allow it.
+    """
+    kept, modes, cells = _kept_stacks(out), {}, {}
+    same: dict[str, list[Entry]] = {}
+    for entry in listed:
+        facts = dataclasses.replace(entry.training, seed=0)
+        same.setdefault(json.dumps([entry.dataset, dataclasses.asdict(facts)]), []).append(entry)
+    for group in same.values():
+        first = group[0].training
+        fresh = [entry for entry in group if entry.name not in kept and not entry.result(out).exists()]
+        key = (first.algorithm, first.settings.get("hidden"), first.preset, len(fresh) > 1)
+        if key not in modes:
+            modes[key] = _mode(first, [e.training.seed for e in fresh], seed_mode)
+            if modes[key][0] == "stacked":
+                note(f"{group[0].algorithm}: seeds are stacked, {modes[key][1]}")
+        together = len(fresh) > 1 and modes[key][0] == "stacked"
+        for entry in group:
+            if entry.name in kept:
+                name, seeds = kept[entry.name]
+            elif together and entry in fresh:
+                name = f"{fresh[0].name}+{len(fresh) - 1}"
+                seeds = {e.training.seed: e.name for e in fresh}
+            else:
+                name, seeds = entry.name, {entry.training.seed: entry.name}
+            if name not in cells:
+                training = dataclasses.replace(entry.training, seed=next(iter(seeds)))
+                cells[name] = training.stack(name, seeds, out / "raw", out / "runs")
+    return list(cells.values())
+
+
+def _kept_stacks(out: Path) -> dict[str, tuple[str, dict[int, str]]]:
+    """Entry -> the cell that a former call put it into, with what each seed is called there."""
+    kept: dict[str, tuple[str, dict[int, str]]] = {}
+    for spec in sorted(out.glob("runs/*+*/cell.json")):
+        results = json.loads(spec.read_text())["results"]
+        seeds = {int(seed): Path(path).stem for seed, path in results.items()}
+        kept |= {name: (spec.parent.name, seeds) for name in seeds.values()}
+    return kept
+
+
+def _mode(training: TrainingCell, seeds: Sequence[int], seed_mode: SeedMode) -> tuple[str, str]:
+    if len(seeds) < 2:
+        return "processes", "one seed"
+    settings = make_settings(training.algorithm, training.settings, training.preset)
+    options = RunOptions(dataset=training.dataset, threads=1, **training.options)
+    many = SeedOptions(seeds=tuple(seeds), seed_mode=seed_mode)
+    return choose_mode(training.algorithm, settings, options, many, in_memory=False)
+
+
+def run_directory(entry: Entry, out: Path) -> Path:
+    """The run directory of a finished entry.
+
+    Raises:
+        FileNotFoundError: there is none (it was deleted).
+    """
+    name, _ = _kept_stacks(out).get(entry.name, (entry.name, {}))
+    found = sorted((out / "runs" / name).glob(f"*/*/seed{entry.training.seed}-*/final_returns.npz"))
+    if not found:
+        raise FileNotFoundError(f"{out / 'runs' / name} holds no finished run of {entry.name}")
+    return found[-1].parent
 
 
 def parse_grid(given: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -77,9 +155,10 @@ def entries(
     grid: dict[str, tuple[str, ...]],
     options: dict[str, Any],
     *,
-    presets: bool = False,
+    presets: bool | Literal["where known"] = False,
+    draws: dict[str, list[dict[str, Any]]] | None = None,
 ) -> list[Entry]:
-    """Every cell; an algorithm without a setting of the grid is not varied in it.
+    """Every run; an algorithm without a setting of the grid is not varied in it.
 
     Args:
         algorithms: names or paths.
@@ -87,7 +166,8 @@ def entries(
         seeds: of each.
         grid: setting -> values, as typed.
         options: of every run.
-        presets: start from the settings tuned for each dataset.
+        presets: start from the settings tuned for each dataset; ``where known``: only where a method has them.
+        draws: short name of an algorithm -> settings that vary besides, each combined with the grid.
 
     Raises:
         ConfigError: a setting that no algorithm has, an impossible value, a dataset without preset, a cell twice.
@@ -96,23 +176,24 @@ def entries(
     for algorithm, data in itertools.product(algorithms, datasets):
         short, method = load_algorithm(algorithm)
         code = sha256_file(algorithm) if algorithm.endswith(".py") else None
-        tuned = preset(method, data.name) if presets else {}
-        for varied in _points(method.config, grid):
-            used |= set(varied)
+        known = any(data.name.startswith(name) for name in method.presets)
+        tuned_for = data.name if presets is True or (presets and known) else None
+        tuned = preset(method, data.name) if tuned_for else {}
+        drawn = (draws or {}).get(short, [{}])
+        for point, draw in itertools.product(_points(method.config, grid), drawn):
+            if both := sorted({*point} & {*draw}):
+                raise ConfigError(f"{both[0]} is in the grid and in the space; name it in one of them")
+            used |= set(point)
+            varied = point | draw
             method.config(**tuned | varied)  # refuses what is impossible
             for seed in seeds:
-                tuned_for = data.name if presets else None
                 training = TrainingCell(algorithm, data.uri, seed, options, varied, tuned_for)
                 facts = [dataclasses.asdict(training), data.sha256, code]
                 digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-                parts = [
-                    short,
-                    data.name,
-                    *(f"{k}={v}" for k, v in varied.items()),
-                    f"seed{seed}",
-                    digest[:8],
-                ]
-                found.append(Entry(re.sub(r"[^\w.=+-]+", "-", "-".join(parts)), varied, training))
+                parts = [short, data.name, *(f"{k}={v}" for k, v in varied.items())]
+                name = re.sub(r"[^\w.=-]+", "-", "-".join(parts))[:NAME_LENGTH]
+                name = f"{name}-seed{seed}-{digest[:8]}"
+                found.append(Entry(name, varied, training, short, data.name))
     unknown = sorted(set(grid) - used)
     if unknown:
         raise ConfigError(f"none of {', '.join(algorithms)} has a setting {unknown[0]!r}")
@@ -145,19 +226,24 @@ def _value(config: type, name: str, default: Any, text: str) -> Any:
     return value
 
 
-def write_tables(listed: Sequence[Entry], out: Path) -> list[dict[str, Any]]:
-    """Write ``results.csv`` (a row a finished cell) and ``results.md`` (mean and deviation over the seeds)."""
-    rows = [
-        row(entry, json.loads(entry.result(out).read_text()))
-        for entry in listed
-        if entry.result(out).exists()
-    ]
+def read_rows(listed: Sequence[Entry], out: Path) -> list[dict[str, Any]]:
+    """A row a finished run."""
+    finished = [entry for entry in listed if entry.result(out).exists()]
+    return [row(entry, json.loads(entry.result(out).read_text())) for entry in finished]
+
+
+def write_tables(listed: Sequence[Entry], out: Path, sections: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Write ``results.csv`` (a row a finished run) and ``results.md`` (mean and deviation over the seeds).
+
+    ``sections`` are appended to the second one.
+    """
+    rows = read_rows(listed, out)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [*COLUMNS, "steps_per_second", "cell"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     atomic_write_text(out / "results.csv", buffer.getvalue())
-    atomic_write_text(out / "results.md", markdown(rows, len(listed)))
+    atomic_write_text(out / "results.md", "\n".join([markdown(rows, len(listed)), *sections]))
     return rows
 
 
@@ -174,7 +260,7 @@ def row(entry: Entry, raw: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "algorithm": config["algorithm"],
         "dataset": config["dataset_name"],
-        "settings": " ".join(f"{name}={value}" for name, value in entry.varied.items()),
+        "settings": entry.settings,
         "seed": config["seed"],
         "unit": "normalized score" if reference else "return",
         "steps_per_second": raw["median_steps_per_second"],
@@ -190,7 +276,7 @@ def markdown(rows: Sequence[dict[str, Any]], expected: int) -> str:
     """A table of algorithm and settings against datasets: mean +- sample deviation of the last evaluation."""
     datasets = list(dict.fromkeys((row["dataset"], row["unit"]) for row in rows))
     lines = [
-        f"{len(rows)} of {expected} cells are finished. Last evaluation: mean +- standard deviation (seeds).",
+        f"{len(rows)} of {expected} runs are finished. Last evaluation: mean +- standard deviation (seeds).",
         "",
     ]
     lines.append(f"| algorithm | {' | '.join(f'{name} ({unit})' for name, unit in datasets)} |")

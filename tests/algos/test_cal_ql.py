@@ -107,7 +107,7 @@ def test_returns_are_discounted_sums_within_each_episode():
 def test_a_failed_sparse_episode_returns_its_reward_for_ever():
     """Only an episode of nothing but the lowest reward: -5 / (1 - 0.9) = -50; the others are sums."""
     rewards, episode = np.array([-5, -5, -5, 5, 5, 5, 5], np.float32), np.array([0, 0, 1, 1, 2, 3, 3])
-    got = returns_to_go(rewards, episode, 0.9, sparse=True)
+    got = returns_to_go(rewards, episode, 0.9, lowest=-5.0)
     np.testing.assert_allclose(got, [-50, -50, -0.5, 5, 5, 9.5, 5], rtol=1e-6)
     assert returns_to_go(rewards, episode, 0.9)[0] == pytest.approx(-9.5)
 

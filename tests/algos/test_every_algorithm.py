@@ -83,6 +83,24 @@ def test_one_seeds_data_do_not_reach_the_others(name):
         )
 
 
+@EVERY
+def test_the_values_are_those_of_the_critics_that_learn(name):
+    """Mean Q at the data's actions, before an update, is what the update reports; methods without critics have none."""
+    _, method = load_algorithm(name)
+    problem = dataclasses.replace(
+        tiny_problem((0, 1, 2)), action_low=torch.tensor([-2.0, -1.0]), action_high=torch.tensor([2.0, 5.0])
+    )
+    learner = method.learner(problem, small(method, 16, batch_size=32))
+    assert hasattr(learner, "q_values") == (name not in ("bc", "decision_transformer", "odice"))
+    for batch in itertools.islice(batches(method, problem), 3):
+        before = learner.q_values(batch.observations, batch.actions) if hasattr(learner, "q_values") else None
+        metrics = learner.update(batch)
+        if before is not None:
+            assert before.shape[0] == 3
+            assert not before.requires_grad
+            torch.testing.assert_close(before.mean(dim=(1, 2)), metrics["q_data"], rtol=1e-5, atol=1e-6)
+
+
 BEST = 0.4  # of the bandit's actions
 
 

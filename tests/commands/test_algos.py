@@ -7,7 +7,7 @@ from importlib import metadata
 import pytest
 
 from offrl import algos
-from offrl.algos import ALGORITHMS, load_algorithm
+from offrl.algos import ALGORITHMS, ELSEWHERE, ONLINE, load_algorithm
 from offrl.cli import main
 from offrl.errors import ConfigError
 
@@ -15,7 +15,7 @@ from offrl.errors import ConfigError
 def test_every_algorithm_is_listed_with_what_it_is(capsys):
     assert main(["algos"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(ALGORITHMS)
+    assert [line.split()[0] for line in lines] == [*ALGORITHMS, *ONLINE, *ELSEWHERE]
     assert all(len(line.split()) > 2 for line in lines)
 
 
@@ -27,7 +27,7 @@ def test_the_list_loads_no_torch():
 def test_the_check_of_a_good_method_says_ok(capsys):
     assert main(["algos", "check", "bc"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert all(line.startswith("ok      ") for line in lines)
 
 

@@ -1,10 +1,10 @@
 """``offrl inventory list`` and ``check``."""
 
 import pytest
-from offrl.envs.inventory.settings import SETTINGS, load_setting
-from offrl.envs.inventory.yaml_file import EXAMPLE
 
 from offrl.cli import main
+from offrl.envs.inventory.settings import SETTINGS, load_setting
+from offrl.envs.inventory.yaml_file import EXAMPLE
 
 
 def test_every_setting_is_listed_with_its_options(capsys):
@@ -25,7 +25,7 @@ def test_the_example_is_shown_and_can_be_checked(capsys, tmp_path):
     assert main(["inventory", "check", str(path)]) == 0
     page = capsys.readouterr().out
     assert page.startswith(
-        "two shops: 1 upstream nodes, 2 stores, 3 lanes\nunmet demand lost; cost, discount 1\n"
+        "two shops: upstream nodes: 1, stores: 2, lanes: 3\nunmet demand lost; cost, discount 1\n"
     )
     assert "warehouse  hub              holding_cost 0.3\n" in page
     assert "outside -> hub: lead time 3, an order of period 0 is on hand before period 3  cost 0.5\n" in page

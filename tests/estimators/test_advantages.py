@@ -27,7 +27,7 @@ def after(b, t, v, cut_v, last, truncated):
     return v[b, t + 1] if t + 1 < v.shape[1] else last[b]
 
 
-def naive_gae(segments, discount, trace):
+def naive_gae(segments, discount, lam):
     r, v, cut_v, last, terminated, truncated, _ = segments
     out = torch.zeros_like(r)
     for b in range(r.shape[0]):
@@ -36,16 +36,16 @@ def naive_gae(segments, discount, trace):
             bootstrap = 0.0 if terminated[b, t] else after(b, t, v, cut_v, last, truncated)
             if terminated[b, t] or truncated[b, t]:
                 running = 0.0
-            running = r[b, t] + discount * bootstrap - v[b, t] + discount * trace * running
+            running = r[b, t] + discount * bootstrap - v[b, t] + discount * lam * running
             out[b, t] = running
     return out
 
 
-@pytest.mark.parametrize("trace", [0.0, 0.7, 1.0])
-def test_gae_is_the_naive_recursion(segments, trace):
+@pytest.mark.parametrize("lam", [0.0, 0.7, 1.0])
+def test_gae_is_the_naive_recursion(segments, lam):
     r, v, _, _, terminated, truncated, following = segments
-    got = adv.gae(r, v, following, terminated, truncated, discount=0.9, trace=trace)
-    torch.testing.assert_close(got, naive_gae(segments, 0.9, trace))
+    got = adv.gae(r, v, following, terminated, truncated, discount=0.9, lam=lam)
+    torch.testing.assert_close(got, naive_gae(segments, 0.9, lam))
 
 
 def test_a_time_limit_bootstraps_and_a_termination_does_not():
@@ -53,7 +53,7 @@ def test_a_time_limit_bootstraps_and_a_termination_does_not():
     end = torch.tensor([[False, True], [False, False]])
     cut = torch.tensor([[False, False], [False, True]])
     following = adv.next_values(v, torch.tensor([5.0, 5.0]), cut, torch.full((2, 2), 7.0))
-    got = adv.gae(r, v, following, end, cut, discount=0.5, trace=1.0)
+    got = adv.gae(r, v, following, end, cut, discount=0.5, lam=1.0)
     torch.testing.assert_close(got, torch.tensor([[0.0, 0.0], [1.75, 3.5]]))
 
 
@@ -77,11 +77,11 @@ def test_steps_that_are_not_chosen_are_passed_over():
     g = torch.Generator().manual_seed(0)
     mask = torch.tensor([[1, 0, 0, 1, 1, 0, 1, 0], [1, 1, 1, 1, 0, 0, 0, 0]]).bool()
     r, v = torch.randn(2, 8, generator=g), torch.randn(2, 8, generator=g)
-    got = adv.gae(r, v, adv.next_values(v, mask=mask), mask=mask, discount=0.9, trace=0.8)
+    got = adv.gae(r, v, adv.next_values(v, mask=mask), mask=mask, discount=0.9, lam=0.8)
     to_go = adv.returns_to_go(r, mask=mask, discount=0.9)
     for row in range(2):
         rr, vv = r[row, mask[row]][None], v[row, mask[row]][None]
-        want = adv.gae(rr, vv, adv.next_values(vv), discount=0.9, trace=0.8)
+        want = adv.gae(rr, vv, adv.next_values(vv), discount=0.9, lam=0.8)
         torch.testing.assert_close(got[row, mask[row]], want[0])
         torch.testing.assert_close(to_go[row, mask[row]], adv.returns_to_go(rr, discount=0.9)[0])
         assert (got[row, ~mask[row]] == 0).all()
@@ -131,8 +131,8 @@ def test_gae_covers_one_step_and_all_rewards(segments):
     one = adv.n_step(r, v, following, terminated, truncated, steps=1, discount=0.9)
     all_of_them = adv.returns_to_go(r, following, terminated, truncated, discount=0.9) - v
     ends = (terminated, truncated)
-    torch.testing.assert_close(adv.gae(r, v, following, *ends, discount=0.9, trace=0.0), one)
-    torch.testing.assert_close(adv.gae(r, v, following, *ends, discount=0.9, trace=1.0), all_of_them)
+    torch.testing.assert_close(adv.gae(r, v, following, *ends, discount=0.9, lam=0.0), one)
+    torch.testing.assert_close(adv.gae(r, v, following, *ends, discount=0.9, lam=1.0), all_of_them)
 
 
 IDS = torch.tensor([7, -2, 7, 9, -2, 7, 7, 4])  # sizes 4, 2, 1, 1, mixed up

@@ -49,9 +49,10 @@ def test_the_textbook_clip_has_the_gradient_of_masked_weights(mode):
     )
     (got,) = torch.autograd.grad(estimator.loss(leaf, rollouts), leaf)
     torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-6)
-    weights = estimator.weights(rollouts, leaf)
+    weights = estimator.weights(leaf, rollouts)
     assert not weights.requires_grad
-    (again,) = torch.autograd.grad(score_loss(weights, leaf, m, mode, length=length(mode)), leaf)
+    moving = weights * leaf / leaf.detach()  # computed with gradient, constants all the same
+    (again,) = torch.autograd.grad(score_loss(moving, leaf, m, mode, length=length(mode)), leaf)
     torch.testing.assert_close(again, want, atol=1e-12, rtol=1e-6)
 
 
@@ -130,7 +131,7 @@ def test_luffy_weighs_most_where_p_is_gamma():
     """Property 4, second half."""
     p = torch.tensor([[1e-4, 0.02, 0.1, 0.3, 0.999]], dtype=torch.float64)
     estimator = recipe("luffy")
-    w = estimator.weights(Rollouts(advantages=torch.ones(1, 5)), p.log())
+    w = estimator.weights(p.log(), Rollouts(advantages=torch.ones(1, 5)))
     torch.testing.assert_close(w, p * 0.1 / (p + 0.1).square())
     assert w.argmax() == 2
     assert w.max().item() == pytest.approx(0.25)
@@ -230,7 +231,7 @@ def test_masks_and_shapings_multiply():
     tau = torch.where(rollouts.advantages > 0, torch.ones_like(r), torch.full_like(r, 1.05))
     gate = torch.sigmoid(tau * (r - 1))
     want = r * rollouts.advantages * ppo_clip(r, rollouts.advantages) * 1.1 * 4 * gate * (1 - gate)
-    torch.testing.assert_close(both.weights(rollouts, x), want.where(rollouts.mask, 0.0))
+    torch.testing.assert_close(both.weights(x, rollouts), want.where(rollouts.mask, 0.0))
 
 
 def test_a_function_of_ones_own_reads_fields_by_name():
@@ -249,7 +250,7 @@ def test_diagnostics_count_stopped_steps():
     x, rollouts = ragged()
     r = (x - rollouts.old_log_probs).exp()
     stopped = ~ppo_clip(r, rollouts.advantages) & rollouts.mask
-    got = compose(mask="ppo_clip").diagnostics(rollouts, x)
+    got = compose(mask="ppo_clip").diagnostics(x, rollouts)
     assert got["clip_fraction"].item() == pytest.approx((stopped.sum() / rollouts.mask.sum()).item())
     d = (x - rollouts.old_log_probs)[rollouts.mask]
     torch.testing.assert_close(got["approx_kl"], (d.exp() - 1 - d).mean())
@@ -280,6 +281,14 @@ def test_mistakes_are_found_when_composing(arguments, message):
         compose(**arguments)
 
 
+def test_settings_of_a_function_of_ones_own_are_keyword_only():
+    def loose(advantages, factor=2.0):
+        return advantages * factor
+
+    with pytest.raises(ValueError, match="'factor' must be keyword-only"):
+        compose(advantage=loose)
+
+
 def test_a_missing_field_is_named():
     x, rollouts = ragged()
     with pytest.raises(ValueError, match="'icepop' needs rollout_log_probs"):
@@ -288,3 +297,5 @@ def test_a_missing_field_is_named():
         compose().loss(x, rollouts.replace(advantages=None))
     with pytest.raises(ValueError, match="no advantage part"):
         compose().prepare(rollouts.replace(advantages=None))
+    with pytest.raises(ValueError, match="needs rewardz, which is missing"):
+        compose(advantage=lambda rewardz: rewardz).prepare(rollouts)

@@ -69,7 +69,7 @@ def test_a_group_loss_is_the_naive_one(batch):
 def test_its_weights_give_its_gradient(batch):
     x, rollouts = batch
     estimator = group_loss(labels_loss)
-    w = estimator.weights(rollouts, x.detach())
+    w = estimator.weights(x.detach(), rollouts)
     assert not w.requires_grad
     (got,) = torch.autograd.grad(-(w * x).sum(), x)
     (want,) = torch.autograd.grad(estimator.loss(x, rollouts), x)

@@ -1,6 +1,7 @@
 """Log-probabilities and entropies from hidden states against the dense ones; peak memory in fresh processes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,7 +105,8 @@ def extra_megabytes(kind, tokens, vocabulary, hidden):
     """Peak memory of one forward and backward beyond inputs and gradients, in a fresh process."""
     arguments = [sys.executable, SCRIPT, "memory", "--kind", kind, "--tokens", str(tokens)]
     arguments += ["--vocabulary", str(vocabulary), "--hidden", str(hidden)]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout)["extra_megabytes"]
 
 

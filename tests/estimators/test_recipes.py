@@ -247,7 +247,7 @@ def test_values_and_gradients_are_those_of_the_public_formula(name, seed):
     (gradient,) = torch.autograd.grad(got, b)
     torch.testing.assert_close(gradient, want_gradient, atol=1e-12, rtol=1e-9)
     assert gradient.abs().sum() > 0
-    value = estimator.surrogate(rollouts, x) if which == "surrogate" else got
+    value = estimator.surrogate(x, rollouts) if which == "surrogate" else got
     if which is not None:
         torch.testing.assert_close(value, want, atol=1e-12, rtol=1e-9)
 
@@ -260,10 +260,10 @@ def test_dual_clip_is_the_public_formula():
     rollouts = estimator.prepare(rollouts)
     (g,), (w,) = torch.autograd.grad(estimator.loss(b, rollouts), b), torch.autograd.grad(want, a)
     torch.testing.assert_close(g, w, atol=1e-12, rtol=1e-9)
-    torch.testing.assert_close(estimator.surrogate(rollouts, x), want)
+    torch.testing.assert_close(estimator.surrogate(x, rollouts), want)
     clip = recipe("ppo", advantage="group_mean").prepare(rollouts)
     assert not torch.equal(
-        recipe("ppo", advantage="group_mean").weights(clip, x), estimator.weights(rollouts, x)
+        recipe("ppo", advantage="group_mean").weights(x, clip), estimator.weights(x, rollouts)
     )
 
 
@@ -337,7 +337,7 @@ def test_ppo_with_value_loss_and_entropy(flat):
     loss = estimator.loss(inputs[0], given, entropy=inputs[1], predicted_values=inputs[2])
     for got, expected in zip(torch.autograd.grad(loss, ours), want, strict=True):
         torch.testing.assert_close(got, expected)
-    torch.testing.assert_close(estimator.surrogate(given, inputs[0].detach()), policy.detach())
+    torch.testing.assert_close(estimator.surrogate(inputs[0].detach(), given), policy.detach())
 
 
 def test_one_update_makes_the_methods_agree():

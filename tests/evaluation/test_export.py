@@ -2,12 +2,34 @@
 
 import csv
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from offrl.cli import main
 from offrl.errors import ConfigError
+from offrl.evaluation.diagnostics import Diagnostics, FQERecord
 from offrl.evaluation.export import COLUMNS, export_runs
+
+PLAYED = {"q": [3.0, 5.0], "q_mean": [4.0, 6.0], "returns": [1.0, 2.0], "discounted_return": 1.5}
+PLAYED |= {"tail_weight": 0.0, "visited_overestimation": 1.5, "visited_states": 7, "played_episodes": 2}
+DISTANCES = {"action_distance": 0.25, "nearest_action_distance": 0.125, "rows": 100}
+ERRORS = {"td_error": 0.5, "held_out_td_error": None, "held_out": None}
+FOUND = Diagnostics(step=1000, discount=0.99, critics=2, seed=0, **PLAYED, **DISTANCES, **ERRORS)
+FITTED = FQERecord(
+    step=1000,
+    discount=0.99,
+    fitted_steps=10,
+    dataset="toy",
+    value=1.0,
+    value_std=0.1,
+    held_out_td_error=0.2,
+    fitted_td_error=0.1,
+    action_distance=0.3,
+    data_value=0.9,
+    episodes=5,
+)
 
 
 def test_scores_are_a_row_a_run(records, tmp_path):
@@ -23,6 +45,24 @@ def test_scores_are_a_row_a_run(records, tmp_path):
     assert float(one["last"]) == pytest.approx(100 * (80 - low) / (high - low))
     assert float(one["mean_of_last_k"]) == pytest.approx(100 * (45 - low) / (high - low))
     assert (one["k"], one["episodes"], one["finished"]) == ("2", "3", "True")
+    assert (one["success_rate"], one["overestimation"], one["fqe_value"]) == ("", "", "")
+
+
+def test_scores_carry_successes_and_diagnostics(records, tmp_path):
+    last = replace(records[0].evaluations[-1], successes=np.array([1.0, 0.0, 1.0, 1.0]))
+    run = replace(records[0], evaluations=(last,), diagnostics=FOUND, fqe=FITTED)
+    export_runs([run], tmp_path / "scores.csv")
+    with open(tmp_path / "scores.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    names = (
+        "success_rate",
+        "overestimation",
+        "td_error",
+        "held_out_td_error",
+        "action_distance",
+        "fqe_value",
+    )
+    assert [row[name] for name in names] == ["75.0", "2.5", "0.5", "", "0.25", "1.0"]
 
 
 def test_the_table_has_a_row_a_dataset_and_escapes_names(records, tmp_path):

@@ -223,6 +223,42 @@ def test_different_versions_stand_side_by_side(make_run):
     assert torch == {"td3_bc seed 0": "2.13.0", "td3_bc seed 1": "2.14.0"}
 
 
+def succeed(folder, rates):
+    """The last evaluation's three episodes succeed or not."""
+    lines = (folder / "eval.csv").read_text().splitlines()
+    for i, success in zip((-3, -2, -1), rates, strict=True):
+        lines[i] += str(success)
+    (folder / "eval.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_success_rates_stand_in_the_table_where_the_environment_tells_them(make_run):
+    """A third and two thirds of the last episodes: 50 on average, 23.6 apart; a method without is a dash."""
+    folders = [succeed(make_run("a"), (1, 0, 0)), succeed(make_run("b", seed=1), (1, 0, 1))]
+    page, _ = report(*folders, make_run("c", algorithm="iql"))
+    results, column = page.table("method"), "success rate of last, %"
+    assert results["td3_bc"][column] == "50.0 \u00b1 23.6"
+    assert results["iql"][column] == "-"
+    assert results["mean of the data"][column] == ""
+    assert column not in report(make_run("d"))[0].table("method")["td3_bc"]
+
+
+def test_tasks_scored_by_success_say_so(make_run):
+    fields = {"env_id": "cube-single-singletask-v0", "reference_returns": [0.0, 1.0]}
+    folder = succeed(make_run("a", (20.0,), **fields), (1, 0, 0))
+    final = {"returns": np.zeros(3), "lengths": np.full(3, 10), "successes": np.array([1, 0, 0], bool)}
+    np.savez(folder / "final_returns.npz", **final)
+    page, _ = report(folder)
+    assert page.table("method")["td3_bc"]["last"] == "33.3"
+    assert " success rate, %" in page.texts
+    assert "success rate of last, %" not in page.table("method")["td3_bc"]
+
+
+def test_runs_that_hold_out_episodes_are_a_group_of_their_own(make_run):
+    page, _ = report(make_run("a"), make_run("b", holdout=0.1, seed=1), make_run("c", holdout=0.0, seed=2))
+    assert list(page.table("method"))[:2] == ["td3_bc holdout=0", "td3_bc holdout=0.1"]
+
+
 def test_a_film_is_embedded_if_it_is_small(make_run):
     small, large = make_run("a"), make_run("b", seed=1)
     (small / "video.mp4").write_bytes(b"\x00\x01film")

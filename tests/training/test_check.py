@@ -12,6 +12,7 @@ CHECKS = [
     "2N updates equal",
     "a saved policy",
     "seed k of a stack",
+    "q_values(), where",
 ]
 
 METHOD = """
@@ -147,6 +148,22 @@ GENERATOR = torch.Generator().manual_seed(0)
         4,
         "of the stack is .* away from its single run: reduce trailing axes only",
     ),
+    "values without the axis of critics": (
+        """
+    def q_values(self, observations, actions):
+        return actions.sum(dim=2)
+""",
+        5,
+        r"q_values\(\) returned shape \(2, 9\), not \(2, E, 9\)",
+    ),
+    "values with a gradient": (
+        """
+    def q_values(self, observations, actions):
+        return self.actor.params[-1].sum() * actions.sum(dim=2)[:, None]
+""",
+        5,
+        "with a gradient",
+    ),
 }
 
 
@@ -205,6 +222,7 @@ def test_a_finding_does_not_hide_the_checks_after_it(tmp_path):
         "KeyError: 'policy'",
         None,
         *["KeyError: 'policy'"] * 2,
+        None,
     ]
 
 

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from offrl.errors import ConfigError
-from offrl.training.sweep import COLUMNS, Data, Entry, entries, parse_grid, write_tables
+from offrl.training import sweep as sweep_module
+from offrl.training.sweep import COLUMNS, Data, Entry, entries, parse_grid, plan_cells, write_tables
 
 OPTIONS = {"steps": 10}
 DATA = [Data("tiny.npz", "tiny", "1"), Data("builtin:b", "zoo/b", "2")]
@@ -129,7 +131,7 @@ def test_the_tables_hold_what_the_cells_scored(tmp_path):
         ["b", "0", "normalized score", "50.0", "50.0", "50.0", "1"],
     ]
     assert (tmp_path / "results.md").read_text().splitlines() == [
-        "3 of 4 cells are finished. Last evaluation: mean +- standard deviation (seeds).",
+        "3 of 4 runs are finished. Last evaluation: mean +- standard deviation (seeds).",
         "",
         "| algorithm | a (return) | b (normalized score) |",
         "|---|---|---|",
@@ -143,3 +145,76 @@ def test_a_run_without_evaluation_has_empty_cells(tmp_path):
     (row,) = write_tables(listed, tmp_path)
     assert "last" not in row
     assert (tmp_path / "results.md").read_text().endswith("| bc |  |\n")
+
+
+def stacked(out: Path, listed, mode="stacked") -> list:
+    return plan_cells(listed, out, mode)
+
+
+def test_seeds_are_one_cell_where_they_stack_and_many_where_they_do_not(tmp_path, monkeypatch):
+    few = {"algorithms": ["bc"], "seeds": (0, 1, 2)}
+    narrow, wide = cells(**few, grid={"hidden": ("8",)}), cells(**few, grid={"hidden": ("256",)})
+    assert [len(stacked(tmp_path / m, narrow, m)) for m in ("stacked", "processes")] == [2, 6]
+    monkeypatch.setattr(
+        sweep_module,
+        "choose_mode",
+        lambda *a, **k: ("stacked", "x") if a[1].hidden < 128 else ("processes", "y"),
+    )
+    lines: list[str] = []
+    planned = plan_cells([*narrow, *wide], tmp_path / "auto", "auto", lines.append)
+    assert len(planned) == 2 + 6
+    assert [name.count("+2") for name in (planned[0].name, planned[2].name)] == [1, 0]
+    assert lines == ["bc: seeds are stacked, x"]
+    assert {path.name for path in (planned[0].result, *planned[0].more)} == {
+        f"{e.name}.json" for e in narrow[:3]
+    }
+
+
+def test_a_stack_stays_together_and_later_seeds_join_nobody(tmp_path):
+    data = {"algorithms": ["bc"], "datasets": DATA[:1]}
+    first = cells(**data, seeds=(0, 1))
+    (before,) = stacked(tmp_path, first)
+    (again,) = stacked(tmp_path, first, "processes")
+    assert (again.name, again.result, again.more) == (before.name, before.result, before.more)
+    (alone,) = stacked(tmp_path, cells(**data, seeds=(1,)))
+    assert alone.name == before.name, "with fewer seeds it is still the stack that goes on"
+    assert len(alone.more) == 1
+    grown = stacked(tmp_path, cells(**data, seeds=(0, 1, 2, 3)))
+    assert [len(cell.more) for cell in grown] == [1, 1]
+    assert grown[0].name == before.name
+    spec = json.loads(Path(grown[1].command[-1]).read_text())
+    assert sorted(spec["results"]) == ["2", "3"]
+    assert spec["seed"] == 2
+
+
+def test_a_cell_is_done_when_every_seed_is(tmp_path):
+    (cell,) = stacked(tmp_path, cells(algorithms=["bc"], datasets=DATA[:1], seeds=(0, 1)))
+    cell.result.parent.mkdir()
+    cell.result.write_text("{}")
+    assert not cell.done
+    cell.more[0].write_text("{}")
+    assert cell.done
+
+
+def test_draws_are_combined_with_the_grid():
+    draws = {"bc": [{"lr": 0.1}, {"lr": 0.2}], "td3_bc": [{}]}
+    listed = cells(grid={"hidden": ("8", "16")}, draws=draws, seeds=(0,), datasets=DATA[:1])
+    assert [e.settings for e in listed] == [
+        "hidden=8", "hidden=16",
+        *(f"hidden={h} lr={lr}" for h in (8, 16) for lr in (0.1, 0.2)),
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="lr is in the grid and in the space"):
+        cells(grid={"lr": ("0.3",)}, draws=draws)
+
+
+def test_presets_where_they_are_known():
+    data = [Data("u", "halfcheetah-medium-v2", "1")]
+    listed = cells(algorithms=["iql", "bc"], datasets=data, seeds=(0,), presets="where known")
+    assert [e.training.preset for e in listed] == ["halfcheetah-medium-v2", None]
+
+
+def test_names_stay_short_enough_for_a_file():
+    draw = {"bc": [{"lr": 0.1, "hidden": 8, "batch_size": 123456}]}
+    (entry,) = cells(algorithms=["bc"], datasets=[Data("u", "d" * 300, "1")], seeds=(12,), draws=draw)
+    assert len(entry.name) < 180
+    assert re.search(r"-seed12-[0-9a-f]{8}$", entry.name)

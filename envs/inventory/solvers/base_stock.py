@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offrl.envs.inventory.solvers.demand import Array, Demand, convolved
+from offrl.envs.inventory.solvers.demand import Array, Demand, convolved, grid
 from offrl.errors import ConfigError
 
 
@@ -69,16 +69,16 @@ def base_stock_costs(demand: Demand, lead_time: int, holding: float, penalty: fl
     """All levels on the demand's grid, items, and the cost per period of each."""
     check_costs(lead_time, holding, penalty)
     curve, _ = _costs(demand, demand.pmf, lead_time + 1, holding, penalty)
-    return demand.step * np.arange(len(curve)), curve
+    return grid(demand.step, len(curve)), curve
 
 
 def _costs(demand: Demand, pmf: Array, periods: int, h: float, p: float) -> tuple[Array, Array]:
     """C at every grid point, and the distribution function of the demand of ``periods``."""
     total = convolved((pmf, periods))
     cdf = np.cumsum(total)
-    left = demand.step * np.concatenate([[0.0], np.cumsum(cdf[:-1])])  # E(S - X)^+
-    values = demand.step * np.arange(len(total))
-    return h * left + p * (left + values @ total - values), cdf
+    left = np.append(0.0, demand.step * np.cumsum(cdf[:-1]))  # E(S - X)^+
+    values = grid(demand.step, len(total))
+    return np.asarray(h * left + p * (left + values @ total - values)), cdf
 
 
 def check_costs(lead_time: int, holding: float, penalty: float) -> None:

@@ -99,7 +99,7 @@ def from_pmf(pmf: Array, name: str = "pmf") -> Demand:
     if pmf.ndim != 1 or len(pmf) < 2 or (pmf < 0).any() or abs(pmf.sum() - 1) > 1e-9 or pmf[0] >= 1:
         raise ConfigError(f"demand {name!r} needs probabilities of 0, 1, 2, ... that add to 1")
     pmf = pmf / pmf.sum()
-    values = np.arange(len(pmf))
+    values = grid(1.0, len(pmf))
     mean = float(values @ pmf)
     return Demand(
         name=name, step=1.0, pmf=pmf, spread=pmf, offset=np.zeros(len(pmf)), tail=0.0, mean=mean,
@@ -159,10 +159,8 @@ def _continuous(text: str, kind: str, mean: float, std: float, *, step: float | 
             return np.asarray(mean * longer.sf(x) - x * distribution.sf(x))
 
     last = int(np.ceil(distribution.isf(CUT) / step))
-    points = step * np.arange(last + 1)
-    edges = np.concatenate(
-        [[0.0], points[:-1] + step / 2]
-    )  # lower edges of the cells; the last has no upper one
+    points = grid(step, last + 1)
+    edges = np.maximum(points - step / 2, 0.0)  # lower edges of the cells; the last has no upper one
     above = distribution.sf(edges)
     above[0] = 1.0  # what lies below zero is clipped to it
     pmf = above - np.append(above[1:], 0.0)
@@ -175,6 +173,11 @@ def _continuous(text: str, kind: str, mean: float, std: float, *, step: float | 
         tail=float(missing(points[-1:])[0]), mean=float(missing(np.zeros(1))[0]), std=_std(points, pmf),
         continuous=True,
     )  # fmt: skip
+
+
+def grid(step: float, points: int) -> Array:
+    """0, step, 2 step, ..."""
+    return np.asarray(step * np.arange(points), dtype=np.float64)
 
 
 def _std(values: Array, pmf: Array) -> float:

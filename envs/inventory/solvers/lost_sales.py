@@ -25,7 +25,7 @@ from offrl.errors import ConfigError
 
 Integers = NDArray[np.int64]
 SLACK = 4  # grid points above S, so that reaching the edge would show
-MOST_STATES = 30_000_000
+MOST_STATES = 100_000_000  # with their orders; the myopic policies keep a number for each
 SWEEPS = 10_000
 
 
@@ -71,7 +71,7 @@ class LostSales:
     """A problem: one location with lost sales.
 
     Raises:
-        ConfigError: an impossible cost or lead time, or a table of more than thirty million entries.
+        ConfigError: an impossible cost or lead time, or a table of more than a hundred million entries.
     """
 
     demand: Demand

@@ -55,7 +55,7 @@ def best_capped_base_stock(problem: LostSales, tolerance: float = 1e-6) -> Avera
     for cap in range(1, start + 1):
         for level in range(start, problem.most + 1):
             found = _base_stock(problem, level, cap, tolerance, best.upper)
-            best = found if found.cost < best.cost and found.upper <= best.upper else best
+            best = found if found.cost < best.cost else best
     return best
 
 
@@ -119,7 +119,8 @@ def constant_order(problem: LostSales, order: int) -> Average:
     """The cost of ordering ``order`` grid steps every period, fewer than the mean demand.
 
     What is left is Y' = (Y + r - D)^+. On 0 .. N it is solved exactly; with theta > 0 the root of
-    E e^{theta (r - D)} = 1, N hides at most N e^{-theta N} + e^{-theta N} / (e^theta - 1) of its mean (Kingman's bound and duality).
+    E e^{theta (r - D)} = 1, N hides at most N e^{-theta N} + e^{-theta N} / (e^theta - 1) of its mean (Kingman's
+    bound and duality).
     """
     demand, r = problem.demand, order
     steps = np.arange(len(demand.pmf))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from offrl.envs.inventory.solvers.base_stock import check_costs
-from offrl.envs.inventory.solvers.demand import Array, Demand, convolved
+from offrl.envs.inventory.solvers.demand import Array, Demand, convolved, grid
 from offrl.errors import ConfigError
 
 
@@ -71,28 +71,28 @@ def _recursion(
 ) -> tuple[tuple[float, ...], float]:
     """Levels and cost, with the demand's probabilities taken from ``pmf``."""
     step, mean = demand.step, demand.mean
-    grid = step * np.arange((len(pmf) - 1) * (sum(lead_times) + 1) + 1)
+    points = grid(step, (len(pmf) - 1) * (sum(lead_times) + 1) + 1)
     rates = np.diff(holdings, prepend=0.0)
-    short = _missing(pmf, lead_times[-1] + 1, step, len(grid))
-    costs = rates[-1] * (grid - mean * lead_times[-1]) + (penalty + holdings[-1]) * short
+    short = _missing(pmf, lead_times[-1] + 1, step, len(points))
+    costs = rates[-1] * (points - mean * lead_times[-1]) + (penalty + holdings[-1]) * short
     slope = rates[-1] - penalty - holdings[-1]  # below zero
     levels: list[float] = []
     for j in range(len(lead_times) - 1, -1, -1):
         at = int(np.argmin(costs))
         if rates[j] <= 0:
-            at = len(grid) - 1
+            at = len(points) - 1
             levels.append(np.inf)
         else:
-            levels.append(float(grid[at]))
+            levels.append(float(points[at]))
         if j == 0:
             break
-        below = costs[np.minimum(np.arange(len(grid)), at)]
+        below = costs[np.minimum(np.arange(len(points)), at)]
         lead_demand = convolved((pmf, lead_times[j - 1]))
-        inside = convolved((below, 1), (lead_demand, 1))[: len(grid)]
+        inside = convolved((below, 1), (lead_demand, 1))[: len(points)]
         beyond = 1 - np.cumsum(lead_demand)
-        beyond = np.append(beyond, np.zeros(max(0, len(grid) - len(beyond))))[: len(grid)]
-        outside = beyond * below[0] - slope * _missing(pmf, lead_times[j - 1], step, len(grid))
-        costs = rates[j - 1] * (grid - mean * lead_times[j - 1]) + inside + outside
+        beyond = np.append(beyond, np.zeros(max(0, len(points) - len(beyond))))[: len(points)]
+        outside = beyond * below[0] - slope * _missing(pmf, lead_times[j - 1], step, len(points))
+        costs = rates[j - 1] * (points - mean * lead_times[j - 1]) + inside + outside
         slope += rates[j - 1]
     pipeline = sum(h * mean * lead for h, lead in zip(holdings, lead_times[1:], strict=False))
     return tuple(reversed(levels)), float(costs[at] - holdings[-1] * mean - pipeline)

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from offrl.envs.inventory.demand import Compound, NegativeBinomial, Normal, Poisson, Recorded, factors
 
+from offrl.envs.inventory.demand import Compound, NegativeBinomial, Normal, Poisson, Recorded, factors
 from offrl.errors import ConfigError
 
 

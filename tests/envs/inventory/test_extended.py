@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from offrl.envs.inventory.extended import ExtendedSimulator, simulator_of
 from offrl.envs.inventory.network import Simulator
 from offrl.envs.inventory.scenarios import evaluate, rollout
 from offrl.envs.inventory.settings import load_setting
 from offrl.envs.inventory.spec import OUTSIDE, Edge, Network, Node
-
 from offrl.errors import ConfigError
 
 

@@ -4,14 +4,14 @@ import warnings
 
 import gymnasium
 import numpy as np
-import offrl.envs.inventory.gymnasium_env  # noqa: F401  registers the ids
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+
+import offrl.envs.inventory.gymnasium_env  # noqa: F401  registers the ids
 from offrl.envs.inventory.gymnasium_env import InventoryEnv, InventoryVectorEnv
 from offrl.envs.inventory.sales import look_alike
 from offrl.envs.inventory.settings import SETTINGS, load_setting
-
 from offrl.errors import ConfigError
 
 SMALL = {"favorita_one_store-v1": {"series": 64}}

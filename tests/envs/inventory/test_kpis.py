@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+
 from offrl.envs.inventory.kpis import kpis
 from offrl.envs.inventory.network import Parameters
 from offrl.envs.inventory.scenarios import Scenarios, rollout
 from offrl.envs.inventory.settings import load_setting
 from offrl.envs.inventory.spec import OUTSIDE, Edge, Network, Node
-
 from offrl.errors import ConfigError
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from offrl.envs.inventory.network import Parameters, Simulator
 from offrl.envs.inventory.scenarios import rollout
 from offrl.envs.inventory.settings import load_setting
 from offrl.envs.inventory.spec import OUTSIDE, Edge, Network, Node
-
 from offrl.errors import ConfigError, PolicyError
 
 REPLAY = Path(__file__).parent / "replay"

@@ -6,10 +6,10 @@ import numpy as np
 import polars
 import pytest
 import torch
+
 from offrl.envs.inventory.sales import WeeklySales, from_christmas, load_sales, look_alike
 from offrl.envs.inventory.scenarios import rollout
 from offrl.envs.inventory.settings import load_setting
-
 from offrl.errors import ConfigError, DatasetError
 
 
@@ -141,6 +141,7 @@ def test_returned_goods_are_kept_unless_clipped():
     assert result.stocks[1, 0, 0, 0].item() == 4.0
     assert result.costs.item() == pytest.approx(4 * p + 4)
     clipped = load_setting("favorita_one_store", data=sales, clip_negative=True).draw("train")
+    assert clipped.demands[16].item() == 0
     assert rollout(lambda o: torch.zeros(1, 1), clipped, periods=1).costs.item() == 0
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from offrl.envs.inventory.scenarios import evaluate, rollout
 from offrl.envs.inventory.settings import SETTINGS, load_setting, options_of
-
 from offrl.errors import ConfigError
 
 REPLAY = Path(__file__).parent / "replay"

@@ -3,8 +3,8 @@
 import numpy as np
 import polars
 import pytest
-from offrl.envs.inventory.tables import read_demand
 
+from offrl.envs.inventory.tables import read_demand
 from offrl.errors import DatasetError
 
 WIDE = "period,north,south\n2024-01-08,3,4\n2024-01-01,1,2\n"

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+
 from offrl.envs.inventory.demand import Compound, NegativeBinomial, Normal, Poisson, Recorded
 from offrl.envs.inventory.scenarios import rollout
 from offrl.envs.inventory.settings import load_setting
 from offrl.envs.inventory.yaml_file import EXAMPLE, read_network
-
 from offrl.errors import ConfigError, DatasetError
 
 NORMAL = EXAMPLE[EXAMPLE.index("demand:") :]

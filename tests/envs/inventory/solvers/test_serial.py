@@ -52,10 +52,11 @@ def test_one_stage_is_a_base_stock_policy(name):
 
 
 @pytest.mark.parametrize("name", ["poisson:5", "normal:5,1.6"])
-def test_equal_holding_costs_push_everything_down(name):
+@pytest.mark.parametrize("lead_times", [[2, 1, 3], [0, 6, 0]])
+def test_equal_holding_costs_push_everything_down(name, lead_times):
     """No stock is kept upstream, and the lead times add up."""
     demand = parse_demand(name)
-    found, alone = serial(demand, [2, 1, 3], [1, 1, 1], 9), base_stock(demand, 6, 1, 9)
+    found, alone = serial(demand, lead_times, [1, 1, 1], 9), base_stock(demand, 6, 1, 9)
     assert found.levels[1:] == (np.inf, np.inf)
     assert found.local_levels[:2] == (0, 0)
     assert found.cost == pytest.approx(alone.cost, abs=1e-7)
@@ -93,6 +94,38 @@ def test_poisson_agrees_with_stockpyl(lead_times, holdings, penalty, monkeypatch
     assert found.levels == tuple(theirs[n - i] for i in range(n))
     pipeline = sum(h * mean * lead for h, lead in zip(holdings, lead_times[1:], strict=False))
     assert found.cost == pytest.approx(cost + rates[-1] * mean - holdings[-1] * mean - pipeline, abs=2e-4)
+
+
+def test_the_recursion_written_plainly():
+    """Small penalty and lumpy demand, so that positions below zero matter; sums over demand, no straight lines."""
+    pmf = {0: 0.6, 1: 0.1, 4: 0.3}
+    mean, rates, holding, p = 1.3, (0.3, 0.2, 0.4), (0.3, 0.5, 0.9), 0.7
+    twice = dict.fromkeys((a + b for a in pmf for b in pmf), 0.0)
+    for a, x in pmf.items():
+        for b, y in pmf.items():
+            twice[a + b] += x * y
+
+    def best(cost):
+        return min(range(-5, 30), key=cost)
+
+    def store(y):
+        return rates[2] * (y - mean) + (p + holding[2]) * sum(c * max(d - y, 0) for d, c in twice.items())
+
+    def above(rate, cost, lead, demand):
+        low = best(cost)
+        return lambda y: rate * (y - mean * lead) + sum(c * cost(min(low, y - d)) for d, c in demand.items())
+
+    four = dict.fromkeys((a + b for a in twice for b in twice), 0.0)
+    for a, x in twice.items():
+        for b, y in twice.items():
+            four[a + b] += x * y
+
+    middle = above(rates[1], store, 1, pmf)
+    first = above(rates[0], middle, 4, four)
+    found = serial(parse_demand("pmf:.6,.1,0,0,.3"), [4, 1, 1], list(holding), p)
+    assert found.levels == (best(first), best(middle), best(store))
+    wanted = first(best(first)) - mean * (holding[2] + holding[0] + holding[1])
+    assert found.cost == pytest.approx(wanted, abs=1e-9)
 
 
 def simulate(levels, lead_times, holdings, penalty, demands):

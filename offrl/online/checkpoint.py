@@ -1,0 +1,75 @@
+"""The state of a stable-baselines3 model as plain tensors and numbers, for ``checkpoint.pt``.
+
+Parameters, optimizers, counters, running statistics and the replay buffer.
+The state of the environments is not in it: a method that starts its episodes anew in every iteration, from streams
+derived from (seed, iteration), goes on bit for bit; others go on from the reset of their environments.
+"""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.save_util import recursive_getattr
+
+COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_total_timesteps", "_current_progress_remaining")
+ARRAYS = (
+    "observations",
+    "next_observations",
+    "actions",
+    "rewards",
+    "dones",
+    "timeouts",
+)  # of a replay buffer
+
+
+def model_state(model: BaseAlgorithm) -> dict[str, Any]:
+    """Everything of ``model`` that its next update depends on, but its environments."""
+    _, variables = model._get_torch_save_params()
+    state: dict[str, Any] = {
+        "parameters": model.get_parameters(),
+        "variables": {name: recursive_getattr(model, name).detach() for name in variables},
+        "counters": {name: getattr(model, name) for name in COUNTERS},
+        "episodes": [[float(e["r"]), int(e["l"])] for e in model.ep_info_buffer or ()],
+    }
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is not None:
+        state["statistics"] = {
+            name: [torch.as_tensor(rms.mean), torch.as_tensor(rms.var), float(rms.count)]
+            for name in ("obs_rms", "ret_rms")
+            if isinstance(rms := getattr(normalizer, name, None), RunningMeanStd)
+        }
+    buffer = getattr(model, "replay_buffer", None)
+    if buffer is not None:
+        rows = buffer.buffer_size if buffer.full else buffer.pos
+        state["buffer"] = {name: torch.from_numpy(getattr(buffer, name)[:rows]) for name in ARRAYS}
+        state["buffer_at"] = [int(buffer.pos), bool(buffer.full)]
+    return state
+
+
+def restore_model(model: BaseAlgorithm, state: dict[str, Any]) -> None:
+    """Put back what ``model_state`` took; the model was built from the same settings."""
+    if model.env is not None:  # first: a reset moves running statistics; 'learn' will not do it again
+        model._last_obs = model.env.reset()  # type: ignore[assignment]
+        model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
+    model.set_parameters(state["parameters"], exact_match=True)
+    for name, value in state["variables"].items():
+        recursive_getattr(model, name).data.copy_(value)
+    for name, value in state["counters"].items():
+        setattr(model, name, value)
+    model.ep_info_buffer = deque(
+        ({"r": r, "l": length, "t": 0.0} for r, length in state["episodes"]), maxlen=model._stats_window_size
+    )
+    model.ep_success_buffer = deque(maxlen=model._stats_window_size)
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is not None:
+        for name, (mean, var, count) in state["statistics"].items():
+            rms = getattr(normalizer, name)
+            rms.mean, rms.var, rms.count = mean.cpu().numpy(), var.cpu().numpy(), count
+    buffer = getattr(model, "replay_buffer", None)
+    if buffer is not None:
+        for name, rows in state["buffer"].items():
+            getattr(buffer, name)[: len(rows)] = rows.cpu().numpy()
+        buffer.pos, buffer.full = state["buffer_at"]

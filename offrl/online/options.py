@@ -1,0 +1,100 @@
+"""How to run a method that learns in an environment, and what its file declares. Loads no stable-baselines3."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from offrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.vec_env import VecEnv
+
+ROWS = "online"  # what config.json says in place of a rule for the rows of a dataset
+Model = Callable[[Any, "VecEnv", int, str], "BaseAlgorithm"]  # settings, environments, seed, device
+
+
+@dataclass(frozen=True)
+class OnlineAlgorithm:
+    """What the file of a method that learns in an environment declares as ``ALGORITHM``."""
+
+    config: type  # frozen dataclass of the settings: they become the command's options
+    model: Model
+    metrics: tuple[str, ...]  # last parts of the names that it logs, e.g. 'loss' of 'train/loss'
+    presets: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict
+    )  # environment or its prefix -> options
+    exact_resume: bool = False  # tested to resume bit for bit; else resumed runs agree in distribution
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineOptions:
+    """How to run, whatever the algorithm."""
+
+    env: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None
+    """Gymnasium id to learn in, e.g. InvertedPendulum-v5."""
+    steps: int = 1_000_000
+    """Environment steps; the episodes under way at the end are finished."""
+    seed: int = 0
+    """Seed of every random stream."""
+    out: Path = Path("runs")
+    """Folder under which the run directory is made."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one, which small networks do not repay."""
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Start from the options tuned for this environment; never guessed."""
+    num_envs: int = 1
+    """Environments side by side."""
+    normalize_observations: bool = False
+    """Normalize observations by their running mean and standard deviation (SB3's VecNormalize)."""
+    normalize_rewards: bool = False
+    """Divide rewards by the running standard deviation of the return; evaluations are not."""
+    log_every: int = 1_000
+    """Environment steps between rows of metrics.csv, at the least."""
+    eval_every: int = 10_000
+    """Environment steps between evaluations; 0 evaluates only at the end."""
+    eval_episodes: int = 10
+    """Episodes per evaluation."""
+    final_episodes: int = 0
+    """Episodes of the evaluation after the last update; 0: as eval_episodes."""
+    checkpoint_every: int = 50_000
+    """Environment steps between checkpoints, at the least."""
+    workers: int = 1
+    """Processes that evaluate; the scores do not depend on it."""
+    threads: int = 1
+    """CPU threads; 0: all cores, at most 4."""
+    tensorboard: bool = False
+    """Also write TensorBoard files into the run directory."""
+    wandb: bool = False
+    """Also log to Weights & Biases."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "num_envs", "log_every", "checkpoint_every", "eval_episodes", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("seed", "eval_every", "final_episodes", "threads"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
+
+def apply_preset(
+    algorithm: OnlineAlgorithm, name: str, options: OnlineOptions, settings: Any
+) -> tuple[OnlineOptions, Any]:
+    """Options and settings with those of preset ``name``: the longest key that ``name`` starts with.
+
+    Raises:
+        ConfigError: no preset fits.
+    """
+    fitting = [key for key in algorithm.presets if name.startswith(key)]
+    if not fitting:
+        known = ", ".join(sorted(algorithm.presets)) or "none"
+        raise ConfigError(f"no preset for {name!r}; presets (environments or their prefixes): {known}")
+    values = algorithm.presets[max(fitting, key=len)]
+    names = {f.name for f in dataclasses.fields(OnlineOptions)}
+    run = {key: value for key, value in values.items() if key in names}
+    own = {key: value for key, value in values.items() if key not in names}
+    return dataclasses.replace(options, **run, preset=name), dataclasses.replace(settings, **own)

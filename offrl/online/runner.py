@@ -1,0 +1,149 @@
+"""From an environment's id to a finished run directory: starts online runs, and resumes them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+
+from offrl.algos import load_online
+from offrl.data.environments import EnvSpec
+from offrl.errors import CheckpointError, ConfigError
+from offrl.evaluation.environments import env_spec, make_env
+from offrl.online.checkpoint import restore_model
+from offrl.online.options import ROWS, OnlineAlgorithm, OnlineOptions
+from offrl.online.run_callback import RunCallback, run_config
+from offrl.training.checkpoint import load_checkpoint, set_rng_state
+from offrl.training.options import resolve_device, settings_from_json
+from offrl.training.progress import Reporter, spaced
+from offrl.training.run_dir import RunDir, device_name
+from offrl.training.runner import finished_result, require_exactness
+from offrl.training.seeding import seed_globally
+from offrl.training.session import RunResult, graceful_stop
+from offrl.training.sinks import require_sinks
+
+
+def start(
+    algorithm: str, settings: Any, options: OnlineOptions, *, reporter: Reporter | None = None
+) -> RunResult:
+    """Train ``algorithm`` in ``options.env``, in a new run directory.
+
+    Raises:
+        ConfigError: the options or the environment do not fit.
+        Stopped: a signal stopped it; a checkpoint was written.
+    """
+    method = load_online(algorithm)
+    if options.env is None:
+        raise ConfigError(f"{algorithm} learns in an environment: pass --env ID, e.g. InvertedPendulum-v5")
+    options = dataclasses.replace(options, device=resolve_device(options.device))
+    reporter = reporter or Reporter("quiet", options.steps)
+    spec = env_spec(str(options.env))
+    config = run_config(algorithm, dataclasses.asdict(settings), options, spec)
+    require_sinks(config)
+    seed_globally(options.seed)
+    torch.set_num_threads(options.threads or 4)
+    model = build(method, settings, config)  # bad input fails before a folder is made
+    run = RunDir.create(options.out, config)
+    environments = f"{options.num_envs} environments" if options.num_envs > 1 else "one environment"
+    reporter.note(
+        f"{algorithm} in {spec.env_id}: {environments}, device {device_name(options.device)}, "
+        f"{spaced(options.steps)} steps, run directory {run.path}"
+    )
+    return _learn(run, method, model, reporter, None)
+
+
+def resume(directory: Path, *, allow_inexact: bool = False, reporter_mode: str = "quiet") -> RunResult:
+    """Go on with an online run from its last checkpoint; a finished run is returned as it is.
+
+    Raises:
+        CheckpointError: damaged or foreign files, or another machine without ``allow_inexact``.
+    """
+    run = RunDir(directory)
+    c = run.config
+    if run.finished:
+        return finished_result(run)
+    method = load_online(c["algorithm"])
+    if not allow_inexact:
+        require_exactness(run)
+    try:
+        settings = settings_from_json(method.config, c["settings"])
+    except ConfigError as error:
+        raise CheckpointError(f"{directory} was edited or made by another version: {error}") from None
+    resolve_device(c["device"])
+    seed_globally(c["seed"])
+    torch.set_num_threads(c["threads"] or 4)
+    reporter = Reporter(reporter_mode, c["steps"])
+    state, note = load_checkpoint(directory, c["device"])
+    if state is not None and state.get("algorithm") != c["algorithm"]:
+        raise CheckpointError(f"the checkpoint in {directory} is of {state.get('algorithm')}")
+    if state is None:
+        reporter.note("no checkpoint yet: starting over")
+    else:
+        how = "" if method.exact_resume else "; statistically: the environments start new episodes"
+        reporter.note(f"resuming {directory} at step {state['step']}{how}" + (f" ({note})" if note else ""))
+    return _learn(run, method, build(method, settings, c), reporter, state)
+
+
+def is_online(directory: Path) -> bool:
+    """Whether a run directory is that of an online run."""
+    return bool(RunDir(directory).config["rows"] == ROWS)
+
+
+def build(method: OnlineAlgorithm, settings: Any, config: dict[str, Any]) -> BaseAlgorithm:
+    """The model in its environments, as the run's ``config`` says."""
+    spec = EnvSpec(config["env_id"], kwargs=config["env_kwargs"], flatten=tuple(config["env_flatten"]))
+    names = ("num_envs", "normalize_observations", "normalize_rewards")
+    options = OnlineOptions(**{name: config[name] for name in names})
+    env = vector_env(spec, options, getattr(settings, "discount", 0.99))
+    return method.model(settings, env, config["seed"], config["device"])
+
+
+def vector_env(env: EnvSpec | str, options: OnlineOptions, discount: float) -> VecEnv:
+    """``options.num_envs`` monitored environments in this process, under VecNormalize where the options ask for it."""
+    made: VecEnv = DummyVecEnv([lambda: Monitor(make_env(env)) for _ in range(options.num_envs)])
+    observations, rewards = options.normalize_observations, options.normalize_rewards
+    if observations or rewards:
+        made = VecNormalize(made, norm_obs=observations, norm_reward=rewards, gamma=discount)
+    return made
+
+
+def _learn(
+    run: RunDir,
+    method: OnlineAlgorithm,
+    model: BaseAlgorithm,
+    reporter: Reporter,
+    state: dict[str, Any] | None,
+) -> RunResult:
+    """Train to the last step, from a checkpoint or from the start."""
+    with run.locked(), graceful_stop(lambda: None) as asked:
+        callback = RunCallback(run, method.metrics, reporter=reporter, asked=asked)
+        try:
+            if state is None:
+                for table in callback.record.tables:
+                    table.clear()
+            else:
+                _restore(model, callback, state)
+            left = run.config["steps"] - model.num_timesteps
+            first = state is None
+            model.learn(max(left, 0), callback=callback, log_interval=1, reset_num_timesteps=first)
+        finally:
+            callback.close()
+            if model.env is not None:
+                model.env.close()
+    assert callback.result is not None
+    return callback.result
+
+
+def _restore(model: BaseAlgorithm, callback: RunCallback, state: dict[str, Any]) -> None:
+    path = callback.run.path
+    try:
+        restore_model(model, state["model"])
+        callback.restore(state)
+        set_rng_state(state["rng"])
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the checkpoint in {path} does not fit this version: {type(error).__name__}: {error}"
+        ) from None

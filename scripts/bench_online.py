@@ -1,0 +1,282 @@
+"""The online benchmark: cells, raw files, page.
+
+    python scripts/bench_online.py plan                               what would run, and the expected core-hours
+    python scripts/bench_online.py run [--groups NAME ...] [--jobs 2] [--minutes 60]
+    python scripts/bench_online.py page                               benchmarks/online.md from raw/online/*.json
+
+A cell is one training run: it leaves its learning curve and the returns of its last policy. A finished cell never runs
+again, an interrupted one starts again. An algorithm is a name of 'offrl algos', or sb3:CLASS for one of SB3's own.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+import tyro
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+
+from offrl.algos import load_online
+from offrl.evaluation.rollout import evaluate
+from offrl.files import atomic_write_json, atomic_write_text
+from offrl.online.acting import acting_policy
+from offrl.online.options import OnlineOptions
+from offrl.online.runner import vector_env
+from offrl.training.cells import Cell, run_cells
+from offrl.training.run_dir import versions
+from offrl.training.seeding import seed_globally
+
+ROOT = Path(__file__).resolve().parents[1]
+RAW, WORK, PAGE = ROOT / "benchmarks/raw/online", ROOT / "runs/bench-online", ROOT / "benchmarks/online.md"
+EPISODES, WINDOW = 20, 20  # of the last evaluation; of a point of the learning curve
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a table."""
+
+    label: str
+    algorithm: str
+    seconds: float  # a cell, rough, one core
+    settings: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(
+        default_factory=dict
+    )  # of OnlineOptions: num_envs, normalize_observations, ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """One table: methods in one environment with one budget."""
+
+    title: str
+    env: str
+    unit: str  # of the budget: episodes or steps
+    budget: int
+    seeds: tuple[int, ...]
+    entries: tuple[Entry, ...]
+    note: str = ""
+
+
+TEN = {"num_envs": 10}
+GROUPS = {
+    "pendulum": Group(
+        "InvertedPendulum-v5, equal trajectories",
+        "InvertedPendulum-v5",
+        "episodes",
+        600,
+        (0, 1, 2, 3, 4),
+        (
+            Entry("N-PG-IGT", "n_pg_igt", 25, {"step_size": 0.2}, TEN),
+            Entry("N-HARPG", "harpg", 25, {"step_size": 0.2, "normalize": True}, TEN),
+            Entry("vanilla PG", "policy_gradient", 25, {"step_size": 0.01}, TEN),
+        ),
+        "Ten episodes a gradient and ten a Hessian-vector product, played side by side: steps of environments that "
+        "wait for the longest episode are counted. Step sizes are the best of six for each method on another seed, by "
+        "the last policy; at the same number of trajectories N-HARPG has half the iterations.",
+    )
+}
+
+
+def cells(group: str) -> list[Cell]:
+    """All cells of a group."""
+    g, found = GROUPS[group], []
+    for number, entry in enumerate(g.entries):
+        for seed in g.seeds:
+            name = f"{group}-{entry.label.lower().replace(' ', '_')}-{seed}"
+            result, spec = RAW / f"{name}.json", WORK / f"{name}.json"
+            if not result.exists():
+                facts = {"group": group, "entry": number, "seed": seed, "result": str(result)}
+                atomic_write_json(spec, facts)
+            found.append(Cell(name, (sys.executable, __file__, "cell", "--spec", str(spec)), result))
+    return found
+
+
+class Curve(BaseCallback):
+    """Learning curve at the start of every rollout; stops at the budget."""
+
+    def __init__(self, unit: str, budget: int) -> None:
+        super().__init__()
+        self.unit, self.budget, self.points = unit, budget, list[list[float]]()
+        self.last = 0
+
+    def spent(self) -> int:
+        """Of the budget."""
+        return self.model._episode_num if self.unit == "episodes" else self.model.num_timesteps
+
+    def _on_rollout_start(self) -> None:
+        self.point()
+
+    def _on_step(self) -> bool:
+        return self.spent() < self.budget
+
+    def point(self) -> None:
+        """Episodes, steps, mean return of the last episodes played."""
+        if self.spent() >= self.last + self.budget / 100 and self.model.ep_info_buffer:
+            self.last = self.spent()
+            recent = [float(e["r"]) for e in list(self.model.ep_info_buffer)[-WINDOW:]]
+            self.points.append([self.model._episode_num, self.model.num_timesteps, float(np.mean(recent))])
+
+
+def make(entry: Entry, env_id: str, seed: int) -> BaseAlgorithm:
+    """The model of an entry, in its environments."""
+    options = OnlineOptions(env=env_id, seed=seed, **entry.options)
+    scheme, _, name = entry.algorithm.rpartition(":")
+    env = vector_env(env_id, options, entry.settings.get("discount", entry.settings.get("gamma", 0.99)))
+    if scheme == "sb3":
+        import stable_baselines3
+
+        return getattr(stable_baselines3, name)("MlpPolicy", env, seed=seed, device="cpu", **entry.settings)
+    method = load_online(name)
+    return method.model(method.config(**entry.settings), env, seed, "cpu")
+
+
+def cell(spec: Path) -> None:
+    """Train one cell and write its raw file."""
+    facts = json.loads(spec.read_text())
+    group = GROUPS[facts["group"]]
+    entry, seed = group.entries[facts["entry"]], facts["seed"]
+    torch.set_num_threads(1)
+    seed_globally(seed)
+    model, curve, began = make(entry, group.env, seed), Curve(group.unit, group.budget), time.process_time()
+    model.learn(10**9 if group.unit == "episodes" else group.budget, callback=curve)
+    seconds = time.process_time() - began
+    curve.last = -group.budget
+    curve.point()
+    final = evaluate(acting_policy(model), group.env, episodes=EPISODES, seed=seed)
+    raw = {
+        "label": entry.label,
+        "algorithm": entry.algorithm,
+        "settings": entry.settings,
+        "options": entry.options,
+    }
+    raw |= {"seed": seed, "budget": [group.budget, group.unit], "curve": curve.points, "cpu_seconds": seconds}
+    raw |= {"final_returns": final.returns.tolist(), "versions": versions("cpu", 1)}
+    atomic_write_json(Path(facts["result"]), raw)
+
+
+def plan() -> None:
+    """What would run."""
+    for name, g in GROUPS.items():
+        hours = sum(entry.seconds for entry in g.entries) * len(g.seeds) / 3600
+        left = sum(not c.result.exists() for c in cells(name))
+        print(
+            f"{name}: {g.title}, {len(g.entries)} methods x {len(g.seeds)} seeds, {hours:.2f} core-hours; {left} left"
+        )
+
+
+def run(groups: tuple[str, ...] = tuple(GROUPS), jobs: int = 1, minutes: float | None = None) -> None:
+    """Run what is missing.
+
+    Args:
+        groups: names of groups.
+        jobs: processes at once.
+        minutes: stop after these.
+    """
+    todo = [c for name in groups for c in cells(name)]
+    RAW.mkdir(parents=True, exist_ok=True)
+    deadline = None if minutes is None else 60 * minutes
+    missing = run_cells(todo, WORK / "logs", jobs=jobs, deadline=deadline, nice=0, note=print)
+    if missing:
+        raise SystemExit(f"{len(missing)} cells have no result: {', '.join(missing)}")
+
+
+def table(g: Group, found: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Rows of a group: medians and quartiles over seeds."""
+    head = [
+        "method",
+        "settings",
+        "seeds",
+        f"training return at a quarter of the {g.unit}",
+        "at half",
+        "at the end",
+    ]
+    rows = [[*head, f"last policy, mean of {EPISODES} episodes", "env steps", "CPU s"]]
+    rows.append(["---"] * len(rows[0]))
+    axis = 0 if g.unit == "episodes" else 1
+    for entry in g.entries:
+        runs = found.get(entry.label, [])
+        settings = ", ".join(f"{k} {v}" for k, v in {**entry.settings, **entry.options}.items())
+        row = [entry.label, settings or "defaults", str(len(runs))]
+        if not runs:
+            rows.append([*row, "not run yet", *[""] * 5])
+            continue
+        for share in (0.25, 0.5, 1.0):
+            at = [
+                [p[2] for p in r["curve"] if p[axis] <= max(share * g.budget, r["curve"][0][axis])]
+                for r in runs
+            ]
+            row.append(quartiles([values[-1] for values in at]))
+        row.append(quartiles([float(np.mean(r["final_returns"])) for r in runs]))
+        row += [f"{np.median([r['curve'][-1][1] for r in runs]):,.0f}"]
+        rows.append([*row, f"{np.median([r['cpu_seconds'] for r in runs]):.0f}"])
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def quartiles(values: list[float]) -> str:
+    """Median (lower .. upper quartile)."""
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+    return f"{middle:.0f} ({low:.0f} .. {high:.0f})"
+
+
+def figure(name: str, g: Group, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Learning curves: median and quartiles over seeds, against the unit of the budget."""
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "online", "font.size": 9})
+    from matplotlib import pyplot
+
+    chart, axis = pyplot.subplots(figsize=(6, 3.6), constrained_layout=True)
+    grid, column = np.linspace(0.02, 1.0, 50) * g.budget, 0 if g.unit == "episodes" else 1
+    for k, entry in enumerate(g.entries):
+        if runs := found.get(entry.label):
+            curves = [np.array(r["curve"]) for r in runs]
+            at = np.array([np.interp(grid, c[:, column], c[:, 2]) for c in curves])
+            low, middle, high = np.quantile(at, (0.25, 0.5, 0.75), axis=0)
+            axis.plot(grid, middle, color=f"C{k}", label=entry.label)
+            axis.fill_between(grid, low, high, color=f"C{k}", alpha=0.15, linewidth=0)
+    axis.set(title=g.title, xlabel=g.unit, ylabel=f"return of the last {WINDOW} training episodes")
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.3)
+    chart.savefig(PAGE.with_name(f"online-{name}.svg"), metadata={"Date": None})
+
+
+def page() -> None:
+    """Write the page and its figures from the raw files."""
+    lines = [
+        "# Online methods",
+        "",
+        "Regenerate: `python scripts/bench_online.py run`, then `page`; raw numbers: ",
+    ]
+    lines[-1] += "`benchmarks/raw/online/*.json`."
+    for name, g in GROUPS.items():
+        found: dict[str, list[dict[str, Any]]] = {}
+        for path in sorted(RAW.glob(f"{name}-*.json")):
+            raw = json.loads(path.read_text())
+            found.setdefault(raw["label"], []).append(raw)
+        lines += [
+            "",
+            f"## {g.title}",
+            "",
+            f"Budget: {g.budget:,} {g.unit} a run. ",
+        ]
+        lines[-1] += (
+            "Medians over seeds, quartiles in brackets; training returns are of sampled actions, the last "
+        )
+        lines[-1] += f"policy's of its mean action. {g.note}"
+        if found:
+            figure(name, g, found)
+            lines += ["", f"![Learning curves](online-{name}.svg)"]
+            v = next(iter(found.values()))[0]["versions"]
+            made = f"offrl {v['offrl']} ({v['commit']}), torch {v['torch']}, mujoco {v['mujoco']}"
+            lines += ["", f"{made}, {v['cpu']}, one thread."]
+        lines += ["", *table(g, found)]
+    atomic_write_text(PAGE, "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"plan": plan, "run": run, "page": page, "cell": cell})

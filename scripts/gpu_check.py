@@ -1,0 +1,242 @@
+"""What a GPU must do like the CPU, and how fast stacked seeds are on it.
+
+    python scripts/gpu_check.py run [--device cuda]    every method's updates, neighbours, log-probabilities; seeds
+    python scripts/gpu_check.py page                   benchmarks/gpu.md from benchmarks/raw/gpu/*.json
+
+Random numbers are drawn on the CPU and copied, so that both devices see the same ones. Exits with 1 if a check fails.
+"""
+
+import contextlib
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import tyro
+from torch import Tensor
+
+from offrl.algos import ALGORITHMS, load_algorithm
+from offrl.data.neighbours import NeighbourIndex
+from offrl.estimators.low_memory import from_logits, log_probs_and_entropy
+from offrl.files import atomic_write_json, atomic_write_text
+from offrl.training.check import batches, tiny_problem
+from offrl.training.problem import Problem
+from offrl.training.run_dir import versions
+from offrl.training.seeding import seed_globally, stream
+
+ROOT = Path(__file__).resolve().parents[1]
+RAW, PAGE = ROOT / "benchmarks/raw/gpu", ROOT / "benchmarks/gpu.md"
+UPDATES, TOLERANCE = 5, 1e-4  # of weights and metrics, relative to 1 + |value|
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run all checks on one device."""
+
+    device: str = "cuda"
+    """The device that is compared with the CPU."""
+    rows: int = 100_000
+    """Rows of the neighbour check."""
+    tokens: int = 4096
+    """Tokens of the log-probability check."""
+    words: int = 50_000
+    """Its vocabulary."""
+    steps: int = 300
+    """Updates of the timing of stacked seeds."""
+    out: Path = RAW
+    """Folder of the raw file."""
+
+
+@contextlib.contextmanager
+def drawn_on_the_cpu() -> Iterator[None]:
+    """Draws from a generator of another device come from a CPU generator with the same seed."""
+    twins: dict[int, tuple[torch.Generator, torch.Generator]] = {}
+
+    def mirrored(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def wrapped(*args: Any, generator: torch.Generator | None = None, **kwargs: Any) -> Tensor:
+            if generator is None or generator.device.type == "cpu":
+                return draw(*args, generator=generator, **kwargs)
+            seeded = torch.Generator().manual_seed(generator.initial_seed())
+            twin = twins.setdefault(id(generator), (seeded, generator))[0]
+            kwargs.pop("device", None)
+            return draw(*args, generator=twin, **kwargs).to(generator.device)
+
+        return wrapped
+
+    plain, uniform = Tensor.bernoulli_, mirrored(torch.rand)
+
+    def bernoulli_(self: Tensor, p: float = 0.5, *, generator: torch.Generator | None = None) -> Tensor:
+        if generator is None or generator.device.type == "cpu":
+            return plain(self, p, generator=generator)
+        return self.copy_(uniform(self.shape, generator=generator) < p)
+
+    names = ("randn", "rand", "randint")
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(mock.patch.object(torch, name, mirrored(getattr(torch, name))))
+        stack.enter_context(mock.patch.object(Tensor, "bernoulli_", bernoulli_))
+        yield
+
+
+def on(problem: Problem, device: str) -> Problem:
+    """The same problem on another device."""
+    moved = {f.name: getattr(problem, f.name) for f in fields(problem)}
+    tensors = {name: value.to(device) for name, value in moved.items() if isinstance(value, Tensor)}
+    return replace(problem, **tensors, device=torch.device(device))
+
+
+def parity(name: str, device: str) -> float:
+    """Largest difference of policy weights and metrics after some updates, relative to 1 + |value|."""
+    _, method = load_algorithm(name)
+    found = []
+    for place in ("cpu", device):
+        seed_globally(0)
+        problem = on(tiny_problem((0, 1)), place)
+        learner = method.learner(problem, method.config())
+        logs = [learner.update(batch) for batch in itertools.islice(batches(method, problem), UPDATES)]
+        weights = [p.detach().cpu() for k in (0, 1) for p in learner.policy(k).parameters()]
+        found.append(
+            weights + [value.detach().float().cpu() for log in logs for _, value in sorted(log.items())]
+        )
+    pairs = zip(*found, strict=True)
+    return max(float(((a - b).abs() / (1 + a.abs())).max()) for a, b in pairs)
+
+
+def neighbours(device: str, rows: int) -> int:
+    """How many of 512 queries find another row on the device than the CPU's search."""
+    generator = stream(0, "neighbours")
+    observations = torch.randn(rows, 17, generator=generator)
+    actions = torch.rand(rows, 6, generator=generator) * 2 - 1
+    asked = torch.randint(rows, (512,), generator=generator)
+    policy = torch.rand(512, 6, generator=generator) * 2 - 1
+    here = NeighbourIndex(observations, actions, 2.0).query(asked, policy)
+    there = NeighbourIndex(observations.to(device), actions.to(device), 2.0, backend="torch")
+    return int((there.query(asked.to(device), policy.to(device)).cpu() != here).sum())
+
+
+def log_probabilities(device: str, tokens: int, words: int) -> dict[str, float]:
+    """Differences of values and gradients from the dense computation on the device, and peak memory of both there."""
+    generator = stream(0, "tokens")
+    hidden = torch.randn(tokens, 512, generator=generator).to(device)
+    weight = (torch.randn(words, 512, generator=generator) / 512**0.5).to(device)
+    actions = torch.randint(words, (tokens,), generator=generator).to(device)
+    results, peaks = [], []
+    for dense in (False, True):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        if device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats()
+        log_p, entropy = from_logits(h @ w.T, actions) if dense else log_probs_and_entropy(h, w, actions)
+        if entropy is None:
+            raise RuntimeError("entropy was asked for")
+        grads = torch.autograd.grad((log_p + 0.1 * entropy).mean(), (h, w))
+        results.append([log_p.detach(), entropy.detach(), *(g / g.abs().max() for g in grads)])
+        peaks.append(torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else float("nan"))
+    apart = max(float((a - b).abs().max()) for a, b in zip(*results, strict=True))
+    return {"difference": apart, "peak_mib": peaks[0], "dense_peak_mib": peaks[1]}
+
+
+def stacked(device: str, steps: int) -> dict[str, float]:
+    """Milliseconds an update of TD3+BC with 1 and with 10 stacked seeds, eager and compiled."""
+    found = {}
+    for mode, count in itertools.product(("eager", "compiled"), (1, 10)):
+        _, method = load_algorithm("td3_bc")
+        problem = on(
+            replace(tiny_problem(tuple(range(count)), rows=20_000), compile=mode == "compiled"), device
+        )
+        learner = method.learner(problem, method.config())
+        series = batches(method, problem)
+        for _ in range(50):
+            learner.update(next(series))
+        times = []
+        for _ in range(3):
+            _wait(device)
+            began = time.perf_counter()
+            for _ in range(steps):
+                learner.update(next(series))
+            _wait(device)
+            times.append((time.perf_counter() - began) / steps)
+        found[f"{mode}_{count}"] = 1000 * statistics.median(times)
+    return found
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def run(o: Run) -> bool:
+    """All checks; writes the raw file and says whether they hold."""
+    if o.device.startswith("cuda") and not torch.cuda.is_available():
+        print("no CUDA device here: nothing was run", file=sys.stderr)
+        return False
+    with drawn_on_the_cpu():
+        apart = {name: parity(name, o.device) for name in ALGORITHMS}
+    record = {
+        "device": torch.cuda.get_device_name() if o.device.startswith("cuda") else o.device,
+        "versions": versions(o.device, torch.get_num_threads()),
+        "parity": apart,
+        "other_neighbours": neighbours(o.device, o.rows),
+        "log_probabilities": log_probabilities(o.device, o.tokens, o.words),
+        "stacked": stacked(o.device, o.steps),
+    }
+    atomic_write_json(o.out / f"{o.device.partition(':')[0]}.json", record)
+    for name, value in apart.items():
+        print(f"{name:24} {value:.1e}{'' if value <= TOLERANCE else '  TOO FAR'}")
+    print({key: record[key] for key in ("other_neighbours", "log_probabilities", "stacked")})
+    logs = record["log_probabilities"]["difference"]
+    return max(apart.values()) <= TOLERANCE and not record["other_neighbours"] and logs <= TOLERANCE
+
+
+def page(raw: Path = RAW) -> str:
+    """The page, from the raw file alone."""
+    lines = [
+        "# On a GPU",
+        "",
+        "Regenerate: `python scripts/gpu_check.py run`, then `page`. Raw numbers: `benchmarks/raw/gpu/`.",
+        "",
+    ]
+    path = raw / "cuda.json"
+    if not path.exists():
+        return "\n".join([*lines, "**Not run**: no CUDA device was at hand yet."]) + "\n"
+    r = json.loads(path.read_text())
+    v, s, logs = r["versions"], r["stacked"], r["log_probabilities"]
+    lines += [
+        f"{r['device']}, torch {v['torch']}, commit {v['commit']}. After {UPDATES} updates of two stacked seeds, "
+        f"the largest difference of policy weights and metrics from the CPU's, relative to 1 + |value| (at most "
+        f"{TOLERANCE:g}):",
+        "",
+        "| method | difference |",
+        "|---|---|",
+        *(f"| {name} | {value:.1e} |" for name, value in r["parity"].items()),
+        "",
+        f"* Neighbours: {r['other_neighbours']} of 512 differ from the CPU's.",
+        f"* Log-probabilities from hidden states: {logs['difference']:.1e} from the dense ones; peak memory "
+        f"{logs['peak_mib']:.0f} MiB, dense {logs['dense_peak_mib']:.0f} MiB.",
+        f"* TD3+BC, an update of 10 stacked seeds beside one: eager {s['eager_10']:.2f} and {s['eager_1']:.2f} ms, "
+        f"compiled {s['compiled_10']:.2f} and {s['compiled_1']:.2f} ms.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Dispatch."""
+    word, *rest = sys.argv[1:] or ["--help"]
+    if word == "run":
+        return 0 if run(tyro.cli(Run, args=rest)) else 1
+    if word == "page":
+        atomic_write_text(PAGE, page())
+        print(f"wrote {PAGE}")
+    else:
+        print(__doc__)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""``offrl train ALGO --env ID`` and ``offrl resume`` of online runs."""
+
+import json
+
+import gymnasium
+import pytest
+
+pytest.importorskip("stable_baselines3")
+
+from offrl.cli import main
+
+SMALL = [
+    "--trajectories",
+    "2",
+    "--hidden",
+    "8",
+    "--steps",
+    "100",
+    "--eval-every",
+    "0",
+    "--eval-episodes",
+    "2",
+]
+
+
+@pytest.fixture
+def tiny():
+    if "TinyPendulum-v0" not in gymnasium.registry:
+        entry = "gymnasium.envs.classic_control:PendulumEnv"
+        gymnasium.register("TinyPendulum-v0", entry_point=entry, max_episode_steps=20)
+    return "TinyPendulum-v0"
+
+
+def test_train_evaluate_report_collect_and_resume(tiny, tmp_path, capsys):
+    assert main(["train", "n_pg_igt", "--env", tiny, *SMALL, "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "n_pg_igt in TinyPendulum-v0: one environment, device cpu, 100 steps" in text
+    assert "last return" in text
+    (run,) = tmp_path.glob("n_pg_igt/TinyPendulum-v0/seed0-*")
+    assert main(["eval", f"run:{run}", "--episodes", "2"]) == 0
+    assert "run:" in capsys.readouterr().out
+    assert main(["report", str(run), "--out", str(tmp_path / "report.html")]) == 0
+    assert "n_pg_igt" in (tmp_path / "report.html").read_text()
+    data = str(tmp_path / "data.hdf5")
+    assert (
+        main(["collect", "--env", tiny, "--policy", f"run:{run}", "--steps", "40", "--out", data, "-q"]) == 0
+    )
+    capsys.readouterr()
+    assert main(["resume", str(run)]) == 0
+    assert f"{run} is already finished" in capsys.readouterr().out
+
+
+def test_settings_are_repeated_from_a_config_and_options_win(tiny, tmp_path, capsys):
+    main(["train", "harpg", "--env", tiny, *SMALL, "--step-size", "0.003", "--out", str(tmp_path), "-q"])
+    (config,) = tmp_path.glob("*/*/*/config.json")
+    capsys.readouterr()
+    assert main(["train", "harpg", "--config", str(config), "--eta", "0.5", "--dry-run"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["step_size"].startswith("0.003  (default")
+    assert lines["eta"].startswith("0.5")
+    assert lines["env"].startswith(tiny)
+    assert main(["train", "n_pg_igt", "--config", str(config)]) == 1
+    assert "is not the config.json of a run of n_pg_igt" in capsys.readouterr().err
+
+
+def test_json_has_one_object_an_evaluation(tiny, tmp_path, capsys):
+    assert main(["train", "n_pg_igt", "--env", tiny, *SMALL, "--out", str(tmp_path), "--json"]) == 0
+    evaluation, final = map(json.loads, capsys.readouterr().out.splitlines())
+    assert evaluation["step"] == final["step"] == 100
+    assert final["return"] == evaluation["return"]
+
+
+def test_several_seeds_are_runs_of_their_own(tiny, tmp_path, capsys):
+    one = ["train", "n_pg_igt", "--env", tiny, *SMALL]
+    assert main([*one, "--seeds", "3", "1", "--out", str(tmp_path / "both")]) == 0
+    assert "std over 2 seeds" in capsys.readouterr().out
+    main([*one, "--seed", "1", "--out", str(tmp_path / "alone"), "-q"])
+    metrics = [next((tmp_path / folder).glob("*/*/seed1-*/metrics.csv")) for folder in ("both", "alone")]
+    assert metrics[0].read_bytes() == metrics[1].read_bytes()
+    assert main([*one, "--seeds", "1", "1"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["n_pg_igt"], 1, "n_pg_igt learns in an environment: pass --env ID"),
+        (["n_pg_igt", "--dataset", "x"], 2, "unknown option --dataset"),
+        (["n_pg_igt", "--eta", "2"], 2, "eta must be in"),
+        (["n_pg_igt", "--preset", "Nothing-v0"], 1, "no preset for 'Nothing-v0'"),
+        (["n_pg_ig", "--env", "x"], 1, "did you mean 'n_pg_igt'?"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, code, message, capsys):
+    assert main(["train", *arguments]) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_checks_and_datasets_are_for_methods_that_learn_from_data(capsys):
+    assert main(["algos", "check", "n_pg_igt"]) == 1
+    assert "n_pg_igt learns in an environment, not from data" in capsys.readouterr().err

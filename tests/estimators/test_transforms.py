@@ -1,0 +1,160 @@
+"""Moving averages of gradients: exact on quadratics where the theory says so, and steps of the stated length."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from offrl.estimators import transforms as tf
+
+torch.manual_seed(0)
+A = torch.randn(4, 4, dtype=torch.float64)
+HESSIAN, CENTER = -(A @ A.T) / 4 - torch.eye(4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+
+
+def grad(theta):
+    """Of a quadratic J with constant Hessian."""
+    return (theta - CENTER) @ HESSIAN
+
+
+def run(method, steps=30, eta_of=lambda t: (2 / (t + 2)) ** 0.8, lag=0, normalized=True):
+    """Noise-free iterations; yields direction, exact gradient, theta and the theta before, at every t."""
+    theta = previous = torch.zeros(4, dtype=torch.float64)
+    direction = grad(theta)
+    for t in range(steps):
+        eta = eta_of(t)
+        if t:
+            if method == "igt":
+                point = tf.transported(theta, previous, eta_of(t - lag) if t > lag else 1.0)
+                direction = tf.momentum(direction, grad(point), eta)
+            elif method == "momentum":
+                direction = tf.momentum(direction, grad(theta), eta)
+            elif method == "storm":
+                direction = tf.storm(direction, grad(theta), grad(previous), eta)
+            else:
+                correction = tf.difference(theta, previous) @ HESSIAN
+                direction = tf.harpg(direction, grad(theta), correction, eta)
+        yield t, direction, grad(theta), theta, previous
+        move = tf.normalized_step if normalized else tf.step
+        previous, theta = theta, move(theta, direction, 0.3 / (t + 2))
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("method", ["igt", "harpg", "storm"])
+def test_the_direction_is_the_gradient_on_a_quadratic_without_noise(method, normalized):
+    """Transport and recursion undo the lag of the average exactly; d_t = grad J(theta_t) for every t."""
+    for _, direction, exact, *_ in run(method, normalized=normalized):
+        torch.testing.assert_close(direction, exact, rtol=0, atol=1e-12)
+
+
+def test_plain_momentum_lags_behind_the_gradient():
+    *_, (_, direction, exact, *_) = run("momentum")
+    assert (direction - exact).norm() > 0.05
+
+
+def test_transport_with_the_eta_of_the_iteration_before_is_not_exact():
+    """Iteration 2 starts exact; then the residual is Hess (theta - theta') (1 - eta_t / eta_{t-1}) up to sign.
+
+    eta_t (1 - eta')/eta' (theta - theta') against (1 - eta_t)(theta - theta'): the difference is eta_t/eta' - 1.
+    """
+    for t, direction, exact, theta, previous in run("igt", lag=1):
+        if t == 1:
+            eta, before = (2 / 3) ** 0.8, 1.0
+            expected = (theta - previous) @ HESSIAN * (eta / before - 1)
+            torch.testing.assert_close(direction - exact, expected, rtol=1e-9, atol=1e-12)
+            assert expected.norm() > 0.01
+
+
+@pytest.mark.parametrize("method", ["igt", "harpg", "momentum", "storm"])
+def test_eta_one_forgets_everything(method):
+    """Every method is then gradient ascent: d = g of this iteration at theta."""
+    for _, direction, exact, *_ in run(method, eta_of=lambda t: 1.0):
+        torch.testing.assert_close(direction, exact, rtol=0, atol=0)
+
+
+def test_normalized_steps_have_their_length_whatever_the_direction():
+    theta, direction = torch.zeros(3, 5), torch.randn(3, 5) * torch.tensor([[1e-6], [1.0], [1e6]])
+    moved = tf.normalized_step(theta, direction, 0.25)
+    torch.testing.assert_close(moved.norm(dim=-1), torch.full((3,), 0.25))
+    torch.testing.assert_close(tf.normalized_step(theta, 7.0 * direction, 0.25), moved)
+    assert not torch.allclose(tf.step(theta, 7.0 * direction, 0.25), tf.step(theta, direction, 0.25))
+
+
+def test_no_direction_no_step():
+    theta = torch.ones(2, 3)
+    direction = torch.tensor([[0.0, 0.0, 0.0], [0.0, 3.0, 4.0]])
+    moved = tf.normalized_step(theta, direction, 1.0)
+    torch.testing.assert_close(moved, theta + torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.6, 0.8]]))
+
+
+def test_a_dict_is_one_vector():
+    """The norm is that of all tensors together, not one a tensor."""
+    flat = [torch.randn(6) for _ in range(4)]
+    trees = [{"w": x[:4].view(2, 2), "b": x[4:]} for x in flat]
+
+    def joined(tree):
+        return torch.cat([tree["w"].flatten(), tree["b"]])
+
+    eta = 0.3
+    for function, count in (
+        (tf.momentum, 2),
+        (tf.transported, 2),
+        (tf.interpolated, 2),
+        (tf.harpg, 3),
+        (tf.storm, 3),
+    ):
+        ours, theirs = function(*trees[:count], eta), function(*flat[:count], eta)
+        torch.testing.assert_close(joined(ours), theirs)
+    torch.testing.assert_close(
+        joined(tf.normalized_step(*trees[:2], 0.1)), tf.normalized_step(*flat[:2], 0.1)
+    )
+    torch.testing.assert_close(tf.norm(trees[0]), tf.norm(flat[0]))
+
+
+def test_interpolation_runs_from_the_point_before_to_the_present_one():
+    theta, previous = torch.tensor([2.0]), torch.tensor([1.0])
+    assert [float(tf.interpolated(theta, previous, q)) for q in (0.0, 0.25, 1.0)] == [1.0, 1.25, 2.0]
+
+
+@pytest.fixture(scope="module")
+def rates():
+    """The benchmark's script as a module."""
+    path = Path(__file__).parents[2] / "scripts/bench_rates.py"
+    spec = importlib.util.spec_from_file_location("bench_rates", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_transport_beats_momentum_beats_plain_steps_where_the_theory_is_tight(rates):
+    """exp(-x), 400 runs, 3000 iterations: mean gaps in the order of the rates, apart by standard errors."""
+    gaps = {
+        name: rates.exponential(rates.METHODS[name], 400, np.array([3000]), 0)[0] for name in rates.METHODS
+    }
+    plain, average, igt, harpg = (gaps[name] for name in ("vanilla PG", "N-MPG", "N-PG-IGT", "HARPG"))
+    for better, worse in ((average, plain), (igt, average), (harpg, average)):
+        error = float((better.var() / 400 + worse.var() / 400).sqrt())
+        assert float(worse.mean() - better.mean()) > (0.5 if worse is plain else 2) * error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vanilla PG", "N-MPG", "N-PG-IGT", "N-HARPG"])
+def test_rates_are_those_of_the_theory(rates, name):
+    """Slopes of the mean of 2000 runs within 0.08 of -1/3, -1/3, -2/5, -1/2 up to 1e5 iterations."""
+    marks = np.unique(np.geomspace(100, 1e5, 13).round().astype(int))
+    gaps = rates.exponential(rates.METHODS[name], 2000, marks, list(rates.METHODS).index(name))
+    slope = rates.slope(marks, torch.stack(gaps).mean(dim=1).numpy())
+    assert abs(slope - rates.METHODS[name].slope) < 0.08
+
+
+@pytest.mark.parametrize("name", ["N-MPG", "N-PG-IGT"])
+def test_the_methods_reach_the_optimum_of_a_linear_quadratic_problem(rates, name):
+    """Medians of 40 runs of sampled trajectories fall faster than t^-0.35, as far as here one can tell."""
+    marks = np.unique(np.geomspace(50, 1000, 9).round().astype(int))
+    gaps = torch.stack(rates.quadratic(rates.METHODS[name], 40, marks, 0)).median(dim=1).values.numpy()
+    assert rates.slope(marks, gaps) < -0.35
+    assert gaps[-1] < 0.02

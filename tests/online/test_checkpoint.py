@@ -1,0 +1,54 @@
+"""The state of a model as tensors and numbers."""
+
+import gymnasium
+import torch
+from stable_baselines3 import SAC
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from offrl.online.checkpoint import ARRAYS, model_state, restore_model
+from offrl.training.checkpoint import load_checkpoint, save_checkpoint
+
+
+def make(seed):
+    env = VecNormalize(make_vec_env("TinyPendulum-v0", n_envs=1))
+    settings = {
+        "buffer_size": 500,
+        "learning_starts": 20,
+        "batch_size": 16,
+        "policy_kwargs": {"net_arch": [8]},
+    }
+    return SAC("MlpPolicy", env, seed=seed, device="cpu", **settings)
+
+
+def test_what_was_saved_comes_back(tmp_path):
+    """Parameters, optimizers, temperature, counters, running statistics and the replay buffer, as plain data."""
+    model, other = make(0).learn(90), make(1).learn(30)
+    save_checkpoint(tmp_path, {"model": model_state(model)})
+    state, _ = load_checkpoint(tmp_path)
+    restore_model(other, state["model"])
+    for name, value in model.get_parameters().items():
+        torch.testing.assert_close(other.get_parameters()[name], value, rtol=0, atol=0)
+    assert torch.equal(model.log_ent_coef, other.log_ent_coef)
+    assert (other.num_timesteps, other._n_updates) == (90, model._n_updates)
+    ours, theirs = other.get_vec_normalize_env(), model.get_vec_normalize_env()
+    for name in ("obs_rms", "ret_rms"):
+        a, b = getattr(ours, name), getattr(theirs, name)
+        assert (a.mean == b.mean).all()
+        assert (a.var == b.var).all()
+        assert a.count == b.count
+    for name in ARRAYS:
+        assert (getattr(other.replay_buffer, name)[:90] == getattr(model.replay_buffer, name)[:90]).all()
+    assert (other.replay_buffer.pos, other.replay_buffer.full) == (90, False)
+    assert [e["r"] for e in other.ep_info_buffer] == [float(e["r"]) for e in model.ep_info_buffer]
+    other.learn(30, reset_num_timesteps=False)
+    assert other.num_timesteps == 120
+
+
+def test_a_full_ring_of_transitions_comes_back():
+    env = gymnasium.make("TinyPendulum-v0")
+    model = SAC("MlpPolicy", env, buffer_size=50, learning_starts=1000, device="cpu").learn(70)
+    other = SAC("MlpPolicy", env, buffer_size=50, learning_starts=1000, device="cpu").learn(10)
+    restore_model(other, model_state(model))
+    assert (other.replay_buffer.pos, other.replay_buffer.full) == (20, True)
+    assert (other.replay_buffer.observations == model.replay_buffer.observations).all()

@@ -1,0 +1,262 @@
+"""What stable-baselines3 asks of its own algorithms, asked of every one of ours."""
+
+import pickle
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecNormalize
+
+from offrl.algos import ONLINE, load_online
+from offrl.algos.harpg import HARPG
+from offrl.algos.n_pg_igt import NPGIGT
+from offrl.algos.policy_gradient import PolicyGradient
+from offrl.online.acting import acting_policy
+from offrl.online.options import OnlineOptions
+from offrl.online.runner import start
+
+STEPS = 130
+
+
+@dataclass(frozen=True)
+class Case:
+    """A class, arguments that make it fast, and what it claims beyond the usual."""
+
+    algorithm: type[BaseAlgorithm]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    discrete: bool = True  # also numbers of actions
+    exact: bool = True  # goes on bit for bit after load
+
+
+EPISODIC = {"trajectories": 2, "hidden": 8, "step_size": 0.02}
+CASES = {
+    "n_pg_igt": Case(NPGIGT, EPISODIC),
+    "harpg": Case(HARPG, EPISODIC | {"step_size": 1e-4}),
+    "n_harpg": Case(HARPG, EPISODIC | {"normalize": True}),
+    "pg": Case(PolicyGradient, EPISODIC | {"step_size": 1e-4}),
+    "n_mpg": Case(PolicyGradient, EPISODIC | {"update": "momentum"}),
+    "storm_pg": Case(PolicyGradient, EPISODIC | {"step_size": 1e-4, "update": "storm"}),
+}
+EVERY = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+OBSERVATIONS = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+
+
+def make(case, env="TinyPendulum-v0", seed=0, **more):
+    return case.algorithm("MlpPolicy", env, seed=seed, device="cpu", **case.arguments | more)
+
+
+def parameters(model):
+    return torch.cat([p.detach().flatten() for p in model.policy.parameters()])
+
+
+def actions(model, observations=OBSERVATIONS):
+    return model.predict(observations, deterministic=True)[0]
+
+
+@EVERY
+def test_learning_counts_steps_and_moves_parameters(case):
+    model = make(case)
+    before = parameters(model)
+    assert model.learn(STEPS) is model
+    assert model.num_timesteps >= STEPS
+    assert model._n_updates > 0
+    assert not torch.equal(parameters(model), before)
+
+
+@EVERY
+def test_a_seed_is_a_run(case):
+    one, same, other = (parameters(make(case, seed=s).learn(STEPS)) for s in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@EVERY
+def test_save_and_load_keep_everything(case, tmp_path):
+    model = make(case).learn(STEPS)
+    model.save(tmp_path / "model.zip")
+    loaded = case.algorithm.load(tmp_path / "model.zip", env=gymnasium.make("TinyPendulum-v0"))
+    assert np.array_equal(actions(model), actions(loaded))
+    assert (loaded.num_timesteps, loaded._n_updates) == (model.num_timesteps, model._n_updates)
+    for name, value in model.get_parameters().items():
+        assert pickle.dumps(value) == pickle.dumps(loaded.get_parameters()[name]) or all(
+            torch.equal(value[key], loaded.get_parameters()[name][key]) for key in value
+        )
+    for name in model._get_torch_save_params()[1]:
+        assert torch.equal(getattr(model, name), getattr(loaded, name))
+    without_environment = case.algorithm.load(tmp_path / "model.zip")
+    assert np.array_equal(actions(model), actions(without_environment))
+
+
+@EVERY
+def test_learning_goes_on_after_load_as_if_nothing_had_happened(case, tmp_path):
+    if not case.exact:
+        pytest.skip("goes on statistically")
+    whole = make(case).learn(2 * STEPS)
+    half = make(case).learn(STEPS)
+    half.save(tmp_path / "model.zip")
+    again = case.algorithm.load(tmp_path / "model.zip", env=gymnasium.make("TinyPendulum-v0"))
+    again.learn(2 * STEPS - half.num_timesteps, reset_num_timesteps=False)
+    assert again.num_timesteps == whole.num_timesteps
+    assert torch.equal(parameters(again), parameters(whole))
+
+
+def test_models_load_in_a_fresh_process(tmp_path):
+    """One process for all: it knows the files alone."""
+    lines = ["import sys, numpy as np", "x = np.load(sys.argv[1] + '/x.npy')"]
+    np.save(tmp_path / "x.npy", OBSERVATIONS)
+    for name, case in CASES.items():
+        model = make(case).learn(40)
+        model.save(tmp_path / f"{name}.zip")
+        np.save(tmp_path / f"{name}.npy", actions(model))
+        kind = case.algorithm
+        lines += [
+            f"from {kind.__module__} import {kind.__name__} as A",
+            f"m = A.load(sys.argv[1] + '/{name}.zip', device='cpu')",
+            f"y = np.load(sys.argv[1] + '/{name}.npy')",
+            f"assert np.array_equal(m.predict(x, deterministic=True)[0], y), '{name}'",
+        ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines), str(tmp_path)], check=True)
+
+
+@EVERY
+def test_the_policy_alone_can_be_saved(case, tmp_path):
+    model = make(case).learn(40)
+    model.policy.save(tmp_path / "policy.pth")
+    loaded = type(model.policy).load(tmp_path / "policy.pth", device="cpu")
+    assert np.array_equal(loaded.predict(OBSERVATIONS, deterministic=True)[0], actions(model))
+
+
+@EVERY
+def test_set_env_takes_what_fits(case):
+    model = make(case).learn(40)
+    model.set_env(gymnasium.make("TinyPendulum-v0"))
+    model.learn(40, reset_num_timesteps=False)
+    with pytest.raises(ValueError, match="[Oo]bservation spaces do not match"):
+        model.set_env(gymnasium.make("MountainCarContinuous-v0"))
+    with pytest.raises(AssertionError, match="number of environments"):
+        model.set_env(make_vec_env("TinyPendulum-v0", n_envs=2))
+
+
+@EVERY
+def test_predict_keeps_shapes_and_bounds(case):
+    model = make(case)
+    single, _ = model.predict(OBSERVATIONS[0], deterministic=True)
+    batch, _ = model.predict(OBSERVATIONS, deterministic=False)
+    assert single.shape == (1,)
+    assert batch.shape == (7, 1)
+    assert np.abs(model.predict(np.repeat(OBSERVATIONS, 300, axis=0))[0]).max() <= 2.0
+    assert np.array_equal(actions(model), actions(model))
+
+
+@EVERY
+def test_several_environments(case):
+    env = make_vec_env("TinyPendulum-v0", n_envs=3)
+    model = make(case, env=env).learn(STEPS)
+    assert model.num_timesteps % 3 == 0
+    assert actions(model).shape == (7, 1)
+
+
+@EVERY
+def test_under_vecnormalize_the_acting_policy_has_the_statistics_inside(case):
+    """Raw observations into the policy of the run directory = normalized ones into predict."""
+    env = VecNormalize(make_vec_env("TinyPendulum-v0", n_envs=2), clip_obs=1.0)
+    model = make(case, env=env).learn(STEPS)
+    assert env.obs_rms.count > STEPS / 2
+    ours, _ = acting_policy(model).act(torch.from_numpy(5 * OBSERVATIONS))
+    np.testing.assert_allclose(
+        ours.detach().numpy(), actions(model, env.normalize_obs(5 * OBSERVATIONS)), atol=1e-5
+    )
+
+
+@EVERY
+def test_evaluate_policy_agrees_with_a_loop(case):
+    model = make(case).learn(40)
+    env = Monitor(gymnasium.make("TinyPendulum-v0"))
+    env.reset(seed=5)
+    returns, lengths = evaluate_policy(model, env, n_eval_episodes=1, return_episode_rewards=True)
+    env.reset(seed=5)
+    observation, _ = env.reset()
+    total, done = 0.0, False
+    while not done:
+        observation, reward, terminated, truncated, _ = env.step(
+            model.predict(observation, deterministic=True)[0]
+        )
+        total, done = total + reward, terminated or truncated
+    assert lengths == [20]
+    assert returns[0] == pytest.approx(total, abs=1e-4)
+
+
+@EVERY
+def test_callbacks_evaluate_save_and_stop(case, tmp_path):
+    evaluation = EvalCallback(
+        Monitor(gymnasium.make("TinyPendulum-v0")),
+        n_eval_episodes=1,
+        eval_freq=50,
+        log_path=str(tmp_path),
+        verbose=0,
+    )
+    checkpoint = CheckpointCallback(60, str(tmp_path), name_prefix="model")
+    model = make(case).learn(STEPS, callback=[evaluation, checkpoint])
+    assert np.load(tmp_path / "evaluations.npz")["timesteps"].tolist()[:2] == [50, 100]
+    assert (tmp_path / "model_60_steps.zip").exists()
+
+    class Stop(BaseCallback):
+        def _on_step(self):
+            return self.n_calls < 30
+
+    model = make(case).learn(STEPS, callback=Stop())
+    assert model.num_timesteps == 30
+
+
+@EVERY
+def test_numbers_of_actions(case):
+    if not case.discrete:
+        with pytest.raises(AssertionError, match="action space"):
+            make(case, env="CartPole-v1")
+        return
+    model = make(case, env="CartPole-v1").learn(60)
+    assert set(model.predict(np.zeros((50, 4), np.float32))[0]) <= {0, 1}
+
+
+@EVERY
+def test_other_actions_are_refused(case):
+    class Bits(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(-1, 1, (3,))
+        action_space = gymnasium.spaces.MultiBinary(2)
+
+    with pytest.raises(AssertionError, match="action space"):
+        make(case, env=Bits())
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_a_run_directory_of_every_method(name, tmp_path, tiny):
+    """'offrl train NAME --env ID' with default settings in small: it writes what it declares, and acts."""
+    method = load_online(name)
+    small = {
+        k: v for k, v in {"trajectories": 2, "hidden": 8}.items() if k in method.config.__dataclass_fields__
+    }
+    options = OnlineOptions(env=tiny, steps=100, out=tmp_path, log_every=1, eval_every=50, eval_episodes=2)
+    result = start(name, method.config(**small), options)
+    header, *rows = (result.directory / "metrics.csv").read_text().splitlines()
+    assert set(method.metrics) <= set(header.split(","))
+    assert rows
+    assert all(cell for cell in rows[-1].split(","))
+    assert result.policy.act(torch.zeros(1, 3))[0].shape == (1, 1)
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_presets_name_real_settings_and_options(name):
+    method = load_online(name)
+    known = {*method.config.__dataclass_fields__, *OnlineOptions.__dataclass_fields__}
+    for key, values in method.presets.items():
+        assert set(values) <= known, key

@@ -1,0 +1,120 @@
+"""Collecting whole episodes: how many, from where, and what is kept of them."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from offrl.algos.policy_gradient import PolicyGradient
+from offrl.errors import ConfigError
+
+
+class Count(gymnasium.Env):
+    """Episodes of 1 to 5 steps, drawn at reset; observation = (episode's length, step); reward = step + 1."""
+
+    observation_space = gymnasium.spaces.Box(-100, 100, (2,))
+    action_space = gymnasium.spaces.Box(-0.1, 0.1, (1,))
+    taken: list = []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.length, self.step_number = int(self.np_random.integers(1, 6)), 0
+        return np.array([self.length, 0], np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.step_number += 1
+        done = self.step_number == self.length
+        return np.array([self.length, self.step_number], np.float32), float(self.step_number), done, False, {}
+
+
+def collect(count, envs, **settings):
+    """The first batch of a model with ``count`` trajectories."""
+    defaults = {"trajectories": count, "hidden": 4, "discount": 0.5, "baseline": False}
+    model = PolicyGradient(
+        "MlpPolicy", DummyVecEnv([Count] * envs), seed=0, device="cpu", **defaults | settings
+    )
+    _, callback = model._setup_learn(100)
+    return model, model._collect(model.theta(), 0, callback)
+
+
+@pytest.mark.parametrize(("count", "envs"), [(5, 1), (7, 3), (2, 4)])
+def test_whole_episodes_as_many_as_asked(count, envs):
+    """Each is complete and in order, whichever environment played it; short ones are not preferred."""
+    model, batch = collect(count, envs)
+    assert int(batch.episode[-1]) + 1 == count
+    for number in range(count):
+        seen = batch.features[batch.episode == number]
+        length = int(seen[0, 0])
+        assert seen[:, 1].tolist() == list(range(length))
+        rewards = [0.5**t * (t + 1) for t in range(length)]
+        expected = [sum(rewards[t:]) for t in range(length)]
+        torch.testing.assert_close(batch.psi[batch.episode == number], torch.tensor(expected))
+    assert model.num_timesteps >= len(batch.psi)
+    assert model.num_timesteps % envs == 0
+    assert model._episode_num == count
+
+
+def test_likelihoods_are_of_the_actions_before_clipping():
+    _, batch = collect(5, 1)
+    assert batch.actions.abs().max() > 0.2
+
+
+def test_every_iteration_has_episodes_of_its_own():
+    """Its starts and its noise; one environment, so that rows are in the order of the draws."""
+    model, first = collect(6, 1)
+    _, callback = model._setup_learn(100)
+    same = model._collect(model.theta(), 0, callback)
+    other_kind = model._collect(model.theta(), 1, callback)
+    model._n_updates += 1
+    later = model._collect(model.theta(), 0, callback)
+
+    def noise(batch):
+        return (batch.actions - model.policy.net(batch.features)).detach()[:5]
+
+    assert torch.equal(first.actions, same.actions)
+    for batch in (other_kind, later):
+        assert not torch.equal(batch.features, first.features)
+        assert not torch.allclose(noise(batch), noise(first), atol=1e-3)
+
+
+def test_the_baseline_is_that_of_the_other_episodes():
+    _, raw = collect(4, 1)
+    _, centred = collect(4, 1, baseline=True)
+    start = [int((raw.episode == k).nonzero()[0]) for k in range(4)]
+    values = raw.psi[start]
+    torch.testing.assert_close(centred.psi[start], values - (values.sum() - values) / 3)
+    _, alone = collect(1, 1, baseline=True)
+    assert (alone.psi > 0).all()
+
+
+def test_a_stop_in_the_middle_of_an_episode_changes_nothing():
+    class Stop(BaseCallback):
+        def _on_step(self):
+            return False
+
+    model, _ = collect(4, 1)
+    before = model.theta()
+    model.learn(100, callback=Stop())
+    assert torch.equal(model.theta(), before)
+    assert model._n_updates == 0
+
+
+def test_a_step_to_infinity_is_an_error():
+    model, _ = collect(4, 1, step_size=1e38)
+    with pytest.raises(ConfigError, match="not finite after iteration .*: lower step_size"):
+        model.learn(1000)
+
+
+def test_without_a_seed_two_models_differ_and_a_saved_one_keeps_its_streams(tmp_path):
+    first, second = (PolicyGradient("MlpPolicy", Count(), hidden=4, device="cpu") for _ in range(2))
+    assert first.stream_seed != second.stream_seed
+    first.save(tmp_path / "model.zip")
+    assert PolicyGradient.load(tmp_path / "model.zip").stream_seed == first.stream_seed
+
+
+def test_policy_kwargs_win_over_settings():
+    model = PolicyGradient("MlpPolicy", Count(), device="cpu", policy_kwargs={"net_arch": [3, 3, 3]})
+    assert [layer.out_features for layer in model.policy.net.layers] == [3, 3, 3, 1]

@@ -1,0 +1,61 @@
+"""The callback on stable-baselines3's own algorithms."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.logger import configure
+
+from offrl.evaluation.runs import read_run
+from offrl.nn.policy import load_policy
+from offrl.online.options import OnlineOptions
+from offrl.online.run_callback import RunCallback
+
+
+def record(tmp_path, algorithm, model, steps=150):
+    options = OnlineOptions(env="TinyPendulum-v0", steps=steps, out=tmp_path, log_every=1, eval_every=60)
+    callback = RunCallback.new(algorithm, options, {"gamma": model.gamma})
+    model.learn(steps, callback=callback, log_interval=1)
+    callback.close()
+    return callback
+
+
+@pytest.mark.parametrize("kind", ["ppo", "sac"])
+def test_their_runs_become_run_directories(tmp_path, kind):
+    settings = {"policy_kwargs": {"net_arch": [8]}, "device": "cpu", "seed": 0}
+    if kind == "ppo":
+        model = PPO("MlpPolicy", "TinyPendulum-v0", n_steps=40, batch_size=20, n_epochs=1, **settings)
+    else:
+        model = SAC(
+            "MlpPolicy", "TinyPendulum-v0", learning_starts=20, batch_size=16, buffer_size=500, **settings
+        )
+    callback = record(tmp_path, kind, model)
+    run = read_run(callback.run.path)
+    assert run.finished
+    assert [e.step for e in run.evaluations] == [60, 120, 150]
+    assert run.settings == {"gamma": 0.99}
+    names = {"ppo": "value_loss", "sac": "critic_loss"}
+    assert np.isfinite(run.metrics.columns[names[kind]]).any()
+    x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    ours = load_policy(callback.run.path)(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(ours, model.predict(x, deterministic=True)[0], atol=1e-5)
+
+
+def test_rows_hold_means_of_what_was_logged_since_the_last(tmp_path):
+    """Dumps at steps 10, 20, 30, 40 with 1, 3, 5, 9; a row every 20 steps."""
+    options = OnlineOptions(env="TinyPendulum-v0", steps=100, out=tmp_path, log_every=20)
+    callback = RunCallback.new("own", options, metrics=("loss",))
+    model = SAC("MlpPolicy", gymnasium.make("TinyPendulum-v0"), buffer_size=10, device="cpu")
+    model.set_logger(configure(None, []))
+    callback.init_callback(model)
+    callback.on_training_start({}, {})
+    for step, loss in ((10, 1.0), (20, 3.0), (30, 5.0), (40, 9.0)):
+        model.num_timesteps = step
+        model.logger.record("train/loss", loss)
+        model.logger.record("train/other", 7.0)
+        model.logger.dump(step)
+    callback.close()
+    header, *rows = (callback.run.path / "metrics.csv").read_text().splitlines()
+    assert header == "step,loss,ep_rew_mean,ep_len_mean"
+    assert rows == ["20,2.0,,", "40,7.0,,"]

@@ -1,0 +1,182 @@
+"""Online runs from start to finish, cut off and resumed, bit for bit where a method promises it."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from offrl.algos.n_pg_igt import ALGORITHM, NPGIGT
+from offrl.errors import CheckpointError, ConfigError, Stopped
+from offrl.evaluation.runs import read_run
+from offrl.nn.policy import load_policy
+from offrl.online import runner
+from offrl.online.options import OnlineOptions
+from offrl.online.runner import resume, start
+from offrl.training.run_dir import RunDir
+
+SETTINGS = ALGORITHM.config(trajectories=2, hidden=8, step_size=0.05)
+EXACT = ("metrics.csv", "eval.csv", "policy.safetensors", "final_returns.npz")
+
+
+def options(tmp_path, env="TinyPendulum-v0", **given):
+    facts = {
+        "steps": 400,
+        "log_every": 50,
+        "eval_every": 100,
+        "eval_episodes": 2,
+        "checkpoint_every": 90,
+        "seed": 3,
+    }
+    return OnlineOptions(env=env, out=tmp_path, **facts | given)
+
+
+def files(run):
+    return {name: (run / name).read_bytes() for name in EXACT}
+
+
+class PowerCutError(Exception):
+    """What no code expects."""
+
+
+def cut_off(monkeypatch, iteration, run_options):
+    """Start a run that dies in ``iteration``; returns its directory."""
+    step_size = NPGIGT.step_size
+
+    def dying(self):
+        if self._n_updates == iteration:
+            raise PowerCutError
+        return step_size(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NPGIGT, "step_size", dying)
+        with pytest.raises(PowerCutError):
+            start("n_pg_igt", SETTINGS, run_options)
+    (found,) = run_options.out.glob("*/*/*")
+    return found
+
+
+def test_a_run_directory_can_be_read_evaluated_and_loaded(tmp_path):
+    result = start("n_pg_igt", SETTINGS, options(tmp_path))
+    record = read_run(result.directory)
+    assert record.finished
+    assert (record.algorithm, record.dataset, record.seed) == ("n_pg_igt", "TinyPendulum-v0", 3)
+    assert [e.step for e in record.evaluations] == [100, 200, 300, 400]
+    assert np.array_equal(record.evaluations[-1].returns, result.returns)
+    assert record.final_returns is not None
+    assert record.metrics.steps[-1] == 400
+    assert record.steps_per_second > 0
+    x = torch.randn(5, 3)
+    assert torch.equal(load_policy(result.directory)(x), result.policy(x))
+    description = json.loads((result.directory / "policy.json").read_text())
+    assert description["extra"]["env_id"] == "TinyPendulum-v0"
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"num_envs": 2, "normalize_observations": True, "normalize_rewards": True}]
+)
+def test_a_run_that_died_resumes_bit_for_bit(tmp_path, monkeypatch, more):
+    """It dies after rows that no checkpoint knows; statistics of observations and rewards come back too."""
+    whole = start("n_pg_igt", SETTINGS, options(tmp_path / "whole", **more))
+    dead = cut_off(monkeypatch, 7, options(tmp_path / "dead", **more))
+    rows = (dead / "eval.csv").read_text().count("\n")
+    assert rows > 1
+    result = resume(dead)
+    assert files(dead) == files(whole.directory)
+    assert np.array_equal(result.returns, whole.returns)
+    assert not result.already_finished
+    assert resume(dead).already_finished
+
+
+def test_before_its_first_checkpoint_a_run_starts_over(tmp_path, monkeypatch):
+    whole = start("n_pg_igt", SETTINGS, options(tmp_path / "whole"))
+    dead = cut_off(monkeypatch, 1, options(tmp_path / "dead"))
+    resume(dead)
+    assert files(dead) == files(whole.directory)
+
+
+def test_a_signal_saves_and_stops(tmp_path, monkeypatch):
+    """Asked during the third iteration, it stops before the fourth with a checkpoint; exit code 128 + 15."""
+    whole = start("n_pg_igt", SETTINGS, options(tmp_path / "whole"))
+    callbacks, step_size = [], NPGIGT.step_size
+    made = runner.RunCallback
+
+    def keep(*given, **named):
+        callbacks.append(made(*given, **named))
+        return callbacks[-1]
+
+    def asking(self):
+        if self._n_updates == 2:
+            callbacks[0].asked.append(15)
+        return step_size(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "RunCallback", keep)
+        patch.setattr(NPGIGT, "step_size", asking)
+        with pytest.raises(Stopped, match="stopped at step 120; go on with: offrl resume") as stopped:
+            start("n_pg_igt", SETTINGS, options(tmp_path / "cut"))
+    assert stopped.value.exit_code == 143
+    (run,) = (tmp_path / "cut").glob("*/*/*")
+    resume(run)
+    assert files(run) == files(whole.directory)
+
+
+def test_evaluations_see_theta_of_their_step_and_change_nothing(tmp_path):
+    """With and without evaluations the run is the same."""
+    one = start("n_pg_igt", SETTINGS, options(tmp_path / "one"))
+    other = start("n_pg_igt", SETTINGS, options(tmp_path / "other", eval_every=0, checkpoint_every=1000))
+    assert (one.directory / "metrics.csv").read_bytes() == (other.directory / "metrics.csv").read_bytes()
+    assert [e.step for e in read_run(other.directory).evaluations] == [400]
+
+
+def test_the_episodes_under_way_at_the_end_are_finished(tmp_path):
+    """390 steps asked, 400 played in whole iterations of 40; the tables end at 390, and can be read."""
+    result = start("n_pg_igt", SETTINGS, options(tmp_path, steps=390, log_every=1))
+    record = read_run(result.directory)
+    assert [e.step for e in record.evaluations] == [100, 200, 300, 390]
+    assert record.metrics.steps.tolist() == [*range(40, 390, 40), 390]
+
+
+def test_evaluations_are_at_the_same_steps_whatever_the_number_of_environments(tmp_path):
+    """Three environments pass step 100 at 102."""
+    result = start("n_pg_igt", SETTINGS, options(tmp_path, num_envs=3))
+    assert [e.step for e in read_run(result.directory).evaluations] == [100, 200, 300, 400]
+
+
+def test_what_cannot_run_is_refused_before_a_folder_is_made(tmp_path):
+    for given, message in (
+        ({"env": None}, "n_pg_igt learns in an environment: pass --env ID"),
+        ({"env": "CartPole-v1"}, "only boxes of shape"),
+        ({"env": "NoSuch-v0"}, "NoSuch"),
+        ({"device": "cuda:77"}, "cannot be used"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            start("n_pg_igt", SETTINGS, options(tmp_path, **given))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_foreign_and_edited_files_are_refused(tmp_path, monkeypatch):
+    dead = cut_off(monkeypatch, 7, options(tmp_path))
+    config = json.loads((dead / "config.json").read_text())
+    changed = config | {"settings": config["settings"] | {"hidden": 9}}
+    (dead / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(CheckpointError, match="does not fit this version"):
+        resume(dead)
+    (dead / "config.json").write_text(json.dumps(config | {"settings": {"alpha": 1}}))
+    with pytest.raises(CheckpointError, match="there is no setting 'alpha'"):
+        resume(dead)
+    (dead / "config.json").write_text(json.dumps(config | {"threads": 3}))
+    with pytest.raises(CheckpointError, match="would not be exact"):
+        resume(dead)
+    (dead / "config.json").write_text(json.dumps(config | {"algorithm": "harpg"}))
+    with pytest.raises(CheckpointError, match="is of n_pg_igt"):
+        resume(dead)
+
+
+def test_options_are_recorded(tmp_path):
+    run_options = options(tmp_path, steps=40, num_envs=2, eval_every=0)
+    config = RunDir(start("n_pg_igt", SETTINGS, run_options).directory).config
+    assert config["settings"] == dataclasses.asdict(SETTINGS)
+    names = {f.name for f in dataclasses.fields(OnlineOptions)} - {"env", "out"}
+    assert {name: config[name] for name in names} == {name: getattr(run_options, name) for name in names}

@@ -1,0 +1,91 @@
+"""The script that compares a GPU with the CPU, run on the CPU."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts/gpu_check.py"
+
+
+@pytest.fixture(scope="module")
+def gpu_check():
+    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["td3_bc", "decision_transformer", "prdc"])
+def test_a_device_agrees_with_itself(gpu_check, name):
+    with gpu_check.drawn_on_the_cpu():
+        assert gpu_check.parity(name, "cpu") == 0.0
+
+
+def test_a_device_that_computes_something_else_is_found(gpu_check, monkeypatch):
+    plain, calls = gpu_check.on, []
+
+    def wrong_the_second_time(problem, device):
+        calls.append(device)
+        problem = plain(problem, device)
+        if len(calls) == 2:
+            problem.rewards.add_(0.1)
+        return problem
+
+    monkeypatch.setattr(gpu_check, "on", wrong_the_second_time)
+    assert gpu_check.parity("td3_bc", "cpu") > gpu_check.TOLERANCE
+
+
+class Elsewhere:
+    """A generator that says it is of another device."""
+
+    device = torch.device("cuda")
+
+    def initial_seed(self):
+        return 5
+
+
+def test_draws_for_another_device_are_those_of_the_cpu(gpu_check, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: self)
+    with gpu_check.drawn_on_the_cpu():
+        there = Elsewhere()
+        found = [
+            torch.randn((2, 3), generator=there, device="cuda"),
+            torch.randint(9, (4,), generator=there, device="cuda"),
+            torch.zeros(1000).bernoulli_(0.3, generator=there),
+        ]
+    here = torch.Generator().manual_seed(5)
+    assert torch.equal(found[0], torch.randn((2, 3), generator=here))
+    assert torch.equal(found[1], torch.randint(9, (4,), generator=here))
+    assert torch.equal(found[2], (torch.rand(1000, generator=here) < 0.3).float())
+
+
+def test_neighbours_and_log_probabilities_agree(gpu_check):
+    assert gpu_check.neighbours("cpu", 2000) == 0
+    assert gpu_check.log_probabilities("cpu", 64, 300)["difference"] < 1e-5
+
+
+def test_the_page_says_not_run_until_there_is_a_raw_file(gpu_check, tmp_path):
+    assert "**Not run**" in gpu_check.page(tmp_path)
+    record = {
+        "device": "a card",
+        "versions": {"torch": "2", "commit": "c"},
+        "parity": {"bc": 3e-6},
+        "other_neighbours": 1,
+        "log_probabilities": {"difference": 1e-6, "peak_mib": 5.0, "dense_peak_mib": 90.0},
+        "stacked": {"eager_1": 1.0, "eager_10": 4.0, "compiled_1": 0.5, "compiled_10": 0.75},
+    }
+    (tmp_path / "cuda.json").write_text(json.dumps(record))
+    page = gpu_check.page(tmp_path)
+    assert "Not run" not in page
+    assert "| bc | 3.0e-06 |" in page
+    assert "compiled 0.75 and 0.50 ms" in page
+
+
+def test_without_a_gpu_it_says_so(gpu_check, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_check.run(gpu_check.Run(out=tmp_path)) is False
+    assert "no CUDA device" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
