@@ -5,12 +5,13 @@
                v_i <- v_i + g_n([v_i, in_i, out_i]);  then  e_ij <- e_ij + g_e([e_ij, v_i, v_j])
     q_ij = softplus(h(e_ij));  from outside a = q;  else a = q min(1, I_i / sum_k q_ik), the self-loop in the sum
 
-x: pipeline (padded), then holding cost; upstream the mean cost of lanes in, where there are costs; at stores underage cost
-and mean and spread of demand, or past demand and days from Christmas. Supplier and customers are zeros and relay nothing.
+x: pipeline (padded), then holding cost; upstream the mean cost of lanes in, where there are costs; at stores underage
+cost and mean and spread of demand, or past demand and days from Christmas. Supplier and customers are zeros and relay
+nothing.
 f, g, h are ELU perceptrons, the outputs of f and g ELU too, the same at all nodes and edges unless ``typed``.
 
-Back-ends, equal to rounding: ``static`` (blocks by node and edge, stacked products; no further library), ``union`` (one big
-graph of all scenarios) and ``hetero`` (tables by kind of node and lane), the last two on torch-geometric.
+Back-ends, equal to rounding: ``static`` (blocks by node and edge, stacked products; no further library), ``union`` (one
+big graph of all scenarios) and ``hetero`` (tables by kind of node and lane), the last two on torch-geometric.
 
 Source: arXiv:2306.11246; neural_networks.py of MatiasAlvo/Neural_inventory_control at commit 4d77c14.
 Departures: orders are by lane, so that a lane that does not exist gets nothing (the official code books by rank);
@@ -222,7 +223,7 @@ class GNN(InventoryPolicy):
 
 @cache
 def _passing() -> Any:
-    """The message passing of both other back-ends: an edge's message is the edge itself, and sums meet at its target."""
+    """Message passing of both other back-ends: an edge's message is itself, and sums meet at its target."""
     try:
         from torch_geometric.nn import MessagePassing
     except ImportError:
@@ -265,13 +266,15 @@ def _degrees(graph: Graph, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _union(policy: GNN, x: Tensor, times: Tensor, seed: int) -> Tensor:
-    """One graph of all scenarios side by side; all virtual ends are its last node. One seed: (b, N, F) -> (b, scored)."""
+    """One graph of all scenarios; all virtual ends are its last node. One seed: (b, N, F) -> (b, scored)."""
     g, rows, passing = policy.graph, len(x), _passing()
     key = ("union", rows, x.device)
     if key not in policy.indices:
         ends = torch.tensor([g.sources, g.targets], device=x.device)
         shift = g.nodes * torch.arange(rows, device=x.device)[:, None]
-        policy.indices[key] = torch.where(ends[:, None] < g.nodes, ends[:, None] + shift, g.nodes * rows).flatten(1)
+        policy.indices[key] = torch.where(
+            ends[:, None] < g.nodes, ends[:, None] + shift, g.nodes * rows
+        ).flatten(1)
     index, size = policy.indices[key], (g.nodes * rows + 1,) * 2
     weight_in, weight_out = _degrees(g, x)
 

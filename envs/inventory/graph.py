@@ -1,7 +1,8 @@
 """The graph that a graph policy sees, and weighted sums along its edges.
 
-Nodes are the network's. Edges, in this order: lanes between nodes, lanes from outside, a self-loop on every node that supplies
-another and may hold (what it keeps), a lane from every store to its customers. The first three kinds are scored, the last is not.
+Nodes are the network's. Edges, in this order: lanes between nodes, lanes from outside, a self-loop on every node that
+supplies another and may hold (what it keeps), a lane from every store to its customers. The first three kinds are
+scored, the last is not.
 """
 
 from collections.abc import Iterable
@@ -27,7 +28,9 @@ class Graph:
         self.nodes, self.lanes = nodes, len(network.edges)
         self.sources = (*network.sources, *keeps, *stores)
         self.targets = (*network.targets, *keeps, *(nodes for _ in stores))
-        self.kinds = ("ships",) * inside + ("supply",) * outside + ("self",) * len(keeps) + ("demand",) * len(stores)
+        self.kinds = (
+            ("ships",) * inside + ("supply",) * outside + ("self",) * len(keeps) + ("demand",) * len(stores)
+        )
         self.edges, self.scored = len(self.sources), len(self.sources) - len(stores)
         self.node_kinds = tuple(node.kind for node in network.nodes)
         self.degrees_in = [max(self.targets.count(n), 1) for n in range(nodes)]
@@ -44,7 +47,9 @@ class Graph:
         """Entries of the sum that gives node n the rows 2n (edges in) and 2n + 1 (edges out), over sqrt(degree)."""
         n = self.nodes
         into = [(2 * t, e, self.degrees_in[t] ** -0.5) for e, t in enumerate(self.targets) if t < n]
-        return into + [(2 * s + 1, e, self.degrees_out[s] ** -0.5) for e, s in enumerate(self.sources) if s < n]
+        return into + [
+            (2 * s + 1, e, self.degrees_out[s] ** -0.5) for e, s in enumerate(self.sources) if s < n
+        ]
 
 
 def _depth(network: Network) -> int:
@@ -84,7 +89,8 @@ class Sum:
 
     Args:
         entries: (row, column, weight) of M for one seed.
-        rows, columns: of M; of every part there are ``copies`` (seeds), ``sides`` of the rows being neighbours within a part.
+        rows, columns: of M, whose parts are there ``copies`` times (seeds).
+        sides: that many rows stay neighbours.
         like: gives device and dtype.
     """
 

@@ -139,7 +139,9 @@ class InventoryPolicy(nn.Module):
         Raises:
             ConfigError: this one cannot, or the networks differ in what its weights are for.
         """
-        raise ConfigError(f"policy {self.name} was made for {self.network.name} and fits no other network than that")
+        raise ConfigError(
+            f"policy {self.name} was made for {self.network.name} and fits no other network than that"
+        )
 
     def prepare(self, scenarios: Scenarios) -> None:
         """What is fitted on training scenarios before anything else, and then held; nothing by default."""
