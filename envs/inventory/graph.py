@@ -64,7 +64,7 @@ def _depth(network: Network) -> int:
 class Bag(NamedTuple):
     """A sparse matrix by rows."""
 
-    index: Tensor
+    columns: Tensor
     offsets: Tensor
     weights: Tensor | None
 
@@ -76,12 +76,12 @@ class Bag(NamedTuple):
         weights = None
         if any(w != 1.0 for *_, w in order):
             weights = torch.tensor([w for *_, w in order], dtype=like.dtype, device=like.device)
-        index = torch.tensor([column for _, column, _ in order], device=like.device)
-        return cls(index, (counts.cumsum(0) - counts).to(like.device), weights)
+        columns = torch.tensor([column for _, column, _ in order], device=like.device)
+        return cls(columns, (counts.cumsum(0) - counts).to(like.device), weights)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(columns, D) -> (rows, D)."""
-        return F.embedding_bag(self.index, x, self.offsets, mode="sum", per_sample_weights=self.weights)
+        return F.embedding_bag(self.columns, x, self.offsets, mode="sum", per_sample_weights=self.weights)
 
 
 class Sum:
