@@ -46,6 +46,7 @@ def cells(folder: Path, algorithm: str, seeds: tuple[int, ...], out: str = "ray"
     return plan_cells(entries([algorithm], data, seeds, GRID, OPTIONS), folder / out / "out", "processes")
 
 
+@pytest.mark.timeout(240)
 def test_a_worker_killed_with_signal_9_is_replaced_and_the_grid_is_finished(folder):
     for name in ("ray/killed.py", "whole/killed.py"):
         (folder / name).parent.mkdir(exist_ok=True)
