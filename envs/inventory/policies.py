@@ -48,7 +48,7 @@ POLICIES = {  # name -> class, what it is; oracles and inadmissible ones say so
     "mlp_network": ("dense.NetworkMLP", "a net on all pipelines of warehouses and stores"),
     "data_driven": ("dense.DataDrivenMLP", "a net on pipelines, past demand and costs"),
     "symmetry_aware": ("dense.SymmetryAware", "one warehouse: a context net, one net for every store"),
-    "gnn": ("gnn.GNN", "a graph network on nodes and lanes; needs the extra 'graph'"),
+    "gnn": ("gnn.GNN", "a graph network on nodes and lanes, of any number"),
 }  # fmt: skip
 
 
@@ -132,6 +132,16 @@ class InventoryPolicy(nn.Module):
             if parameter.requires_grad:
                 parameter.data = parameter.data[seed : seed + 1].clone()
         return other
+
+    def moved(self, network: Network, facts: DemandFacts) -> "InventoryPolicy":
+        """The same weights on another network, for policies that can (gnn).
+
+        Raises:
+            ConfigError: this one cannot, or the networks differ in what its weights are for.
+        """
+        raise ConfigError(
+            f"policy {self.name} was made for {self.network.name} and fits no other network than that"
+        )
 
     def prepare(self, scenarios: Scenarios) -> None:
         """What is fitted on training scenarios before anything else, and then held; nothing by default."""

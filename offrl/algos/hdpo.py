@@ -71,6 +71,10 @@ class HDPOConfig:
     """What is trained; 'offrl inventory list' shows all."""
     hidden: tuple[int, ...] = ()
     """Hidden widths of the policy's net; empty: the published ones."""
+    rounds: int = 0
+    """Rounds of messages, for gnn; 0: as many as the longest way through the network has lanes."""
+    typed: bool = False
+    """For gnn: a net of its own for each kind of node and lane."""
     normalize: bool = False
     """Feed nets stock divided by the mean demand; the published nets see raw units."""
     lr: float | None = None
@@ -267,7 +271,7 @@ class HDPO:
         self.train, self.config, self.steps, self.updates = train, config, steps, 0
         device = train.initial.device
         options: dict[str, Any] = {"hidden": config.hidden} if config.hidden else {}
-        options |= {"normalize": True} if config.normalize else {}
+        options |= {k: getattr(config, k) for k in ("rounds", "typed", "normalize") if getattr(config, k)}
         self.net = make_policy(config.policy, train.network, facts, streams(seeds, "init", device), **options)
         params: list[Tensor] = [p for p in self.net.parameters() if p.requires_grad]
         if not self.net.trainable or not params:

@@ -32,7 +32,7 @@ class Eval:
     source: tyro.conf.Positional[str]
     """A run directory, or the name of a policy that needs no training ('offrl inventory list')."""
     setting: str | None = None
-    """Setting; default: the run's own."""
+    """Setting; default: the run's own. A gnn also runs on others, of any number of stores."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...", help=SET)] = ()
     with_: Annotated[tuple[str, ...], tyro.conf.arg(name="with", metavar="KEY=X,X ...")] = ()
     """Options of a named policy, e.g. levels=29.59, one number a node."""
@@ -102,7 +102,7 @@ def _policy(o: Eval, setting: "AnySetting", test: "Scenarios") -> "InventoryPoli
         policy = load_policy(folder)
         ours, theirs = policy.network, setting.network
         if (ours.sources, ours.targets, ours.widths) != (theirs.sources, theirs.targets, theirs.widths):
-            raise ConfigError(f"the policy in {folder} is for another network than {setting.name}")
+            return policy.moved(setting.network, DemandFacts.of(setting, setting.draw("train")))
         return policy
     if o.source == "just_in_time":
         return just_in_time(test)

@@ -41,8 +41,13 @@ class EluMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(S, in, B) -> (S, out, B)."""
-        out: Tensor = _EluMLP.apply(x, self.last, *self.layers)  # type: ignore[no-untyped-call]
-        return out
+        return elu_mlp(x, list(self.layers), last=self.last)
+
+
+def elu_mlp(x: Tensor, params: Sequence[Tensor], *, last: bool = False) -> Tensor:
+    """G networks given by ``[W_0, b_0, ...]``: (G, in, B) -> (G, out, B)."""
+    out: Tensor = _EluMLP.apply(x, last, *params)  # type: ignore[no-untyped-call]
+    return out
 
 
 def _drawn(sizes: tuple[int, ...], generator: torch.Generator, bias: float | None) -> list[Tensor]:
