@@ -239,8 +239,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         lines += [f"offrl commit {v['commit']}, torch {v['torch']}, {v['cpu']}, one thread.", ""]
     lines += [
         "Command: `python scripts/bench_inventory.py run`; raw numbers in `benchmarks/raw/inventory/`. Costs are per",
-        "store and period. A paired gap is the mean difference to the optimal policy on the same demand, over the exact",
-        "optimum; orders are rounded where demand comes in whole units. Training is HDPO, seed 0, best of 20",
+        "store and period. A paired gap is the mean difference to the optimal policy on the same demand, over the",
+        "exact optimum; orders are rounded where demand comes in whole units. Training is HDPO, seed 0, best of 20",
         "development costs.",
         "",
     ]
@@ -330,7 +330,11 @@ def _speed(found: dict[str, dict[str, Any]]) -> list[str]:
         rate = f"{r['store_periods_per_second'] / 1e5:.2f}e5 store-periods"
         lines.append(f"{cell}: {rate}, {100 * r['share']:.0f} % of its matrix products alone.")
     if "speed-gnn-S5" in found:
-        lines += ["", "The authors' code reaches 1.0e5 with 5 stores, on another machine of the same kind.", ""]
+        lines += [
+            "",
+            "The authors' code reaches 1.0e5 with 5 stores, on another machine of the same kind.",
+            "",
+        ]
     return lines
 
 
