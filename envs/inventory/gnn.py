@@ -205,7 +205,7 @@ class GNN(InventoryPolicy):
             v = v + self.node_round(torch.cat([v, meetings(e)], 1))
             e, to = (e, all_ends) if left else (e[: self.graph.scored * self.copies], ends)
             e = e + self.edge_round(torch.cat([e, to(v)], 1))
-        out = self.score(e).view(self.graph.scored, self.copies, -1)
+        out: Tensor = self.score(e).view(self.graph.scored, self.copies, -1)
         return out.permute(1, 2, 0).reshape(-1, self.graph.scored)
 
     def _sums(self, like: Tensor) -> tuple[Sum, Sum, Sum]:
@@ -282,7 +282,8 @@ def _union(policy: GNN, x: Tensor, times: Tensor, seed: int) -> Tensor:
         return F.pad(v.flatten(0, 1), (0, 0, 0, 1))[index[side]].view(rows, g.edges, -1)
 
     def met(e: Tensor, way: Tensor, weight: Tensor) -> Tensor:
-        return passing(e.flatten(0, 1), way, size)[:-1].view(rows, g.nodes, -1) * weight
+        arrived: Tensor = passing(e.flatten(0, 1), way, size)
+        return arrived[:-1].view(rows, g.nodes, -1) * weight
 
     v = _by_kind(policy.node_start, g.node_kinds, x, seed)
     e = _by_kind(policy.edge_start, g.kinds, torch.cat([at(v, 0), at(v, 1), times], -1), seed)
@@ -308,11 +309,11 @@ def _hetero_data(graph: Graph, rows: int, device: torch.device) -> Any:
         triples.setdefault((ends[0], relation, ends[1]), []).append(edge)
     for (one, relation, two), edges in triples.items():
         sides = []
-        for kind, ends_of in ((one, graph.sources), (two, graph.targets)):
-            if kind in ("supplier", "customer"):
+        for end, ends_of in ((one, graph.sources), (two, graph.targets)):
+            if end in ("supplier", "customer"):
                 sides.append(torch.zeros(rows * len(edges), dtype=torch.int64, device=device))
                 continue
-            places = data[kind].place.tolist()
+            places = data[end].place.tolist()
             own = torch.tensor([places.index(ends_of[e]) for e in edges], device=device)
             sides.append((own + len(places) * torch.arange(rows, device=device)[:, None]).flatten())
         data[one, relation, two].edge_index = torch.stack(sides)

@@ -91,7 +91,8 @@ def minus_group_mean(advantages: Tensor, group_ids: Tensor) -> Tensor:
     """Minus the mean of the group at the same period, (B, T)."""
     groups = Groups(group_ids)
     sums = advantages.new_zeros(len(groups.ids), advantages.shape[1]).index_add(0, groups.index, advantages)
-    return advantages - (sums / groups.size[:, None])[groups.index]
+    means: Tensor = sums / groups.size[:, None]
+    return advantages - means[groups.index]
 
 
 def minus_other_draws(advantages: Tensor, group_ids: Tensor) -> Tensor:
