@@ -7,7 +7,7 @@ from offrl.errors import UsageError
 
 SUBCOMMANDS = {  # name -> module under offrl.commands, one line for the overview
     "solve": ("inventory_solve", "the optimal policy and its cost, or a bound, where theory has one"),
-    "list": ("inventory_settings", "the published settings, their options and sizes"),
+    "list": ("inventory_settings", "the published settings with their options, and the policies"),
     "check": (
         "inventory_settings",
         "read a network of your own, or a setting, and show what it is: check FILE.yaml",

@@ -36,11 +36,17 @@ def main(argv: list[str]) -> int:
 
 
 def _list() -> int:
+    from offrl.envs.inventory.policies import POLICIES
     from offrl.envs.inventory.settings import SETTINGS, options_of
 
     for name, make in SETTINGS.items():
         options = " ".join(f"{key}={value:g}" for key, value in options_of(name).items())
         print(f"{name:32} {options}\n    {(make.__doc__ or '').splitlines()[0]}")
+    print(
+        "\npolicies ('offrl inventory train SETTING --policy NAME', 'offrl inventory eval NAME --setting SETTING'):"
+    )
+    for name, (_, about) in POLICIES.items():
+        print(f"    {name:20} {about}")
     return 0
 
 

@@ -3,13 +3,16 @@
 import pytest
 
 from offrl.cli import main
+from offrl.envs.inventory.policies import POLICIES
 from offrl.envs.inventory.settings import SETTINGS, load_setting
 from offrl.envs.inventory.yaml_file import EXAMPLE
 
 
 def test_every_setting_is_listed_with_its_options(capsys):
     assert main(["inventory", "list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    settings, policies = capsys.readouterr().out.split("\n\n")
+    assert [line.split()[0] for line in policies.splitlines()[1:]] == list(POLICIES)
+    lines = settings.splitlines()
     assert [line.split()[0] for line in lines[::2]] == list(SETTINGS)
     assert lines[0].split()[1:] == ["lead_time=4", "underage_cost=9"]
     assert all(line.startswith("    ") and line.endswith(".") for line in lines[1::2])
