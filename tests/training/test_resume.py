@@ -486,6 +486,15 @@ def test_an_edited_method_is_not_resumed_silently(tmp_path, quiet_data, signal_a
         resume(only_run(tmp_path / "cut"), dataset=quiet_data)
 
 
+@pytest.fixture
+def usual_ctrl_c():
+    """Python's own handler, also where the suite runs in the background and Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_ctrl_c")
 def test_a_second_signal_ends_at_once(tmp_path, quiet_data, monkeypatch):
     """The first Ctrl-C is obeyed after the update; the second acts as usual."""
     sample = UniformSource.sample
