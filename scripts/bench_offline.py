@@ -120,8 +120,8 @@ TASKS = (
     Task(
         "zoo/walker2d-mixed", 50_000, (0, 1), _CORE,
         "Untuned, beside d3rlpy. Why IQL differs is not known yet: its losses, weights and schedule are the same, and "
-        "neither d3rlpy's log-std (a sigmoid) nor its target of Q (V before its step) brings ours closer (seed 0, return "
-        "at 30 000 updates: 355 and 371, ours 383, d3rlpy 1787).",
+        "neither d3rlpy's log-std (a sigmoid) nor its target of Q (V before its step) brings ours closer (seed 0, "
+        "return at 30 000 updates: 355 and 371, ours 383, d3rlpy 1787).",
         "walker2d-mixed",
         peer_seeds=(0, 1), peer_seconds=800,
     ),
