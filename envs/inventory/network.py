@@ -279,6 +279,7 @@ class Simulator:
         Raises:
             PolicyError: a negative or not finite order, or a node asked for more than it has on hand; names both.
         """
+        action, state = action.detach(), state.detach()
         if not bool((action >= 0).all()):  # also true for NaN
             row, edge = torch.nonzero(~(action >= 0))[0].tolist()
             lane = self.network.edges[edge]

@@ -10,7 +10,7 @@ import tyro
 
 from offrl.algos import load_online
 from offrl.commands import arguments
-from offrl.commands.train import Output, ResumeOptions, Start, _print_settings, _summary
+from offrl.commands.train import Output, ResumeOptions, Start, print_settings, summarize
 from offrl.errors import ConfigError
 from offrl.files import read_json_object
 from offrl.online.options import OnlineAlgorithm, OnlineOptions, apply_preset
@@ -44,12 +44,12 @@ def train_command(argv: list[str]) -> int:
             options, settings = apply_preset(method, preset, options, settings)
         options, settings, many, begin, output = parse(name, argv[1:], options, settings)
     if begin.dry_run:
-        _print_settings(settings, options, many)
+        print_settings(settings, options, many)
         return 0
     from offrl.online.runner import start
 
     runs = [dataclasses.replace(options, seed=seed) for seed in many.seeds or (options.seed,)]
-    _summary([start(name, settings, run, reporter=Reporter(output.mode, run.steps)) for run in runs], output)
+    summarize([start(name, settings, run, reporter=Reporter(output.mode, run.steps)) for run in runs], output)
     return 0
 
 
@@ -91,7 +91,7 @@ def resume_command(directories: Sequence[Path], options: ResumeOptions) -> int:
         for result in results:
             if result.already_finished:
                 print(f"{result.directory} is already finished")
-    _summary(results, options.output)
+    summarize(results, options.output)
     return 0
 
 

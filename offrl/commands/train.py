@@ -87,7 +87,7 @@ def train_command(argv: list[str]) -> int:
     options, settings, many, output = given.run, given.algorithm, given.seeds, given.output
     online: Any = getattr(given, "online", None)
     if begin.dry_run:
-        _print_settings(settings, options, many, *([online] if begin.from_runs else []))
+        print_settings(settings, options, many, *([online] if begin.from_runs else []))
         return 0
     reporter = Reporter(output.mode, options.steps)
     if begin.from_runs:
@@ -96,7 +96,7 @@ def train_command(argv: list[str]) -> int:
         raise ConfigError("options of going on online need --from RUN")
     else:
         results = train_seeds(argv[0], settings, options, many, reporter=reporter)
-    _summary(results, output)
+    summarize(results, output)
     return 0
 
 
@@ -157,11 +157,12 @@ def resume_command(argv: list[str]) -> int:
     for result in results:
         if result.already_finished and mode == "text":
             print(f"{result.directory} is already finished")
-    _summary(results, o.output)
+    summarize(results, o.output)
     return 0
 
 
-def _summary(results: list[RunResult], output: Output) -> None:
+def summarize(results: list[RunResult], output: Output) -> None:
+    """Say what runs came to, as the output options ask, and how to go on."""
     for result in results:
         _summary_of_one(result, output)
     if output.mode != "text":
@@ -211,7 +212,8 @@ def _recorded(path: Path, algorithm: str) -> tuple[RunOptions, Any]:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _print_settings(*groups: Any) -> None:
+def print_settings(*groups: Any) -> None:
+    """Every field of the options and settings, with the default where it was changed."""
     for thing in groups:
         for field in dataclasses.fields(thing):
             value = getattr(thing, field.name)

@@ -250,7 +250,16 @@ def test_rounded_orders_are_feasible_in_a_whole_rollout():
     spec, scenarios = drawn("one_warehouse_lost_demand")
     scenarios = dataclasses.replace(scenarios, initial=scenarios.initial.round())
     policy = rounded(wild(made("data_driven", spec, scenarios)), spec.network)
-    rollout(policy, scenarios, feasibility="raise")
+    orders = []
+
+    def recorded(seen):
+        orders.append(policy(seen))
+        return orders[-1]
+
+    rollout(recorded, scenarios, feasibility="raise")
+    assert len(orders) == scenarios.demands.shape[0]
+    assert all(torch.equal(order, order.round()) for order in orders)
+    assert max(float(order.max()) for order in orders) >= 1
 
 
 def test_facts_are_those_of_the_setting_or_of_the_data():
