@@ -281,7 +281,9 @@ def peer_policy(path: Path, normalizer: ObservationNormalizer | None) -> Determi
     """d3rlpy's actor (its mean action) as our policy."""
     with np.load(path, allow_pickle=False) as file:
         weights = {name: torch.from_numpy(file[name]) for name in file.files}
-    names = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]  # input layer first
+    names = [
+        name.removesuffix(".weight") for name in weights if name.endswith(".weight")
+    ]  # input layer first
     layers = [(weights[f"{name}.weight"], weights[f"{name}.bias"]) for name in names]
     ones = torch.ones(len(layers[-1][1]))
     mean, std = (normalizer.mean, normalizer.std) if normalizer else (None, None)
