@@ -173,8 +173,8 @@ def figure(values: dict[str, np.ndarray]) -> None:
 
 READING = [
     "**Reading.** As the paper says, the orthogonal gradient puts cells without data lower than the semi-gradient "
-    "does, also relative to the visited ones (there by about one standard deviation). In this grid that does not help a "
-    "greedy walk: at lam 0.5 the semi-gradient's V is the Bellman solution along the data, which always climbs, and "
+    "does, also relative to the visited ones (there by about one standard deviation). In this grid that does not help "
+    "a greedy walk: at lam 0.5 the semi-gradient's V is the Bellman solution along the data, which always climbs, and "
     "O-DICE's is not: the projection runs over all parameters at once, so part of the backward gradient stays on "
     "visited cells. O-DICE itself never walks greedily in V; its policy weighs recorded steps.",
     "",
@@ -199,8 +199,9 @@ def page() -> None:
         f"offrl {v['offrl']} ({v['commit']}), torch {v['torch']}, {v['cpu']}, one thread.",
         "",
         f"A {SIDE} x {SIDE} grid without walls; two walks from one corner to the other, {len(WALKS[0])} and "
-        f"{len(WALKS[1])} steps, the last of each earning {GOAL_REWARD:g}. lam {LAM}, eta 1, discount {DISCOUNT}, one V "
-        f"without layer norm, full batches, Adam at {RATES['table']} (table) and {RATES['network']}, {STEPS:,} steps, {SEEDS} seeds (mean +- std). A greedy walk "
+        f"{len(WALKS[1])} steps, the last of each earning {GOAL_REWARD:g}. lam {LAM}, eta 1, discount {DISCOUNT}, "
+        f"one V without layer norm, full batches, Adam at {RATES['table']} (table) and {RATES['network']}, "
+        f"{STEPS:,} steps, {SEEDS} seeds (mean +- std). A greedy walk "
         "steps to the neighbour of highest V, from every visited cell.",
         "",
         f"![V of every cell]({PAGE.stem}.svg)",
