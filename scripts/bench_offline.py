@@ -84,11 +84,11 @@ class Task:
 
 _CORE = tuple(Entry(name, seconds) for name, seconds in (("td3_bc", 600), ("iql", 900), ("prdc", 1000)))
 _SUITE = (
-    *(Entry(name, seconds) for name, seconds in (("bc", 150), ("td3_bc", 300), ("iql", 450), ("awac", 500))),
+    *(Entry(name, seconds) for name, seconds in (("bc", 150), ("td3_bc", 200), ("iql", 280), ("awac", 500))),
     Entry("rebrac", 700, "rebrac (batch 256)", {"batch_size": 256}),
     *(
         Entry(name, seconds)
-        for name, seconds in (("fql", 700), ("prdc", 500), ("a2pr", 1200), ("odice", 900))
+        for name, seconds in (("fql", 4000), ("prdc", 280), ("a2pr", 1400), ("odice", 1000))
     ),
 )
 _SPARSE = tuple(entry for entry in _SUITE if entry.algorithm in ("td3_bc", "iql", "prdc", "a2pr", "odice"))
@@ -104,10 +104,10 @@ _IMITATORS = (
     ),
 )  # fmt: skip
 _HEAVY = (
-    Entry("cql", 800),
-    Entry("cal_ql", 800),
-    Entry("sac_n", 800, "sac_n (N = 20)", {"num_critics": 20}),
-    Entry("edac", 800, "edac (N = 10)", {"num_critics": 10}),
+    Entry("cql", 450),
+    Entry("cal_ql", 300),
+    Entry("sac_n", 320, "sac_n (N = 20)", {"num_critics": 20}),
+    Entry("edac", 280, "edac (N = 10)", {"num_critics": 10}),
 )
 TASKS = (
     Task(
