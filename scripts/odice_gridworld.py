@@ -20,7 +20,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from offrl.algos.odice import ODICE, ODICEConfig
+from offrl.algos.odice import ODICE, Gradient, ODICEConfig
 from offrl.data.batch import Batch
 from offrl.data.normalize import ObservationNormalizer
 from offrl.files import atomic_write_json, atomic_write_text
@@ -39,7 +39,11 @@ WALKS = (
     ["right"] * 8 + ["up"] * 8,
     ["up"] * 4 + ["right"] * 4 + ["down"] * 2 + ["right"] * 2 + ["up"] * 6 + ["right"] * 2,
 )
-GRADIENTS = {"orthogonal": "orthogonal (O-DICE)", "semi": "semi (S-DICE)", "true": "true"}
+GRADIENTS: dict[Gradient, str] = {
+    "orthogonal": "orthogonal (O-DICE)",
+    "semi": "semi (S-DICE)",
+    "true": "true",
+}
 FORMS = {"table": "a table", "network": f"a network, two layers of {HIDDEN}"}
 
 
@@ -77,7 +81,7 @@ def encode(cells: Tensor, form: str) -> Tensor:
     return cells.float() / (SIDE - 1) * 2.0 - 1.0
 
 
-def learned_values(form: str, gradient: str, steps: int = STEPS, seeds: int = SEEDS) -> np.ndarray:
+def learned_values(form: str, gradient: Gradient, steps: int = STEPS, seeds: int = SEEDS) -> np.ndarray:
     """V of every cell after training, (seeds, SIDE, SIDE), [x, y]."""
     cells, next_cells, rewards, terminated = transitions()
     s, s2, moves = encode(cells, form), encode(next_cells, form), (next_cells - cells).float()
