@@ -85,30 +85,30 @@ class Task:
 
 _CORE = tuple(Entry(name, seconds) for name, seconds in (("td3_bc", 600), ("iql", 900), ("prdc", 1000)))
 _SUITE = (
-    *(Entry(name, seconds) for name, seconds in (("bc", 150), ("td3_bc", 300), ("iql", 450), ("awac", 500))),
+    *(Entry(name, seconds) for name, seconds in (("bc", 90), ("td3_bc", 200), ("iql", 280), ("awac", 500))),
     Entry("rebrac", 700, "rebrac (batch 256)", {"batch_size": 256}),
     *(
         Entry(name, seconds)
-        for name, seconds in (("fql", 700), ("prdc", 500), ("a2pr", 1200), ("odice", 900))
+        for name, seconds in (("fql", 4000), ("prdc", 280), ("a2pr", 1400), ("odice", 1000))
     ),
 )
 _SPARSE = tuple(entry for entry in _SUITE if entry.algorithm in ("td3_bc", "iql", "prdc", "a2pr", "odice"))
 _DEMONSTRATIONS = "zoo/halfcheetah-demonstrations"  # 10 episodes
 _IMITATION = {"lr": 1e-3, "policy_hidden": 256}
 _IMITATORS = (
-    Entry("bc", 120, "bc, demonstrations", dataset=_DEMONSTRATIONS),
-    Entry("bc", 120, "bc, mixed set"),
-    Entry("odice", 400, "odice, demonstrations", _IMITATION, dataset=_DEMONSTRATIONS, preset="imitation-halfcheetah-"),
+    Entry("bc", 60, "bc, demonstrations", dataset=_DEMONSTRATIONS),
+    Entry("bc", 60, "bc, mixed set"),
+    Entry("odice", 280, "odice, demonstrations", _IMITATION, dataset=_DEMONSTRATIONS, preset="imitation-halfcheetah-"),
     Entry(
-        "odice", 700, "odice, demonstrations and mixed set",
+        "odice", 350, "odice, demonstrations and mixed set",
         _IMITATION | {"expert_dataset": f"minari:{_DEMONSTRATIONS}-v0"}, preset="imitation-halfcheetah-",
     ),
 )  # fmt: skip
 _HEAVY = (
-    Entry("cql", 800),
-    Entry("cal_ql", 800),
-    Entry("sac_n", 800, "sac_n (N = 20)", {"num_critics": 20}),
-    Entry("edac", 800, "edac (N = 10)", {"num_critics": 10}),
+    Entry("cql", 450),
+    Entry("cal_ql", 300),
+    Entry("sac_n", 320, "sac_n (N = 20)", {"num_critics": 20}),
+    Entry("edac", 280, "edac (N = 10)", {"num_critics": 10}),
 )
 TASKS = (
     Task(
