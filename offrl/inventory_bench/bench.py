@@ -13,7 +13,7 @@ import torch
 from offrl.algos.hdpo import HDPO, HDPOConfig
 from offrl.envs.inventory.policies import DemandFacts
 from offrl.envs.inventory.scenarios import evaluate
-from offrl.errors import ConfigError
+from offrl.errors import ConfigError, Stopped
 from offrl.evaluation.svg import CSS as CHART_CSS
 from offrl.evaluation.svg import tag
 from offrl.files import atomic_write_json, atomic_write_text
@@ -24,6 +24,7 @@ from offrl.inventory_bench.plan import Cells
 from offrl.inventory_bench.tables import markdown, tables
 from offrl.training.cells import Cell, run_cells
 from offrl.training.inventory import InventoryOptions
+from offrl.training.session import graceful_stop
 
 Say = Callable[[str], None]
 OTHERS = {"variance": 60.0, "speed": 60.0}  # seconds of cells that train nothing, about
@@ -80,12 +81,23 @@ class Bench:
         return list(groups.values())
 
     def run(self, names: Sequence[str], *, jobs: int, deadline: float | None, say: Say) -> list[str]:
-        """Run what is missing and write the pages; returns the names of what still is."""
+        """Run what is missing and write the pages; returns the names of what still is.
+
+        Raises:
+            Stopped: a signal ended it; what ran has kept a checkpoint.
+        """
         cells = [self._cell(group) for group in self.stacks(names)]
         self.raw.mkdir(parents=True, exist_ok=True)
-        run_cells(cells, self.work / "logs", jobs=jobs, deadline=deadline, note=say)
+        with graceful_stop(lambda: None) as asked:
+            logs = self.work / "logs"
+            run_cells(cells, logs, jobs=jobs, deadline=deadline, stop=lambda: bool(asked), note=say)
         self.write()
-        return [name for name in names if not (self.raw / f"{name}.json").exists()]
+        missing = [name for name in names if not (self.raw / f"{name}.json").exists()]
+        if asked and missing:
+            raise Stopped(
+                f"stopped, {len(missing)} cells to go; give the command again to go on", 128 + asked[0]
+            )
+        return missing
 
     def _cell(self, group: Sequence[str]) -> Cell:
         name = "+".join([group[0], *(n.rpartition("-")[2] for n in group[1:])])

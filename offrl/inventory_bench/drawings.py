@@ -16,6 +16,7 @@ NODES = 8  # nodes whose paths are drawn: upstream ones first
 NODE_FRAME = Frame(width=300, height=180, left=46, right=10, bottom=26, ticks=4, markers=1, full=False)
 CSS = """
 .chart .cell { stroke: none; }
+figure > .natural { width: auto; max-width: 100%; }
 .chart .lane { fill: none; stroke-opacity: 0.55; }
 .chart .node { fill: var(--paper); stroke: var(--ink); stroke-width: 1.4; }
 """
@@ -101,9 +102,7 @@ def order_map(found: Mapping[str, Any], identifier: str) -> str:
     height = top + side * len(found["next"]) + 66
     content.append(_shades(most, 40, height - 12))
     title = "Order by units on hand and units that arrive next period"
-    return svg_element(
-        40 + 3 * pitch, height, *content, class_="chart intervals wide", role="img", aria_label=title
-    )
+    return svg_element(40 + 3 * pitch, height, *content, class_="chart natural", role="img", aria_label=title)
 
 
 def _panel(
@@ -180,7 +179,15 @@ def network_chart(view: View) -> str:
         nodes.append(tag("circle", tag("title", escape(name)), class_="node", cx=x, cy=y, r=6))
         nodes.append(tag("text", escape(name), class_="name", x=x, y=y - 10, text_anchor="middle"))
     title = "The network: the width of a lane is its mean flow"
-    return svg_element(int(100 + wide * last), height + 40, *lanes, *nodes, role="img", aria_label=title)
+    return svg_element(
+        int(100 + wide * last),
+        height + 40,
+        *lanes,
+        *nodes,
+        class_="chart natural",
+        role="img",
+        aria_label=title,
+    )
 
 
 def _levels(view: View) -> dict[str, int]:

@@ -2,12 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from offrl import __version__
+from offrl.envs.inventory.policies import InventoryPolicy
+from offrl.envs.inventory.protocol import AnySetting
+from offrl.envs.inventory.reference import Gap
 from offrl.evaluation.markup import table
 from offrl.evaluation.report import document, section
 from offrl.evaluation.svg import tag
+from offrl.files import atomic_write_text
 from offrl.inventory_bench.drawings import (
     CSS,
     View,
@@ -18,11 +25,15 @@ from offrl.inventory_bench.drawings import (
     split_chart,
 )
 from offrl.inventory_bench.tables import Raw, Table, sample_lines
+from offrl.inventory_bench.views import view_of
+from offrl.training.inventory import Rounding
 
 
 def page(shown: Sequence[Table], found: Raw, views: Mapping[str, View], intro: Sequence[str]) -> str:
     """The whole page."""
-    head = tag("header", tag("h1", "Inventory policies"), *(tag("p", escape(line)) for line in intro if line))
+    head = tag(
+        "header", tag("h1", "Inventory policies"), *(tag("p", escape(text)) for text in _paragraphs(intro))
+    )
     figures = {"Sample efficiency": sample_charts(found), "Size transfer": transfer_charts(found)}
     parts = [section(t.title, _table(t) + "".join(map(_figure, figures.get(t.title, [])))) for t in shown]
     body = [
@@ -32,6 +43,13 @@ def page(shown: Sequence[Table], found: Raw, views: Mapping[str, View], intro: S
         section("Policies", policies(views)),
     ]
     return document("Inventory policies", *body, css=CSS)
+
+
+def _paragraphs(lines: Sequence[str]) -> list[str]:
+    """Markdown lines as running text."""
+    return [
+        part.replace("`", "") for part in " ".join(line or "\n" for line in lines).split("\n") if part.strip()
+    ]
 
 
 def single(view: View, facts: Sequence[tuple[str, str]]) -> str:
@@ -46,6 +64,26 @@ def single(view: View, facts: Sequence[tuple[str, str]]) -> str:
         section("Policy", _view(view, "v0")),
     ]
     return document(title, head, *parts, css=CSS)
+
+
+def write_single(
+    path: Path,
+    policy: InventoryPolicy,
+    setting: AnySetting,
+    costs: Tensor,
+    gap: Gap | None,
+    rounding: Rounding,
+) -> None:
+    """Write the page of one policy, with its test costs, (n,), and its gap where one is known."""
+    error = float(costs.std() / len(costs) ** 0.5)
+    facts = [("cost per store and period", f"{float(costs.mean()):.4f}")]
+    facts += [("standard error", f"{error:.4f}, over {len(costs)} scenarios")]
+    if gap is not None:
+        facts += [(gap.reference.name, f"{gap.reference.cost:.4f}")]
+        facts += [("gap", f"{100 * gap.gap:+.3f} % +- {100 * gap.standard_error:.3f} %")]
+    if not policy.admissible:
+        facts += [("an oracle", "no policy that sees the past alone can do this")]
+    atomic_write_text(path, single(view_of(policy, setting, gap.reference if gap else None, rounding), facts))
 
 
 def policies(views: Mapping[str, View]) -> str:

@@ -19,7 +19,7 @@ from offrl.algos.hdpo import HDPO, HDPOConfig, Permutations, gradient_spread
 from offrl.envs.inventory.classical import just_in_time
 from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy, load_policy, make_policy
 from offrl.envs.inventory.protocol import AnySetting
-from offrl.envs.inventory.reference import compare, reference
+from offrl.envs.inventory.reference import Reference, compare, reference
 from offrl.envs.inventory.scenarios import Policy, evaluate
 from offrl.envs.inventory.settings import load_setting
 from offrl.files import atomic_write_json
@@ -87,7 +87,7 @@ def train_and_compare(cells: dict[str, Facts], raw: Path, folder: Path, protocol
         facts = measured.facts(result.costs)
         facts |= {"train_cpu_seconds": None if seconds is None else seconds / len(cells)}
         facts |= {"train_seconds": _seconds(result.directory) / len(cells), "best_step": result.best_step}
-        keep_view(raw, name, result.policy, setting)
+        keep_view(raw, name, result.policy, setting, measured.best)
         write(raw, name, spec, facts)
 
 
@@ -101,7 +101,7 @@ def untrained(name: str, spec: Facts, raw: Path, protocol: str) -> None:
         policy = just_in_time(measured.scenarios)
     costs = evaluate(whole_units(policy, setting, "auto"), measured.scenarios, ignore=measured.ignore)
     facts = {"train_cpu_seconds": seconds, "train_seconds": seconds, "admissible": policy.admissible}
-    keep_view(raw, name, policy, setting)
+    keep_view(raw, name, policy, setting, measured.best)
     write(raw, name, spec, measured.facts(costs) | facts)
 
 
@@ -117,10 +117,12 @@ def made(name: str, setting: AnySetting) -> InventoryPolicy:
     return policy
 
 
-def keep_view(raw: Path, name: str, policy: InventoryPolicy, setting: AnySetting) -> None:
+def keep_view(
+    raw: Path, name: str, policy: InventoryPolicy, setting: AnySetting, best: Reference | None
+) -> None:
     """What is drawn of a policy; not of the sample-efficiency study's."""
     if not name.startswith("sample-"):
-        atomic_write_json(raw / "views" / f"{name}.json", view_of(policy, setting))
+        atomic_write_json(raw / "views" / f"{name}.json", view_of(policy, setting, best))
 
 
 def view_from_run(name: str, spec: Facts, folder: Path, raw: Path, protocol: str) -> bool:
@@ -128,7 +130,8 @@ def view_from_run(name: str, spec: Facts, folder: Path, raw: Path, protocol: str
     found = run_directories(folder)
     if spec["kind"] != "gap" or not found or name.startswith("sample-"):
         return False
-    keep_view(raw, name, load_policy(found[-1]), _setting(spec, protocol))
+    setting = _setting(spec, protocol)
+    keep_view(raw, name, load_policy(found[-1]), setting, reference(setting))
     return True
 
 
