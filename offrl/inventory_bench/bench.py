@@ -171,6 +171,7 @@ class Bench:
         Raises:
             ConfigError: a policy and its setting do not fit.
         """
+        torch.set_num_threads(1)
         done, costs, known = self.found(), {}, {}
         for group in self.stacks([n for n in names if n not in done]):
             spec = self.cells[group[0]]

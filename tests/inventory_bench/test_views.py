@@ -42,7 +42,7 @@ def test_the_map_says_what_is_ordered_in_its_states(lost):
 def test_later_arrivals_are_held_at_their_mean():
     setting = load_setting("one_store_lost", lead_time=3, underage_cost=4)
     best = reference(setting)
-    found = view_of(made("constant_order", setting, quantity=(4.0,)), setting, best)["map"]
+    found = view_of(made("constant_order", setting, amounts=(4.0,)), setting, best)["map"]
     assert found["later"] == [4.0]
     assert {value for row in found["policy"] for value in row} == {4.0}
 
