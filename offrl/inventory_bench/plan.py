@@ -27,7 +27,6 @@ GNN = {"policy": "gnn", "batch_size": 256, "lr": 3e-3, "lr_decay": True, "patien
 TARGETS = {"backlogged": 0.1, "lost": 1.0, "lost-L4-p9": 0.5, "serial": 0.5}  # percent
 TARGETS |= {"gnn_serial": 1.0, "gnn_transshipment": 1.0, "gnn_transshipment-S10": 1.5}
 SAMPLED = ("one_warehouse_lost_demand", "transshipment_backlogged")  # settings of the sample-efficiency study
-LEVELS = ("base_stock", "capped_base_stock", "echelon_base_stock", "constant_order", "s_S")
 RATES = {
     "mlp_one_store": 6e-3,
     "mlp_serial": 1e-2,
