@@ -18,12 +18,11 @@ from offrl.evaluation.svg import CSS as CHART_CSS
 from offrl.evaluation.svg import tag
 from offrl.files import atomic_write_json, atomic_write_text
 from offrl.inventory_bench import html
-from offrl.inventory_bench.drawings import CSS
-from offrl.inventory_bench.measure import made, view_from_run
+from offrl.inventory_bench.drawings import CSS, order_map
+from offrl.inventory_bench.measure import made, setting_of, view_from_run
 from offrl.inventory_bench.plan import Cells
 from offrl.inventory_bench.tables import markdown, tables
 from offrl.training.cells import Cell, run_cells
-from offrl.training.inventory import InventoryOptions
 from offrl.training.session import graceful_stop
 
 Say = Callable[[str], None]
@@ -142,7 +141,7 @@ class Bench:
         }
         maps = [view["map"] for view in views.values() if view["map"] and len(view["map"]["next"]) > 1]
         if maps:
-            drawn["Gap to the optimum"] = ("inventory-orders", [html.order_map(maps[0], "m")])
+            drawn["Gap to the optimum"] = ("inventory-orders", [order_map(maps[0], "m")])
         files: dict[str, list[Path]] = {}
         for title, (name, charts) in drawn.items():
             for i, chart in enumerate(charts):
@@ -206,10 +205,7 @@ def _price_class(spec: dict[str, Any], seeds: int) -> str:
 
 def rates(spec: dict[str, Any], seeds: int, protocol: str) -> tuple[float, float, float]:
     """Core-seconds of an update, of a development cost and of the test, from a few updates and periods timed here."""
-    known = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["run"].items()} | {
-        "protocol": protocol
-    }
-    setting = InventoryOptions(**known).load()
+    setting = setting_of(spec, protocol)
     update, splits = 0.0, setting.splits
     small = setting.resized(train=64, dev=64, test=min(512, splits["test"].scenarios))
     if spec["kind"] == "untrained":

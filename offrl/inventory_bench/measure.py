@@ -81,7 +81,7 @@ def run_directories(folder: Path) -> list[Path]:
 def train_and_compare(cells: dict[str, Facts], raw: Path, folder: Path, protocol: str) -> None:
     """Train (or go on), then test beside the optimal policy on the same paths."""
     results, seconds = train(list(cells.values()), folder, protocol)
-    setting = _setting(next(iter(cells.values())), protocol)
+    setting = setting_of(next(iter(cells.values())), protocol)
     measured = Yardstick(setting, protocol)
     for (name, spec), result in zip(cells.items(), results, strict=True):
         facts = measured.facts(result.costs)
@@ -93,7 +93,7 @@ def train_and_compare(cells: dict[str, Facts], raw: Path, folder: Path, protocol
 
 def untrained(name: str, spec: Facts, raw: Path, protocol: str) -> None:
     """Test a policy as it comes; what it fits to demand beforehand is its training time."""
-    setting = _setting(spec, protocol)
+    setting = setting_of(spec, protocol)
     began = time.process_time()
     policy = made(spec["policy"], setting)
     seconds, measured = time.process_time() - began, Yardstick(setting, protocol)
@@ -130,7 +130,7 @@ def view_from_run(name: str, spec: Facts, folder: Path, raw: Path, protocol: str
     found = run_directories(folder)
     if spec["kind"] != "gap" or not found or name.startswith("sample-"):
         return False
-    setting = _setting(spec, protocol)
+    setting = setting_of(spec, protocol)
     keep_view(raw, name, load_policy(found[-1]), setting, reference(setting))
     return True
 
@@ -157,10 +157,10 @@ class Yardstick:
         return facts
 
 
-def _setting(spec: Facts, protocol: str) -> AnySetting:
+def setting_of(spec: Facts, protocol: str) -> AnySetting:
     """The setting of a cell at its sizes."""
-    known = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["run"].items()}
-    return InventoryOptions(**{**known, "protocol": protocol}).load()
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["run"].items()}
+    return InventoryOptions(**known | {"protocol": protocol}).load()
 
 
 def _seconds(directory: Path) -> float:
@@ -190,7 +190,7 @@ def variances(spec: Facts) -> Facts:
     policy = make_policy(spec["policy"], setting.network, facts, [torch.Generator().manual_seed(0)])
     means, found = {}, {}
     for name in ("pathwise", "score", "score_rtg", "score_batch", "rloo"):
-        config = HDPOConfig(policy=spec["policy"], estimator=name)  # type: ignore[arg-type]
+        config = HDPOConfig(policy=spec["policy"], estimator=name)
         parts = [
             gradient_spread(policy, paths.rows(rows), config, torch.Generator().manual_seed(i))
             for i, rows in enumerate(torch.arange(len(paths)).chunk(8))

@@ -64,7 +64,8 @@ def _gap(
     setting: str, lead_time: int, p: float, config: dict[str, Any], steps: int, paths: int
 ) -> dict[str, Any]:
     vary = {"lead_time": float(lead_time), "underage_cost": float(p)}
-    run = {"setting": setting, "vary": vary, "steps": steps, "scenarios": paths, "dev_scenarios": 4096}
+    run: dict[str, Any] = {"setting": setting, "vary": vary, "steps": steps}
+    run |= {"scenarios": paths, "dev_scenarios": 4096}
     every = {"eval_every": max(steps // 20, 1), "log_every": 100}
     return {"kind": "gap", "config": config, "run": {**run, **every}}
 
@@ -76,7 +77,7 @@ def other_cells() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"variance-{setting}", {"kind": "variance", "setting": setting, "policy": policy, "paths": 1024}
     for setting, policy in (("one_store_lost", "mlp_one_store"), ("serial_system", "mlp_serial")):
         for estimator in ("pathwise", "rloo", "ppo"):
-            cell = {"kind": "time", "setting": setting, "policy": policy, "estimator": estimator}
+            cell: dict[str, Any] = {"kind": "time", "setting": setting, "policy": policy, "estimator": estimator}
             yield f"time-{setting}-{estimator}", {**cell, "seconds": 90}
     yield from sample_cells()
     yield "speed-one_store", {"kind": "speed", "setting": "one_store_lost", "policy": "mlp_one_store"}
@@ -96,7 +97,12 @@ def sample_cells() -> Iterator[tuple[str, dict[str, Any]]]:
             for paths in (4, 16, 256, 8192):
                 for seed in (0, 1):
                     config = {"policy": policy, "batch_size": min(paths, 32), "lr": lr, "patience": 0}
-                    run = {"setting": setting, "scenarios": paths, "dev_scenarios": 512, "steps": 3000}
+                    run: dict[str, Any] = {
+                        "setting": setting,
+                        "scenarios": paths,
+                        "dev_scenarios": 512,
+                        "steps": 3000,
+                    }
                     run |= {"seeds": (seed,), "eval_every": 250, "log_every": 250}
                     name = f"sample-{setting}-{policy}-n{paths}-s{seed}"
                     yield name, {"kind": "gap", "config": config, "run": run}
@@ -138,7 +144,8 @@ class Asked:
 
     def load(self) -> AnySetting:
         """The setting, in its own sizes."""
-        return load_setting(self.setting, **self.vary)
+        options: dict[str, Any] = dict(self.vary)
+        return load_setting(self.setting, **options)
 
 
 def grid_cells(
@@ -205,7 +212,7 @@ def recipe(policy: str, setting: AnySetting, steps: int = 0) -> dict[str, Any]:
     """How the grid trains a policy: ``config`` of HDPO and sizes of the ``run``; minutes, not the published days."""
     single, learned = len(setting.network.nodes) == 1, policy in RATES
     steps = steps or (1000 if learned else 400)
-    config = {"policy": policy, "batch_size": 512 if single else 64 if learned else 256}
+    config: dict[str, Any] = {"policy": policy, "batch_size": 512 if single else 64 if learned else 256}
     config |= {"lr": RATES.get(policy), "lr_decay": True, "patience": 0}
     train, dev = setting.splits["train"].scenarios, setting.splits["dev"].scenarios
     run = {"steps": steps, "scenarios": min(8192, train), "dev_scenarios": min(1024, dev)}

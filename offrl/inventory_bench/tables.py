@@ -150,15 +150,15 @@ def sample_lines(found: Raw) -> dict[str, dict[str, list[tuple[int, list[float]]
     groups: dict[str, dict[str, dict[int, list[Mapping[str, Any]]]]] = {}
     for r in (r for name, r in found.items() if name.startswith("sample-")):
         run = r["cell"]["run"]
-        policies = groups.setdefault(run["setting"], {}).setdefault(policy_of(r["cell"]), {})
-        policies.setdefault(run["scenarios"], []).append(r)
+        sizes = groups.setdefault(run["setting"], {}).setdefault(policy_of(r["cell"]), {})
+        sizes.setdefault(run["scenarios"], []).append(r)
     lines = {}
     for setting, policies in groups.items():
-        every = [r for sizes in policies.values() for rs in sizes.values() for r in rs]
+        every = [r for own in policies.values() for rs in own.values() for r in rs]
         base = every[0].get("reference", min(r["cost"] for r in every))
         lines[setting] = {
-            policy: [(n, [100 * (r["cost"] / base - 1) for r in sizes[n]]) for n in sorted(sizes)]
-            for policy, sizes in policies.items()
+            policy: [(n, [100 * (r["cost"] / base - 1) for r in own[n]]) for n in sorted(own)]
+            for policy, own in policies.items()
         }
     return lines
 
