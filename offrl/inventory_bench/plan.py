@@ -77,7 +77,12 @@ def other_cells() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"variance-{setting}", {"kind": "variance", "setting": setting, "policy": policy, "paths": 1024}
     for setting, policy in (("one_store_lost", "mlp_one_store"), ("serial_system", "mlp_serial")):
         for estimator in ("pathwise", "rloo", "ppo"):
-            cell: dict[str, Any] = {"kind": "time", "setting": setting, "policy": policy, "estimator": estimator}
+            cell: dict[str, Any] = {
+                "kind": "time",
+                "setting": setting,
+                "policy": policy,
+                "estimator": estimator,
+            }
             yield f"time-{setting}-{estimator}", {**cell, "seconds": 90}
     yield from sample_cells()
     yield "speed-one_store", {"kind": "speed", "setting": "one_store_lost", "policy": "mlp_one_store"}
@@ -89,7 +94,7 @@ def other_cells() -> Iterator[tuple[str, dict[str, Any]]]:
 def sample_cells() -> Iterator[tuple[str, dict[str, Any]]]:
     """Test cost by number of training paths: 3,000 updates of at most 32 paths, two seeds, dense net and graph net.
 
-    Batches of 32 keep all 32 cells together at about two core-hours: the two seeds of a pair share a process, and an
+    Batches of 32 keep all 32 cells together at about 2.2 core-hours: the two seeds of a pair share a process, and an
     update of 50 periods costs 0.1 s however few paths it has.
     """
     for setting in SAMPLED:

@@ -1,14 +1,16 @@
 """The small benchmark end to end, its pages, what goes on and what is refused."""
 
 import json
+import os
 import re
+import signal
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
 
 from offrl.cli import main
-from offrl.errors import ConfigError
+from offrl.errors import ConfigError, Stopped
 from offrl.inventory_bench.bench import Bench
 from offrl.inventory_bench.plan import grid_cells, published
 
@@ -126,6 +128,19 @@ def test_a_view_that_is_missing_is_made_from_the_run(tmp_path, in_process):
     before = json.loads(path.read_text())
     path.unlink()
     assert bench.views()[name] == before
+
+
+def test_a_signal_stops_the_cells_and_writes_what_there_is(tmp_path, monkeypatch):
+    def stopped(cells, logs, *, jobs, deadline, stop, note):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+
+    monkeypatch.setattr("offrl.inventory_bench.bench.run_cells", stopped)
+    bench = small(tmp_path)
+    with pytest.raises(Stopped, match="2 cells to go") as caught:
+        bench.run(list(bench.cells), jobs=1, deadline=None, say=lambda line: None)
+    assert caught.value.exit_code == 143
+    assert (tmp_path / "inventory.md").exists()
 
 
 def test_a_folder_of_other_options_is_refused(tmp_path, in_process):

@@ -72,12 +72,12 @@ def test_flows_and_costs_are_the_means_of_the_rollout():
 
 
 def test_a_path_obeys_the_balance_of_stock():
-    """One store, backlog, L = 1: on hand after = before - demand + the order just placed."""
-    setting = load_setting("one_store_backlogged", lead_time=1)
-    view = view_of(made("base_stock", setting, levels=(12.9,)), setting, None)
+    """One store, backlog, L = 2: on hand after = before - demand + the order of the period before."""
+    setting = load_setting("one_store_backlogged", lead_time=2)
+    view = view_of(made("base_stock", setting, levels=(17.0,)), setting, None)
     on_hand, orders, demand = (view[key][0] for key in ("on_hand", "orders", "demand"))
-    for t in range(len(on_hand) - 1):
-        assert on_hand[t + 1] == pytest.approx(on_hand[t] - demand[t] + orders[t], abs=0.02)
+    for t in range(1, len(on_hand) - 1):
+        assert on_hand[t + 1] == pytest.approx(on_hand[t] - demand[t] + orders[t - 1], abs=0.02)
 
 
 def test_sales_settings_and_oracles_have_views():
