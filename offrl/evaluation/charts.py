@@ -58,7 +58,7 @@ class Chart:
         frame: sizes.
         log: logarithmic vertical axis; every value must be positive.
         axis: name of the horizontal axis.
-        log_steps: logarithmic horizontal axis from the first step on.
+        log_steps: logarithmic horizontal axis from the first step on, with a tick at every step.
         point: what a step is called in tooltips.
         level_name: what the dashed line is.
     """
@@ -81,6 +81,7 @@ class Chart:
         legend, rows = _legend(self.series, named, frame) if frame.full else ("", 0)
         curves = drawn(self.series)
         x = step_scale(curves, frame, self.log_steps)
+        steps = {float(step) for curve in curves for step in curve.steps}
         y = value_scale(curves, self.level, self.log, frame.height - frame.bottom, 30.0 + 20 * rows)
         content = [
             tag("title", escape(self.title), id=f"{identifier}-t"),
@@ -90,7 +91,7 @@ class Chart:
                 id=f"{identifier}-d",
             ),
             tag("text", escape(self.title), class_="head", x=frame.left, y=16),
-            _axes(x, y, frame, self.unit, self.axis),
+            _axes(x, y, frame, self.unit, self.axis, sorted(steps) if self.log_steps else None),
         ]
         if self.level is not None:
             title = tag("title", escape(f"{self.level_name}: {number(self.level)}"))
@@ -253,13 +254,15 @@ def _legend(series: Sequence[Series], level: str | None, frame: Frame) -> tuple[
     return "".join(parts), row + 1
 
 
-def _axes(x: Scale, y: Scale, frame: Frame, unit: str, axis: str) -> str:
+def _axes(
+    x: Scale, y: Scale, frame: Frame, unit: str, axis: str, marks: Sequence[float] | None = None
+) -> str:
     parts = []
     for value in ticks(y, frame.ticks):
         at = y.at(value)
         parts.append(tag("line", class_="grid", x1=x.start, x2=x.end, y1=at, y2=at))
         parts.append(tag("text", number(value), class_="y", x=x.start - 8, y=at + 4, text_anchor="end"))
-    for value in ticks(x, frame.ticks):
+    for value in marks or ticks(x, frame.ticks):
         place = {"x": x.at(value), "y": y.start + 17}
         parts.append(tag("text", number(value), class_="x", text_anchor="middle", **place))
     parts.append(tag("line", class_="grid", x1=x.start, x2=x.end, y1=y.start, y2=y.start))

@@ -231,7 +231,7 @@ def lines_chart(
         known = [np.array(v, dtype=np.float64) for _, v in values]
         low, mean, high = (np.array([f(v) for v in known]) for f in (np.min, np.mean, np.max))
         series.append(Series(name, style, Curve(steps, mean, low, high)))
-    spread = [v for s in series if s.mean is not None for v in (s.mean.values.min(), s.mean.values.max())]
-    log = min(spread) > 0 and max(spread) > 20 * min(spread)
+    every = np.array([value for values in lines.values() for _, seeds in values for value in seeds])
+    log = bool(every.min() > 0 and every.max() > 20 * every.min())
     chart = Chart(title, unit, series, log=log, axis=axis, log_steps=True, point=point)
     return chart.svg(identifier)

@@ -116,10 +116,11 @@ def transfer_charts(found: Raw) -> list[str]:
 
 
 def _splits(views: Mapping[str, View]) -> str:
-    """Cost by part of every policy, a chart a setting."""
+    """Cost by part of every policy and case, a chart a setting."""
     groups: dict[str, list[tuple[str, Mapping[str, float]]]] = {}
     for view in views.values():
-        groups.setdefault(_setting(view), []).append((view["policy"], view["costs"]))
+        row = f"{view['policy']} {_options(view)}".strip()
+        groups.setdefault(view["setting"], []).append((row, view["costs"]))
     caption = "cost per store and period; in profit settings underage is minus the margin on sales"
     return "".join(
         tag("h3", escape(setting)) + _figure(split_chart(rows, f"Cost by part, {setting}"), caption)
@@ -155,5 +156,8 @@ def _figure(svg: str, caption: str = "") -> str:
 
 
 def _setting(view: Mapping[str, Any]) -> str:
-    options = " ".join(f"{key}={value:g}" for key, value in view["options"].items())
-    return f"{view['setting']} {options}".strip()
+    return f"{view['setting']} {_options(view)}".strip()
+
+
+def _options(view: View) -> str:
+    return " ".join(f"{key}={value:g}" for key, value in view["options"].items())

@@ -25,7 +25,7 @@ class Table:
 def tables(cells: Cells, found: Raw) -> list[Table]:
     """Those that have cells."""
     kinds: tuple[tuple[str, Callable[[Cells, Raw], Table]], ...] = (
-        ("grid-", grid), ("gap-", gaps), ("variance-", variances), ("time-", times), ("sample-", samples),
+        ("gap-", gaps), ("grid-", grid), ("variance-", variances), ("time-", times), ("sample-", samples),
         ("transfer-", transfers), ("speed-", speeds),
     )  # fmt: skip
     return [make(cells, found) for prefix, make in kinds if any(n.startswith(prefix) for n in cells)]
@@ -60,14 +60,12 @@ def _seconds(r: Mapping[str, Any]) -> str:
 def grid(cells: Cells, found: Raw) -> Table:
     """Every setting x policy."""
     rows = []
-    for name in (n for n in cells if n.startswith("grid-")):
-        spec, r = cells[name], found.get(name)
+    names = [n for n in cells if n.startswith("grid-")]
+    for name in (n for n in names if n in found):
+        spec, r = cells[name], found[name]
         run = spec["run"]
         seeds, steps = run.get("seeds", ()), str(run.get("steps", "-"))
         start = [label(spec), policy_of(spec), str(seeds[0]) if seeds else "-", steps]
-        if r is None:
-            rows.append([*start, *[""] * 6])
-            continue
         marked = "" if r.get("admissible", True) else " (oracle)"
         start[1] += marked
         rows.append([
@@ -77,7 +75,8 @@ def grid(cells: Cells, found: Raw) -> Table:
     return Table(
         "Settings and policies",
         "Small training budgets, the same for all policies of a kind; costs of profit settings are negative. An oracle "
-        "reads the future or may send stock back: no policy that sees the past alone can do that.",
+        "reads the future or may send stock back: no policy that sees the past alone can do that. "
+        f"{len(rows)} of {len(names)} cells are measured.",
         ("setting", "policy", "seed", "updates", "cost", "s.e.", "gap %", "s.e. %", "gap to", "CPU s"),
         rows,
     )

@@ -92,4 +92,14 @@ def test_counts_are_on_a_logarithmic_axis_with_the_spread_of_seeds():
     x = [float(pair.split(",")[0]) for pair in line.get("points").split()]
     assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.2)
     assert len(found(markup, "polygon", "band")) == 1
+    assert [e.text for e in found(markup, "text", "x")] == ["4", "16", "64"]
     assert any("paths 4: 3 (2 .. 4)" in told(e) for e in found(markup, "circle", "mark"))
+
+
+def test_values_that_span_much_are_on_a_logarithmic_axis_if_every_seed_is_positive():
+    def ticks(lowest):
+        markup = lines_chart("s", "%", "paths", "paths", {"a": [(4, [100.0, 90.0]), (8, [lowest, 2.0])]}, "n")
+        return [e.text for e in found(markup, "text", "y")]
+
+    assert ticks(1.0) == ["1", "10", "100"]
+    assert "0" in ticks(-0.5)  # the mean is positive, a seed is not
