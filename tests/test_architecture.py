@@ -68,6 +68,7 @@ for driver in (
         "offrl.algos",
     }
 MAY_IMPORT["offrl.algos.hdpo"] = MAY_IMPORT["offrl.algos"] | {"offrl.envs"}
+MAY_IMPORT["offrl.inventory_bench"] = MAY_IMPORT["offrl.training.build"] | {"offrl.training", "offrl.envs"}
 MAY_IMPORT["offrl.training.inventory"] = MAY_IMPORT["offrl.training.build"] | {"offrl.envs"}
 
 HEAVY = set(

@@ -46,6 +46,8 @@ class Eval:
     """Orders that cannot be shipped: believe they can, shrink them, or stop."""
     json: bool = False
     """Print one JSON object."""
+    report: Path | None = None
+    """Also write one HTML page: a demand path, cost by part, flows, service, orders beside the optimal ones."""
 
 
 def main(argv: list[str]) -> int:
@@ -65,6 +67,10 @@ def main(argv: list[str]) -> int:
         optimal = evaluate(best.policy, test, ignore=ignore) if best.policy is not None else None
         gap = compare(costs, optimal, best)
     _show(o, policy, setting, costs, gap)
+    if o.report is not None:
+        from offrl.inventory_bench.html import write_single
+
+        write_single(o.report, policy, setting, costs, gap, o.rounding)
     return 0
 
 
