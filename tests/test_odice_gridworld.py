@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-PATH = Path(__file__).parents[2] / "scripts/odice_gridworld.py"
+PATH = Path(__file__).parents[1] / "scripts/odice_gridworld.py"
 
 
 @pytest.fixture(scope="module")
