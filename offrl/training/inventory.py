@@ -39,6 +39,7 @@ from offrl.training.session import graceful_stop
 
 Rounding = Literal["auto", "none", "nearest", "feasible"]
 QUICK = (4096, 1000)  # scenarios and periods of the test, where the paper takes 32768 and 5000
+QUICK_STORES = 40_960  # scenarios times stores: more than ten stores have fewer scenarios
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class InventoryOptions:
     dev_scenarios: int = 0
     """Development paths; 0: as the setting says."""
     protocol: Literal["quick", "paper"] = "quick"
-    """Test size: quick is 4096 paths of 1000 periods, paper what the setting says (minutes)."""
+    """Test size: quick is 4096 paths of 1000 periods (fewer paths beyond ten stores), paper what the setting says."""
     rounding: Rounding = "auto"
     """Whole-unit orders in the test: feasible, nearest, none; auto: feasible where demand comes in whole units."""
     steps: int = 80_000
@@ -125,7 +126,8 @@ def test_sized(setting: AnySetting, protocol: str) -> AnySetting:
     split = setting.splits["test"]
     if protocol == "paper":
         return setting
-    scenarios, periods = min(QUICK[0], split.scenarios), min(QUICK[1], split.periods)
+    most = max(min(QUICK[0], QUICK_STORES // setting.network.stores), 1)
+    scenarios, periods = min(most, split.scenarios), min(QUICK[1], split.periods)
     return setting.resized(test=scenarios, periods={"test": periods})
 
 

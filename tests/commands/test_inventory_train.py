@@ -1,10 +1,14 @@
 """``offrl inventory train | resume | eval`` as a user types them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from offrl.cli import main
+from offrl.envs.inventory.policies import DemandFacts, load_policy
+from offrl.envs.inventory.scenarios import evaluate
+from offrl.envs.inventory.settings import load_setting
 from offrl.training import inventory
 
 
@@ -76,7 +80,11 @@ def test_classical_policies_without_training(capsys):
         (["train", "one_store_lost", "--policy", "myopic_2"], "nothing to train"),
         (["train", "serial_system", "--policy", "mlp_one_store"], "for one store"),
         (["eval", "base_stock"], "which setting"),
-        (["eval", "base_stok", "--setting", "one_store_lost"], "unknown policy"),
+        (["eval", "base_stok", "--setting", "one_store_lost"], "did you mean 'base_stock'?"),
+        (["eval", "seed0"], "unknown policy 'seed0', and no run directory of that name"),
+        (["eval", "runs/hdpo/seed0"], "no such run directory: runs/hdpo/seed0"),
+        (["eval", "."], "is no run of an inventory policy"),
+        (["eval", "base_stock", "--setting", "one_store_lost", "--paths", "-1"], "--paths must be 0 or more"),
         (["eval", "base_stock", "--setting", "one_store_lost", "--with", "levels=x"], "NUMBER"),
         (["resume", "nowhere"], "not a run directory"),
     ],
@@ -86,6 +94,47 @@ def test_mistakes_are_one_line(words, message, capsys):
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_weights_of_three_stores_are_measured_on_six(tmp_path, capsys):
+    words = [
+        "one_warehouse_lost_demand",
+        "--set",
+        "stores=3",
+        "--policy",
+        "gnn",
+        "--hidden",
+        "8",
+        "8",
+        *SMALL,
+    ]
+    assert run("train", *words, "--out", str(tmp_path), "--json") == 0
+    directory = json.loads(capsys.readouterr().out.splitlines()[-1])["directory"]
+    assert run("eval", directory, "--set", "stores=6", "--paths", "20", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["options"] == {"stores": 6}
+    assert found["scenarios"] == 20
+    setting = load_setting("one_warehouse_lost_demand", stores=6).resized(test=20, periods={"test": 60})
+    test = setting.draw("test")
+    policy = load_policy(Path(directory)).moved(setting.network, DemandFacts.of(setting, test))
+    want = evaluate(policy, test, ignore=setting.splits["test"].ignore, feasibility="raise").mean()
+    assert found["cost"] == pytest.approx(float(want))
+    assert (
+        run(
+            "train",
+            "one_warehouse_lost_demand",
+            "--policy",
+            "mlp_network",
+            *SMALL,
+            "--out",
+            str(tmp_path),
+            "-q",
+        )
+        == 0
+    )
+    dense = next(tmp_path.glob("hdpo/*demand-v1/seed0*"))
+    assert run("eval", str(dense), "--set", "stores=6") == 1
+    assert "fits no other network" in capsys.readouterr().err
 
 
 def test_the_other_train_command_points_here(capsys):

@@ -10,6 +10,7 @@ import torch
 from offrl.algos.hdpo import HDPOConfig
 from offrl.envs.inventory.policies import load_policy
 from offrl.envs.inventory.scenarios import evaluate
+from offrl.envs.inventory.settings import load_setting
 from offrl.errors import CheckpointError, ConfigError, Stopped
 from offrl.training import inventory
 from offrl.training.inventory import InventoryOptions, resume, start, test_sized
@@ -155,7 +156,7 @@ def test_an_edited_run_is_refused(tmp_path):
             resume(result.directory)
 
 
-def test_options_are_checked_and_sizes_follow_the_protocol(tmp_path):
+def test_options_are_checked_and_sizes_follow_the_protocol(tmp_path, monkeypatch):
     for wrong in ({"steps": 0}, {"seeds": ()}, {"seeds": (1, 1)}, {"scenarios": -1}):
         with pytest.raises(ConfigError):
             options(tmp_path, **wrong)
@@ -166,6 +167,9 @@ def test_options_are_checked_and_sizes_follow_the_protocol(tmp_path):
     paper = options(tmp_path, protocol="paper").load().splits["test"]
     assert (paper.scenarios, paper.periods, paper.ignore) == (32768, 5000, 3000)
     assert test_sized(setting, "quick").splits["test"].ignore == 24
+    monkeypatch.setattr(inventory, "QUICK_STORES", 1000)
+    large = test_sized(load_setting("one_warehouse_lost_demand", stores=50), "quick")
+    assert large.splits["test"].scenarios == 20
 
 
 test_sized.__test__ = False

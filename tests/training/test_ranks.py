@@ -118,7 +118,9 @@ def test_a_run_of_two_processes_is_that_of_one_also_stopped_and_resumed(tmp_path
     config = HDPOConfig(policy="mlp_one_store", patience=0)
     for one, two in zip(start(config, options), folders, strict=True):
         a, b = (rows(folder, "metrics.csv") for folder in (one.directory, two))
-        torch.testing.assert_close(a[:20], b[:20], rtol=1e-4, atol=1e-4)  # later rounding grows, as it does anywhere
+        torch.testing.assert_close(
+            a[:20], b[:20], rtol=1e-4, atol=1e-4
+        )  # later rounding grows, as it does anywhere
         assert a.shape == b.shape
         assert rows(one.directory, "eval.csv").shape == rows(two, "eval.csv").shape
         assert json.loads((two / "config.json").read_text())["processes"] == 2

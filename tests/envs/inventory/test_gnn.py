@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from offrl.algos.hdpo import HDPO, HDPOConfig
+from offrl.envs.inventory import gnn
 from offrl.envs.inventory.network import Parameters
 from offrl.envs.inventory.policies import DemandFacts, load_policy, make_policy, save_policy
 from offrl.envs.inventory.scenarios import rollout
@@ -281,6 +282,20 @@ def test_a_batch_equals_its_scenarios_and_a_stack_its_seeds(name, typed):
             )
             torch.testing.assert_close(own(alone)[0], together[k, row], rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(both.single(k)(alone)[0], together[k, row], rtol=1e-9, atol=1e-9)
+
+
+def test_parts_that_fit_the_cache_are_the_whole_batch(monkeypatch):
+    """Without gradient 7 scenarios of two seeds are computed 3, 3 and 1 at a time."""
+    setting, scenarios = drawn("serial_system", paths=7)
+    twice = own_lead_times(scenarios).rows(torch.arange(7).repeat(2))
+    policy, seen = made(setting, scenarios, 3, 4), seen_at_random(twice)
+    monkeypatch.setattr(gnn, "IN_CACHE", 3 * 2 * policy.graph.edges)
+    whole, sizes = policy(seen), []
+    real = policy._static
+    policy._static = lambda x, times: sizes.append(x.shape[-1]) or real(x, times)
+    with torch.no_grad():
+        torch.testing.assert_close(policy(seen), whole, rtol=1e-12, atol=1e-12)
+    assert sizes == [3, 3, 1]
 
 
 def test_the_gradient_of_a_rollout_is_that_of_finite_differences():
