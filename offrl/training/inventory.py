@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from offrl.algos.hdpo import HDPO, HDPOConfig, Permutations
+from offrl.envs.inventory.demand import Recorded
 from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy, rounded, save_policy
-from offrl.envs.inventory.protocol import AnySetting
+from offrl.envs.inventory.protocol import AnySetting, SalesSetting
 from offrl.envs.inventory.scenarios import Policy, Scenarios, evaluate
-from offrl.envs.inventory.settings import load_setting
+from offrl.envs.inventory.settings import SETTINGS, load_setting
 from offrl.errors import CheckpointError, ConfigError, Stopped
 from offrl.evaluation.rollout import EvaluationResult
 from offrl.files import atomic_write_json, read_json_object
@@ -226,9 +227,17 @@ def _go(
 
 
 def _digest(setting: AnySetting) -> str:
-    """What tells settings apart: their description, sizes and options."""
+    """What tells settings apart: description, sizes, options, and the demand that their name does not tell."""
     shown = f"{setting.name} {dict(setting.options)} {setting.network!r} {setting.splits!r}"
-    return hashlib.sha256(shown.encode()).hexdigest()
+    digest = hashlib.sha256(shown.encode())
+    if isinstance(setting, SalesSetting):
+        digest.update(f"{setting.weeks} {setting.clip_negative}".encode())
+        digest.update(np.ascontiguousarray(setting.sales.values).tobytes())
+    elif setting.name not in SETTINGS:  # a network of one's own
+        digest.update(repr(setting.demand).encode())
+        if isinstance(setting.demand, Recorded):
+            digest.update(np.ascontiguousarray(setting.demand.values).tobytes())
+    return digest.hexdigest()
 
 
 def _config(

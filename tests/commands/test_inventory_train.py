@@ -1,12 +1,15 @@
 """``offrl inventory train | resume | eval`` as a user types them."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 
 from offrl.cli import main
 from offrl.envs.inventory.policies import DemandFacts, load_policy
+from offrl.envs.inventory.sales import FIRST_WEEK, look_alike
 from offrl.envs.inventory.scenarios import evaluate
 from offrl.envs.inventory.settings import load_setting
 from offrl.training import inventory
@@ -94,6 +97,45 @@ def test_mistakes_are_one_line(words, message, capsys):
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("form", ["pt", "csv"])
+def test_weekly_sales_from_public_files_to_a_profit(tmp_path, capsys, form):
+    """A small file in the public layout: train, resume after the file changed (refused), eval on the same data."""
+    sales = look_alike(items=5, seed=3)
+    dates = [FIRST_WEEK + timedelta(weeks=k) for k in range(171)]
+    if form == "pt":
+        torch.save(torch.from_numpy(sales.values), tmp_path / "weekly_sales.pt")
+        rows = [f"{day},{days}" for day, days in zip(dates, sales.days_from_christmas, strict=True)]
+        (tmp_path / "dates_with_info.csv").write_text("\n".join(["date,days_from_christmas", *rows]))
+    else:
+        places = [(i, s, t) for i in range(5) for s in range(21) for t in range(171)]
+        rows = [f"{7 + i},{1 + s},{dates[t]},{sales.values[i, s, t]:g}" for i, s, t in places]
+        (tmp_path / "weekly_sales.csv").write_text("\n".join(["item_nbr,store_nbr,date,unit_sales", *rows]))
+    data = ["--data", str(tmp_path)]
+    words = [
+        "favorita_21_stores",
+        *data,
+        "--policy",
+        "data_driven",
+        "--normalize",
+        "--steps",
+        "3",
+        "--eval-every",
+        "1",
+    ]
+    assert run("train", *words, "--out", str(tmp_path / "runs"), "--json") == 0
+    final = json.loads(capsys.readouterr().out.splitlines()[-1])
+    policy, setting = load_policy(Path(final["directory"])), load_setting("favorita_21_stores", data=sales)
+    costs = evaluate(policy, setting.draw("test"), ignore=16)
+    assert len(costs) == 5
+    assert final["cost"] == pytest.approx(float(costs.mean()), rel=1e-5)
+    assert run("eval", final["directory"], "--json") == 0
+    assert json.loads(capsys.readouterr().out)["cost"] == pytest.approx(final["cost"], rel=1e-5)
+    other = torch.from_numpy(look_alike(items=5, seed=4).values)
+    torch.save(other, tmp_path / "weekly_sales.pt")  # is found before a table
+    assert run("resume", final["directory"]) == 1
+    assert "the setting changed since the run began" in capsys.readouterr().err
 
 
 def test_weights_of_three_stores_are_measured_on_six(tmp_path, capsys):

@@ -35,6 +35,20 @@ def options(tmp_path, **changes):
 CONFIG = HDPOConfig(policy="base_stock", batch_size=16, lr=1.0, patience=0)
 
 
+OWN = """
+format: 1
+name: shop
+lost_sales: true
+nodes: [{name: shop, kind: store, holding_cost: 1.0, underage_cost: 9.0}]
+lanes: [{from: outside, to: shop, lead_time: 2}]
+demand: {kind: file, path: sales.csv}
+protocol:
+  train: {scenarios: 8, batch: 8, periods: 12, ignore: 4}
+  dev: {scenarios: 8, batch: 8, periods: 12, ignore: 4}
+  test: {scenarios: 8, batch: 8, periods: 12, ignore: 4}
+"""
+
+
 def rows(result, name):
     return (result.directory / name).read_text().splitlines()
 
@@ -154,6 +168,22 @@ def test_an_edited_run_is_refused(tmp_path):
         path.write_text(json.dumps(facts | change))
         with pytest.raises(CheckpointError):
             resume(result.directory)
+
+
+def test_a_changed_demand_file_is_another_setting(tmp_path):
+    (tmp_path / "sales.csv").write_text("period,shop\n" + "\n".join(f"{k},{k % 7}" for k in range(40)))
+    (tmp_path / "net.yaml").write_text(OWN)
+    load = lambda: inventory._digest(options(tmp_path, setting=str(tmp_path / "net.yaml")).load())  # noqa: E731
+    first = load()
+    assert load() == first
+    (tmp_path / "sales.csv").write_text("period,shop\n" + "\n".join(f"{k},{k % 8}" for k in range(40)))
+    assert load() != first
+    (tmp_path / "net.yaml").write_text(
+        OWN.replace("kind: file, path: sales.csv", "kind: poisson, stores: {shop: {mean: 5}}")
+    )
+    poisson = load()
+    (tmp_path / "net.yaml").write_text((tmp_path / "net.yaml").read_text().replace("mean: 5", "mean: 6"))
+    assert load() != poisson
 
 
 def test_options_are_checked_and_sizes_follow_the_protocol(tmp_path, monkeypatch):
