@@ -233,6 +233,11 @@ class InventoryEnv(gymnasium.Env[Array, Array]):
         return self._batch.history
 
     @property
+    def max_episode_steps(self) -> int:
+        """Periods of an episode."""
+        return self._batch.periods
+
+    @property
     def largest(self) -> torch.Tensor:
         """(E,) the order that action 1 means, units."""
         return self._batch.largest

@@ -52,6 +52,7 @@ PUBLISHED: dict[
     "capped_base_stock": (1.0, 0.0),
     "echelon_base_stock": (0.5, 0.0),
     "constant_order": (0.5, 0.0),
+    "projected_level": (0.5, 0.0),
     "s_S": (0.5, 0.0),
     "mlp_one_store": (3e-3, 0.0),
     "mlp_serial": (1e-2, 0.0),

@@ -244,10 +244,11 @@ def _config(
     config: HDPOConfig, options: InventoryOptions, setting: AnySetting, seed: int, device: str, processes: int
 ) -> dict[str, Any]:
     """``config.json``: the fields of every run, and the setting's own."""
+    named = {"setting": setting.name} if setting.name in SETTINGS else {}  # with its version
     varied = "-".join(f"{key}{value:g}" for key, value in setting.options.items())
     return {
         "algorithm": "hdpo", "algorithm_file": None, "algorithm_sha256": None, "preset": None,
-        "settings": dataclasses.asdict(config), "inventory": dataclasses.asdict(options),
+        "settings": dataclasses.asdict(config), "inventory": dataclasses.asdict(options) | named,
         "dataset": None, "dataset_name": f"{setting.name}-{varied}".strip("-"), "dataset_sha256": _digest(setting),
         "rows": "exact", "env_id": None, "env_kwargs": {}, "env_flatten": [], "reference_returns": None,
         "seed": seed, "steps": options.steps, "log_every": options.log_every, "eval_every": options.eval_every,

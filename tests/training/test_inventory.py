@@ -10,7 +10,7 @@ import torch
 from offrl.algos.hdpo import HDPOConfig
 from offrl.envs.inventory.policies import load_policy
 from offrl.envs.inventory.scenarios import evaluate
-from offrl.envs.inventory.settings import load_setting
+from offrl.envs.inventory.settings import SETTINGS, load_setting
 from offrl.errors import CheckpointError, ConfigError, Stopped
 from offrl.training import inventory
 from offrl.training.inventory import InventoryOptions, resume, start, test_sized
@@ -184,6 +184,16 @@ def test_a_changed_demand_file_is_another_setting(tmp_path):
     poisson = load()
     (tmp_path / "net.yaml").write_text((tmp_path / "net.yaml").read_text().replace("mean: 5", "mean: 6"))
     assert load() != poisson
+
+
+def test_a_run_keeps_the_version_of_its_setting(tmp_path, monkeypatch):
+    """A later version of the setting is another one: the run goes on, and is measured, on its own."""
+    (result,) = start(CONFIG, options(tmp_path, steps=4))
+    facts = json.loads((result.directory / "config.json").read_text())
+    assert facts["inventory"]["setting"] == "one_store_backlogged-v1"
+    monkeypatch.setitem(SETTINGS, "one_store_backlogged-v2", SETTINGS["one_store_lost-v1"])
+    assert load_setting("one_store_backlogged").name == "one_store_lost-v1"
+    assert resume(result.directory)[0].already_finished
 
 
 def test_options_are_checked_and_sizes_follow_the_protocol(tmp_path, monkeypatch):

@@ -298,8 +298,31 @@ def test_parts_that_fit_the_cache_are_the_whole_batch(monkeypatch):
     assert sizes == [3, 3, 1]
 
 
-def test_the_gradient_of_a_rollout_is_that_of_finite_differences():
-    setting, scenarios = drawn("serial_system", paths=2)
+def test_fault_under_sparse_lanes_every_order_is_booked_on_its_own_warehouse():
+    """The published net booked by rank: stores 0, 1, 5 and 9 know warehouse 2 alone and were debited at warehouse 1."""
+    setting, scenarios = drawn("many_warehouses_lost_demand")
+    policy, network = wild(made(setting, scenarios)), setting.network
+    seen = seen_at_random(scenarios)
+    stock = seen.stock.clone()
+    stock[:, 0, 0] = 0  # warehouse 1 is empty
+    with torch.no_grad():
+        orders = policy(seen._replace(stock=stock))
+        sent = scenarios.simulator().shipped(orders)
+    assert not sent[:, 0].any()
+    for store in (0, 1, 5, 9):
+        (lane,) = [k for k, target in enumerate(network.targets) if target == network.upstream + store]
+        assert network.sources[lane] == 1
+        assert (orders[:, lane] > 0).all()
+    from_first = [k for k, source in enumerate(network.sources) if source == 0]
+    assert {network.targets[k] - network.upstream for k in from_first} == {2, 3, 4, 6, 7, 8}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["serial_system", "transshipment_backlogged", "one_warehouse_lost_demand", "many_warehouses_lost_demand"],
+)
+def test_the_gradient_of_a_rollout_is_that_of_finite_differences(name):
+    setting, scenarios = drawn(name, paths=2)
     policy = made(setting, scenarios)
     params = list(policy.parameters())
     way = [

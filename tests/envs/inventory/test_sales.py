@@ -116,6 +116,16 @@ def test_single_series_have_their_own_margins_and_lead_times(sales):
     assert torch.equal(few.parameters.lead_times, train.parameters.lead_times[:5])
 
 
+def test_margins_of_the_network_are_those_of_the_stores_for_every_item(sales):
+    """The official file asks for both 'by store' and 'by item', and the first wins: here it is said."""
+    setting = load_setting("favorita_21_stores", data=sales)
+    p = setting.draw("train").parameters.underage
+    assert p.shape == (24,)
+    assert len(p[3:].unique()) == 21
+    assert float(p[3:].min()) >= 6.3
+    assert float(p[3:].max()) <= 11.7
+
+
 def test_profit_is_margin_times_sales_less_holding(sales):
     """One order of 1000 units at t = 0: profit p d until it is used up, and holding on the rest; by hand."""
     setting = load_setting("favorita_one_store", data=sales, clip_negative=True).resized(train=3)
