@@ -22,9 +22,9 @@ from offrl.algos.hdpo import HDPOConfig
 from offrl.envs.inventory.classical import just_in_time
 from offrl.envs.inventory.policies import DemandFacts, make_policy
 from offrl.envs.inventory.scenarios import evaluate
-from offrl.files import atomic_write_json, atomic_write_text
+from offrl.files import atomic_write_text
 from offrl.training.cells import Cell, run_cells
-from offrl.training.inventory import InventoryOptions, start
+from offrl.training.inventory import InventoryOptions, resume, start
 from offrl.training.run_dir import versions
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +67,8 @@ def run_cell(name: str, work: Path, data: Path | None) -> None:
     )
     setting, began = options.load(), time.process_time()
     if name in TRAINED:
-        (result,) = start(HDPOConfig(policy=policy_name, **settings), options)
+        begun = sorted((work / name).glob("*/*/seed*"))
+        (result,) = resume(begun[-1]) if begun else start(HDPOConfig(policy=policy_name, **settings), options)
         costs = result.costs
     else:
         test, train = setting.draw("test"), setting.draw("train")
@@ -82,7 +83,7 @@ def run_cell(name: str, work: Path, data: Path | None) -> None:
     facts_of_run = {"settings": settings, "steps": steps, "cpu_seconds": time.process_time() - began}
     kind = "public" if data is not None else "look-alike"
     found = {"cell": name, "data": kind, "profits": profits, **facts_of_run}
-    atomic_write_json(RAW / f"{name}.json", {**found, "versions": versions("cpu", 1)})
+    atomic_write_text(RAW / f"{name}.json", json.dumps({**found, "versions": versions("cpu", 1)}) + "\n")
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
