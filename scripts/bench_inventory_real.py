@@ -36,13 +36,13 @@ BIG: dict[str, Any] = {"batch_size": 24, "lr": 3e-3, "lr_decay": True, "patience
 LEVELS: dict[str, Any] = {"batch_size": 24, "lr": 3.0, "lr_decay": True, "patience": 0}
 TRAINED = {  # cell -> settings of HDPO, updates
     "favorita_one_store-data_driven": (NET, 400),
-    "favorita_one_store-transformed_nv": (TAU, 150),
+    "favorita_one_store-transformed_nv": (TAU, 80),
     "favorita_one_store-fixed_quantile": (TAU, 150),
-    "favorita_one_store-base_stock": (TAU | {"lr": 1.0}, 150),
-    "favorita_21_stores-data_driven": (BIG | {"lr": 1e-3}, 600),
+    "favorita_one_store-base_stock": (TAU | {"lr": 1.0}, 80),
+    "favorita_21_stores-data_driven": (BIG | {"lr": 1e-3}, 300),
     "favorita_21_stores-gnn": (BIG, 100),
-    "favorita_21_stores-echelon_base_stock": (LEVELS, 300),
-    "favorita_21_stores-base_stock": (LEVELS, 300),
+    "favorita_21_stores-echelon_base_stock": (LEVELS, 100),
+    "favorita_21_stores-base_stock": (LEVELS, 100),
 }
 UNTRAINED = (
     "favorita_one_store-quantile_nv", "favorita_one_store-returns_nv", "favorita_one_store-just_in_time",

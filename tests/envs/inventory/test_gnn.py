@@ -290,12 +290,37 @@ def test_parts_that_fit_the_cache_are_the_whole_batch(monkeypatch):
     twice = own_lead_times(scenarios).rows(torch.arange(7).repeat(2))
     policy, seen = made(setting, scenarios, 3, 4), seen_at_random(twice)
     monkeypatch.setattr(gnn, "IN_CACHE", 3 * 2 * policy.graph.edges)
-    whole, sizes = policy(seen), []
-    real = policy._static
+    sizes, real = [], policy._static
     policy._static = lambda x, times: sizes.append(x.shape[-1]) or real(x, times)
+    whole = policy(seen)  # with gradient in one piece
     with torch.no_grad():
         torch.testing.assert_close(policy(seen), whole, rtol=1e-12, atol=1e-12)
-    assert sizes == [3, 3, 1]
+    assert sizes == [7, 3, 3, 1]
+
+
+def test_features_of_nodes_by_hand():
+    """Pipeline, holding cost, then mean cost of lanes in (upstream) or underage cost, mean and spread (stores)."""
+    setting, scenarios = drawn("many_warehouses_lost_demand")
+    seen, network = seen_at_random(scenarios), setting.network
+    x = made(setting, scenarios).features(seen)[:, 0]
+    for n, node in enumerate(network.nodes):
+        torch.testing.assert_close(x[n, : network.width].T, seen.stock[:, n])
+        if n < network.upstream:
+            lanes = [e.cost for e in network.edges if e.target == node.name]
+            want = [node.holding_cost, sum(lanes) / len(lanes), 0.0, 0.0]
+        else:
+            k = n - network.upstream
+            want = [node.holding_cost, node.underage_cost, setting.demand.means[k], setting.demand.stds[k]]
+        torch.testing.assert_close(
+            x[n, network.width :, 0], torch.tensor(want, dtype=x.dtype), rtol=1e-6, atol=1e-6
+        )
+    sales = load_setting("favorita_21_stores")
+    paths = sales.resized(train=3, dev=3).draw("train", dtype=torch.float64)
+    policy = make_policy("gnn", sales.network, DemandFacts.of(sales, paths), [torch.Generator()]).double()
+    x = policy.features(paths.observe(paths.initial, 5))[:, 0]
+    torch.testing.assert_close(x[3:, -17:-1].permute(2, 0, 1), paths.demands[5:21].permute(1, 2, 0))
+    assert (x[3:, -1] == paths.calendar[21]).all()
+    assert not x[:3, -15:].any()
 
 
 def test_fault_under_sparse_lanes_every_order_is_booked_on_its_own_warehouse():
