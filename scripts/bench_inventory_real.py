@@ -33,7 +33,6 @@ FOLDERS = {"favorita_one_store": "favorita", "favorita_21_stores": "favorita_21_
 NET: dict[str, Any] = {"batch_size": 512, "lr": 3e-3, "lr_decay": True, "patience": 0, "normalize": True}
 TAU: dict[str, Any] = {"batch_size": 512, "lr": 3e-2, "lr_decay": True, "patience": 0}
 BIG: dict[str, Any] = {"batch_size": 24, "lr": 3e-3, "lr_decay": True, "patience": 0, "normalize": True}
-LEVELS: dict[str, Any] = {"batch_size": 24, "lr": 3.0, "lr_decay": True, "patience": 0}
 TRAINED = {  # cell -> settings of HDPO, updates
     "favorita_one_store-data_driven": (NET, 400),
     "favorita_one_store-transformed_nv": (TAU, 80),
@@ -41,8 +40,6 @@ TRAINED = {  # cell -> settings of HDPO, updates
     "favorita_one_store-base_stock": (TAU | {"lr": 1.0}, 80),
     "favorita_21_stores-data_driven": (BIG | {"lr": 1e-3}, 300),
     "favorita_21_stores-gnn": (BIG, 100),
-    "favorita_21_stores-echelon_base_stock": (LEVELS, 100),
-    "favorita_21_stores-base_stock": (LEVELS, 100),
 }
 UNTRAINED = (
     "favorita_one_store-quantile_nv", "favorita_one_store-returns_nv", "favorita_one_store-just_in_time",
