@@ -45,6 +45,7 @@ MAY_IMPORT = {  # package -> packages of ours that it may import, besides itself
     "offrl.diagnose": {"offrl"},
     "offrl.api": {"offrl"},
     "offrl.cli": {"offrl.commands"},
+    "offrl.__main__": {"offrl.cli"},
     "offrl.errors": set(),
     "offrl.files": set(),
 }
