@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from offrl.errors import ConfigError
+from offrl.training.options import require_known
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.vec_env import VecEnv
 
 ROWS = "online"  # what config.json says in place of a rule for the rows of a dataset
+ENVIRONMENTS = (
+    "num_envs",
+    "normalize_observations",
+    "normalize_rewards",
+)  # options that change what is learned
 Model = Callable[[Any, "VecEnv", int, str], "BaseAlgorithm"]  # settings, environments, seed, device
 
 
@@ -93,8 +99,28 @@ def apply_preset(
     if not fitting:
         known = ", ".join(sorted(algorithm.presets)) or "none"
         raise ConfigError(f"no preset for {name!r}; presets (environments or their prefixes): {known}")
-    values = algorithm.presets[max(fitting, key=len)]
+    run, own = split(algorithm.presets[max(fitting, key=len)])
+    return dataclasses.replace(options, **run, preset=name), dataclasses.replace(settings, **own)
+
+
+def split(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of ``values`` that are options, and the others, which are an algorithm's settings."""
     names = {f.name for f in dataclasses.fields(OnlineOptions)}
     run = {key: value for key, value in values.items() if key in names}
-    own = {key: value for key, value in values.items() if key not in names}
-    return dataclasses.replace(options, **run, preset=name), dataclasses.replace(settings, **own)
+    return run, {key: value for key, value in values.items() if key not in names}
+
+
+def choose(
+    name: str, algorithm: OnlineAlgorithm, given: Mapping[str, Any], preset: str | None = None
+) -> tuple[OnlineOptions, Any]:
+    """Options and settings from a preset and ``given`` values of either, which win.
+
+    Raises:
+        ConfigError: an unknown name, with the nearest one named, or an impossible value; no preset fits.
+    """
+    run, own = split(given)
+    require_known(name, algorithm.config, own, OnlineOptions)
+    options, settings = OnlineOptions(), algorithm.config()
+    if preset:
+        options, settings = apply_preset(algorithm, preset, options, settings)
+    return dataclasses.replace(options, **run), dataclasses.replace(settings, **own)
