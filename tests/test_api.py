@@ -129,6 +129,7 @@ def test_methods_that_learn_in_an_environment(tmp_path):
         (None, {"rolout": 3}, "ppo has no setting 'rolout'; did you mean 'rollout'"),
         (None, {"num_env": 3}, "did you mean 'num_envs'"),
         (None, {}, "pass --env ID"),
+        (None, {"compile": True}, "ppo learns in an environment and has no --compile"),
         ("hopper-medium-v2", {}, "pass env= instead of data"),
         (None, {"seed_mode": "stacked"}, "pass env= instead of data, runs and seed_mode"),
         (None, {"from_run": "x"}, "pass env= instead of data"),

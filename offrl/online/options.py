@@ -24,6 +24,19 @@ ENVIRONMENTS = (
 Model = Callable[[Any, "VecEnv", int, str], "BaseAlgorithm"]  # settings, environments, seed, device
 
 
+NOT_COMPILED = "learns in an environment and has no --compile (benchmarks/pmoe_speed.md: what it would save)"
+NORMALIZED = {"normalize_observations": True, "normalize_rewards": True}  # as presets for MuJoCo have it
+
+
+def model_of(algorithm: "Callable[..., BaseAlgorithm]") -> Model:
+    """What builds one of our classes from its settings, for ``OnlineAlgorithm``."""
+
+    def build(settings: Any, env: "VecEnv", seed: int, device: str) -> "BaseAlgorithm":
+        return algorithm("MlpPolicy", env, seed=seed, device=device, **dataclasses.asdict(settings))
+
+    return build
+
+
 @dataclass(frozen=True)
 class OnlineAlgorithm:
     """What the file of a method that learns in an environment declares as ``ALGORITHM``."""
@@ -118,6 +131,8 @@ def choose(
     Raises:
         ConfigError: an unknown name, with the nearest one named, or an impossible value; no preset fits.
     """
+    if given.get("compile"):
+        raise ConfigError(f"{name} {NOT_COMPILED}")
     run, own = split(given)
     require_known(name, algorithm.config, own, OnlineOptions)
     options, settings = OnlineOptions(), algorithm.config()
