@@ -95,7 +95,9 @@ def test_a_cell_that_was_stopped_goes_on(tmp_path, monkeypatch):
                 run_training_cell(spec)
             assert not (tmp_path / "raw/dead.json").exists()
         run_training_cell(spec)
-    runs = [next(tmp_path.glob(f"runs/{name}/*/*/*")) for name in ("whole", "dead")]
+    found = [list(tmp_path.glob(f"runs/{name}/*/*/*")) for name in ("whole", "dead")]
+    assert [len(of_cell) for of_cell in found] == [1, 1], "resumed, not begun again"
+    runs = [of_cell[0] for of_cell in found]
     for name in LEFT:
         assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), name
     raws = [json.loads((tmp_path / f"raw/{name}.json").read_text()) for name in ("whole", "dead")]
