@@ -676,8 +676,8 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("torch.baddbmm(offset, h.detach(), gate)", "torch.baddbmm(offset, h, gate)"),
     ],
     "online/rate.py": [
-        ("self.rollouts > 1", "self.rollouts > 0"),
         ("and step >= self.after", ""),
+        ("elif not self.first and", "elif"),
     ],
     "online/options.py": [
         ("dataclasses.replace(options, **run), dataclasses", "options, dataclasses"),

@@ -32,14 +32,13 @@ class Stopwatch(BaseCallback):
     def __init__(self, least: float, after: int) -> None:
         super().__init__()
         self.least, self.after = least, after
-        self.rollouts, self.first, self.began, self.seconds = 0, 0, 0.0, 0.0
+        self.first, self.began, self.seconds = 0, 0.0, 0.0  # step and time when the clock was started
 
     def _on_rollout_start(self) -> None:
-        self.rollouts += 1
         now, step = time.perf_counter(), self.model.num_timesteps
         if self.first and now - self.began >= self.least:
             self.seconds = (now - self.began) / (step - self.first)
-        elif not self.first and self.rollouts > 1 and step >= self.after:
+        elif not self.first and step >= self.after:
             self.first, self.began = step, now
 
     def _on_step(self) -> bool:
