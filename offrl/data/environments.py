@@ -70,6 +70,16 @@ def plain_row(env_id: str, kwargs: dict[str, Any]) -> EnvSpec | None:
     return None
 
 
+def named_environment(name: str) -> EnvSpec:
+    """The environment that a person names: a short name (``pusht-state``) or a Gymnasium id.
+
+    A dict observation gets its declared order.
+    """
+    if name in _SHORT_NAMES:
+        return _SHORT_NAMES[name]
+    return EnvSpec(env_id=name, flatten=flatten_order(name))
+
+
 def unknown_dataset(name: str) -> str:
     """The error line for a misspelt dataset name."""
     if name.startswith("ogbench:") or "-singletask" in name:
@@ -91,6 +101,21 @@ def flatten_order(env_id: str) -> tuple[str, ...]:
         return ("observation", "desired_goal")
     return ("observation",) if env_id.startswith("FrankaKitchen") else ()
 
+
+# --- robots ---------------------------------------------------------------------------------------------
+
+PUSHT = "gym_pusht/PushT-v0"
+_PUSHT_GOAL = "95 % of the T's target are covered; ends the episode; pays coverage / 0.95, at most 1, a step"
+_SHORT_NAMES = {
+    f"pusht-{view}": EnvSpec(
+        PUSHT, {"obs_type": kind}, flatten, 300, "same", "", _PUSHT_GOAL, width, 2, None
+    )
+    for view, kind, flatten, width in (
+        ("state", "state", (), 5),
+        ("keypoints", "environment_state_agent_pos", ("agent_pos", "environment_state"), 18),
+        ("pixels", "pixels_agent_pos", ("agent_pos", "pixels"), 27_650),
+    )
+}
 
 # --- D4RL -----------------------------------------------------------------------------------------------
 

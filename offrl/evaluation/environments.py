@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from offrl.data.environments import EnvSpec, flatten_order
+from offrl.data.environments import PUSHT, EnvSpec, named_environment
 from offrl.errors import ConfigError, MissingExtraError
 
 SINGLETASK = "-singletask"  # in the ids of OGBench's environments
@@ -101,6 +101,8 @@ def make_env(spec: EnvSpec | str, render_mode: str | None = None) -> gymnasium.E
         _register_robotics()
     if env_id not in gymnasium.registry and SINGLETASK in env_id:
         _register_ogbench()
+    if env_id not in gymnasium.registry and env_id == PUSHT:
+        _register_pusht()
     env = _make(env_id, settings)
     try:
         if SINGLETASK in env_id:
@@ -113,7 +115,7 @@ def make_env(spec: EnvSpec | str, render_mode: str | None = None) -> gymnasium.E
 
 def env_spec(env: EnvSpec | str) -> EnvSpec:
     """A Gymnasium id as a row of the environment table, with the declared order of its dict observation."""
-    return EnvSpec(env_id=env, flatten=flatten_order(env)) if isinstance(env, str) else env
+    return named_environment(env) if isinstance(env, str) else env
 
 
 def mujoco_state(env: gymnasium.Env[Any, Any]) -> Any:
@@ -171,6 +173,15 @@ def _register_robotics() -> None:
     except ImportError as error:
         raise MissingExtraError("gymnasium-robotics", "robotics") from error
     gymnasium.register_envs(robotics)
+
+
+def _register_pusht() -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pygame's
+            importlib.import_module("gym_pusht.envs.pusht")
+    except ImportError as error:
+        raise MissingExtraError("gym-pusht", "pusht") from error
 
 
 def _register_ogbench() -> None:

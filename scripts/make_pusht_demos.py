@@ -1,0 +1,86 @@
+"""Makes the PushT demonstrations that ship with the package: the planning expert with an unsteady hand.
+
+    python scripts/make_pusht_demos.py [--out offrl/data/builtin] [--demos 200] [--workers 2]
+
+Plays episodes 0, 1, 2, ... of seed 0, keeps those that succeed, and writes the first ``--demos`` of them as
+``pusht-demo.hdf5``: agent, block and keypoints as observations, the agent's target as action, one episode a
+demonstration. About 1.5 seconds an episode on one core. The bytes depend on seed and library versions only.
+"""
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from offrl.collect import collect
+from offrl.data.dataset import OfflineDataset
+from offrl.data.environments import named_environment
+from offrl.data.compressed import write_compressed
+from offrl.errors import USER_ERRORS
+from offrl.evaluation.pusht import PushTExpert
+from offrl.evaluation.pusht_pushes import KEYPOINTS, place
+
+NAME, SEED = "pusht-demo", 0
+STEPS_A_DEMO = 150  # room for episodes that fail or take long; what is too much is thrown away
+MAX_BYTES = 3_000_000
+
+
+def record(demos: int, workers: int = 1, *, steady: bool = False) -> OfflineDataset:
+    """The first ``demos`` successful episodes, as the environment showed them (state)."""
+    data = collect(
+        named_environment("pusht-state"), PushTExpert(), demos * STEPS_A_DEMO, stochastic=not steady, seed=SEED, workers=workers
+    )
+    success = np.add.reduceat(data.fields["infos.success"], data.episode_starts[:-1]) > 0
+    print(f"{data.num_episodes} episodes, {int(success.sum())} of them successful")
+    return data.select(np.flatnonzero(success)[:demos])
+
+
+def with_views(data: OfflineDataset) -> OfflineDataset:
+    """Agent, block and keypoints as separate observations; the views say which of them a policy sees."""
+    state = data.fields["observations"]
+    keypoints = place(state[:, 2:].astype(np.float64), KEYPOINTS).reshape(len(state), 16)
+    views = {}
+    for view, keys in (("state", ["agent_pos", "block_pose"]), ("keypoints", ["agent_pos", "environment_state"])):
+        views[view] = {"flatten": keys, "env_kwargs": named_environment(f"pusht-{view}").kwargs}
+    facts = {
+        "name": NAME,
+        "collector": "planning expert (offrl.evaluation.pusht) with an unsteady hand, successful episodes only",
+        "made_by": "scripts/make_pusht_demos.py",
+        "gym_pusht_version": importlib.metadata.version("gym-pusht"),
+        "pymunk_version": importlib.metadata.version("pymunk"),
+        "views": views,
+        **views["state"],
+    }
+    kept = ("actions", "rewards", "terminated", "truncated")
+    fields = {
+        "observations.agent_pos": state[:, :2],
+        "observations.block_pose": state[:, 2:],
+        "observations.environment_state": keypoints.astype(np.float32),
+        **{key: data.fields[key] for key in kept},
+    }
+    return OfflineDataset(fields, data.episode_starts, data.metadata | facts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Record, keep the successes, write the file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("offrl/data/builtin"), help="folder of the dataset")
+    parser.add_argument("--demos", type=int, default=200, help="successful episodes that are kept")
+    parser.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
+    parser.add_argument("--steady", action="store_true", help="without the unsteady hand")
+    options = parser.parse_args(argv)
+    try:
+        data = with_views(record(options.demos, options.workers, steady=options.steady))
+        size = write_compressed(data, path := options.out / f"{NAME}.hdf5", MAX_BYTES)
+        print(f"{path}: {size} bytes, {data.describe()}")
+    except USER_ERRORS as error:
+        print(f"make_pusht_demos: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
