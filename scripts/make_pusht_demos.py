@@ -1,6 +1,6 @@
 """Makes the PushT demonstrations that ship with the package: the planning expert with an unsteady hand.
 
-    python scripts/make_pusht_demos.py [--out offrl/data/builtin] [--demos 200] [--workers 2]
+    python scripts/make_pusht_demos.py [--out offrl/data/builtin] [--demos 300] [--workers 2]
 
 Plays episodes 0, 1, 2, ... of seed 0, keeps those that succeed, and writes the first ``--demos`` of them as
 ``pusht-demo.hdf5``: agent, block and keypoints as observations, the agent's target as action, one episode a
@@ -15,35 +15,32 @@ from pathlib import Path
 
 import numpy as np
 
-from offrl.collect import collect
+from offrl.collect import collect_successes
+from offrl.data.compressed import write_compressed
 from offrl.data.dataset import OfflineDataset
 from offrl.data.environments import named_environment
-from offrl.data.compressed import write_compressed
 from offrl.errors import USER_ERRORS
 from offrl.evaluation.pusht import PushTExpert
 from offrl.evaluation.pusht_pushes import KEYPOINTS, place
 
 NAME, SEED = "pusht-demo", 0
-STEPS_A_DEMO = 150  # room for episodes that fail or take long; what is too much is thrown away
-MAX_BYTES = 3_000_000
-
-
-def record(demos: int, workers: int = 1, *, steady: bool = False) -> OfflineDataset:
-    """The first ``demos`` successful episodes, as the environment showed them (state)."""
-    data = collect(
-        named_environment("pusht-state"), PushTExpert(), demos * STEPS_A_DEMO, stochastic=not steady, seed=SEED, workers=workers
-    )
-    success = np.add.reduceat(data.fields["infos.success"], data.episode_starts[:-1]) > 0
-    print(f"{data.num_episodes} episodes, {int(success.sum())} of them successful")
-    return data.select(np.flatnonzero(success)[:demos])
+STEPS_EACH = 150  # room for episodes that fail or take long
+MAX_BYTES = 2_500_000
 
 
 def with_views(data: OfflineDataset) -> OfflineDataset:
-    """Agent, block and keypoints as separate observations; the views say which of them a policy sees."""
+    """Agent, block and keypoints as separate observations; the views say which of them a policy sees.
+
+    Args:
+        data: recorded with state observations (agent x, y, block x, y, angle).
+    """
     state = data.fields["observations"]
     keypoints = place(state[:, 2:].astype(np.float64), KEYPOINTS).reshape(len(state), 16)
     views = {}
-    for view, keys in (("state", ["agent_pos", "block_pose"]), ("keypoints", ["agent_pos", "environment_state"])):
+    for view, keys in (
+        ("state", ["agent_pos", "block_pose"]),
+        ("keypoints", ["agent_pos", "environment_state"]),
+    ):
         views[view] = {"flatten": keys, "env_kwargs": named_environment(f"pusht-{view}").kwargs}
     facts = {
         "name": NAME,
@@ -51,6 +48,8 @@ def with_views(data: OfflineDataset) -> OfflineDataset:
         "made_by": "scripts/make_pusht_demos.py",
         "gym_pusht_version": importlib.metadata.version("gym-pusht"),
         "pymunk_version": importlib.metadata.version("pymunk"),
+        "reference_returns": [0.0, 1.0],
+        "reference": "success rate",
         "views": views,
         **views["state"],
     }
@@ -68,12 +67,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Record, keep the successes, write the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("offrl/data/builtin"), help="folder of the dataset")
-    parser.add_argument("--demos", type=int, default=200, help="successful episodes that are kept")
+    parser.add_argument("--demos", type=int, default=300, help="successful episodes that are kept")
     parser.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
     parser.add_argument("--steady", action="store_true", help="without the unsteady hand")
     options = parser.parse_args(argv)
     try:
-        data = with_views(record(options.demos, options.workers, steady=options.steady))
+        data = collect_successes(
+            named_environment("pusht-state"),
+            PushTExpert(),
+            options.demos,
+            steps_each=STEPS_EACH,
+            stochastic=not options.steady,
+            seed=SEED,
+            workers=options.workers,
+        )
+        print(f"the expert succeeded in {data.metadata['success_rate']:.1%} of the episodes")
+        data = with_views(data)
         size = write_compressed(data, path := options.out / f"{NAME}.hdf5", MAX_BYTES)
         print(f"{path}: {size} bytes, {data.describe()}")
     except USER_ERRORS as error:

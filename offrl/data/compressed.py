@@ -37,7 +37,9 @@ def write_compressed(dataset: OfflineDataset, path: Path, max_bytes: int) -> int
             source.visititems(copy)
             target.flush()
             if (size := temporary.stat().st_size) > max_bytes:
-                raise DatasetError(f"{path} would take {size} bytes, more than {max_bytes}: keep fewer episodes")
+                raise DatasetError(
+                    f"{path} would take {size} bytes, more than {max_bytes}: keep fewer episodes"
+                )
     if read_d4rl(path).sha256 != dataset.sha256:
         raise DatasetError(f"{path} does not read back as it was written")
     return size

@@ -132,7 +132,9 @@ class AffineNormalizer:
             raise ConfigError(f"{mode} of {name} needs {missing[0]!r}, which was not stored with it")
         first, second = (np.asarray(statistics[key], dtype=np.float32).reshape(-1) for key in pairs[mode])
         if first.shape != second.shape or not np.isfinite([first, second]).all():
-            raise ConfigError(f"{mode} of {name}: {' and '.join(pairs[mode])} must be finite and of one shape")
+            raise ConfigError(
+                f"{mode} of {name}: {' and '.join(pairs[mode])} must be finite and of one shape"
+            )
         if mode == "MEAN_STD":
             return cls.build(first, 1 / (second + np.float32(EPSILON)), inverse=second)
         span = np.where(second == first, np.float32(EPSILON), second - first)
@@ -162,7 +164,12 @@ class AffineNormalizer:
 def column_statistics(rows: np.ndarray) -> dict[str, np.ndarray]:
     """LeRobot's statistics of (N, D) rows, each (D,) float64: min, max, mean, std, count and five quantiles."""
     rows = _finite(rows)
-    out = {"min": rows.min(axis=0), "max": rows.max(axis=0), "mean": rows.mean(axis=0), "std": rows.std(axis=0)}
+    out = {
+        "min": rows.min(axis=0),
+        "max": rows.max(axis=0),
+        "mean": rows.mean(axis=0),
+        "std": rows.std(axis=0),
+    }
     out["count"] = np.array([len(rows)])
     for share in (1, 10, 50, 90, 99):
         out[f"q{share:02d}"] = np.quantile(rows, share / 100, axis=0)

@@ -10,6 +10,9 @@ Source: real-stanford/diffusion_policy (common/replay_buffer.py, dataset/pusht_*
 """
 
 import itertools
+import struct
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,10 @@ from offrl.errors import DatasetError, MissingExtraError
 
 MAX_COMPRESSION = 5000  # white images go far; an array that claims more is not believed
 MAX_ARRAYS = 256
+_DAMAGE = (  # all that zarr and its codecs raise on damaged files
+    *(OSError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError),
+    *(AssertionError, ArithmeticError, zipfile.BadZipFile, zlib.error, struct.error),
+)
 
 
 def read_zarr(path: Path | str, metadata: Mapping[str, Any] | None = None) -> OfflineDataset:
@@ -88,7 +95,9 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         root = zarr.open_group(store, mode="r")
         nodes = list(itertools.islice(root.members(max_depth=4), MAX_ARRAYS + 1))
         if len(nodes) > MAX_ARRAYS:
-            raise DatasetError(f"{path} holds more than {MAX_ARRAYS} arrays and groups; it is not such a layout")
+            raise DatasetError(
+                f"{path} holds more than {MAX_ARRAYS} arrays and groups; it is not such a layout"
+            )
         found = {name: node for name, node in nodes if isinstance(node, zarr.Array)}
         for name, array in found.items():
             if array.nbytes > MAX_COMPRESSION * array.nbytes_stored() + 4096:
@@ -98,7 +107,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: np.asarray(array[...]) for name, array in found.items()}
     except (DatasetError, PermissionError):
         raise
-    except Exception as error:  # zarr and its codecs raise what they like on damaged files
+    except _DAMAGE as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise DatasetError(f"{path} is not readable zarr data (damaged or cut short?): {reason}") from None
 

@@ -20,7 +20,12 @@ from offrl.data.dataset import OfflineDataset
 from offrl.errors import DatasetError
 
 MAX_ARRAYS = 200_000  # a thousand demonstrations with dozens of observations
-FIRST = ("object", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")  # what low-dimensional policies see
+FIRST = (
+    "object",
+    "robot0_eef_pos",
+    "robot0_eef_quat",
+    "robot0_gripper_qpos",
+)  # what low-dimensional policies see
 SECOND_ARM = ("robot1_eef_pos", "robot1_eef_quat", "robot1_gripper_qpos")
 GROUPS = {"obs": "observations", "next_obs": "next_observations"}
 

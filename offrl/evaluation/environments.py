@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from offrl.data.environments import PUSHT, EnvSpec, named_environment
+from offrl.data.environments import PUSHT, EnvSpec, key_columns, named_environment
 from offrl.errors import ConfigError, MissingExtraError
 
 SINGLETASK = "-singletask"  # in the ids of OGBench's environments
@@ -29,13 +29,19 @@ class FlatObservation(gymnasium.ObservationWrapper[np.ndarray, Any, dict[str, np
     def __init__(self, env: gymnasium.Env[Any, Any], keys: tuple[str, ...]) -> None:
         super().__init__(env)
         self.keys = keys
-        size = sum(int(np.prod(env.observation_space[key].shape)) for key in keys)  # type: ignore[index, misc]
+        self.parts = [key_columns(key) for key in keys]
+        blank = {k: np.zeros(s.shape) for k, s in env.observation_space.spaces.items()}  # type: ignore[attr-defined]
+        size = self._flat(blank).size
         self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
     def observation(self, observation: dict[str, np.ndarray]) -> np.ndarray:
         """The flat view, (O,) float32."""
         self.raw = observation
-        return np.concatenate([np.ravel(observation[key]) for key in self.keys], dtype=np.float32)
+        return self._flat(observation)
+
+    def _flat(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        parts = [np.ravel(observation[key])[columns] for key, columns in self.parts]
+        return np.concatenate(parts, dtype=np.float32)
 
 
 class SelfContained(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -152,7 +158,7 @@ def _fitted(env: gymnasium.Env[Any, Any], env_id: str, flatten: tuple[str, ...])
     space, action_space = env.observation_space, env.action_space
     if isinstance(space, spaces.Dict):
         keys = flatten or tuple(space)
-        if missing := [key for key in keys if not isinstance(space.spaces.get(key), spaces.Box)]:
+        if missing := [k for k in keys if not isinstance(space.spaces.get(key_columns(k)[0]), spaces.Box)]:
             raise ConfigError(f"{env_id} has no observation {missing[0]!r}; it has {', '.join(space)}")
         env = FlatObservation(env, keys)
     elif not isinstance(space, spaces.Box) or len(space.shape) != 1:

@@ -43,7 +43,10 @@ EXIT = 20.5  # distance from the block to which the agent steps back after a pus
 COVERED = 0.95  # share of the target above which nothing is left to do
 BLOCKED = 1e6  # time of what cannot be done
 UNSTEADY = 3.0, 0.08, 0.06  # std of a push's start (pixels, sideways), direction (radians) and length (share)
-AHEAD = 2, 5  # first pushes looked at a second push ahead: the best so many a contact, and every so many-th length
+AHEAD = (
+    2,
+    5,
+)  # first pushes looked at a second push ahead: the best so many a contact, and every so many-th length
 
 
 @dataclass(frozen=True)
@@ -174,9 +177,7 @@ class PushTExpert(Policy):
         able &= (_within(starts, TABLE) & np.isfinite(walk))[:, None]
         return able
 
-    def second(
-        self, block: np.ndarray, goal: np.ndarray, times: np.ndarray, costs: np.ndarray
-    ) -> np.ndarray:
+    def second(self, block: np.ndarray, goal: np.ndarray, times: np.ndarray, costs: np.ndarray) -> np.ndarray:
         """(P, L): least cost if another push follows; infinite for first pushes that are not looked into."""
         p = self.pushes
         best, every = AHEAD
@@ -188,10 +189,14 @@ class PushTExpert(Policy):
         if len(first) == 0:
             return out
         moved = p.motions[first, length]
-        motions = p.motions[:, ::2].astype(np.float32)  # half of the lengths, in half the precision: a look is enough
+        motions = p.motions[:, ::2].astype(
+            np.float32
+        )  # half of the lengths, in half the precision: a look is enough
         rest = relative(moved, goal).astype(np.float32)
         after = relative(motions[None], rest[:, None, None])
-        walk = p.ways[len(NODES) :, len(NODES) :][first] / TRAVEL + 8  # 5 more than if the push were the first
+        walk = (
+            p.ways[len(NODES) :, len(NODES) :][first] / TRAVEL + 8
+        )  # 5 more than if the push were the first
         walk[~_within(place(compose(block, moved), p.starts), TABLE)] = BLOCKED
         total = remaining(error(after)) + p.steps[::2].astype(np.float32)
         total += np.where(_moves(motions), 0.0, BLOCKED).astype(np.float32)

@@ -26,9 +26,13 @@ DWELL = 3  # steps at the end of a push, in which the agent catches up with its 
 LENGTHS = np.concatenate([np.arange(GAP + 0.5, 24.0), np.arange(24.0, 160.0, 3.0)])
 
 BOXES = np.array([[-60.0, 60.0, 0.0, 30.0], [-15.0, 15.0, 30.0, 120.0]])  # x from, to, y from, to
-CORNERS = np.array([[-60, 0], [60, 0], [60, 30], [15, 30], [15, 120], [-15, 120], [-15, 30], [-60, 30]], float)
+CORNERS = np.array(
+    [[-60, 0], [60, 0], [60, 30], [15, 30], [15, 120], [-15, 120], [-15, 30], [-60, 30]], float
+)
 KEYPOINTS = CORNERS[[0, 1, 2, 7, 6, 3, 4, 5]]  # in the order of the environment: bar, then stem
-_NORMALS = np.array([[0, -1], [1, 0], [0, 1], [1, 0], [0, 1], [-1, 0], [0, 1], [-1, 0]], float)  # of the edges
+_NORMALS = np.array(
+    [[0, -1], [1, 0], [0, 1], [1, 0], [0, 1], [-1, 0], [0, 1], [-1, 0]], float
+)  # of the edges
 _INNER = (3, 6)  # corners between bar and stem: the agent does not fit into them
 NODES = CORNERS[[0, 1, 2, 4, 5, 7]] + CORNER * np.array([[-1, -1], [1, -1], [1, 1], [1, 1], [-1, 1], [-1, 1]])
 
@@ -159,7 +163,10 @@ def _simulate(starts: np.ndarray, directions: np.ndarray, courses: list[np.ndarr
     out = np.empty((len(starts), len(courses), 3))
     for i, (start, direction) in enumerate(zip(starts.tolist(), directions.tolist(), strict=True)):
         for j, course in enumerate(courses):
-            agent.position, agent.velocity = (1e4, 1e4), (0.0, 0.0)  # away, so that old contacts are forgotten
+            agent.position, agent.velocity = (
+                (1e4, 1e4),
+                (0.0, 0.0),
+            )  # away, so that old contacts are forgotten
             space.step(0.01)
             block.angle, block.position = 0.0, (0.0, 0.0)
             block.velocity, block.angular_velocity = (0.0, 0.0), 0.0

@@ -5,7 +5,7 @@
     py:PACKAGE.MODULE:NAME   your own code: NAME(env_spec) returns a Policy, or a function of observations
     random                   uniform actions
     waypoint                 the hand-written controller of point mazes
-    expert                   the scripted expert of PushT
+    expert                   the scripted expert of PushT or FetchPickAndPlace
 
 Only ``py:`` runs code; everything else is read as data.
 """
@@ -23,7 +23,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from offrl.data.environments import PUSHT, EnvSpec
+from offrl.data.environments import EnvSpec
+from offrl.data.reference import FETCH_PICK, PUSHT
 from offrl.errors import CheckpointError, ConfigError, PolicyError
 from offrl.evaluation.environments import env_spec, make_env
 from offrl.nn.policy import JSON_NAME, Policy, RandomPolicy, load_policy, read_description
@@ -75,7 +76,13 @@ def load_expert(spec: EnvSpec | str) -> Policy:
         from offrl.evaluation.pusht import PushTExpert
 
         return PushTExpert.for_env(spec)
-    raise ConfigError(f"there is no scripted expert for {spec.env_id}; there is one for pusht-state")
+    if spec.env_id == FETCH_PICK:
+        from offrl.evaluation.fetch import FetchPickExpert
+
+        return FetchPickExpert.for_env(spec)
+    raise ConfigError(
+        f"there is no scripted expert for {spec.env_id}; there are some for pusht-state and fetch-pick-state"
+    )
 
 
 def split_source(text: str) -> tuple[str, str]:
