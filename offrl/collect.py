@@ -96,9 +96,13 @@ def collect_successes(
     """Record whole episodes and keep the first ``episodes`` of those that succeed: demonstrations.
 
     Args:
-        env, policy, stochastic, seed, workers: as for ``collect``.
+        env: as for ``collect``.
+        policy: likewise.
         episodes: how many are kept.
         steps_each: ``episodes`` times so many steps are recorded; what is too much is thrown away.
+        stochastic: as for ``collect``.
+        seed: likewise.
+        workers: likewise.
 
     Returns:
         The demonstrations; ``metadata["success_rate"]`` is that of all finished episodes, the failures included.

@@ -1,10 +1,11 @@
 """Makes the PushT demonstrations that ship with the package: the planning expert with an unsteady hand.
 
-    python scripts/make_pusht_demos.py [--out offrl/data/builtin] [--demos 300] [--workers 2]
+    python scripts/make_pusht_demos.py [--out offrl/data/builtin] [--parts DIR] [--workers 2]
 
-Plays episodes 0, 1, 2, ... of seed 0, keeps those that succeed, and writes the first ``--demos`` of them as
-``pusht-demo.hdf5``: agent, block and keypoints as observations, the agent's target as action, one episode a
-demonstration. About 1.5 seconds an episode on one core. The bytes depend on seed and library versions only.
+For each of the seeds 0 to 3 it plays episodes 0, 1, 2, ..., keeps the first 50 that succeed, and writes all of them
+as ``pusht-demo.hdf5``: agent, block and keypoints as observations, the agent's target as action, one episode a
+demonstration. About a quarter of a second an episode on one core. With ``--parts`` the seeds that are done are kept
+there and not played again. The bytes depend on seeds and library versions only.
 """
 
 import argparse
@@ -15,17 +16,37 @@ from pathlib import Path
 
 import numpy as np
 
-from offrl.collect import collect_successes
+from offrl.collect import collect_successes, concatenate
 from offrl.data.compressed import write_compressed
+from offrl.data.d4rl import read_d4rl, write_d4rl
 from offrl.data.dataset import OfflineDataset
 from offrl.data.environments import named_environment
 from offrl.errors import USER_ERRORS
 from offrl.evaluation.pusht import PushTExpert
 from offrl.evaluation.pusht_pushes import KEYPOINTS, place
 
-NAME, SEED = "pusht-demo", 0
+NAME, SEEDS, DEMOS = "pusht-demo", (0, 1, 2, 3), 50
 STEPS_EACH = 150  # room for episodes that fail or take long
 MAX_BYTES = 2_500_000
+
+
+def record(seed: int, workers: int = 1, parts: Path | None = None) -> OfflineDataset:
+    """The first ``DEMOS`` successful episodes of a seed, as the environment showed them (state)."""
+    if parts is not None and (path := parts / f"seed{seed}.hdf5").is_file():
+        return read_d4rl(path)
+    data = collect_successes(
+        named_environment("pusht-state"),
+        PushTExpert(),
+        DEMOS,
+        steps_each=STEPS_EACH,
+        stochastic=True,
+        seed=seed,
+        workers=workers,
+    )
+    print(f"seed {seed}: the expert succeeded in {data.metadata['success_rate']:.1%} of the episodes", flush=True)
+    if parts is not None:
+        write_d4rl(data, path)
+    return data
 
 
 def with_views(data: OfflineDataset) -> OfflineDataset:
@@ -67,22 +88,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Record, keep the successes, write the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("offrl/data/builtin"), help="folder of the dataset")
-    parser.add_argument("--demos", type=int, default=300, help="successful episodes that are kept")
+    parser.add_argument("--parts", type=Path, help="folder for the demonstrations of each seed")
     parser.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
-    parser.add_argument("--steady", action="store_true", help="without the unsteady hand")
     options = parser.parse_args(argv)
     try:
-        data = collect_successes(
-            named_environment("pusht-state"),
-            PushTExpert(),
-            options.demos,
-            steps_each=STEPS_EACH,
-            stochastic=not options.steady,
-            seed=SEED,
-            workers=options.workers,
-        )
-        print(f"the expert succeeded in {data.metadata['success_rate']:.1%} of the episodes")
-        data = with_views(data)
+        parts = [record(seed, options.workers, options.parts) for seed in SEEDS]
+        data = with_views(concatenate(parts))
         size = write_compressed(data, path := options.out / f"{NAME}.hdf5", MAX_BYTES)
         print(f"{path}: {size} bytes, {data.describe()}")
     except USER_ERRORS as error:

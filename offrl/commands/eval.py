@@ -37,7 +37,7 @@ class EvalOptions:
     source: tyro.conf.Positional[str]
     """What acts: run:DIR or DIR, sb3:FILE.zip, py:PACKAGE.MODULE:NAME, random, waypoint, expert."""
     env: str | None = None
-    """Gymnasium id, or pusht-state, pusht-keypoints, fetch-pick, ...; default: the one that the run was evaluated on."""
+    """Gymnasium id or a short name (pusht-state); default: the one that the run was evaluated on."""
     episodes: int = 10
     """Episodes to play."""
     seed: int = 0

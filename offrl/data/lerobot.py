@@ -11,6 +11,7 @@ Source: huggingface/lerobot, src/lerobot/datasets (v3.0).
 
 import io
 import json
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -171,8 +172,9 @@ class _Table:
 
     def numbers(self, name: str) -> np.ndarray:
         """A column of numbers or lists of numbers, (N,) or (N, ...)."""
+        cells = self.cells(name)
         try:
-            array = np.asarray(self.cells(name))
+            array = np.asarray(cells)
         except ValueError:
             array = np.empty(0, dtype=object)
         if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
@@ -276,19 +278,23 @@ def _read_frames(video: Path, target: Mapping[int, int], out: np.ndarray) -> Non
         raise MissingExtraError("imageio-ffmpeg (for videos)", "mujoco") from None
     if not video.is_file():
         raise FileNotFoundError(f"no such video: {video}")
-    found = 0
-    try:
-        reader = imageio_ffmpeg.read_frames(str(video), pix_fmt="rgb24")
-        width, height = next(reader)["size"]
-        if (height, width) != out.shape[1:3]:
-            raise DatasetError(f"{video} has frames of {height} x {width}, info.json says {out.shape[1:3]}")
-        for number, frame in enumerate(reader):
-            if number in target:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "quiet", "-nostdin", "-i", str(video)]
+    command += ["-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-"]
+    found, last = 0, max(target)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        for number in range(last + 1):
+            header = process.stdout.readline() + process.stdout.readline() + process.stdout.readline()
+            if not header:
+                break
+            width, height = (int(n) for n in header.split()[1:3])
+            if (height, width) != out.shape[1:3]:
+                process.kill()
+                raise DatasetError(f"{video} has frames of {height} x {width}, info.json says {out.shape[1:3]}")
+            frame = process.stdout.read(height * width * 3)
+            if number in target and len(frame) == height * width * 3:
                 out[target[number]] = np.frombuffer(frame, np.uint8).reshape(height, width, 3)
                 found += 1
-    except (OSError, RuntimeError, StopIteration, ValueError) as error:
-        if isinstance(error, DatasetError):
-            raise
-        raise DatasetError(f"{video} cannot be decoded: {' '.join(str(error).split())[:160]}") from None
+        process.kill()
     if found != len(target):
-        raise DatasetError(f"{video} ends early: {found} of {len(target)} frames are there")
+        raise DatasetError(f"{video} is damaged or ends early: {found} of {len(target)} frames can be decoded")
