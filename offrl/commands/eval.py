@@ -196,9 +196,10 @@ def describe(summary: dict[str, Any]) -> str:
 
 
 def write_returns(path: Path, result: EvaluationResult) -> None:
-    """Write ``returns``, ``lengths``, ``max_rewards`` (n,), and ``successes`` where there are any, to an .npz file."""
+    """Write ``returns``, ``lengths`` (n,), ``successes`` where there are any and PushT's ``max_rewards``, to .npz."""
     arrays: dict[str, Any] = {"returns": result.returns, "lengths": result.lengths}
-    arrays["max_rewards"] = result.max_rewards
+    if result.env_id == PUSHT:
+        arrays["max_rewards"] = result.max_rewards
     if result.successes is not None:
         arrays["successes"] = result.successes
     with atomic_write(path) as temporary, open(temporary, "wb") as file:

@@ -275,7 +275,7 @@ def _read_frames(video: Path, target: Mapping[int, int], out: np.ndarray) -> Non
     try:
         import imageio_ffmpeg
     except ImportError:
-        raise MissingExtraError("imageio-ffmpeg (for videos)", "mujoco") from None
+        raise MissingExtraError("imageio-ffmpeg", "policies") from None
     if not video.is_file():
         raise FileNotFoundError(f"no such video: {video}")
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "quiet", "-nostdin", "-i", str(video)]

@@ -20,7 +20,7 @@ from offrl.errors import ConfigError
 from offrl.nn.policy import Policy
 
 GAIN, SPEED = 12.0, 0.8  # of an action, a metre and at most
-NOISE = 0.25  # std of the disturbance of stochastic actions, in action units; the fingers are not disturbed
+NOISE = 0.1  # std of the disturbance of stochastic actions, in action units; the fingers are not disturbed
 HOVER = 0.06  # m above the object
 ALIGNED = 0.012  # m to the side, below which the gripper may go down
 DOWN = 0.012  # m in height, below which it may close

@@ -139,8 +139,8 @@ def _contacts() -> tuple[np.ndarray, np.ndarray]:
     for i, (corner, normal) in enumerate(zip(CORNERS, _NORMALS, strict=True)):
         edge = CORNERS[(i + 1) % 8] - corner
         length = float(np.linalg.norm(edge))
-        low = RADIUS + 1 if i in _INNER else 4.0
-        high = length - (RADIUS + 1 if (i + 1) % 8 in _INNER else 4.0)
+        low = CLEARANCE + 0.5 if i in _INNER else 4.0
+        high = length - (CLEARANCE + 0.5 if (i + 1) % 8 in _INNER else 4.0)
         for along in np.linspace(low, high, max(int((high - low) // SPACING) + 1, 2)):
             points.append(corner + edge * along / length)
             normals.append(normal)
