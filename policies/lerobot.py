@@ -83,9 +83,7 @@ def read_lerobot_policy(path: Path | str) -> LeRobotPolicy:
     new, modes = _from_pipelines(path)
     if old and new:
         _refuse_differences(old, new, path)
-    everything = {
-        name: Feature(f.kind, f.shape, modes.get(f.kind, f.mode)) for name, f in everything.items()
-    }
+    everything = {name: Feature(f.kind, f.shape, modes.get(f.kind, f.mode)) for name, f in everything.items()}
     action = everything["action"]
     return LeRobotPolicy(
         path=path,
@@ -111,7 +109,9 @@ def _normalizer(name: str, feature: Feature, statistics: Statistics, path: Path)
     try:
         normalizer = AffineNormalizer.lerobot(feature.mode, statistics.get(name, {}), name)
     except ConfigError as error:
-        raise PolicyError(f"{path}: {error}; without it the policy would act on unnormalized numbers") from None
+        raise PolicyError(
+            f"{path}: {error}; without it the policy would act on unnormalized numbers"
+        ) from None
     if normalizer.shift.numel() != width:
         raise PolicyError(
             f"{path}: the statistics of {name} have {normalizer.shift.numel()} numbers, its shape is {feature.shape}"
@@ -139,7 +139,9 @@ def _features(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Feature]
 def _by_feature(config: Mapping[str, Any], key: str, modes: Any, path: Path) -> dict[str, Feature]:
     table = config.get(key)
     if not isinstance(table, dict) or not isinstance(modes, dict):
-        raise PolicyError(f"{path / CONFIG} lacks {key!r} or 'normalization_mapping'; is it a LeRobot policy?")
+        raise PolicyError(
+            f"{path / CONFIG} lacks {key!r} or 'normalization_mapping'; is it a LeRobot policy?"
+        )
     out = {}
     for name, entry in table.items():
         kind = entry.get("type") if isinstance(entry, dict) else None
@@ -158,7 +160,15 @@ def _by_shape(config: Mapping[str, Any], side: str, path: Path) -> dict[str, Fea
     out = {}
     for name, shape in shapes.items():
         image = "image" in name
-        kind = "ACTION" if side == "output" else "VISUAL" if image else "ENV" if "environment" in name else "STATE"
+        kind = (
+            "ACTION"
+            if side == "output"
+            else "VISUAL"
+            if image
+            else "ENV"
+            if "environment" in name
+            else "STATE"
+        )
         out[name] = Feature(kind, _shape(shape, name, path), str(modes.get(name, "identity")).upper())
     return out
 
@@ -228,10 +238,14 @@ def _from_buffers(file: Path, names: list[str], features: Mapping[str, Feature])
         _, _, rest = name.partition(".")
         owner, _, statistic = rest.removeprefix("buffer_").rpartition(".")
         if owner not in known:
-            raise PolicyError(f"{file}: {name!r} belongs to no feature of config.json ({', '.join(features)})")
+            raise PolicyError(
+                f"{file}: {name!r} belongs to no feature of config.json ({', '.join(features)})"
+            )
         before = out.setdefault(known[owner], {}).setdefault(statistic, values)
         if not np.array_equal(before, values):
-            raise PolicyError(f"{file}: {statistic!r} of {known[owner]} is stored twice with different numbers")
+            raise PolicyError(
+                f"{file}: {statistic!r} of {known[owner]} is stored twice with different numbers"
+            )
     return out
 
 
@@ -281,4 +295,6 @@ def _refuse_differences(old: Statistics, new: Statistics, path: Path) -> None:
         for key, values in statistics.items():
             theirs = new.get(name, {}).get(key)
             if theirs is not None and not np.allclose(theirs, values, rtol=1e-6, atol=0):
-                raise PolicyError(f"{path}: {key!r} of {name} differs between {WEIGHTS} and the processor files")
+                raise PolicyError(
+                    f"{path}: {key!r} of {name} differs between {WEIGHTS} and the processor files"
+                )

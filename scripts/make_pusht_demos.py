@@ -43,7 +43,10 @@ def record(seed: int, workers: int = 1, parts: Path | None = None) -> OfflineDat
         seed=seed,
         workers=workers,
     )
-    print(f"seed {seed}: the expert succeeded in {data.metadata['success_rate']:.1%} of the episodes", flush=True)
+    print(
+        f"seed {seed}: the expert succeeded in {data.metadata['success_rate']:.1%} of the episodes",
+        flush=True,
+    )
     if parts is not None:
         write_d4rl(data, path)
     return data

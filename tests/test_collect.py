@@ -345,7 +345,9 @@ def test_only_the_first_successful_episodes_are_kept(walk):
 
 def test_too_few_successes_and_silent_environments_are_refused(walk):
     policy = RandomPolicy(2, 1, [-2.0], [2.0])
-    with pytest.raises(ConfigError, match=r"only \d of \d episodes succeeded, 5 are wanted; raise steps_each"):
+    with pytest.raises(
+        ConfigError, match=r"only \d of \d episodes succeeded, 5 are wanted; raise steps_each"
+    ):
         collect_successes(walk, policy, 5, steps_each=9, stochastic=True, seed=3)
     with pytest.raises(ConfigError, match="Pendulum-v1 does not tell whether"):
         collect_successes(PENDULUM, RandomPolicy(3, 1, [-2.0], [2.0]), 1, steps_each=30)

@@ -290,11 +290,15 @@ def _read_frames(video: Path, target: Mapping[int, int], out: np.ndarray) -> Non
             width, height = (int(n) for n in header.split()[1:3])
             if (height, width) != out.shape[1:3]:
                 process.kill()
-                raise DatasetError(f"{video} has frames of {height} x {width}, info.json says {out.shape[1:3]}")
+                raise DatasetError(
+                    f"{video} has frames of {height} x {width}, info.json says {out.shape[1:3]}"
+                )
             frame = process.stdout.read(height * width * 3)
             if number in target and len(frame) == height * width * 3:
                 out[target[number]] = np.frombuffer(frame, np.uint8).reshape(height, width, 3)
                 found += 1
         process.kill()
     if found != len(target):
-        raise DatasetError(f"{video} is damaged or ends early: {found} of {len(target)} frames can be decoded")
+        raise DatasetError(
+            f"{video} is damaged or ends early: {found} of {len(target)} frames can be decoded"
+        )

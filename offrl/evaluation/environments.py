@@ -30,7 +30,8 @@ class FlatObservation(gymnasium.ObservationWrapper[np.ndarray, Any, dict[str, np
         super().__init__(env)
         self.keys = keys
         self.parts = [key_columns(key) for key in keys]
-        blank = {k: np.zeros(s.shape) for k, s in env.observation_space.spaces.items()}  # type: ignore[attr-defined]
+        space: Any = env.observation_space
+        blank = {key: np.zeros(space[key].shape) for key, _ in self.parts}
         size = self._flat(blank).size
         self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
 

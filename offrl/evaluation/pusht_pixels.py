@@ -35,6 +35,8 @@ def with_pixels(data: OfflineDataset) -> OfflineDataset:
         for row, (agent, block) in enumerate(zip(agents.tolist(), blocks.tolist(), strict=True)):
             table.agent.position = tuple(agent)
             table.block.angle, table.block.position = block[2], tuple(block[:2])
+            for body in (table.agent, table.block):  # what is drawn are the shapes, not the bodies
+                table.space.reindex_shapes_for_body(body)
             pixels[row] = table.get_obs()["pixels"]
     finally:
         env.close()

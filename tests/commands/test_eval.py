@@ -207,7 +207,11 @@ def test_wrong_usage_exits_2(capsys):
 def test_pusht_reports_success_and_the_mean_of_the_largest_rewards():
     """The papers' score is the latter, which is not a success rate."""
     result = EvaluationResult(
-        np.array([10.0, 90.0]), np.array([300, 80]), np.array([False, True]), PUSHT, max_rewards=np.array([0.5, 1.0])
+        np.array([10.0, 90.0]),
+        np.array([300, 80]),
+        np.array([False, True]),
+        PUSHT,
+        max_rewards=np.array([0.5, 1.0]),
     )
     summary = summarize(EvalOptions(source="random", episodes=2), result, (0.0, 1.0), "success rate")
     assert (summary["normalized_score"], summary["max_reward_mean"]) == (50.0, 0.75)

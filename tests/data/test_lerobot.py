@@ -63,10 +63,21 @@ def write(folder, columns=None, *, video=False, **info):
         }  # fmt: skip
     (folder / "meta/episodes/chunk-000").mkdir(parents=True)
     (folder / "data/chunk-000").mkdir(parents=True)
-    content = {"codebase_version": "v3.0", "robot_type": "2d", "fps": 10, "features": features, "total_episodes": 2}
+    content = {
+        "codebase_version": "v3.0",
+        "robot_type": "2d",
+        "fps": 10,
+        "features": features,
+        "total_episodes": 2,
+    }
     (folder / "meta/info.json").write_text(json.dumps(content | info))
     starts = [0, LENGTHS[0]]
-    episodes = {"episode_index": [0, 1], "length": LENGTHS, "data/chunk_index": [0, 0], "data/file_index": [0, 0]}
+    episodes = {
+        "episode_index": [0, 1],
+        "length": LENGTHS,
+        "data/chunk_index": [0, 0],
+        "data/file_index": [0, 0],
+    }
     name = "videos/observation.images.top"
     episodes |= {f"{name}/chunk_index": [0, 0], f"{name}/file_index": [0, 0]}
     episodes |= {f"{name}/from_timestamp": [s / 10 for s in starts]}
@@ -82,7 +93,9 @@ def write_video(folder, levels):
 
     path = folder / "videos/observation.images.top/chunk-000/file-000.mp4"
     path.parent.mkdir(parents=True)
-    writer = imageio_ffmpeg.write_frames(str(path), (SIZE, SIZE), fps=10, macro_block_size=1, output_params=["-g", "2"])
+    writer = imageio_ffmpeg.write_frames(
+        str(path), (SIZE, SIZE), fps=10, macro_block_size=1, output_params=["-g", "2"]
+    )
     writer.send(None)
     for level in levels:
         writer.send(np.full((SIZE, SIZE, 3), level, np.uint8).tobytes())

@@ -10,7 +10,13 @@ from offrl.data.load import load_dataset
 from offrl.data.robomimic import is_robomimic, read_robomimic
 from offrl.errors import DatasetError
 
-KEYS = {"object": 10, "robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "robot0_joint_pos": 7}
+KEYS = {
+    "object": 10,
+    "robot0_eef_pos": 3,
+    "robot0_eef_quat": 4,
+    "robot0_gripper_qpos": 2,
+    "robot0_joint_pos": 7,
+}
 LENGTHS = {0: 3, 1: 5, 10: 2, 2: 4}  # demo_10 comes after demo_2
 
 
@@ -18,7 +24,9 @@ def write(path, *, images=False, done=True):
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
-        data.attrs["env_args"] = json.dumps({"env_name": "Lift", "type": 1, "env_kwargs": {"robots": ["Panda"]}})
+        data.attrs["env_args"] = json.dumps(
+            {"env_name": "Lift", "type": 1, "env_kwargs": {"robots": ["Panda"]}}
+        )
         data.attrs["total"] = sum(LENGTHS.values())
         for number, length in LENGTHS.items():
             demo = data.create_group(f"demo_{number}")
@@ -29,7 +37,9 @@ def write(path, *, images=False, done=True):
             demo["states"] = rng.normal(size=(length, 32))
             for key, width in KEYS.items():
                 demo[f"obs/{key}"] = np.full((length, width), float(number)) + np.arange(length)[:, None]
-                demo[f"next_obs/{key}"] = np.full((length, width), float(number)) + 1 + np.arange(length)[:, None]
+                demo[f"next_obs/{key}"] = (
+                    np.full((length, width), float(number)) + 1 + np.arange(length)[:, None]
+                )
             if images:
                 demo["obs/agentview_image"] = rng.integers(0, 256, (length, 8, 8, 3), dtype=np.uint8)
                 demo["next_obs/agentview_image"] = demo["obs/agentview_image"][()]
@@ -81,7 +91,9 @@ def test_what_only_some_demonstrations_have_is_left_out_and_named(tmp_path):
         del file["data/demo_2/states"]
         file["data/demo_1/obs/extra"] = np.zeros((5, 2))
     data = read_robomimic(path)
-    assert {"infos.states", "next_observations.object", "observations.extra"} <= set(data.metadata["left_out"])
+    assert {"infos.states", "next_observations.object", "observations.extra"} <= set(
+        data.metadata["left_out"]
+    )
     assert not data.has_next_observations
 
 
@@ -104,7 +116,10 @@ def put(name, value):
     ("spoil", "message"),
     [
         (remove("data/demo_2/actions"), "demo_2 lacks 'actions'"),
-        (put("data/demo_2/rewards", np.zeros(9)), r"'rewards' of demo_2 has shape \(9,\), its actions have 4 rows"),
+        (
+            put("data/demo_2/rewards", np.zeros(9)),
+            r"'rewards' of demo_2 has shape \(9,\), its actions have 4 rows",
+        ),
         (put("data/demo_2/actions", np.zeros((4, 3))), "rows of different shapes"),
         (put("data/demo_2/actions", np.full((4, 7), np.nan)), "'actions' is not finite"),
         (lambda f: f["data"].attrs.__setitem__("env_args", "{"), "not a JSON object"),

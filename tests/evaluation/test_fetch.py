@@ -14,7 +14,9 @@ from offrl.evaluation.sources import load_source
 
 def row(gripper=(0, 0, 0), thing=(0, 0, 0), finger=0.05, goal=(0, 0, 0)):
     out = torch.zeros(1, 28)
-    out[0, :3], out[0, 3:6], out[0, 9:11], out[0, 25:] = map(torch.tensor, (gripper, thing, (finger,) * 2, goal))
+    out[0, :3], out[0, 3:6], out[0, 9:11], out[0, 25:] = map(
+        torch.tensor, (gripper, thing, (finger,) * 2, goal)
+    )
     return out
 
 
@@ -50,7 +52,9 @@ def test_the_four_stages():
 def test_the_expert_solves_episodes_disturbed_or_not():
     expert = load_source("expert", "fetch-pick-state")
     assert evaluate(expert, "fetch-pick-state", episodes=4, seed=0).successes.all()
-    assert evaluate(expert, "fetch-pick-state", episodes=4, seed=1, deterministic=False).successes.mean() >= 0.5
+    assert (
+        evaluate(expert, "fetch-pick-state", episodes=4, seed=1, deterministic=False).successes.mean() >= 0.5
+    )
 
 
 @pytest.mark.slow

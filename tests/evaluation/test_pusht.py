@@ -9,7 +9,7 @@ from offrl.commands.eval import main as evaluate_command
 from offrl.data.environments import named_environment
 from offrl.errors import ConfigError
 from offrl.evaluation.environments import make_env
-from offrl.evaluation.pusht import GOAL, PushTExpert, coverage, error, remaining
+from offrl.evaluation.pusht import GOAL, coverage, error, remaining
 from offrl.evaluation.pusht_pushes import CORNERS, place
 from offrl.evaluation.rollout import evaluate
 from offrl.evaluation.sources import load_source
@@ -77,7 +77,11 @@ def test_nothing_is_done_once_the_target_is_covered(expert):
 
 def test_a_squeezed_in_agent_steps_into_the_open(expert):
     """In the corner between bar and stem, the block at the wall: some finite target on the table follows."""
-    for row in ([40.0, 300.0, 30.0, 300.0, 1.0], [500.0, 500.0, 470.0, 470.0, 0.5], [256.0, 256.0, 256.0, 256.0, 0.0]):
+    for row in (
+        [40.0, 300.0, 30.0, 300.0, 1.0],
+        [500.0, 500.0, 470.0, 470.0, 0.5],
+        [256.0, 256.0, 256.0, 256.0, 0.0],
+    ):
         action, _ = expert.act(torch.tensor([row]))
         assert torch.isfinite(action).all()
         assert ((action >= 0) & (action <= 512)).all()
@@ -99,7 +103,10 @@ def test_the_expert_solves_episodes_and_an_unsteady_hand_differs(expert):
     assert (steady.max_rewards == 1.0).all()
     assert (steady.lengths < 300).all()
     row = torch.tensor([[100.0, 120.0, 300.0, 310.0, 1.9]])
-    hands = [expert.act(row, deterministic=False, generator=torch.Generator().manual_seed(s))[1][0] for s in (0, 0, 1)]
+    hands = [
+        expert.act(row, deterministic=False, generator=torch.Generator().manual_seed(s))[1][0]
+        for s in (0, 0, 1)
+    ]
     assert np.array_equal(hands[0], hands[1])
     assert len(hands[0]) != len(hands[2]) or not np.array_equal(hands[0], hands[2])
 
@@ -112,7 +119,8 @@ def test_the_expert_succeeds_on_sixty_of_a_hundred(expert):
 @pytest.mark.slow
 def test_demonstrations_do_not_depend_on_workers(expert):
     one, two = (
-        collect_successes("pusht-state", expert, 3, steps_each=200, stochastic=True, seed=1, workers=w) for w in (1, 2)
+        collect_successes("pusht-state", expert, 3, steps_each=200, stochastic=True, seed=1, workers=w)
+        for w in (1, 2)
     )
     assert one.sha256 == two.sha256
     assert one.fields["terminated"][one.episode_starts[1:] - 1].all()

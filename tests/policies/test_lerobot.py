@@ -48,7 +48,9 @@ def write_old(folder, drop=(), **changes):
     return write_config(folder, **changes)
 
 
-def write_new(folder, drop=(), state="policy_preprocessor_step_3_normalizer_processor.safetensors", **changes):
+def write_new(
+    folder, drop=(), state="policy_preprocessor_step_3_normalizer_processor.safetensors", **changes
+):
     """Statistics in the files that the processors name."""
     folder.mkdir()
     save_file(NETWORK, folder / "model.safetensors")
@@ -69,7 +71,10 @@ def write_new(folder, drop=(), state="policy_preprocessor_step_3_normalizer_proc
 
 def test_both_layouts_give_the_same_normalizers(tmp_path):
     """Sheet 8.8: the same statistics from buffers and from processor files, none dropped."""
-    old, new = read_lerobot_policy(write_old(tmp_path / "old")), read_lerobot_policy(write_new(tmp_path / "new"))
+    old, new = (
+        read_lerobot_policy(write_old(tmp_path / "old")),
+        read_lerobot_policy(write_new(tmp_path / "new")),
+    )
     assert (old.layout, new.layout) == ("old", "new")
     assert list(old.observations) == list(new.observations) == list(FEATURES)
     assert old.normalizers.keys() == new.normalizers.keys() == STATISTICS.keys()
@@ -84,7 +89,9 @@ def test_the_normalizers_are_lerobots(tmp_path, write):
     policy = read_lerobot_policy(write(tmp_path / "p"))
     environment = policy.normalizers["observation.environment_state"]
     assert environment(torch.tensor([0.5, 2.0, 0.0, 0.0])).tolist() == [0.0, 1.0, -1.0, -1.0]
-    assert policy.normalizers["observation.state"](torch.tensor([255.0, -3.0])).tolist() == pytest.approx([0.0, -1.0], abs=1e-6)
+    assert policy.normalizers["observation.state"](torch.tensor([255.0, -3.0])).tolist() == pytest.approx(
+        [0.0, -1.0], abs=1e-6
+    )
     assert policy.normalizers["action"].inverse(torch.tensor([0.0, 1.0])).tolist() == [256.0, 400.0]
     pixel = policy.normalizers["observation.image"](torch.tensor([0.7, 0.5, 0.3]))
     np.testing.assert_allclose(pixel, [1.0, 0.0, -1.0], atol=1e-6)
@@ -92,10 +99,17 @@ def test_the_normalizers_are_lerobots(tmp_path, write):
 
 def test_the_description_is_neutral(tmp_path):
     policy = read_lerobot_policy(write_old(tmp_path / "p"))
-    assert (policy.kind, policy.observation_steps, policy.horizon, policy.action_steps) == ("diffusion", 2, 16, 8)
+    assert (policy.kind, policy.observation_steps, policy.horizon, policy.action_steps) == (
+        "diffusion",
+        2,
+        16,
+        8,
+    )
     assert policy.action.shape == (2,)
     assert policy.settings["down_dims"] == [64, 128]
-    assert policy.weights == (("diffusion.unet.final_conv.1.weight", "diffusion.unet._orig_mod.final_conv.1.weight"),)
+    assert policy.weights == (
+        ("diffusion.unet.final_conv.1.weight", "diffusion.unet._orig_mod.final_conv.1.weight"),
+    )
     assert is_lerobot_policy(tmp_path / "p")
     assert not is_lerobot_policy(tmp_path)
 
@@ -158,7 +172,10 @@ def test_statistics_that_contradict_each_other_are_an_error(tmp_path):
     with pytest.raises(PolicyError, match="'min' of action is stored twice"):
         read_lerobot_policy(folder)
     new = write_new(tmp_path / "q")
-    save_file(NETWORK | {"normalize_targets.buffer_action.min": torch.tensor([1.0, 20.0])}, new / "model.safetensors")
+    save_file(
+        NETWORK | {"normalize_targets.buffer_action.min": torch.tensor([1.0, 20.0])},
+        new / "model.safetensors",
+    )
     with pytest.raises(PolicyError, match="'min' of action differs between"):
         read_lerobot_policy(new)
 
@@ -172,10 +189,19 @@ def test_statistics_that_contradict_each_other_are_an_error(tmp_path):
         (lambda d: write_config(d, horizon="16"), "'horizon' must be a number of steps"),
         (lambda d: write_config(d, n_obs_steps=True), "'n_obs_steps' must be a number of steps"),
         (lambda d: write_config(d, output_features={}), "no 'action'"),
-        (lambda d: write_config(d, output_features={"action": {"type": "ACTION", "shape": [-2]}}), "list of sizes"),
-        (lambda d: write_config(d, output_features={"action": {"type": "ACTION", "shape": [3]}}), "have 2 numbers"),
+        (
+            lambda d: write_config(d, output_features={"action": {"type": "ACTION", "shape": [-2]}}),
+            "list of sizes",
+        ),
+        (
+            lambda d: write_config(d, output_features={"action": {"type": "ACTION", "shape": [3]}}),
+            "have 2 numbers",
+        ),
         (lambda d: write_config(d, normalization_mapping=MODES | {"ACTION": "MAX"}), "'MAX'; known are"),
-        (lambda d: write_config(d, input_features={"observation.other": FEATURES["observation.state"]}), "no feature"),
+        (
+            lambda d: write_config(d, input_features={"observation.other": FEATURES["observation.state"]}),
+            "no feature",
+        ),
         (lambda d: (d / "model.safetensors").write_bytes(b"\xff" * 64), "not a readable safetensors"),
     ],
 )
