@@ -170,7 +170,7 @@ def test_robot_demonstrations_load_in_every_view():
     state, positions = (load_dataset(f"builtin:fetch-pick-demo/{view}") for view in ("state", "positions"))
     assert (state.obs_dim, positions.obs_dim) == (28, 11)
     assert state.num_episodes >= 100
-    with pytest.raises(DatasetError, match="no view 'pixel' of these data; there are: state, keypoints"):
+    with pytest.raises(DatasetError, match="no view 'pixel' of these data; there are: keypoints, state"):
         load_dataset("builtin:pusht-demo/pixel")
 
 
