@@ -99,8 +99,9 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         raise DatasetError(f"{path} is not a readable HDF5 file (damaged or cut short?): {reason}") from None
 
 
-def list_arrays(file: h5py.File, path: Path, most: int = MAX_ARRAYS) -> dict[str, h5py.Dataset]:
-    """All arrays, at most ``most``, by slash-joined name. Links to other files are not followed."""
+def list_arrays(file: h5py.File, path: Path, most: int | None = None) -> dict[str, h5py.Dataset]:
+    """All arrays, at most ``most`` (MAX_ARRAYS), by slash-joined name. Links to other files are not followed."""
+    most = MAX_ARRAYS if most is None else most
     found: dict[str, h5py.Dataset] = {}
 
     def visit(name: str, node: h5py.HLObject) -> bool | None:

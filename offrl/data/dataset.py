@@ -58,7 +58,8 @@ class OfflineDataset:
         self.fields = validate.fields(fields)
         self.episode_starts = validate.episode_starts(episode_starts, self.fields)
         self.metadata = validate.metadata(metadata)
-        self.flat_parts = self._flatten_order()  # fields of the flat view and their columns, in order
+        self.observation_keys: tuple[str, ...] = self._flatten_order()  # parts of the flat view, in order
+        self.flat_parts = [key_columns(key) for key in self.observation_keys]  # their fields and columns
 
     @classmethod
     def from_arrays(
@@ -273,13 +274,13 @@ class OfflineDataset:
     def _columns(self, key: str, columns: slice) -> range:
         return range(int(np.prod(self.fields[key].shape[1:])))[columns]
 
-    def _flatten_order(self) -> tuple[tuple[str, slice], ...]:
+    def _flatten_order(self) -> tuple[str, ...]:
         keys = [k for k in self.fields if k.startswith("observations.")]
         if not keys:
-            return (("observations", slice(None)),)
-        order = [key_columns(f"observations.{key}") for key in self.metadata.get("flatten") or []]
-        order = order or [(key, slice(None)) for key in sorted(keys)]
-        if unknown := [k for k, c in order if k not in keys or not self._columns(k, c)]:
+            return ("observations",)
+        order = [f"observations.{key}" for key in self.metadata.get("flatten") or []] or sorted(keys)
+        parts = [key_columns(key) for key in order]
+        if unknown := [key for key, columns in parts if key not in keys or not self._columns(key, columns)]:
             have = ", ".join(k.removeprefix("observations.") for k in keys)
             raise DatasetError(
                 f"metadata 'flatten' names {unknown[0].removeprefix('observations.')!r}, "

@@ -19,7 +19,7 @@ def join(datasets: Sequence[OfflineDataset]) -> OfflineDataset:
     """
     first = datasets[0]
     for other in datasets[1:]:
-        shapes = [(d.flat_parts, d.obs_dim, d.act_dim) for d in (first, other)]
+        shapes = [(d.observation_keys, d.obs_dim, d.act_dim) for d in (first, other)]
         if shapes[0] != shapes[1]:
             (keys, obs, act), (other_keys, other_obs, other_act) = shapes
             raise DatasetError(
