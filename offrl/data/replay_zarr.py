@@ -119,7 +119,9 @@ def _pusht(fields: dict[str, Any]) -> dict[str, Any]:
         return {}
     fields["observations.agent_pos"] = state[:, :2]
     spec = named_environment("pusht-state")
-    views = {"state": {"flatten": ["state"], "env_id": spec.env_id, "env_kwargs": spec.kwargs}}
+    views: dict[str, dict[str, Any]] = {
+        "state": {"flatten": ["state"], "env_id": spec.env_id, "env_kwargs": spec.kwargs}
+    }
     if "observations.keypoint" in fields:
         views["keypoints"] = {"flatten": ["keypoint", "agent_pos"], "env_id": None, "env_kwargs": {}}
     return {"views": views, **views["state"], "max_episode_steps": spec.horizon}

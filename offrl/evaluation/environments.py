@@ -11,7 +11,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from offrl.data.environments import PUSHT, EnvSpec, key_columns, named_environment
+from offrl.data.environments import EnvSpec, key_columns, named_environment
+from offrl.data.reference import PUSHT
 from offrl.errors import ConfigError, MissingExtraError
 
 SINGLETASK = "-singletask"  # in the ids of OGBench's environments

@@ -173,7 +173,7 @@ class PushTExpert(Policy):
         starts = place(block, p.starts)
         ends = starts[:, None] + (p.directions @ turn(block[2]).T)[:, None] * LENGTHS[:, None]
         corners = place(compose(block, p.motions), CORNERS)
-        able = _within(corners, ROOM).all(-1) & _within(ends, TABLE) & _moves(p.motions)
+        able: np.ndarray = _within(corners, ROOM).all(-1) & _within(ends, TABLE) & _moves(p.motions)
         able &= (_within(starts, TABLE) & np.isfinite(walk))[:, None]
         return able
 
@@ -218,7 +218,7 @@ def error(goal: np.ndarray) -> np.ndarray:
     gx, gy, c, s = goal[..., 0], goal[..., 1], np.cos(goal[..., 2]) - 1, np.sin(goal[..., 2])
     x, y = float(center[0]), float(center[1])
     total = gx * (gx + 2 * (c * x - s * y)) + gy * (gy + 2 * (s * x + c * y)) - c * float(2 * square)
-    return np.sqrt(np.maximum(total, 0.0))
+    return np.asarray(np.sqrt(np.maximum(total, 0.0)))
 
 
 def remaining(errors: np.ndarray) -> np.ndarray:
@@ -235,5 +235,4 @@ def _moves(motions: np.ndarray) -> np.ndarray:
 
 
 def _within(points: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
-    inside: np.ndarray = ((points > bounds[0]) & (points < bounds[1])).all(-1)
-    return inside
+    return np.asarray(((points > bounds[0]) & (points < bounds[1])).all(-1))

@@ -1,5 +1,7 @@
 """Images for PushT recordings that hold none: drawn again from the recorded poses."""
 
+from typing import Any
+
 import numpy as np
 
 from offrl.data.dataset import OfflineDataset
@@ -29,7 +31,7 @@ def with_pixels(data: OfflineDataset) -> OfflineDataset:
     env = make_env(spec)
     try:
         env.reset(seed=0)
-        table = env.unwrapped
+        table: Any = env.unwrapped
         agents, blocks = (data.fields[name].astype(np.float64) for name in NEEDED)
         pixels = np.empty((data.num_steps, 96, 96, 3), np.uint8)
         for row, (agent, block) in enumerate(zip(agents.tolist(), blocks.tolist(), strict=True)):

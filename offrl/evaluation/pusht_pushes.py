@@ -89,8 +89,7 @@ def is_free(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Whether the straight ways (..., 2) to (..., 2) keep their clearance, (...) bool."""
     share = np.linspace(0.0, 1.0, 60)[:, None]
     points = start[..., None, :] * (1 - share) + end[..., None, :] * share
-    free: np.ndarray = (distance(points) >= CLEARANCE).all(-1)
-    return free
+    return np.asarray((distance(points) >= CLEARANCE).all(-1))
 
 
 def profile(length: float, speed: float) -> np.ndarray:

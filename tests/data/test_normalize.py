@@ -104,11 +104,11 @@ def test_lerobot_maps_a_constant_to_minus_one_or_zero_and_back():
 
 
 def test_lerobots_mean_std_is_not_its_own_inverse():
-    """(x - mean) / (std + 1e-8) and z std + mean: x = mean + 1 comes back as mean where std is 0."""
-    normalizer = AffineNormalizer.lerobot("MEAN_STD", {"mean": [2.0, 0.0], "std": [0.0, 0.5]})
-    z = normalizer(torch.tensor([3.0, 1.0]))
+    """(x - mean) / (std + 1e-8) and z std + mean: where std is 0, every z comes back as the mean."""
+    normalizer = AffineNormalizer.lerobot("MEAN_STD", {"mean": [0.0, 0.0], "std": [0.0, 0.5]})
+    z = normalizer(torch.tensor([1.0, 1.0]))
     assert z.tolist() == pytest.approx([1e8, 2.0])
-    assert normalizer.inverse(torch.tensor([1.0, 2.0])).tolist() == [2.0, 1.0]
+    assert normalizer.inverse(torch.tensor([1.0, 2.0])).tolist() == [0.0, 1.0]
 
 
 def test_quantiles_replace_the_extremes():
