@@ -53,6 +53,7 @@ class Episode:
     """One finished episode of T steps; ``arrays`` is filled when the plan records."""
 
     total: float = 0.0  # undiscounted return
+    best: float = -math.inf  # largest reward of a step
     length: int = 0
     success: bool | None = None  # at any step; None where the environment does not say
     terminated: bool = False
@@ -159,6 +160,8 @@ class _Block:
                 ended, self.episodes[i].length = True, self.steps
                 self.episodes[i].terminated, self.episodes[i].truncated = bool(terminated), not terminated
         self.totals += rewards
+        for i in self.alive:
+            self.episodes[i].best = max(self.episodes[i].best, float(rewards[i]))
         self.state = self.policy.rewarded(self.state, torch.from_numpy(rewards))
         if self.recorder:
             self.recorder.after(rewards, successes)

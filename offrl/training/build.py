@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from offrl.data.dataset import OfflineDataset, Rows, Transitions
-from offrl.data.environments import EnvSpec
+from offrl.data.environments import EnvSpec, named_environment
 from offrl.data.normalize import ObservationNormalizer
 from offrl.data.source import MixedSource, UniformSource, WindowSource
 from offrl.data.split import split_episodes
@@ -191,7 +191,7 @@ def dataset_env(data: OfflineDataset, env: str | None) -> EnvSpec | None:
     if own is not None and env in (None, own):
         kwargs = data.metadata.get("env_kwargs") or {}
         return EnvSpec(env_id=own, kwargs=kwargs, flatten=tuple(data.metadata.get("flatten") or ()))
-    return EnvSpec(env_id=str(env))
+    return named_environment(str(env))
 
 
 def action_box(
