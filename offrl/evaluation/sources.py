@@ -48,7 +48,7 @@ def load_source(text: str, spec: EnvSpec | str) -> Policy:
     """
     scheme, rest = split_source(text)
     if scheme == "run":
-        return _load_directory(Path(rest), env_spec)
+        return _load_directory(Path(rest), spec)
     if scheme == "sb3":
         from offrl.nn.sb3 import load_sb3_actor
 
