@@ -32,7 +32,7 @@ class Schedule(Protocol):
 
 
 def cosine_betas(steps: int, largest: float = 0.999) -> Tensor:
-    """``squaredcos_cap_v2``: beta_i = min(1 - f((i + 1) / T) / f(i / T), largest), f(t) = cos^2((t + .008) / 1.008 pi / 2).
+    """``squaredcos_cap_v2``: min(1 - f((i + 1) / T) / f(i / T), largest), f(t) = cos^2((t + .008) / 1.008 pi / 2).
 
     Returns:
         (T,) float64.

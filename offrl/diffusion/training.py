@@ -1,9 +1,13 @@
 """What training a denoiser needs besides its loss: the step size over time, averages of the weights, exact resume.
 
     step size   start peak -> peak linearly over the warm-up, then peak (1 + cos(pi t)) / 2 down to 0
-    average     w' <- d w' + (1 - d) w,  d constant, or 1 - n^-power after n updates (0 at first), at most ``largest``
+    average     w' <- d w' + (1 - d) w
+                constant   the weighted mean sum_k decay^-k w_k / sum_k decay^-k of what was averaged so far
+                growing    d = 1 - n^-power after n updates (0 at first), at most ``largest``
 
 Source: constant average: arXiv:2404.06356's code; growing one: real-stanford/diffusion_policy, ``ema_model.py``.
+Departure: the initial weights are no part of the constant average; there they fade with decay^k, so that a run of a
+thousand updates, averaged every ten at 0.995, would keep 60 % of them.
 """
 
 import math
@@ -43,14 +47,17 @@ class WarmupCosine:
 
 @dataclass(frozen=True)
 class ConstantAverage:
-    """Every ``every`` updates the average keeps ``decay`` of itself."""
+    """Every ``every`` updates the average keeps ``decay`` of itself, less at first, when it holds little."""
 
     decay: float = 0.995
     every: int = 10
 
     def __call__(self, update: int) -> float:
         """What the average keeps of itself after ``update`` updates (1 leaves it alone)."""
-        return self.decay if update % self.every == 0 else 1.0
+        count, rest = divmod(update, self.every)
+        if rest:
+            return 1.0
+        return self.decay * (1.0 - self.decay ** (count - 1)) / (1.0 - self.decay**count)
 
 
 @dataclass(frozen=True)

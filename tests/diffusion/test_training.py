@@ -17,8 +17,23 @@ def test_the_growing_average_has_the_published_decays():
     assert decay(10**9) == 0.9999
 
 
-def test_the_constant_average_moves_every_tenth_update():
-    assert [ConstantAverage()(n) for n in range(9, 12)] == [1.0, 0.995, 1.0]
+def test_the_constant_average_moves_every_tenth_update_and_comes_to_its_decay():
+    """The first one takes the weights as they are, the second 0.995 / 1.995 of the first; the initial ones never count."""
+    decay = ConstantAverage()
+    assert [decay(n) for n in (9, 11, 39)] == [1.0, 1.0, 1.0]
+    assert decay(10) == 0.0
+    assert decay(20) == pytest.approx(0.995 / 1.995)
+    assert decay(100_000) == pytest.approx(0.995)
+
+
+def test_the_constant_average_is_the_weighted_mean():
+    """Averaged after updates 2, 4, 6 with decay 0.5: weights 1/4, 1/2, 1 over their sum."""
+    one, seen = trained(ConstantAverage(0.5, 2), 0), []
+    for n in range(1, 7):
+        one = trained(None, 1, training=one)
+        seen += [one.params[0].detach().clone()] if n % 2 == 0 else []
+    wanted = (seen[0] / 4 + seen[1] / 2 + seen[2]) / 1.75
+    torch.testing.assert_close(one.average[0], wanted)
 
 
 def test_the_step_size_rises_from_a_tenth_and_falls_to_zero():
