@@ -21,12 +21,12 @@ FAST = Plan(Sampler(steps=3), batch=5)
 
 
 def model(obs=3, act=1, length=8):
-    net = UNet(obs + act + 2, 16, 2)
+    net = UNet(obs + act + 2, 32, 2)
     params = [p.detach() for p in net.init([torch.Generator().manual_seed(0)])]
     box = 2 * torch.ones(act)
     mean, std = torch.zeros(obs + act + 2), torch.ones(obs + act + 2)
     mean[-1], std[-1] = 0.1, 0.3
-    return TrajectoryModel.from_params(params, mean, std, -box, box, hidden=16, blocks=2, length=length)
+    return TrajectoryModel.from_params(params, mean, std, -box, box, hidden=32, blocks=2, length=length)
 
 
 def policy(obs=3, act=1, high=2.0):
@@ -166,7 +166,7 @@ def folder(tmp_path_factory):
         "--env",
         "Pendulum-v1",
     ]
-    command += ["--steps", "12", "--hidden", "16", "--blocks", "2", "--context", "8", "--batch-size", "4"]
+    command += ["--steps", "12", "--hidden", "32", "--blocks", "2", "--context", "8", "--batch-size", "4"]
     assert main([*command, "--out", str(path / "runs"), "-q"]) == 0
     save_policy(policy(), path / "policy")
     return path
@@ -260,7 +260,7 @@ def test_only_a_trajectory_model_generates_and_it_is_no_policy(folder, capsys):
 def test_a_run_of_the_model_resumes_exactly(folder, capsys):
     """Stopped by a checkpoint after half and resumed: metrics and model of the whole run, byte for byte."""
     command = ["train", "policy_guided_diffusion", "--dataset", str(folder / "tiny.npz"), "--steps", "8"]
-    command += ["--hidden", "16", "--blocks", "2", "--context", "8", "--batch-size", "4", "--log-every", "2"]
+    command += ["--hidden", "32", "--blocks", "2", "--context", "8", "--batch-size", "4", "--log-every", "2"]
     command += ["--checkpoint-every", "4", "--env", "Pendulum-v1", "-q"]
     paths = []
     for name in ("whole", "half"):

@@ -39,7 +39,7 @@ class UNet:
 
     Args:
         width: W, numbers in a row of a trajectory.
-        features: F, channels of the first block; a multiple of 8 * ``groups`` / gcd, at least 16.
+        features: F, channels of the first block; a multiple of 8 and of ``groups``, at least 4 times these.
         blocks: B.
         groups: of the norm; they divide F.
     """
@@ -50,9 +50,9 @@ class UNet:
     groups: int = 8
 
     def __post_init__(self) -> None:
-        if self.features < 16 or self.features % 8 or self.features % self.groups:
-            raise ValueError(
-                f"features must be 16 or more and a multiple of 8 and of groups, got {self.features}"
+        if self.features < 4 * self.groups or self.features % 8 or self.features % self.groups:
+            raise ValueError(  # two channels a group are only told apart by their order
+                f"features must be a multiple of 8 and of groups, 4 or more for each group, got {self.features}"
             )
         if self.blocks < 1:
             raise ValueError(f"blocks must be 1 or more, got {self.blocks}")

@@ -76,16 +76,21 @@ def build(
     learner = method.learner(problem, settings)
     if online is not None and spec is not None:
         return learner, _online_source(problem, online, method, settings, data, spec)
-    if "mix" in config:
-        from offrl.training.synthetic import make_mixed_source  # a quarter second, for those who use it
+    return learner, _offline_source(problem, method, settings, data, config)
 
-        scaled, record = reward_map(data, settings), config["mix"]
-        return learner, make_mixed_source(
-            problem, _fields(problem), method, scaled, settings.batch_size, record
-        )
+
+def _offline_source(
+    problem: Problem, method: Algorithm, settings: Any, data: OfflineDataset, config: dict[str, Any]
+) -> BatchSource:
+    """The run's own rows, or windows of them, or these and others."""
+    if "mix" in config:
+        from offrl.training.synthetic import make_mixed_source  # brings what others do not need
+
+        fields, scaled = _fields(problem), reward_map(data, settings)
+        return make_mixed_source(problem, fields, method, scaled, settings.batch_size, config["mix"])
     starts = None if method.starts is None else method.starts(problem, settings)
     window = settings.context if method.windows else 0
-    return learner, make_source(problem, settings.batch_size, window, starts)
+    return make_source(problem, settings.batch_size, window, starts)
 
 
 def online_settings(method: Algorithm, config: dict[str, Any]) -> OnlineSettings | None:

@@ -97,6 +97,8 @@ class RowMaker:
     def __post_init__(self) -> None:
         if self.method.returns_to_go or self.method.windows:
             raise ConfigError("--mix is for methods that learn from single steps, not from whole episodes")
+        if self.method.own_rows:
+            raise ConfigError("--mix does not go with a method that looks rows up in the run's own data")
 
     def rows(self, data: OfflineDataset) -> Tensor:
         """Rows (n, W) in the columns of ``UniformSource``."""

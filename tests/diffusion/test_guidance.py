@@ -24,7 +24,7 @@ OBS, ACT = 3, 2
 
 def model(obs=OBS, act=ACT, low=None, high=None):
     """A trajectory model whose rows are not standardized and whose data are standard normal."""
-    made = TrajectoryModel(obs, act, low, high, hidden=16, blocks=1, length=4)
+    made = TrajectoryModel(obs, act, low, high, hidden=32, blocks=1, length=4)
     made.denoise = lambda u, rho: u / (1 + rho * rho)
     return made
 

@@ -9,7 +9,7 @@ from offrl.errors import ConfigError
 
 
 def model():
-    made = TrajectoryModel(2, 1, hidden=16, blocks=2, length=4)
+    made = TrajectoryModel(2, 1, hidden=32, blocks=2, length=4)
     torch.manual_seed(0)
     for p in made.weights:
         p.data = 0.1 * torch.randn(p.shape)
@@ -33,7 +33,7 @@ def test_impossible_settings_are_refused():
 
 def test_standard_normal_data_come_out_standard_normal():
     """The network 0 is the optimal denoiser of N(0, 1): sd within 2 % (pgd sheet 12.3), any length."""
-    made = TrajectoryModel(2, 1, hidden=16, blocks=1, length=4)
+    made = TrajectoryModel(2, 1, hidden=32, blocks=1, length=4)
     rows = sample_rows(made, 250, 9, torch.Generator().manual_seed(0), Sampler())
     assert rows.shape == (250, 9, 5)
     assert rows.std().item() == pytest.approx(1.0, abs=0.02)

@@ -12,10 +12,10 @@ LOW, HIGH = torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 1.0])
 
 
 def model():
-    net = UNet(7, 16, 2)
+    net = UNet(7, 32, 2)
     params = [p.detach() for p in net.init([torch.Generator().manual_seed(0)])]
     mean, std = torch.linspace(-1, 1, 7), torch.linspace(0.5, 2, 7)
-    return TrajectoryModel.from_params(params, mean, std, LOW, HIGH, hidden=16, blocks=2, length=8)
+    return TrajectoryModel.from_params(params, mean, std, LOW, HIGH, hidden=32, blocks=2, length=8)
 
 
 def test_steps_survive_the_way_through_the_model():
@@ -40,7 +40,7 @@ def test_actions_are_taken_through_artanh_of_the_clipped_half_range():
 
 
 def test_a_row_has_ended_where_its_number_is_above_one_half():
-    made = TrajectoryModel(3, 2, hidden=16, blocks=1, length=8)
+    made = TrajectoryModel(3, 2, hidden=32, blocks=1, length=8)
     rows = torch.zeros(3, 7)
     rows[:, -1] = torch.tensor([0.49, 0.51, 3.0])
     assert made.decode(rows).terminated.tolist() == [False, True, True]
@@ -67,5 +67,5 @@ def test_actions_of_samples_lie_in_the_box():
 
 
 def test_sizes_that_cannot_be_are_refused():
-    with pytest.raises(PolicyError, match="features must be 16 or more"):
+    with pytest.raises(PolicyError, match="features must be a multiple of 8"):
         TrajectoryModel(3, 2, hidden=9, blocks=1, length=8)
