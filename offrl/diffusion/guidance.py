@@ -77,8 +77,8 @@ def policy_log_prob(policy: Policy) -> LogProb:
                 law = Normal(mean, std.expand_as(mean), validate_args=False)
             elif isinstance(policy, RandomPolicy):
                 raise PolicyError("a random policy guides nowhere: its density is constant")
-            elif hasattr(policy, "distribution"):
-                law = policy.distribution(observations)
+            elif (distribution := getattr(policy, "distribution", None)) is not None:
+                law = distribution(observations)
             else:
                 mean = policy.act(observations, deterministic=True)[0]
                 law = Normal(mean, policy.half_range.expand_as(mean), validate_args=False)
@@ -106,7 +106,8 @@ class Target:
         """G at ``rows`` (B, L, W), (B, L, A)."""
         with torch.enable_grad():
             columns = rows[..., self.model.action_columns].detach().requires_grad_()
-            return torch.autograd.grad(self.total(rows, columns).sum(), columns)[0]
+            gradient: Tensor = torch.autograd.grad(self.total(rows, columns).sum(), columns)[0]
+        return gradient
 
 
 def unit_norm(gradient: Tensor) -> Tensor:

@@ -71,13 +71,8 @@ def sample_steps(
     policy: Policy | None = None,
 ) -> Iterator[Tensor]:
     """``sample_rows``, giving the noisy rows after each step; the last are the sample."""
-    width, guidance = len(model.row_mean), sampler.guidance
-    denoise, guide = model.denoise, None
-    if guidance.coef != 0.0:
-        if policy is None:
-            raise ConfigError("guidance needs a target policy")
-        denoise, guide = _guided(model, policy, sampler)
-    grid = VE().grid(sampler.steps)
+    width, grid = len(model.row_mean), VE().grid(sampler.steps)
+    denoise, guide = _guided(model, policy, sampler)
 
     def noise(u: Tensor) -> Tensor:
         return torch.randn(u.shape, generator=generator, device=u.device)
@@ -94,7 +89,11 @@ def sample_steps(
     )
 
 
-def _guided(model: TrajectoryModel, policy: Policy, sampler: Sampler) -> tuple[Denoise, Guide | None]:
+def _guided(model: TrajectoryModel, policy: Policy | None, sampler: Sampler) -> tuple[Denoise, Guide | None]:
+    if sampler.guidance.coef == 0.0:
+        return model.denoise, None
+    if policy is None:
+        raise ConfigError("guidance needs a target policy")
     target = Target(model, policy_log_prob(policy))
     if sampler.guidance.mode == "score":
         return score_denoiser(target, sampler.guidance.coef, model.denoise), None

@@ -40,12 +40,13 @@ class Simulator:
         self.env.reset(seed=0)
         self.columns: dict[str, slice] = {}
         if self.maze:
-            wrapper: Any = self.env
-            while not isinstance(wrapper, FlatObservation):
-                wrapper = wrapper.env
+            flat: Any = self.env
+            while not isinstance(flat, FlatObservation):
+                flat = flat.env
+            parts: Any = flat.env.observation_space
             column = 0
-            for key in wrapper.keys:
-                width = wrapper.env.observation_space[key].shape[0]
+            for key in flat.keys:
+                width = parts[key].shape[0]
                 self.columns[key], column = slice(column, column + width), column + width
 
     def close(self) -> None:

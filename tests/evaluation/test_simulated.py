@@ -10,14 +10,15 @@ from offrl.evaluation.simulated import Simulator, dynamics_error
 
 
 def real(spec, steps=40, seed=0):
-    """Transitions of random actions."""
+    """Transitions of random actions, but those from velocities that the observation cuts."""
     env = make_env(spec)
     env.action_space.seed(seed)
     rows, (o, _) = [], env.reset(seed=seed)
     for _ in range(steps):
         a = env.action_space.sample()
         n, r, ended, cut, _ = env.step(a)
-        rows.append((o, a, r, n))
+        if np.abs(o).max() < 9.9:
+            rows.append((o, a, r, n))
         o = env.reset()[0] if ended or cut else n
     env.close()
     return [np.array(x, np.float32) for x in zip(*rows, strict=True)]
@@ -46,7 +47,7 @@ def test_the_order_of_the_states_does_not_matter():
     """Nothing of the state before is left when the next one is set."""
     pytest.importorskip("mujoco")
     spec = env_spec("Hopper-v5")
-    o, a, r, n = real(spec, 12)
+    o, a, r, n = (x[:12] for x in real(spec, 20))
     simulator = Simulator(spec)
     forward, rewards = simulator.step(o, a)
     backward, other = simulator.step(o[::-1], a[::-1])

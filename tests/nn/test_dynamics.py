@@ -61,15 +61,15 @@ def test_a_drawn_step_has_the_noise_of_the_data(trained):
 
 
 def test_a_rollout_feeds_its_states_back_and_stops_counting_after_the_end(trained):
-    """With a = 1 the state rises by 0.3 a step: from 0.9 it ends in its second step, from -3 not in five."""
-    start = torch.tensor([[0.9, 0.0], [-3.0, 0.0]])
-    steps = trained.rollout(start, lambda o: torch.ones(len(o), 1), 5, torch.Generator().manual_seed(0))
+    """With a = -1 the state falls by 0.3 a step: from 1.5 it ends in its first step, for good; from 0 not in five."""
+    start = torch.tensor([[1.5, 0.0], [0.0, 0.0]])
+    steps = trained.rollout(start, lambda o: -torch.ones(len(o), 1), 5, torch.Generator().manual_seed(0))
     assert torch.equal(steps["observations"][:, 1:], steps["next_observations"][:, :-1])
     assert torch.equal(steps["observations"][:, 0], start)
-    assert steps["valid"].tolist() == [[True, True, False, False, False], [True] * 5]
-    assert steps["terminated"][0, 1]
-    rise = steps["observations"][1, :, 0].diff()
-    assert rise.mean().item() == pytest.approx(0.3, abs=0.05)
+    assert steps["valid"].tolist() == [[True, False, False, False, False], [True] * 5]
+    assert steps["terminated"][0].tolist()[0::4] == [True, False]
+    fall = steps["observations"][1, :, 0].diff()
+    assert fall.mean().item() == pytest.approx(-0.3, abs=0.05)
 
 
 def test_members_learn_from_their_own_batches():

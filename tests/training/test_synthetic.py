@@ -120,7 +120,7 @@ def test_a_share_that_leaves_nothing_of_a_kind_is_refused():
 
 def test_other_data_are_normalized_and_scaled_as_the_runs_own(folder):
     """Rows of other.hdf5 in the table: its observations by real.hdf5's mean and std, its rewards by the run's map."""
-    _, source = built(folder, "iql", reward_scale=2.0, reward_shift=1.0)
+    _, source = built(folder, reward_scale=2.0, reward_shift=1.0)
     real, other = dataset(), dataset(40, 100.0, seed=1)
     normalizer = ObservationNormalizer.fit(real.transitions().observations)
     rows = source.pick(torch.arange(len(source), len(source) + 40)[None])
