@@ -19,7 +19,7 @@ from offrl.diffusion import edm
 from offrl.diffusion.sampler import Sampler, sample_rows
 from offrl.errors import ConfigError, DatasetError
 from offrl.training.build import make_source
-from offrl.training.check import tiny_problem
+from offrl.training.check import check_algorithm, tiny_problem
 
 SMALL = PolicyGuidedDiffusionConfig(context=8, hidden=32, blocks=2, batch_size=16)
 
@@ -251,6 +251,13 @@ def test_the_preset_is_the_official_size():
     assert config.hidden == 1024
     assert load_algorithm("policy_guided_diffusion")[1].config is PolicyGuidedDiffusionConfig
     assert problem.obs_dim + problem.act_dim + 2 == 25  # rows of halfcheetah: 177.7 M parameters
+
+
+def test_the_checks_of_a_model_pass():
+    """What 'offrl algos check' runs on what has no policy: updates, determinism, exact resume."""
+    findings = dict(check_algorithm("policy_guided_diffusion"))
+    assert len(findings) == 3
+    assert set(findings.values()) == {None}, findings
 
 
 @pytest.mark.slow
