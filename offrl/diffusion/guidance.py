@@ -98,7 +98,7 @@ class Target:
 
     def total(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Sum over steps of log pi: observations of ``rows`` (B, L, W), actions of ``columns`` (B, L, A) -> (B,)."""
-        observations = self.model.observations_of(rows.detach()).flatten(0, 1)
+        observations = self.model.observations_of(rows).flatten(0, 1)
         latent = self.model.latent_actions(columns).flatten(0, 1)
         return self.log_prob(observations, latent).view(rows.shape[:2]).sum(1)
 
