@@ -74,10 +74,11 @@ def test_a_terminal_row_inside_a_window_ends_its_episode_there():
 
 
 def test_the_number_of_transitions_is_exact_and_the_rest_begins_alike():
-    """A longer sampling begins with the shorter one; the last row of each ends its episode."""
-    short, long = (generate(model(), n, FAST) for n in (20, 50))
+    """A longer sampling begins with the shorter one; the last row of each ends its episode; no row comes twice."""
+    short, long = (generate(model(), n, FAST) for n in (20, 90))
     assert len(short["rewards"]) == 20
-    assert len(long["rewards"]) == 50
+    assert len(long["rewards"]) == 90
+    assert len(np.unique(long["observations"], axis=0)) == 90
     for name, array in short.items():
         if name != "truncated":
             assert np.array_equal(array, long[name][:20]), name
