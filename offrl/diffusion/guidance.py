@@ -27,6 +27,7 @@ from offrl.errors import ConfigError, PolicyError
 from offrl.nn.policy import GaussianPolicy, Policy, RandomPolicy, SquashedGaussianPolicy, wrong_observations
 
 LogProb = Callable[[Tensor, Tensor], Tensor]  # (observations (N, O), actions before the tanh (N, A)) -> (N,)
+EDGE = 1.0 - 1e-6
 REFERENCE_STEPS = 256  # of the sampler that published coefficients are for
 
 
@@ -83,7 +84,8 @@ def policy_log_prob(policy: Policy) -> LogProb:
                 mean = policy.act(observations, deterministic=True)[0]
                 law = Normal(mean, policy.half_range.expand_as(mean), validate_args=False)
         squashed = isinstance(policy, SquashedGaussianPolicy)
-        densities: Tensor = law.log_prob(latent if squashed else policy.to_box(latent.tanh()))
+        inside = latent.tanh().clamp(-EDGE, EDGE)  # at the box's edge a squashed density is infinite
+        densities: Tensor = law.log_prob(latent if squashed else policy.to_box(inside))
         return densities.flatten(1).sum(1) if densities.dim() > 1 else densities
 
     return log_prob
@@ -112,7 +114,8 @@ class Target:
 
 def unit_norm(gradient: Tensor) -> Tensor:
     """Each trajectory's gradient (B, L, A) over its norm; zero stays zero."""
-    return gradient / (gradient.flatten(1).norm(dim=1)[:, None, None] + 1e-8)
+    norms: Tensor = gradient.flatten(1).norm(dim=1)
+    return gradient / (norms[:, None, None] + 1e-8)
 
 
 def code_guide(target: Target, guidance: Guidance, steps: int, denoise: Denoise) -> Guide:

@@ -17,6 +17,7 @@ from offrl.diffusion.guidance import (
 from offrl.diffusion.sampler import Sampler, sample_rows
 from offrl.diffusion.trajectory import TrajectoryModel
 from offrl.errors import ConfigError, PolicyError
+from offrl.nn.mixture import SquashedMixturePolicy
 from offrl.nn.policy import DeterministicPolicy, GaussianPolicy, RandomPolicy, SquashedGaussianPolicy
 
 OBS, ACT = 3, 2
@@ -230,7 +231,8 @@ def test_what_cannot_guide_is_refused():
 def test_a_policy_far_outside_its_data_gives_finite_gradients():
     """At rho = 80 the observations are wild and tanh is flat: no NaN."""
     rows = 80.0 * torch.randn(4, 8, OBS + ACT + 2)
-    for policy in policies().values():
+    mixture = SquashedMixturePolicy(OBS, ACT, (8,), (-2.0, 0.0), (2.0, 1.0), experts=2)
+    for policy in [*policies().values(), mixture]:
         gradient = Target(scaled_model(), policy_log_prob(policy)).gradient(rows)
         assert torch.isfinite(gradient).all()
         assert torch.isfinite(unit_norm(gradient)).all()
