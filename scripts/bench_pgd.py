@@ -8,6 +8,7 @@ Needs the sets of scripts/make_zoo.py. Interrupted training cells resume. --smok
 runs/bench-pgd-smoke, and is good for nothing else.
 """
 
+import itertools
 import json
 import sys
 import time
@@ -274,7 +275,46 @@ def quality_table(name: str) -> list[str]:
             f"| {row['name']} | {row['state_error']:.3g} | {row['state_error_median']:.3g} | {steps} | "
             f"{row['reward_error']:.3g} | {row['log_prob']:.2f} | {row['seconds']:.0f} |"
         )
-    return lines
+    figure(record["rows"], PAGE.parent / f"pgd-{name}.svg")
+    return [*lines, "", f"![Error against likelihood](pgd-{name}.svg)", "", verdict(record["rows"])]
+
+
+def verdict(rows: list[dict[str, Any]]) -> str:
+    """Whether likelihood rises with the coefficient, and which model is truer at the nearest likelihood."""
+    ours = [row for row in rows if row["name"].startswith("diffusion")]
+    others = [row for row in rows if not row["name"].startswith("diffusion")]
+    rises = all(a["log_prob"] < b["log_prob"] for a, b in itertools.pairwise(ours))
+    a, b = min(
+        itertools.product(ours, others), key=lambda pair: abs(pair[0]["log_prob"] - pair[1]["log_prob"])
+    )
+    truer = a if a["state_error"] < b["state_error"] else b
+    return (
+        f"Likelihood {'rises' if rises else 'does NOT rise'} with every coefficient. At the nearest likelihoods "
+        f"({a['name']}: {a['log_prob']:.2f}; {b['name']}: {b['log_prob']:.2f}) the errors are {a['state_error']:.3g} "
+        f"and {b['state_error']:.3g}: {truer['name']} is truer."
+    )
+
+
+def figure(rows: list[dict[str, Any]], path: Path) -> None:
+    """Error against likelihood, both kinds of model."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "pgd"
+    figure_, axes = pyplot.subplots(figsize=(5, 3.5))
+    for kind, marker in (("diffusion", "o"), ("one-step", "s")):
+        chosen = [row for row in rows if row["name"].startswith(kind)]
+        axes.plot(*([r[k] for r in chosen] for k in ("log_prob", "state_error")), marker + "-", label=kind)
+        for row in chosen:
+            label = row["name"].split(", ")[1]
+            axes.annotate(label, (row["log_prob"], row["state_error"]), fontsize=7)
+    axes.set(xlabel="log pi(a | o) under the target, nats", ylabel="dynamics error", yscale="log")
+    axes.legend()
+    figure_.tight_layout()
+    figure_.savefig(path, metadata={"Date": None})
+    pyplot.close(figure_)
 
 
 def agent_table(name: str) -> list[str]:
