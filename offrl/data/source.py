@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from offrl.data.batch import Batch
-from offrl.errors import ConfigError
 
 
 class Source(Protocol):
@@ -104,19 +103,12 @@ class MixedSource(UniformSource):
         batch_size: B.
         capacity: most rows that may be appended.
         share: of each batch that is appended rows.
-
-    Raises:
-        ConfigError: a batch would have no row of one kind.
     """
 
     def __init__(self, *fields: Any, batch_size: int, capacity: int, share: float = 0.5) -> None:
         super().__init__(*fields, batch_size=batch_size)
         self.offline, self.appended = len(self.table), 0
         self.picked = int(batch_size * share + 1e-9)  # appended rows in a batch
-        if not 0 < self.picked < batch_size:
-            raise ConfigError(
-                f"a share of {share} of a batch of {batch_size} rows leaves none of one kind; change batch_size"
-            )
         self.table = torch.cat((self.table, self.table.new_zeros(capacity, self.table.shape[1])))
 
     def __len__(self) -> int:

@@ -225,6 +225,10 @@ def make_mixed_source(
         ConfigError: it does not fit the run's data, or the method.
     """
     mix, maker = Mix(**record), RowMaker(problem, method, scaled)
+    if not 1.0 <= batch_size * mix.share + 1e-9 < batch_size:
+        raise ConfigError(
+            f"a share of {mix.share} of a batch of {batch_size} rows leaves none of one kind; change batch_size"
+        )
     model = _model(mix.uri)
     data = load_dataset(mix.uri) if model is None else None
     found = fingerprint(model) if model is not None else data.sha256 if data is not None else ""

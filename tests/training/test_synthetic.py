@@ -110,12 +110,12 @@ def test_a_batch_has_its_share_of_appended_rows_and_the_rest_of_its_own(share, b
     assert (rows[:, : batch - wanted] < 40).all()
 
 
-def test_a_share_that_leaves_nothing_of_a_kind_is_refused():
-    problem = tiny_problem(rows=40)
-    names = ("observations", "actions", "rewards", "next_observations", "terminated")
-    for share in (0.1, 0.0):
-        with pytest.raises(ConfigError, match="leaves none of one kind"):
-            MixedSource(*(getattr(problem, n) for n in names), batch_size=8, capacity=1, share=share)
+def test_a_share_that_leaves_nothing_of_a_kind_is_refused(folder):
+    """Of 8 rows 0.1 are none; 0.125 are one, 0.999 are seven."""
+    with pytest.raises(ConfigError, match="leaves none of one kind"):
+        built(folder, mix="other.hdf5:0.1")
+    for share, wanted in ((0.125, 1), (0.999, 7)):
+        assert built(folder, mix=f"other.hdf5:{share}")[1].picked == wanted
 
 
 def test_other_data_are_normalized_and_scaled_as_the_runs_own(folder):
