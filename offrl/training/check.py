@@ -89,8 +89,8 @@ def batches(method: Algorithm, problem: Problem) -> Iterator[Batch]:
 
 
 def _small(method: Algorithm) -> dict[str, int]:
-    """Settings that make a method's networks small, and a model's windows fit into the tiny problem's episodes."""
-    sizes = {"hidden": 16} if method.acts else {"hidden": 32, "context": 8}
+    """Settings that make a method's networks small, and a model's windows and averages fit into the tiny problem."""
+    sizes = {"hidden": 16} if method.acts else {"hidden": 32, "context": 8, "ema_every": 1}
     return {name: value for name, value in sizes.items() if hasattr(method.config, name)}
 
 
