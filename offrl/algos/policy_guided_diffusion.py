@@ -15,6 +15,8 @@ for CPUs. Its 10 000 epochs set the length of its step-size schedule; ours is th
 the initial ones out.
 """
 
+from __future__ import annotations  # evaluated annotations of inner functions cannot be compiled
+
 from dataclasses import dataclass
 from typing import Any
 

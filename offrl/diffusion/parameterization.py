@@ -18,7 +18,6 @@ Source: v: arXiv:2202.00512; edm: arXiv:2206.00364, table 1; flow: arXiv:2210.02
 
 from typing import Literal, TypeAlias, get_args
 
-import torch
 from torch import Tensor
 
 Level: TypeAlias = float | Tensor  # one number, or a tensor that broadcasts against the samples
@@ -127,4 +126,4 @@ def score_of_u(x0: Tensor, u: Tensor, rho: Level) -> Tensor:
 
 def expand(level: Tensor, like: Tensor) -> Tensor:
     """Levels (S, B) with the trailing axes that ``like`` (S, B, ...) has."""
-    return level.reshape(level.shape + (1,) * (like.dim() - level.dim())).to(torch.result_type(level, like))
+    return level.reshape(level.shape + (1,) * (like.dim() - level.dim()))
