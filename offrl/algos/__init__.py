@@ -124,7 +124,12 @@ def load_online(name: str) -> "OnlineAlgorithm":
     return algorithm
 
 
-def preset(algorithm: "Algorithm", name: str) -> dict[str, object]:
+def load_method(name: str) -> tuple[str, "Algorithm | OnlineAlgorithm"]:
+    """A method of either kind by its name, see ``load_algorithm`` and ``load_online``."""
+    return (name, load_online(name)) if name in ONLINE else load_algorithm(name)
+
+
+def preset(algorithm: "Algorithm | OnlineAlgorithm", name: str) -> dict[str, object]:
     """Settings of preset ``name``: the longest key of the algorithm's presets that ``name`` starts with.
 
     Raises:

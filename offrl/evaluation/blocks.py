@@ -81,7 +81,8 @@ def step_limit(env: Env, max_steps: int | None) -> int:
         ConfigError: neither is there, so an episode might never end.
     """
     own = env.spec.max_episode_steps if env.spec else None
-    limits = [limit for limit in (own, max_steps) if limit is not None]
+    inner = getattr(env.unwrapped, "max_episode_steps", None)  # of one that ends its episodes itself
+    limits = [limit for limit in (own, inner, max_steps) if limit is not None]
     if not limits:
         name = env.spec.id if env.spec else "this environment"
         raise ConfigError(f"{name} has no time limit, an episode might never end; give max_steps")

@@ -101,6 +101,8 @@ def make_env(spec: EnvSpec | str, render_mode: str | None = None) -> gymnasium.E
         _register_robotics()
     if env_id not in gymnasium.registry and SINGLETASK in env_id:
         _register_ogbench()
+    if env_id not in gymnasium.registry and env_id.startswith("offrl/"):
+        importlib.import_module("offrl.envs.inventory.gymnasium_env")  # registers them
     env = _make(env_id, settings)
     try:
         if SINGLETASK in env_id:

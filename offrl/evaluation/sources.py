@@ -46,7 +46,7 @@ def load_source(text: str, env_spec: EnvSpec | str) -> Policy:
     """
     scheme, rest = split_source(text)
     if scheme == "run":
-        return _load_directory(Path(rest))
+        return _load_directory(Path(rest), env_spec)
     if scheme == "sb3":
         from offrl.nn.sb3 import load_sb3_actor
 
@@ -187,7 +187,7 @@ def _existing_directory(path: Path) -> Path:
     return path
 
 
-def _load_directory(path: Path) -> Policy:
+def _load_directory(path: Path, spec: EnvSpec | str) -> Policy:
     if not (_existing_directory(path) / JSON_NAME).exists():
         if (path / "config.json").exists():
             raise PolicyError(
@@ -195,6 +195,13 @@ def _load_directory(path: Path) -> Policy:
                 f"finish it with 'offrl resume {path}'"
             )
         raise PolicyError(f"{path} is neither a run directory nor a policy: it has no {JSON_NAME}")
+    if read_description(path).get("kind") == "inventory":
+        env = make_env(spec)
+        try:
+            acting: Policy = importlib.import_module("offrl.envs.inventory.acting").load_acting(path, env)
+            return acting
+        finally:
+            env.close()
     return load_policy(path)
 
 

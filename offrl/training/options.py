@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -111,14 +112,21 @@ def make_settings(algorithm: str, given: dict[str, Any], preset_name: str | None
         ConfigError: an unknown setting, with the nearest one named, or an impossible value.
     """
     name, method = load_algorithm(algorithm)
-    known = [f.name for f in dataclasses.fields(method.config)]
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(key, [*known, *RunOptions.__dataclass_fields__], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"
-            raise ConfigError(f"{name} has no setting {key!r}{hint}")
+    require_known(name, method.config, given, RunOptions)
     base = preset(method, preset_name) if preset_name else {}
     return method.config(**base | given)
+
+
+def require_known(algorithm: str, config: type, given: Iterable[str], options: type) -> None:
+    """Refuse a name that is no setting in ``config``; the nearest one, also of ``options``, is named (ConfigError)."""
+    known = [f.name for f in dataclasses.fields(config)]
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(
+                key, [*known, *(f.name for f in dataclasses.fields(options))], n=1
+            )
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"
+            raise ConfigError(f"{algorithm} has no setting {key!r}{hint}")
 
 
 def settings_from_json(config_class: type, values: dict[str, Any]) -> Any:

@@ -100,7 +100,11 @@ class RunDir:
         """Make a run directory for each config, side by side; each of several names them all as its stack."""
         paths = [_new_folder(root, config) for config in configs]
         stack = {"stack": [path.name for path in paths]} if len(paths) > 1 else {}
-        by_command = Path(sys.argv[0]).stem in ("offrl", "cli")  # else a script that calls offrl.train
+        by_command = Path(sys.argv[0]).stem in (
+            "offrl",
+            "cli",
+            "__main__",
+        )  # else a script that calls offrl.train
         command = ["offrl", *sys.argv[1:]] if by_command else sys.argv
         for path, config in zip(paths, configs, strict=True):
             atomic_write_text(path / "command.txt", shlex.join(command) + "\n")
