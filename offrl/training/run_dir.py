@@ -282,6 +282,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         isinstance(n, str) and re.fullmatch(r"seed\d+-[\w-]+", n) for n in stack
     ):
         raise CheckpointError(f"{path} is damaged: 'stack' is {stack!r}")
+    if not isinstance(config.get("mix", {}), dict):
+        raise CheckpointError(f"{path} is damaged: 'mix' is {config['mix']!r}")
     source, online = config.get("fine_tuned_from"), config.get("online")
     if (source is None) != (online is None) or not isinstance(online or {}, dict):
         raise CheckpointError(f"{path} is damaged: 'online' is {online!r}")
