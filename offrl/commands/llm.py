@@ -67,7 +67,13 @@ class EvalOptions:
 
 def overview() -> str:
     """The text of ``offrl llm --help``."""
-    lines = ["usage: offrl llm SUBCOMMAND ...", "", "Language models by policy gradients.", "", "subcommands:"]
+    lines = [
+        "usage: offrl llm SUBCOMMAND ...",
+        "",
+        "Language models by policy gradients.",
+        "",
+        "subcommands:",
+    ]
     lines += [f"  {name:6} {about}" for name, about in SUBCOMMANDS.items()]
     lines += ["", "a run goes on with: offrl resume RUN"]
     return "\n".join(lines)
@@ -166,7 +172,9 @@ def summarize(result: Any, mode: str) -> None:
     elif mode == "text":
         if result.already_finished:
             print(f"{result.directory} is already finished")
-        print(f"last accuracy {result.accuracy:.3f}, reward {result.reward:.3f} (sampled, one response a prompt)")
+        print(
+            f"last accuracy {result.accuracy:.3f}, reward {result.reward:.3f} (sampled, one response a prompt)"
+        )
         print(f"next: offrl llm eval {result.directory}")
 
 
@@ -187,7 +195,13 @@ def evaluate(argv: list[str]) -> int:
     for label, model in models.items():
         policy = load_model(model, task, config["seed"])
         found = sampled(
-            policy, task, prompts=o.prompts, samples=o.k, seed=config["seed"], name="eval", temperature=temperature
+            policy,
+            task,
+            prompts=o.prompts,
+            samples=o.k,
+            seed=config["seed"],
+            name="eval",
+            temperature=temperature,
         )
         report(label, found, o.k, o.json)
     return 0

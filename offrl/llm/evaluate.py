@@ -81,8 +81,9 @@ def evaluate(
         outcome: Tensor = sum(task.rewards(many, responses).values())  # type: ignore[assignment]
         rewards.append(outcome.view(-1, samples))
         lengths.append(responses.lengths.view(-1, samples))
-    parts = [torch.cat(found).cpu() for found in (success, rewards, lengths, greedy)]
-    return Evaluation(*parts, drawn.levels.cpu())
+    found = {"success": success, "rewards": rewards, "lengths": lengths, "greedy": greedy}
+    joined = {name: torch.cat(parts).cpu() for name, parts in found.items()}
+    return Evaluation(**joined, levels=drawn.levels.cpu())
 
 
 def interval(values: Tensor, level: float = 0.95, repeats: int = 2000) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from offrl.errors import ConfigError
 from offrl.estimators.advantages import gae, next_values, rewards_at_end
-from offrl.estimators.aggregation import masked_sum, sequence_sum
+from offrl.estimators.aggregation import sequence_sum
 from offrl.estimators.rollouts import Counts, count
 from offrl.llm.engine import Engine
 from offrl.llm.generate import sample
@@ -21,8 +21,18 @@ from offrl.llm.tasks.task import Task
 from offrl.training.seeding import stream
 
 STREAMS = ("prompts", "sampling", "minibatches", "demonstrations")
-SAMPLED = ("reward", "success", "zero_variance", "all_right", "all_wrong", "length", "engine_gap", "kl")
-UPDATED = ("loss", "surrogate", "entropy", "grad_norm", "clip_fraction", "approx_kl", "log_ratio")
+SAMPLED = ("reward", "success", "zero_variance", "all_right", "all_wrong", "length")
+UPDATED = (
+    "loss",
+    "surrogate",
+    "entropy",
+    "grad_norm",
+    "clip_fraction",
+    "approx_kl",
+    "log_ratio",
+    "engine_gap",
+    "kl",
+)
 
 
 @dataclass
@@ -57,7 +67,7 @@ class Learner:
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.critic: nn.Linear | None = None
         if method.critic:
-            self.critic = nn.Linear(policy.head.shape[1], 1).to(self.device)
+            self.critic = nn.Linear(policy.head.shape[1], 1).to(policy.head)
             nn.init.zeros_(self.critic.weight)
             nn.init.zeros_(self.critic.bias)
             self.parameters += list(self.critic.parameters())
@@ -72,15 +82,17 @@ class Learner:
     def metrics(self) -> tuple[str, ...]:
         """Names of what ``update`` returns."""
         prompts = self.task.prompts(1, torch.Generator().manual_seed(0))
-        names = self.task.rewards(prompts, demonstrated(torch.zeros(1, self.task.max_response, dtype=torch.int64)))
+        names = self.task.rewards(
+            prompts, demonstrated(torch.zeros(1, self.task.max_response, dtype=torch.int64))
+        )
         return (*SAMPLED, *(f"reward_{name}" for name in names), *UPDATED)
 
     def update(self) -> dict[str, Tensor]:
         """One batch of rollouts and the updates from it; returns its metrics."""
         batch, metrics = self._collect()
-        if len(batch.rewards) == 0:  # type: ignore[arg-type]  # every group was alike, nothing to learn
+        if len(batch.rewards) == 0:  # every group was alike: nothing to learn from
             return metrics
-        batch = self._prepared(batch, metrics)
+        batch = self._prepared(batch)
         sums: dict[str, Tensor] = {}
         number = 0
         for _ in range(self.options.reuse):
@@ -104,7 +116,7 @@ class Learner:
             if method.keep is not None:
                 batch = batch.rows(method.keep(self.settings, batch))
             kept.append(batch)
-            groups += len(batch.group_ids.unique())  # type: ignore[union-attr]
+            groups += len(batch.group_ids.unique())
             if groups >= self.options.prompts:
                 break
         batch = first_groups(joined(kept, self.policy.pad), self.options.prompts)
@@ -121,18 +133,23 @@ class Learner:
             demonstrations = demonstrated(tokens.to(self.device))
         prompts = prompts.to(self.device)
         groups = number * o.prompts + torch.arange(o.prompts, device=self.device)
-        parts, found = [], {}
+        parts: list[TextRollouts] = []
+        found: dict[str, Tensor] = {}
         if method.data != "demonstrations":
             sampler = self.engine.sampler(self.policy)
             responses = sample(
-                sampler, prompts, copies=o.group, temperature=o.temperature, generator=self.streams["sampling"]
+                sampler,
+                prompts,
+                copies=o.group,
+                temperature=o.temperature,
+                generator=self.streams["sampling"],
             )
             many, ids = prompts.repeat(o.group), groups.repeat_interleave(o.group)
             batch, found = self._rewarded(many, responses, ids)
             if method.greedy_baseline:
                 best = sample(self.policy, prompts, temperature=0.0)
                 baseline = sum(task.rewards(prompts, best).values())
-                batch = batch.replace(baseline_rewards=baseline.repeat_interleave(o.group))  # type: ignore[union-attr]
+                batch = batch.replace(baseline_rewards=baseline.repeat_interleave(o.group))
                 self.rollouts += len(prompts)
                 self.tokens += int(best.mask.sum())
             self.rollouts += len(many)
@@ -147,7 +164,7 @@ class Learner:
         self, prompts: Any, responses: Any, ids: Tensor, *, demo: bool = False
     ) -> tuple[TextRollouts, dict[str, Tensor]]:
         components = self.task.rewards(prompts, responses)
-        outcome: Tensor = sum(components.values())  # type: ignore[assignment]
+        outcome: Tensor = sum(components.values())
         success = self.task.success(prompts, responses)
         metrics = {"reward": outcome.mean(), "success": success.float().mean()}
         metrics |= group_shares(outcome, ids, success)
@@ -168,41 +185,40 @@ class Learner:
     # what is known before the first update
 
     @torch.no_grad()
-    def _prepared(self, batch: TextRollouts, metrics: dict[str, Tensor]) -> TextRollouts:
-        """The batch with log-probabilities of the old and reference policy, values, and advantages."""
-        o, mask = self.options, batch.mask
-        once = o.reuse * o.minibatches == 1
-        step_rewards = self.method.kl == "step-reward"
-        inside_reward = self.reference is not None and self.method.kl != "loss"
-        if o.bypass:
-            batch = batch.replace(old_log_probs=batch.rollout_log_probs)
-        values = None
-        if not o.bypass and (not once or inside_reward) or self.critic is not None:
-            scores = self._scores(batch, self.policy)
-            values = scores[1]
-            if not o.bypass:
-                batch = batch.replace(old_log_probs=scores[0])
-        log_ratio = None
-        if self.reference is not None:
-            batch = batch.replace(ref_log_probs=self._scores(batch, self.reference)[0])
-            if batch.old_log_probs is not None:
-                log_ratio = batch.old_log_probs - batch.ref_log_probs  # type: ignore[operator]
-                metrics["kl"] = sequence_sum(log_ratio, mask).mean()
-        if step_rewards:
-            coefficient = self.settings.kl if inside_reward else 0.0
-            rewards = rewards_at_end(batch.rewards, mask, log_ratio, coefficient)  # type: ignore[arg-type]
-            batch = batch.replace(rewards=rewards)
-        elif inside_reward:
-            penalty = self.settings.kl * sequence_sum(log_ratio, mask)  # type: ignore[arg-type]
-            batch = batch.replace(rewards=batch.rewards - penalty)
-        if values is not None and self.critic is not None:
+    def _prepared(self, batch: TextRollouts) -> TextRollouts:
+        """The batch with log-probabilities of the old and the reference policy, values, and advantages."""
+        old, values = self._old(batch)
+        reference = None if self.reference is None else self._scores(batch, self.reference)[0]
+        batch = batch.replace(old_log_probs=old, ref_log_probs=reference)
+        batch = batch.replace(rewards=self._with_kl(batch, old, reference))
+        if values is not None:
+            mask, lam = batch.mask, getattr(self.settings, "lam", 1.0)
             following = next_values(values, mask=mask)
-            batch = batch.replace(values=values, next_values=following)
-            lam = getattr(self.settings, "lam", 1.0)
-            returns = values + gae(batch.rewards, values, following, mask=mask, discount=1.0, lam=lam)  # type: ignore[arg-type]
-            batch = batch.replace(returns=returns)
-        return self.estimator.prepare(batch)
+            returns = values + gae(batch.rewards, values, following, mask=mask, discount=1.0, lam=lam)
+            batch = batch.replace(values=values, next_values=following, returns=returns)
+        return batch.replace(advantages=self.estimator.advantages(batch))
 
+    def _old(self, batch: TextRollouts) -> tuple[Tensor | None, Tensor | None]:
+        """Old log-probabilities and values; None where the only update will find pi_old by itself, and without a critic."""
+        o = self.options
+        in_reward = self.reference is not None and self.method.kl != "loss"
+        found_later = o.bypass or (o.reuse * o.minibatches == 1 and not in_reward)
+        if self.critic is None and found_later:
+            return (batch.rollout_log_probs if o.bypass else None), None
+        log_probs, values = self._scores(batch, self.policy)
+        return (batch.rollout_log_probs if o.bypass else log_probs), values
+
+    def _with_kl(self, batch: TextRollouts, old: Tensor | None, reference: Tensor | None) -> Tensor:
+        """The rewards that the method's advantages read: of rows or of tokens, less the KL where it goes there."""
+        log_ratio = None if old is None or reference is None else old - reference
+        if self.method.kl == "step-reward":
+            coefficient = 0.0 if log_ratio is None else self.settings.kl
+            return rewards_at_end(batch.rewards, batch.mask, log_ratio, coefficient)
+        if self.method.kl == "reward" and log_ratio is not None:
+            return batch.rewards - self.settings.kl * sequence_sum(log_ratio, batch.mask)
+        return batch.rewards
+
+    @torch.no_grad()
     def _scores(self, batch: TextRollouts, policy: Any) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities and values of all rows, in micro-batches."""
         found = [self._score(batch.rows(rows), policy) for rows in self._parts(batch)]
@@ -214,7 +230,7 @@ class Learner:
     def _score(self, batch: TextRollouts, policy: Any, entropy: bool = False) -> Scores:
         b = batch
         return score(
-            policy, b.prompt_tokens, b.prompt_mask, b.tokens, b.mask,  # type: ignore[arg-type]
+            policy, b.prompt_tokens, b.prompt_mask, b.tokens, b.mask,
             temperature=self.options.temperature, entropy=entropy,
         )  # fmt: skip
 
@@ -222,7 +238,7 @@ class Learner:
 
     def _minibatches(self, batch: TextRollouts) -> list[Tensor]:
         """Row indices of each update: whole groups, in random order."""
-        ids: Tensor = batch.group_ids  # type: ignore[assignment]
+        ids = batch.group_ids
         if self.options.minibatches == 1:
             return [torch.arange(len(ids), device=ids.device)]
         groups = ids.unique()
@@ -231,12 +247,12 @@ class Learner:
         return [torch.isin(ids, part).nonzero()[:, 0] for part in parts if len(part)]
 
     def _parts(self, batch: TextRollouts) -> tuple[Tensor, ...]:
-        rows = torch.arange(len(batch.tokens), device=self.device)  # type: ignore[arg-type]
-        return rows.split(self.options.micro_batch or len(rows))
+        rows = torch.arange(len(batch.tokens), device=self.device)
+        return torch.split(rows, self.options.micro_batch or len(rows))
 
     def _update(self, batch: TextRollouts) -> dict[str, Tensor]:
         """One update from a minibatch, its gradient summed over micro-batches under global counts."""
-        counts = count(batch.mask, batch.group_ids)  # type: ignore[arg-type]
+        counts = count(batch.mask, batch.group_ids)
         self.optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
         for rows in self._parts(batch):
@@ -254,24 +270,24 @@ class Learner:
         """Add the gradient of a part of a batch; returns its share of the metrics."""
         scores = self._score(batch, self.policy, entropy=True)
         log_probs, mask = scores.log_probs, batch.mask
-        if batch.old_log_probs is None:  # the only update: the old policy is the current one
-            batch = batch.replace(old_log_probs=log_probs.detach())
+        assert scores.entropy is not None
+        old = log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs
+        batch = batch.replace(old_log_probs=old)  # in the only update the old policy is the current one
         values = None if self.critic is None else self.critic(scores.hidden)[..., 0]
-        loss = self.estimator.loss(
-            log_probs, batch, counts, entropy=scores.entropy, predicted_values=values
-        )
+        loss = self.estimator.loss(log_probs, batch, counts, entropy=scores.entropy, predicted_values=values)
         loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            now = log_probs.detach()
-            share = masked_sum(torch.ones_like(now), mask) / counts.tokens
+            now, tokens = log_probs.detach(), counts.tokens
+            share = mask.sum() / tokens
             metrics = {n: v * share for n, v in self.estimator.diagnostics(now, batch).items()}
-            metrics["log_ratio"] = masked_sum((now - batch.old_log_probs).abs(), mask) / counts.tokens
-            metrics["entropy"] = masked_sum(scores.entropy, mask) / counts.tokens  # type: ignore[arg-type]
-            metrics["surrogate"] = self.estimator.surrogate(now, batch, counts)
-            if self.method.data != "demonstrations":
-                gap = (now - batch.rollout_log_probs).abs()
-                metrics["engine_gap"] = masked_sum(gap, mask) / counts.tokens
             metrics["loss"] = loss.detach()
+            metrics["surrogate"] = self.estimator.surrogate(now, batch, counts)
+            metrics["entropy"] = scores.entropy.detach().sum() / tokens
+            metrics["log_ratio"] = (now - old).abs().where(mask, 0.0).sum() / tokens
+            if self.method.data != "demonstrations":
+                metrics["engine_gap"] = (now - batch.rollout_log_probs).abs().where(mask, 0.0).sum() / tokens
+            if batch.ref_log_probs is not None:
+                metrics["kl"] = sequence_sum(now - batch.ref_log_probs, mask).sum() / counts.rows
         return metrics
 
     # state

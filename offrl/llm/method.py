@@ -13,15 +13,19 @@ from offrl.llm.text import Responses
 
 @dataclass(frozen=True, kw_only=True)
 class TextRollouts(Rollouts):
-    """Sampled responses with their prompts, one a row."""
+    """Sampled responses with their prompts, one a row; what the engine always knows is never None."""
 
-    prompt_tokens: Tensor | None = None
+    mask: Tensor
+    rewards: Tensor
+    group_ids: Tensor
+    rollout_log_probs: Tensor
+    prompt_tokens: Tensor
     """(B, P), padded on the left."""
-    prompt_mask: Tensor | None = None
+    prompt_mask: Tensor
     """(B, P) bool."""
-    tokens: Tensor | None = None
+    tokens: Tensor
     """(B, T), padded on the right."""
-    limits: Tensor | None = None
+    limits: Tensor
     """(B,) tokens of the longest response allowed."""
 
 

@@ -139,7 +139,9 @@ class Table(nn.Module):
         head = torch.zeros(size, len(SYMBOLS))
         head[self.first : self.first + len(SYMBOLS)] = torch.eye(len(SYMBOLS))
         self.register_buffer("head", head, persistent=False)
-        self.register_buffer("bias", torch.zeros(size).masked_fill(~task.allowed, FORBIDDEN), persistent=False)
+        self.register_buffer(
+            "bias", torch.zeros(size).masked_fill(~task.allowed, FORBIDDEN), persistent=False
+        )
         self.register_buffer("ends", torch.tensor([EOS]), persistent=False)
 
     def hidden(self, prompt_tokens: Tensor, prompt_mask: Tensor, tokens: Tensor) -> Tensor:
@@ -232,4 +234,4 @@ def _require_transformers() -> None:
         from transformers.utils import logging
     except ImportError:
         raise MissingExtraError("transformers", "llm") from None
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -132,7 +132,9 @@ def plan(method: Method, options: LLMOptions, task: Task, parameters: int, width
     memory = 4 * copies * parameters + activations
     return {
         "prompts per step": str(options.prompts),
-        "responses per step": f"{rows} ({options.group} a prompt)" if method.data != "demonstrations" else "0",
+        "responses per step": f"{rows} ({options.group} a prompt)"
+        if method.data != "demonstrations"
+        else "0",
         "updates per step": f"{options.reuse * options.minibatches} of {options.minibatch_rows} responses",
         "rows of one pass": str(micro),
         "tokens per step": f"at most {rows * task.max_response} sampled, {rows * length} with prompts",

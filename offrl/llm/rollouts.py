@@ -37,7 +37,7 @@ def joined(parts: list[TextRollouts], pad: int = PAD) -> TextRollouts:
     """Rows of all parts, responses padded to the longest; a group is named by its id, also across parts."""
     if len(parts) == 1:
         return parts[0]
-    width = max(part.tokens.shape[1] for part in parts if part.tokens is not None)
+    width = max(part.tokens.shape[1] for part in parts)
     fields = {}
     for field in dataclasses.fields(TextRollouts):
         values = [getattr(part, field.name) for part in parts]
@@ -52,7 +52,6 @@ def joined(parts: list[TextRollouts], pad: int = PAD) -> TextRollouts:
 
 def first_groups(batch: TextRollouts, count: int) -> TextRollouts:
     """The rows of the ``count`` groups with the smallest ids."""
-    assert batch.group_ids is not None
     kept = batch.group_ids.unique()[:count]
     return batch.rows(torch.isin(batch.group_ids, kept))
 

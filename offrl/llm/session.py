@@ -68,9 +68,7 @@ def start(name: str, settings: Any, options: LLMOptions, reporter: Reporter | No
     return _go(run, learner, options, reporter, restore=False)
 
 
-def resume(
-    directory: Path, reporter: Reporter | None = None, *, allow_inexact: bool = False
-) -> LLMResult:
+def resume(directory: Path, reporter: Reporter | None = None, *, allow_inexact: bool = False) -> LLMResult:
     """Go on exactly where the last checkpoint left a run; a finished run is returned as it is.
 
     Raises:
@@ -176,9 +174,7 @@ class Session:
             raise CheckpointError(
                 f"the checkpoint in {self.run.path} does not fit: {type(error).__name__}: {error}"
             ) from None
-        self.reporter.note(
-            f"resuming {self.run.path} at step {self.step}" + (f" ({note})" if note else "")
-        )
+        self.reporter.note(f"resuming {self.run.path} at step {self.step}" + (f" ({note})" if note else ""))
 
     def go(self) -> LLMResult:
         """Train to the last step."""

@@ -38,7 +38,7 @@ class Vocabulary:
         names = ["<pad>", "<bos>", "<eos>", *self.symbols]
         model = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="<pad>"))
         model.pre_tokenizer = Split(Regex("<eos>|."), "isolated")
-        return PreTrainedTokenizerFast(
+        return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
             tokenizer_object=model, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
         )
 

@@ -6,7 +6,7 @@ import pytest
 
 from offrl.cli import main
 
-SMALL = "--prompts 4 --group 4 --eval-prompts 8 --eval-samples 2 --device cpu".split()
+SMALL = ["--prompts", "4", "--group", "4", "--eval-prompts", "8", "--eval-samples", "2", "--device", "cpu"]
 
 
 def test_the_list_has_every_method_and_task(capsys):
@@ -36,7 +36,18 @@ def test_a_run_from_start_to_evaluation(tmp_path, capsys):
 
 
 def test_a_dry_run_says_what_a_step_costs_and_writes_nothing(tmp_path, capsys):
-    command = ["llm", "train", "grpo", "--dry-run", "--minibatches", "2", "--reuse", "3", "--out", str(tmp_path / "x")]
+    command = [
+        "llm",
+        "train",
+        "grpo",
+        "--dry-run",
+        "--minibatches",
+        "2",
+        "--reuse",
+        "3",
+        "--out",
+        str(tmp_path / "x"),
+    ]
     assert main([*command, *SMALL]) == 0
     out = capsys.readouterr().out
     assert "responses per step   16 (4 a prompt)" in out

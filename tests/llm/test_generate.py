@@ -22,7 +22,12 @@ def drawn(model, task_name, copies=3, temperature=1.0, count=8, spread=0.0):
             for p in policy.parameters():
                 p.mul_(spread)
     prompts = task.prompts(count, generator(1))
-    return task, policy, prompts, sample(policy, prompts, copies=copies, temperature=temperature, generator=generator(2))
+    return (
+        task,
+        policy,
+        prompts,
+        sample(policy, prompts, copies=copies, temperature=temperature, generator=generator(2)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,7 +45,7 @@ def test_recorded_log_probs_are_the_teacher_forced_ones(model, task, temperature
 
 
 def test_a_row_ends_with_its_end_token_or_at_its_limit():
-    _, _, prompts, responses = drawn("tiny:dense", "t1", copies=50)
+    _, _, _, responses = drawn("tiny:dense", "t1", copies=50)
     tokens, mask = responses.tokens, responses.mask
     assert (tokens[~mask] == PAD).all()
     assert ((tokens == EOS).sum(dim=1) <= 1).all()
@@ -93,7 +98,7 @@ def test_the_global_stream_is_left_alone():
 
 
 def test_frequencies_are_those_of_the_policy():
-    task, policy, prompts, responses = drawn("tiny:table", "t3", copies=2000, count=4, temperature=0.5)
+    task, policy, _, responses = drawn("tiny:table", "t3", copies=2000, count=4, temperature=0.5)
     first = torch.bincount(responses.tokens[:, 0] - task.first, minlength=6) / 8000
     want = (policy.logits[0] / 0.5).softmax(0)
     torch.testing.assert_close(first, want.detach(), atol=0.02, rtol=0)

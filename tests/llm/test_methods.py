@@ -10,8 +10,7 @@ import torch
 import offrl.llm.methods
 from offrl.errors import ConfigError
 from offrl.estimators.aggregation import row_mean, row_sum, token_mean
-from offrl.estimators.rollouts import count
-from offrl.llm.method import TextRollouts
+from offrl.estimators.rollouts import Rollouts, count
 from offrl.llm.methods import METHODS, load_method
 
 FILES = sorted(Path(offrl.llm.methods.__file__).parent.glob("[!_]*.py"))
@@ -26,7 +25,7 @@ def ragged(seed=0):
     log_probs = (old + 0.4 * torch.randn(shape, generator=g, dtype=torch.float64)).requires_grad_()
     mask = torch.arange(shape[1]) < torch.tensor(LENGTHS)[:, None]
     rewards = torch.tensor([1.0, 0.0, 0.0, 2.0, 0.5, 1.0, 0.0], dtype=torch.float64)
-    batch = TextRollouts(
+    batch = Rollouts(
         mask=mask, old_log_probs=old, rollout_log_probs=old, rewards=rewards, group_ids=torch.tensor(IDS),
         baseline_rewards=torch.tensor([0.3, 0.1, 0.3, 0.1, 0.1, 0.3, 0.1], dtype=torch.float64),
     )  # fmt: skip
@@ -167,7 +166,7 @@ def test_ppo_is_gae_whitened_and_clipped():
 
 
 def test_reinforce_plus_plus_can_centre_in_groups_first():
-    log_probs, batch = ragged()
+    _, batch = ragged()
     method = load_method("reinforce_plus_plus")
     estimator = method.estimator(method.config(group_baseline=True), LIMIT)
     rewards = batch.rewards.tolist()
@@ -200,7 +199,7 @@ def test_parts_of_a_batch_add_up_under_global_counts(name):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if load_method(name).grouped])
 def test_groups_are_found_by_id(name):
-    log_probs, batch = ragged()
+    _, batch = ragged()
     estimator = load_method(name).estimator(load_method(name).config(), LIMIT)
     order = torch.tensor([4, 0, 6, 2, 5, 1, 3])
     torch.testing.assert_close(estimator.advantages(batch.rows(order)), estimator.advantages(batch)[order])

@@ -102,7 +102,9 @@ def test_a_run_is_a_hugging_face_directory(tmp_path):
 
 def test_a_run_begins_where_another_ended(tmp_path):
     first = start("sft", load_method("sft").config(), options(tmp_path, task="t2", group=1)).directory
-    built = session.build("grpo", load_method("grpo").config(), options(tmp_path, task="t2", model=str(first)))
+    built = session.build(
+        "grpo", load_method("grpo").config(), options(tmp_path, task="t2", model=str(first))
+    )
     for name, value in load_model(str(first), load_task("t2"), 0).state_dict().items():
         assert torch.equal(built.policy.state_dict()[name], value)
 
@@ -114,7 +116,10 @@ def test_a_model_of_another_task_is_refused(tmp_path):
 
 
 def test_seeds_differ_and_a_seed_repeats(tmp_path):
-    runs = [start("grpo", load_method("grpo").config(), options(tmp_path / str(i), seed=s)) for i, s in enumerate([0, 0, 1])]
+    runs = [
+        start("grpo", load_method("grpo").config(), options(tmp_path / str(i), seed=s))
+        for i, s in enumerate([0, 0, 1])
+    ]
     texts = [(run.directory / "metrics.csv").read_bytes() for run in runs]
     assert texts[0] == texts[1] != texts[2]
 

@@ -3,7 +3,8 @@
     loss = -mean over tokens of stopgrad(min(r, 1 + high)) A log pi,     A as in GRPO
 
 Source: MiniMax-M1, arXiv:2506.13585.
-Departures: 1 + high is volcengine/verl's bound, without its floor at 1 - low; huggingface/trl calls the whole bound epsilon_high.
+Departures: 1 + high is volcengine/verl's bound, without its floor at 1 - low; huggingface/trl's
+epsilon_high is the whole bound.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""DAPO: GRPO with a higher upper clip, a mean over tokens, groups of equal rewards sampled anew, long responses punished.
+"""DAPO: GRPO with a higher upper clip, a mean over tokens, and other groups in place of those with equal rewards.
 
     A_i = (R_i - mean) / (std + 1e-6) of the group            loss = -mean over tokens of min(r A, clip(r; low, high) A)
     R_i = outcome - min(1, max(0, L_i - (limit - overlong)) / overlong)
@@ -45,7 +45,6 @@ def shaped(settings: DAPOConfig, rewards: Tensor, responses: Responses, limits: 
 
 def keep(settings: DAPOConfig, rollouts: TextRollouts) -> Tensor:
     """Rows of groups with unequal rewards; all with one round."""
-    assert rollouts.group_ids is not None and rollouts.rewards is not None
     groups = Groups(rollouts.group_ids)
     unequal: Tensor = groups.rows(groups.std(rollouts.rewards)) > 0
     return unequal | (settings.max_rounds == 1)

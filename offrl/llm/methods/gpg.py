@@ -23,9 +23,7 @@ def rescaled(advantages: Tensor, rewards: Tensor, group_ids: Tensor) -> Tensor:
 
 def estimator(settings: LossSettings, length: int) -> Estimator:
     """The composition."""
-    return compose(
-        advantage=["group_mean", rescaled], denominator="current", regularizers=terms(settings)
-    )
+    return compose(advantage=["group_mean", rescaled], denominator="current", regularizers=terms(settings))
 
 
 METHOD = Method(config=LossSettings, estimator=estimator, grouped=True)

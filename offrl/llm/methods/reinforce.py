@@ -2,7 +2,8 @@
 
     A_i = R_i - b            loss = -mean_i A_i sum_t log pi(a_it | s_it)
 
-Source: R. Williams, "Simple statistical gradient-following algorithms" (1992); arXiv:2402.14740, section 3, for the bandit view.
+Source: R. Williams, "Simple statistical gradient-following algorithms" (1992); whole responses as single actions:
+arXiv:2402.14740.
 Departures: b is the mean reward of the batch, its own row included, or 0.
 """
 

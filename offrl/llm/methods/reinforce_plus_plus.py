@@ -39,13 +39,9 @@ def group_centred(advantages: Tensor, mask: Tensor, group_ids: Tensor) -> Tensor
 def estimator(settings: ReinforcePlusPlusConfig, length: int) -> Estimator:
     """The composition."""
     advantage = (
-        ["returns_to_go", group_centred, "whiten"]
-        if settings.group_baseline
-        else ["returns_to_go", "whiten"]
+        ["returns_to_go", group_centred, "whiten"] if settings.group_baseline else ["returns_to_go", "whiten"]
     )
-    return recipe(
-        "reinforce++", advantage=advantage, mask=clip(settings), regularizers=terms(settings, None)
-    )
+    return recipe("reinforce++", advantage=advantage, mask=clip(settings), regularizers=terms(settings, None))
 
 
 METHOD = Method(config=ReinforcePlusPlusConfig, estimator=estimator, kl="step-reward")

@@ -1,7 +1,7 @@
 """T2, sums of one to eight digits in base b: unequal difficulty, and a cliff behind which nothing succeeds.
 
-Prompt: k digits and "=". A response has exactly k tokens: the running sums modulo b are the natural chain of thought, and
-it earns 1 iff its last token is the total. Without ``sft`` on such chains first, long prompts stay at chance.
+Prompt: k digits and "=". A response has exactly k tokens, for which the running sums modulo b are the natural chain of
+thought; it earns 1 iff its last token is the total. Without ``sft`` on such chains first, long prompts stay at chance.
 """
 
 import torch

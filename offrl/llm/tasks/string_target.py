@@ -4,8 +4,8 @@ The prompt is one of eight symbols x. With the base policy a (random, fixed) and
 
     r(x, y) = 2 [y contains "a"] + 3 [y is a palindrome] + shift(x),      shift(x) ~ N(0, 10^2), fixed
 
-the policy that maximises E r - KL(pi || a) is P = a exp(2 [...] + 3 [...]) / Z, whatever the shifts. ``tiny:table`` begins
-as a itself.
+the policy that maximises E r - KL(pi || a) is P = a exp(2 [...] + 3 [...]) / Z, whatever the shifts. ``tiny:table``
+begins as a itself.
 """
 
 from typing import Any

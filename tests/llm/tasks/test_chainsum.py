@@ -43,4 +43,8 @@ def test_equal_prompts_have_equal_ids():
     task = load_task("t2")
     prompts = task.prompts(3000, torch.Generator().manual_seed(0))
     texts = [tuple(row) for row in prompts.tokens.tolist()]
-    assert len(set(texts)) == len(set(zip(texts, prompts.ids.tolist(), strict=True))) == len(prompts.ids.unique())
+    assert (
+        len(set(texts))
+        == len(set(zip(texts, prompts.ids.tolist(), strict=True)))
+        == len(prompts.ids.unique())
+    )

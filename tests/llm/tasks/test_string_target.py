@@ -17,7 +17,9 @@ def test_the_base_policy_is_the_table_at_its_start():
     base, target = task.base_log_probs(), task.target_log_probs()
     assert float(base.exp().sum()) == pytest.approx(1.0)
     assert found["kl_to_target"] == pytest.approx(float((base.exp() * (base - target)).sum()), abs=1e-5)
-    assert found["tv_to_target"] == pytest.approx(0.5 * float((base.exp() - target.exp()).abs().sum()), abs=1e-5)
+    assert found["tv_to_target"] == pytest.approx(
+        0.5 * float((base.exp() - target.exp()).abs().sum()), abs=1e-5
+    )
     assert found["kl_to_target"] > 0.3
 
 
@@ -51,10 +53,10 @@ def test_rloo_with_a_kl_reaches_the_target():
     from offrl.llm.options import LLMOptions
 
     task, method = load_task("t3"), load_method("rloo")
-    options = LLMOptions(model="tiny:table", task="t3", prompts=8, group=32, lr=0.03, max_grad_norm=1e9)
+    options = LLMOptions(model="tiny:table", task="t3", prompts=8, group=16, lr=0.05, max_grad_norm=1e9)
     made = Learner(method, method.config(kl=1.0), task, load_model("tiny:table", task, 0), options)
     before = task.measures(made.policy)
-    for _ in range(250):
+    for _ in range(150):
         made.update()
     after = task.measures(made.policy)
     assert before["tv_to_target"] > 0.3
