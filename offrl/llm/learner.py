@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from offrl.errors import ConfigError
 from offrl.estimators.advantages import gae, next_values, rewards_at_end
 from offrl.estimators.aggregation import sequence_sum
+from offrl.estimators.groups import Groups
 from offrl.estimators.rollouts import Counts, count
 from offrl.llm.engine import Engine
 from offrl.llm.generate import sample
@@ -199,7 +200,7 @@ class Learner:
         return batch.replace(advantages=self.estimator.advantages(batch))
 
     def _old(self, batch: TextRollouts) -> tuple[Tensor | None, Tensor | None]:
-        """Old log-probabilities and values; None where the only update will find pi_old by itself, and without a critic."""
+        """Old log-probabilities (None: the only update finds them by itself) and values (None: no critic)."""
         o = self.options
         in_reward = self.reference is not None and self.method.kl != "loss"
         found_later = o.bypass or (o.reuse * o.minibatches == 1 and not in_reward)
@@ -228,10 +229,12 @@ class Learner:
         return log_probs, torch.cat([self.critic(s.hidden)[..., 0] for s in found])
 
     def _score(self, batch: TextRollouts, policy: Any, entropy: bool = False) -> Scores:
-        b = batch
+        owners = Groups(batch.group_ids).index  # rows of a group answer one prompt
+        first = torch.zeros_like(owners).scatter(0, owners, torch.arange(len(owners), device=owners.device))
+        first = first[: int(owners.max()) + 1]
         return score(
-            policy, b.prompt_tokens, b.prompt_mask, b.tokens, b.mask,
-            temperature=self.options.temperature, entropy=entropy,
+            policy, batch.prompt_tokens[first], batch.prompt_mask[first], batch.tokens, batch.mask,
+            temperature=self.options.temperature, entropy=entropy, owners=owners,
         )  # fmt: skip
 
     # updates

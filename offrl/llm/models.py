@@ -34,8 +34,18 @@ class LanguageModel(Protocol):
     ends: Tensor
     """Ids that end a response."""
 
-    def hidden(self, prompt_tokens: Tensor, prompt_mask: Tensor, tokens: Tensor) -> Tensor:
-        """The states that predict each token of the responses: (B, P), (B, P), (B, T) -> (B, T, H)."""
+    def hidden(self, prompt_tokens: Tensor, prompt_mask: Tensor, tokens: Tensor, owners: Tensor) -> Tensor:
+        """The states that predict each token of the responses, with gradients.
+
+        Args:
+            prompt_tokens: (N, P).
+            prompt_mask: (N, P).
+            tokens: (B, T).
+            owners: (B,), which of the N prompts each response answers.
+
+        Returns:
+            (B, T, H).
+        """
 
     def begin(self, prompt_tokens: Tensor, prompt_mask: Tensor, copies: int) -> tuple[Tensor, Any]:
         """The states that predict the first tokens, (N copies, H), and what ``advance`` goes on from."""
@@ -79,35 +89,42 @@ class Transformer(nn.Module):
         weight: Tensor = self.model.get_output_embeddings().weight
         return weight
 
-    def hidden(self, prompt_tokens: Tensor, prompt_mask: Tensor, tokens: Tensor) -> Tensor:
-        """One pass over prompts and responses; see ``LanguageModel``."""
-        width = prompt_tokens.shape[1]
-        ids = torch.cat([prompt_tokens, tokens], dim=1)[:, :-1]
-        seen = torch.cat([prompt_mask, torch.ones_like(tokens, dtype=torch.bool)], dim=1)[:, :-1]
-        states = self._run(ids, seen, None, ids.shape[1])
-        return states[:, width - 1 :]
+    def hidden(self, prompt_tokens: Tensor, prompt_mask: Tensor, tokens: Tensor, owners: Tensor) -> Tensor:
+        """Each prompt is read once for all of its responses; see ``LanguageModel``."""
+        states, cache = self._read(prompt_tokens, prompt_mask)
+        first = states[owners, -1:]
+        if tokens.shape[1] == 1:
+            return first
+        cache.batch_select_indices(owners)
+        answer = tokens[:, :-1]
+        seen = torch.cat([prompt_mask[owners], torch.ones_like(answer, dtype=torch.bool)], dim=1)
+        return torch.cat([first, self._run(answer, seen, cache)], dim=1)
 
     def begin(self, prompt_tokens: Tensor, prompt_mask: Tensor, copies: int) -> tuple[Tensor, Any]:
         """Reads the prompts once; see ``LanguageModel``."""
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=self.model.config)
-        states = self._run(prompt_tokens, prompt_mask, cache, prompt_tokens.shape[1])[:, -1]
+        states, cache = self._read(prompt_tokens, prompt_mask)
         cache.batch_repeat_interleave(copies)
         seen = prompt_mask.repeat_interleave(copies, dim=0)
-        return states.repeat_interleave(copies, dim=0), {"cache": cache, "seen": seen}
+        return states[:, -1].repeat_interleave(copies, dim=0), {"cache": cache, "seen": seen}
 
     def advance(self, state: Any, tokens: Tensor) -> Tensor:
         """One token a row; see ``LanguageModel``."""
         seen = state["seen"]
         state["seen"] = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
-        return self._run(tokens[:, None], state["seen"], state["cache"], 1)[:, -1]
+        return self._run(tokens[:, None], state["seen"], state["cache"])[:, -1]
 
-    def _run(self, ids: Tensor, seen: Tensor, cache: Any, new: int) -> Tensor:
+    def _read(self, prompt_tokens: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Any]:
+        """States of all prompt tokens, and the cache after them."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.config)
+        return self._run(prompt_tokens, prompt_mask, cache), cache
+
+    def _run(self, ids: Tensor, seen: Tensor, cache: Any) -> Tensor:
         """Last hidden states; ``seen`` is False at padding on the left, the only one that attention could see."""
-        options: dict[str, Any] = {"use_cache": cache is not None}
-        if cache is not None:
-            options["cache" if self.decoder_takes_cache else "past_key_values"] = cache
+        new = ids.shape[1]
+        options: dict[str, Any] = {"use_cache": True}
+        options["cache" if self.decoder_takes_cache else "past_key_values"] = cache
         if bool(seen.all()):
             first = seen.shape[1] - new
             options["position_ids"] = torch.arange(first, first + new, device=ids.device)[None]
@@ -144,7 +161,7 @@ class Table(nn.Module):
         )
         self.register_buffer("ends", torch.tensor([EOS]), persistent=False)
 
-    def hidden(self, prompt_tokens: Tensor, prompt_mask: Tensor, tokens: Tensor) -> Tensor:
+    def hidden(self, prompt_tokens: Tensor, prompt_mask: Tensor, tokens: Tensor, owners: Tensor) -> Tensor:
         """The rows of each prefix; see ``LanguageModel``."""
         node = torch.zeros_like(tokens[:, 0])
         nodes = [node]

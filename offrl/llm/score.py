@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from offrl.estimators.low_memory import log_probs_and_entropy
@@ -29,19 +30,23 @@ def score(
     *,
     temperature: float = 1.0,
     entropy: bool = False,
+    owners: Tensor | None = None,
 ) -> Scores:
     """Teacher forcing: what the policy says of each token of each response.
 
     Args:
         policy: in any mode.
-        prompt_tokens: (B, P), padded on the left.
-        prompt_mask: (B, P) bool.
+        prompt_tokens: (B, P), padded on the left; with ``owners`` (N, P).
+        prompt_mask: (B, P) bool; with ``owners`` (N, P).
         tokens: (B, T), padded on the right.
         mask: (B, T) bool; None: all.
         temperature: that of sampling.
         entropy: also entropies.
+        owners: (B,), which of N prompts each response answers: shared prompts are read once.
     """
-    hidden = policy.hidden(prompt_tokens, prompt_mask, tokens)
+    if owners is None:
+        owners = torch.arange(len(tokens), device=tokens.device)
+    hidden = policy.hidden(prompt_tokens, prompt_mask, tokens, owners)
     log_probs, entropies = log_probs_and_entropy(
         hidden, policy.head, tokens, policy.bias, temperature=temperature, entropy=entropy
     )

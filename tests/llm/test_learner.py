@@ -50,16 +50,20 @@ def weights(made):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_micro_batches_change_nothing(name):
-    """Three steps with two updates each: parameters and metrics do not depend on how a gradient is accumulated."""
+    """Two steps with two updates each: parameters and metrics do not depend on how a gradient is accumulated.
+
+    Plain gradient steps, because Adam turns the rounding of a gradient near 0 into a whole step.
+    """
     found = []
     for micro in (0, 2):
         group = {} if name == "sft" else {"group": 4}
         made = easy(name, {"kl": 0.1, "entropy": 0.05}, micro_batch=micro, minibatches=2, reuse=1, **group)
-        metrics = [made.update() for _ in range(3)]
+        made.optimizer = torch.optim.SGD(made.parameters, lr=0.1)
+        metrics = [made.update() for _ in range(2)]
         found.append((weights(made), metrics))
-    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-9, rtol=1e-7)
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-7, rtol=1e-5)
     for one, other in zip(found[0][1], found[1][1], strict=True):
-        torch.testing.assert_close(one, other, atol=1e-8, rtol=1e-6)
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
     assert not torch.equal(found[0][0], weights(learner(name)))
 
 
@@ -235,8 +239,8 @@ def test_the_kl_in_the_loss():
 
 
 def test_the_critic_learns_the_mean_reward():
-    made = easy("ppo", {"value": 1.0}, double=False, prompts=16, lr=3e-3)
-    for _ in range(60):
+    made = easy("ppo", {"value": 1.0}, double=False, prompts=8, lr=3e-3)
+    for _ in range(30):
         made.update()
     batch = made._collect()[0]
     values = made._scores(batch, made.policy)[1]

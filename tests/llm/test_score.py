@@ -44,3 +44,17 @@ def test_what_stands_at_padding_has_no_influence():
         found.append((scores.log_probs, policy.head.grad.clone()))
     torch.testing.assert_close(found[0], found[1])
     assert (found[0][0][~mask] == 0).all()
+
+
+def test_shared_prompts_read_once_give_the_same_scores_and_gradients():
+    task, policy, prompts, _ = batch()
+    owners = torch.tensor([3, 0, 3, 8, 0, 5])
+    tokens = task.demonstrations(prompts.rows(owners), torch.Generator().manual_seed(1), 0.5)
+    mask = tokens != PAD
+    found = []
+    for given in ((prompts.rows(owners), None), (prompts, owners)):
+        policy.zero_grad()
+        scores = score(policy, given[0].tokens, given[0].mask, tokens, mask, entropy=True, owners=given[1])
+        (scores.log_probs.square() + scores.entropy).sum().backward()
+        found.append((scores.log_probs, scores.entropy, [p.grad.clone() for p in policy.parameters()]))
+    torch.testing.assert_close(found[0], found[1])

@@ -96,7 +96,7 @@ def test_a_run_is_a_hugging_face_directory(tmp_path):
     assert ids.tolist() == [[1, *task.vocabulary.ids("34=")]]
     theirs = AutoModelForCausalLM.from_pretrained(run / "model")(input_ids=ids).logits[0, -1]
     ours = load_model(str(run), task, 0)
-    states = ours.hidden(ids, torch.ones_like(ids, dtype=torch.bool), ids[:, :1])
+    states = ours.hidden(ids, torch.ones_like(ids, dtype=torch.bool), ids[:, :1], torch.tensor([0]))
     torch.testing.assert_close((states[0, 0] @ ours.head.T), theirs, atol=1e-5, rtol=0)
 
 
