@@ -288,7 +288,9 @@ class Learner:
             metrics["entropy"] = scores.entropy.detach().sum() / tokens
             metrics["log_ratio"] = (now - old).abs().where(mask, 0.0).sum() / tokens
             if self.method.data != "demonstrations":
-                metrics["engine_gap"] = (now - batch.rollout_log_probs).abs().where(mask, 0.0).sum() / tokens
+                sampled = mask & ~batch.demo[:, None]
+                gap = (now - batch.rollout_log_probs).abs()
+                metrics["engine_gap"] = gap.where(sampled, 0.0).sum() / tokens
             if batch.ref_log_probs is not None:
                 metrics["kl"] = sequence_sum(now - batch.ref_log_probs, mask).sum() / counts.rows
         return metrics

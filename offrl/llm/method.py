@@ -19,6 +19,7 @@ class TextRollouts(Rollouts):
     rewards: Tensor
     group_ids: Tensor
     rollout_log_probs: Tensor
+    demo: Tensor
     prompt_tokens: Tensor
     """(B, P), padded on the left."""
     prompt_mask: Tensor

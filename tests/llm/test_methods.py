@@ -15,6 +15,7 @@ from offrl.llm.methods import METHODS, load_method
 
 FILES = sorted(Path(offrl.llm.methods.__file__).parent.glob("[!_]*.py"))
 LENGTHS, IDS = [3, 1, 4, 2, 4, 1, 3], [7, 2, 7, 2, 2, 7, 2]  # ragged, groups of 3 and 4, not sorted
+DEMO = [False, False, True, False, True, False, False]
 LIMIT = 5
 
 
@@ -27,6 +28,7 @@ def ragged(seed=0):
     rewards = torch.tensor([1.0, 0.0, 0.0, 2.0, 0.5, 1.0, 0.0], dtype=torch.float64)
     batch = Rollouts(
         mask=mask, old_log_probs=old, rollout_log_probs=old, rewards=rewards, group_ids=torch.tensor(IDS),
+        demo=torch.tensor(DEMO),
         baseline_rewards=torch.tensor([0.3, 0.1, 0.3, 0.1, 0.1, 0.3, 0.1], dtype=torch.float64),
     )  # fmt: skip
     return log_probs, batch
@@ -80,11 +82,13 @@ def advantages(name, rewards, baseline):
     return [grpo_advantage(rewards, i) for i in n]
 
 
-def row_value(name, a, new, old):
+def row_value(name, a, new, old, demo):
     """What is maximised of a row, one number a token, from (L,) log-probabilities."""
     r = (new - old).exp()
     if name in ("sft", "reinforce", "rloo", "gpg"):
         return a * new
+    if name == "luffy" and demo:
+        return new.exp() / (new.exp() + 0.1) * a
     if name == "dapo":
         return clipped(r, a, high=0.28)
     if name == "gspo":
@@ -121,7 +125,7 @@ def test_the_gradient_is_that_of_the_formula(name, seed):
 
     total = torch.zeros((), dtype=torch.float64)
     for i, (n, a) in enumerate(zip(LENGTHS, advantages(name, rewards, baseline), strict=True)):
-        value = row_value(name, a, log_probs[i, :n], batch.old_log_probs[i, :n]).sum()
+        value = row_value(name, a, log_probs[i, :n], batch.old_log_probs[i, :n], DEMO[i]).sum()
         if name in BY_ROW:
             total = total + value / n / len(LENGTHS)
         elif name in BY_SUM:

@@ -42,6 +42,9 @@ METHODS = {
     "cispo": Entry("group_std", "truncated", "-", "token-mean", "rollouts", "arXiv:2506.13585"),
     "gpg": Entry("group_mean, rescaled", "current", "-", "token-mean", "rollouts", "arXiv:2504.02546"),
     "sapo": Entry("group_std", "old", "-", "seq-mean-token-mean", "rollouts", "arXiv:2511.20347"),
+    "luffy": Entry(
+        "group_std", "of_samples_or_one", "clip_samples", "token-mean", "both", "arXiv:2504.14945"
+    ),
     "gmpo": Entry(
         "group_std", "geometric", "log_clip", "seq-mean-token-mean", "rollouts", "arXiv:2507.20673"
     ),
