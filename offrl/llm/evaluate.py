@@ -78,7 +78,7 @@ def evaluate(
         responses = sample(policy, part, copies=samples, temperature=temperature, generator=generator)
         many = part.repeat(samples)
         success.append(task.success(many, responses).view(-1, samples))
-        outcome: Tensor = sum(task.rewards(many, responses).values())  # type: ignore[assignment]
+        outcome = torch.stack([*task.rewards(many, responses).values()]).sum(dim=0)
         rewards.append(outcome.view(-1, samples))
         lengths.append(responses.lengths.view(-1, samples))
     found = {"success": success, "rewards": rewards, "lengths": lengths, "greedy": greedy}

@@ -149,7 +149,7 @@ class Learner:
             batch, found = self._rewarded(many, responses, ids)
             if method.greedy_baseline:
                 best = sample(self.policy, prompts, temperature=0.0)
-                baseline = sum(task.rewards(prompts, best).values())
+                baseline = torch.stack([*task.rewards(prompts, best).values()]).sum(dim=0)
                 batch = batch.replace(baseline_rewards=baseline.repeat_interleave(o.group))
                 self.rollouts += len(prompts)
                 self.tokens += int(best.mask.sum())
@@ -165,7 +165,7 @@ class Learner:
         self, prompts: Any, responses: Any, ids: Tensor, *, demo: bool = False
     ) -> tuple[TextRollouts, dict[str, Tensor]]:
         components = self.task.rewards(prompts, responses)
-        outcome: Tensor = sum(components.values())
+        outcome = torch.stack([*components.values()]).sum(dim=0)
         success = self.task.success(prompts, responses)
         metrics = {"reward": outcome.mean(), "success": success.float().mean()}
         metrics |= group_shares(outcome, ids, success)
@@ -278,7 +278,7 @@ class Learner:
         batch = batch.replace(old_log_probs=old)  # in the only update the old policy is the current one
         values = None if self.critic is None else self.critic(scores.hidden)[..., 0]
         loss = self.estimator.loss(log_probs, batch, counts, entropy=scores.entropy, predicted_values=values)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         with torch.no_grad():
             now, tokens = log_probs.detach(), counts.tokens
             share = mask.sum() / tokens

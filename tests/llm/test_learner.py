@@ -138,9 +138,10 @@ def test_a_delayed_sampler_has_the_parameters_of_that_many_steps_ago():
     assert float(metrics["engine_gap"]) > 1e-3
 
 
-def test_bypass_takes_the_ratio_to_what_sampled():
-    corrected = easy("grpo", delay=1, bypass=True)
-    plain = easy("grpo", delay=1)
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_bypass_takes_the_ratio_to_what_sampled(name):
+    corrected = easy(name, delay=1, bypass=True)
+    plain = easy(name, delay=1)
     for made in (corrected, plain):
         made.update()
     assert float(corrected.update()["log_ratio"]) > 1e-3
