@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from offrl.algos import load_algorithm
+from offrl.algos import ONLINE, load_algorithm, load_online
 from offrl.data.dataset import OfflineDataset
 from offrl.data.load import load_dataset
 from offrl.errors import ConfigError
@@ -15,6 +15,7 @@ from offrl.evaluation.rollout import evaluate as _evaluate
 from offrl.evaluation.sources import load_source
 from offrl.export.policy import export_policy
 from offrl.nn.policy import Policy, load_policy
+from offrl.online.options import ROWS
 from offrl.sweeps.options import SweepOptions
 from offrl.sweeps.run import SweepResult, run_sweep
 from offrl.sweeps.space import parse_space
@@ -22,6 +23,7 @@ from offrl.training.fine_tuning import fine_tune, inherited
 from offrl.training.many import train_seeds
 from offrl.training.options import SeedMode, SeedOptions
 from offrl.training.progress import Reporter
+from offrl.training.run_dir import RunDir
 from offrl.training.runner import RunOptions, RunResult, make_settings, start
 from offrl.training.runner import resume as _resume
 
@@ -69,18 +71,22 @@ def train(
 ) -> RunResult | list[RunResult]:
     """Train an algorithm on a dataset in a new run directory, or go on online from a finished run.
 
+    Methods that learn in an environment take no dataset: ``offrl.train("ppo", env="Pendulum-v1", steps=100_000)``.
+
     Args:
         algorithm: a name of ``offrl algos`` or the path of your own file.
         dataset: a data URI (``builtin:NAME``, ``d4rl:NAME``, ``minari:ID``, ``ogbench:NAME``, a
             file) or an ``OfflineDataset``; with ``from_run`` by default that run's.
         progress: print progress.
-        preset: start from the settings tuned for this dataset name.
-        seeds: train these seeds at once, each in a run directory of its own, instead of ``seed``.
+        preset: start from the settings tuned for this dataset name, or environment.
+        seeds: train these seeds at once, each in a run directory of its own, instead of ``seed``; in an environment
+            one after the other.
         seed_mode: ``stacked`` (one process), ``processes`` (one a seed) or ``auto`` (what is faster).
         from_run: a finished run of this algorithm, to go on from online: settings are its own where none are given.
-        **given: run options (``steps``, ``seed``, ``env``, ``out``, ``device``, ... see ``RunOptions``) and the
-            algorithm's settings (``alpha``, ``lr``, ...), by the names of the command line; with ``from_run`` also
-            those of going on online (``warmup_steps``, ...).
+        **given: run options (``steps``, ``seed``, ``env``, ``out``, ``device``, ... see ``RunOptions``; in an
+            environment ``OnlineOptions``, also with ``num_envs``, ...) and the algorithm's settings (``alpha``,
+            ``lr``, ...), by the names of the command line; with ``from_run`` also those of going on online
+            (``warmup_steps``, ...).
 
     Returns:
         The run directory, the returns and scores of the last policy, and the policy itself; a list of these for
@@ -91,6 +97,13 @@ def train(
         DatasetError: the data are malformed or unknown.
         Stopped: Ctrl-C or SIGTERM; a checkpoint was written.
     """
+    if algorithm in ONLINE:
+        if dataset is not None or from_run is not None or seed_mode != "auto":
+            raise ConfigError(
+                f"{algorithm} learns in an environment: pass env= instead of data, runs and seed_mode"
+            )
+        runs = _online(algorithm, given, preset, seeds, progress)
+        return runs[0] if seeds is None else runs
     run_fields = RunOptions.__dataclass_fields__
     options = {key: given.pop(key) for key in list(given) if key in run_fields}
     if "dataset" in options:
@@ -111,6 +124,21 @@ def train(
         return start(algorithm, settings, run_options, dataset=in_memory, reporter=reporter)
     many = SeedOptions(seeds=tuple(seeds), seed_mode=seed_mode)
     return train_seeds(algorithm, settings, run_options, many, dataset=in_memory, reporter=reporter)
+
+
+def _online(
+    algorithm: str, given: dict[str, Any], preset: str | None, seeds: Sequence[int] | None, progress: bool
+) -> list[RunResult]:
+    """``train`` of a method that learns in an environment."""
+    from offrl.online import runner  # on stable-baselines3
+    from offrl.online.options import choose
+
+    if "out" in given:
+        given["out"] = Path(given["out"])
+    options, settings = choose(algorithm, load_online(algorithm), given, preset)
+    mode, each = "text" if progress else "quiet", [options.seed] if seeds is None else seeds
+    runs = [dataclasses.replace(options, seed=seed) for seed in each]
+    return [runner.start(algorithm, settings, run, reporter=Reporter(mode, run.steps)) for run in runs]
 
 
 def _from_run(
@@ -147,6 +175,10 @@ def resume(
         allow_inexact: go on although machine or library versions differ from those recorded.
     """
     mode = "text" if progress else "quiet"
+    if RunDir(Path(run)).config["rows"] == ROWS:
+        from offrl.online.runner import resume as resume_online  # on stable-baselines3
+
+        return resume_online(Path(run), allow_inexact=allow_inexact, reporter_mode=mode)
     return _resume(Path(run), dataset=dataset, allow_inexact=allow_inexact, reporter_mode=mode)
 
 
@@ -154,6 +186,7 @@ def sweep(
     algos: Sequence[str],
     datasets: Sequence[str] = (),
     *,
+    envs: Sequence[str] = (),
     grid: Mapping[str, Sequence[Any]] | None = None,
     space: str | Path | dict[str, Any] | None = None,
     progress: bool = True,
@@ -164,6 +197,7 @@ def sweep(
     Args:
         algos: names or paths of your own files.
         datasets: data URIs.
+        envs: Gymnasium ids, for the methods that learn in an environment.
         grid: setting -> values; every combination is a configuration.
         space: ranges that ``random=N`` settings are drawn from: a TOML file, or what it would hold as nested dicts.
         progress: print progress.
@@ -186,7 +220,9 @@ def sweep(
     ranges = parse_space(space) if isinstance(space, dict) else None
     file = Path("in memory") if ranges else Path(space) if isinstance(space, str | Path) else None
     values = tuple(f"{name}={','.join(map(str, listed))}" for name, listed in (grid or {}).items())
-    options = SweepOptions(algos=tuple(algos), datasets=tuple(datasets), grid=values, space=file, **given)
+    options = SweepOptions(
+        algos=tuple(algos), datasets=tuple(datasets), envs=tuple(envs), grid=values, space=file, **given
+    )
     reporter = Reporter("text" if progress and not options.quiet else "quiet", options.steps)
     return run_sweep(options, reporter.note, ranges)
 

@@ -83,6 +83,49 @@ def collect(
     return OfflineDataset(table.fields, [*table.starts, steps], facts)
 
 
+def collect_successes(
+    env: EnvSpec | str,
+    policy: Policy,
+    episodes: int,
+    *,
+    steps_each: int,
+    stochastic: bool = False,
+    seed: int = 0,
+    workers: int = 1,
+) -> OfflineDataset:
+    """Record whole episodes and keep the first ``episodes`` of those that succeed: demonstrations.
+
+    Args:
+        env: as for ``collect``.
+        policy: likewise.
+        episodes: how many are kept.
+        steps_each: ``episodes`` times so many steps are recorded; what is too much is thrown away.
+        stochastic: as for ``collect``.
+        seed: likewise.
+        workers: likewise.
+
+    Returns:
+        The demonstrations; ``metadata["success_rate"]`` is that of all finished episodes, the failures included.
+
+    Raises:
+        ConfigError: the environment does not tell success, or too few episodes succeeded.
+        PolicyError, ChildProcessError: as ``collect``.
+    """
+    data = collect(env, policy, episodes * steps_each, stochastic=stochastic, seed=seed, workers=workers)
+    if "infos.success" not in data.fields:
+        raise ConfigError(f"{data.metadata['env_id']} does not tell whether an episode succeeds")
+    reached = np.add.reduceat(data.fields["infos.success"].astype(int), data.episode_starts[:-1]) > 0
+    finished = reached[:-1] if len(reached) > 1 else reached  # the last one was cut by the number of steps
+    chosen = np.flatnonzero(finished)[:episodes]
+    if len(chosen) < episodes:
+        raise ConfigError(
+            f"only {len(chosen)} of {len(finished)} episodes succeeded, {episodes} are wanted; raise steps_each"
+        )
+    kept = data.select(chosen)
+    kept.metadata["success_rate"] = round(float(finished.mean()), 4)
+    return kept
+
+
 def concatenate(datasets: Sequence[OfflineDataset], metadata: dict[str, Any] | None = None) -> OfflineDataset:
     """The rows of several datasets one after the other; no episode runs across a seam.
 

@@ -17,16 +17,13 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch and NumPy are loaded
 
-import h5py
-import numpy as np
 import torch
 
 from offrl.collect import collect, concatenate
-from offrl.data.d4rl import read_d4rl, write_d4rl
+from offrl.data.compressed import write_compressed
 from offrl.data.dataset import OfflineDataset
 from offrl.errors import USER_ERRORS, MissingExtraError
 from offrl.evaluation.sources import load_source
-from offrl.files import atomic_write
 
 NAME, ENV_ID = "double-pendulum-demo", "InvertedDoublePendulum-v5"
 SEED = 0
@@ -75,29 +72,6 @@ def record(agents: Path) -> OfflineDataset:
     return OfflineDataset({k: whole.fields[k] for k in FIELDS}, whole.episode_starts, whole.metadata)
 
 
-def write(dataset: OfflineDataset, path: Path) -> None:
-    """Write a compressed D4RL-format file of at most ``MAX_BYTES`` and check that it reads back."""
-    with tempfile.TemporaryDirectory() as scratch:
-        plain = Path(scratch) / "plain.hdf5"
-        write_d4rl(dataset, plain)
-        with (
-            h5py.File(plain) as source,
-            atomic_write(path) as temporary,
-            h5py.File(temporary, "w", libver="earliest") as target,
-        ):
-            target.attrs["offrl"] = source.attrs["offrl"]
-            for name, array in source.items():
-                rows = np.asarray(array)
-                options = {"compression": "gzip", "compression_opts": 9, "shuffle": True}
-                target.create_dataset(name, data=rows, chunks=rows.shape, track_times=False, **options)
-    again = read_d4rl(path)
-    if again.sha256 != dataset.sha256:
-        raise RuntimeError(f"{path} does not read back as it was written")
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise RuntimeError(f"{path} has {size} bytes, more than {MAX_BYTES}: record fewer episodes")
-    print(f"{path}: {size} bytes, {again.describe()}, mean return {again.episode_returns.mean():.1f}")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the agents unless they are given, record them, write the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -109,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             agents = options.agents or Path(scratch)
             if options.agents is None:
                 train_agents(agents)
-            write(record(agents), options.out / f"{NAME}.hdf5")
+            data = record(agents)
+            size = write_compressed(data, path := options.out / f"{NAME}.hdf5", MAX_BYTES)
+            print(f"{path}: {size} bytes, {data.describe()}, mean return {data.episode_returns.mean():.1f}")
     except USER_ERRORS as error:
         print(f"make_builtin: {error}", file=sys.stderr)
         return 1

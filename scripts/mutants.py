@@ -61,6 +61,20 @@ TESTS = {  # file -> its tests
     "online/acting.py": "online/test_every_online_algorithm.py",
     "online/run_callback.py": "online/test_runner.py",
     "online/checkpoint.py": "online/test_runner.py",
+    "estimators/advantages.py": "estimators/test_advantages.py",
+    "estimators/ratios.py": "estimators/test_recipes.py",
+    "estimators/mixture.py": "estimators/test_mixture.py",
+    "online/off_policy.py": "online/test_off_policy.py",
+    "online/on_policy.py": "online/test_on_policy.py",
+    "online/mixture.py": "online/test_mixture.py",
+    "online/rate.py": "online/test_rate.py",
+    "online/options.py": "sweeps/test_online.py",
+    "training/cells.py": "sweeps/test_online.py",
+    "training/sweep.py": "sweeps/test_online.py",
+    "algos/mdpo_on.py": "algos/test_mdpo_on.py",
+    "algos/mdpo_off.py": "algos/test_mdpo_off.py",
+    "algos/pmoe_sac.py": "algos/test_pmoe_sac.py",
+    "algos/pmoe_ppo.py": "algos/test_pmoe_ppo.py",
 }
 
 MUTANTS = {  # file -> pairs of a text and what stands in its place
@@ -259,8 +273,8 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
     ],
     "estimators/likelihood.py": [
         ("(-log_std).exp()", "log_std.exp()"),
-        ("z.square() + log_std +", "z.square() - log_std +"),
-        ("0.5 * math.log(2 * math.pi)", "math.log(2 * math.pi)"),
+        ("log_std + 0.5 * math.log(2 * math.pi)).sum", "-log_std + 0.5 * math.log(2 * math.pi)).sum"),
+        ("0.5 * math.log(2 * math.pi)).sum", "math.log(2 * math.pi)).sum"),
         ("math.pi)).sum(dim=-1)", "math.pi)).mean(dim=-1)"),
         ("(advantages.detach() * temperature)", "(advantages * temperature)"),
         ("(advantages.detach() * temperature)", "(advantages.detach() / max(temperature, 1e-9))"),
@@ -633,6 +647,62 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
             "rms.mean, rms.var, rms.count = mean.cpu().numpy(), var.cpu().numpy(), count",
             "rms.mean, rms.var = mean.cpu().numpy(), var.cpu().numpy()",
         ),
+    ],
+    "estimators/advantages.py": [
+        ("going[:, -1] = 0.0", "pass"),
+        ("top, bottom = top - weighted, bottom - weights", "top = top - weighted"),
+    ],
+    "estimators/ratios.py": [
+        ("sign * log_ratio.clamp(-low, high)) * sign", "sign * log_ratio.clamp(-low, high))"),
+    ],
+    "estimators/mixture.py": [
+        (
+            "others = (constant.sum(dim=-1, keepdim=True) - constant) / max(rows - 1, 1)",
+            "others = constant.mean(dim=-1, keepdim=True)",
+        ),
+        ("fixed = Mixture(m.log_weights.detach(), m.mean, m.log_std)", "fixed = m"),
+        ("(log_probs * won).sum(-1).detach()", "log_probs.mean(-1).detach()"),
+    ],
+    "online/off_policy.py": [
+        ("terminated=(done * (1.0 - cut))[..., 0]", "terminated=done[..., 0]"),
+        ("ended = self.dones[at] * (1.0 - self.timeouts[at])", "ended = self.dones[at]"),
+        ("self._summed += gradient_steps", "self._summed += 1"),
+    ],
+    "online/on_policy.py": [
+        ("torch.cat([starts[:, 1:], torch", "torch.cat([starts[:, :-1], torch"),
+        ("least = min(size or total, total) if whole else 2", "least = 2"),
+    ],
+    "online/mixture.py": [
+        ("torch.baddbmm(offset, h.detach(), gate)", "torch.baddbmm(offset, h, gate)"),
+    ],
+    "online/rate.py": [
+        ("and step >= self.after", ""),
+        ("elif not self.first and", "elif"),
+    ],
+    "online/options.py": [
+        ("dataclasses.replace(options, **run), dataclasses", "options, dataclasses"),
+    ],
+    "training/cells.py": [
+        ("        runner.resume(found[-1])\n        return\n", "        pass\n"),
+        ('facts["options"] | facts["settings"]', 'facts["options"] | {}'),
+    ],
+    "training/sweep.py": [
+        ("if training.algorithm in ONLINE:", "if False:"),
+        ("if data.online != (algorithm in ONLINE):", "if data.online and algorithm not in ONLINE:"),
+    ],
+    "algos/mdpo_on.py": [
+        ("share = self.settings.rollout * self.n_envs", "share = self.settings.rollout"),
+        ("loss, self.critic_parameters(), None)", "loss, self.critic_parameters(), s.max_grad_norm)"),
+    ],
+    "algos/mdpo_off.py": [
+        ("(u - old_mean) * (-old_log_std).exp(), u)", "noise, u)"),
+        ("(self.num_timesteps - self.n_envs) // every", "(self.num_timesteps - 1) // every"),
+    ],
+    "algos/pmoe_sac.py": [
+        ('"entropy": -found.log_probs.mean(dim=1)', '"entropy": -found.own.mean(dim=1)'),
+    ],
+    "algos/pmoe_ppo.py": [
+        ("(q - samples.returns).square().mean(), mx", "(q - samples.advantages).square().mean(), mx"),
     ],
 }
 

@@ -1,10 +1,11 @@
-"""Trains d3rlpy's TD3+BC or IQL on the rows of an .npz file and saves the actor's weights at given steps.
+"""Trains a method of d3rlpy on the rows of an .npz file and saves the actor's weights at given steps.
 
 Runs with d3rlpy's own Python (it pins another Gymnasium), so it imports nothing of offrl:
 
     d3rlpy-venv/bin/python scripts/peer_d3rlpy.py --data rows.npz --algorithm td3_bc --steps 100000 --seed 0 --out DIR
 
-The settings are offrl's, field by field; the observation scaler gets offrl's mean and std.
+The settings are offrl's, field by field (ReBRAC: those of its hopper-medium preset at batch 256); the observation
+scaler gets offrl's mean and std. docs/from_d3rlpy.md names what no setting makes equal.
 """
 
 import argparse
@@ -15,7 +16,8 @@ from pathlib import Path
 import d3rlpy
 import numpy as np
 import torch
-from d3rlpy.algos import IQLConfig, TD3PlusBCConfig
+from d3rlpy.algos import AWACConfig, IQLConfig, ReBRACConfig, TD3PlusBCConfig
+from d3rlpy.models.encoders import VectorEncoderFactory
 from d3rlpy.optimizers import AdamFactory
 from d3rlpy.optimizers.lr_schedulers import CosineAnnealingLRFactory
 from d3rlpy.preprocessing import StandardObservationScaler
@@ -24,13 +26,22 @@ from d3rlpy.preprocessing import StandardObservationScaler
 def make(algorithm: str, steps: int, mean: np.ndarray, std: np.ndarray) -> "d3rlpy.algos.QLearningAlgoBase":
     """The peer's learner with matched settings."""
     common = {"batch_size": 256, "gamma": 0.99, "tau": 0.005}
-    rates = {"actor_learning_rate": 3e-4, "critic_learning_rate": 3e-4}
+    lr = 1e-3 if algorithm == "rebrac" else 3e-4
+    common |= {"actor_learning_rate": lr, "critic_learning_rate": lr}
+    scaler = StandardObservationScaler(mean=mean, std=std, eps=0.0)
+    deep = VectorEncoderFactory([256, 256, 256])
+    normed = VectorEncoderFactory([256, 256, 256], use_layer_norm=True)  # after the relu, as in ours
     if algorithm == "td3_bc":
-        scaler = StandardObservationScaler(mean=mean, std=std, eps=0.0)
-        config = TD3PlusBCConfig(**common, **rates, alpha=2.5, observation_scaler=scaler)
-    else:
+        config = TD3PlusBCConfig(**common, alpha=2.5, observation_scaler=scaler)
+    elif algorithm == "iql":
         cosine = AdamFactory(lr_scheduler_factory=CosineAnnealingLRFactory(T_max=steps))
-        config = IQLConfig(**common, **rates, expectile=0.7, weight_temp=3.0, actor_optim_factory=cosine)
+        config = IQLConfig(**common, expectile=0.7, weight_temp=3.0, actor_optim_factory=cosine)
+    elif algorithm == "rebrac":
+        encoders = {"actor_encoder_factory": deep, "critic_encoder_factory": normed}
+        config = ReBRACConfig(**common, **encoders, actor_beta=0.01, critic_beta=0.01)
+    else:
+        encoders = {"actor_encoder_factory": deep, "critic_encoder_factory": deep}
+        config = AWACConfig(**common, **encoders, lam=0.3333, observation_scaler=scaler)
     return config.create(device="cpu:0")
 
 
@@ -43,7 +54,7 @@ def main() -> None:
     """Train and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--algorithm", choices=("td3_bc", "iql"), required=True)
+    parser.add_argument("--algorithm", choices=("td3_bc", "iql", "rebrac", "awac"), required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--save-every", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)

@@ -110,6 +110,38 @@ def test_progress_is_printed_unless_it_is_not_wanted(tmp_path, pendulum, capsys)
     assert "10/10  100%" in capsys.readouterr().out
 
 
+def test_methods_that_learn_in_an_environment(tmp_path):
+    pytest.importorskip("stable_baselines3")
+    given = {"env": "Pendulum-v1", "steps": 32, "rollout": 16, "batch_size": 16, "eval_episodes": 1}
+    given |= {"out": tmp_path, "progress": False}
+    result = offrl.train("ppo", **given)
+    assert result.returns.shape == (1,)
+    assert offrl.resume(result.directory, progress=False).already_finished
+    assert [r.seed for r in offrl.train("ppo", seeds=[1, 0], **given)] == [1, 0]
+    tuned = offrl.train("ppo", preset="Pendulum-v1", num_envs=2, **given)
+    config = offrl.training.run_dir.RunDir(tuned.directory).config
+    assert (config["num_envs"], config["settings"]["lr"], config["steps"]) == (2, 1e-3, 32)
+
+
+@pytest.mark.parametrize(
+    ("data", "given", "message"),
+    [
+        (None, {"rolout": 3}, "ppo has no setting 'rolout'; did you mean 'rollout'"),
+        (None, {"num_env": 3}, "did you mean 'num_envs'"),
+        (None, {}, "pass --env ID"),
+        (None, {"compile": True}, "ppo learns in an environment and has no --compile"),
+        ("hopper-medium-v2", {}, "pass env= instead of data"),
+        (None, {"seed_mode": "stacked"}, "pass env= instead of data, runs and seed_mode"),
+        (None, {"from_run": "x"}, "pass env= instead of data"),
+        (None, {"preset": "Nothing-v1"}, "no preset for 'Nothing-v1'"),
+    ],
+)
+def test_mistakes_about_environments_are_refused_by_name(data, given, message):
+    pytest.importorskip("stable_baselines3")
+    with pytest.raises(ConfigError, match=message):
+        offrl.train("ppo", data, **given)
+
+
 def test_a_stop_is_an_exception_that_names_the_way_on():
     stopped = Stopped("stopped at step 3; go on with: offrl resume R", 130)
     assert stopped.exit_code == 130

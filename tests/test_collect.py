@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 
 from offrl import cli
-from offrl.collect import collect, concatenate
+from offrl.collect import collect, collect_successes, concatenate
 from offrl.commands.collect import check_target
 from offrl.data.d4rl import read_d4rl, write_d4rl
 from offrl.data.dataset import OfflineDataset
@@ -327,3 +327,27 @@ def test_an_unwritable_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(PermissionError, match=f"no permission to write in {tmp_path}"):
         check_target(str(tmp_path / "new" / "x.hdf5"), overwrite=False)
+
+
+# --- demonstrations ---------------------------------------------------------------------------------------
+
+
+def test_only_the_first_successful_episodes_are_kept(walk):
+    """Of the same recording: episodes that reach position 3, in order; the one that the end cut does not count."""
+    policy = RandomPolicy(2, 1, [-2.0], [2.0])
+    whole = collect(walk, policy, 5 * 40, stochastic=True, seed=3)
+    reached = [bool(e.any()) for e in np.split(whole.fields["infos.success"], whole.episode_starts[1:-1])]
+    kept = collect_successes(walk, policy, 5, steps_each=40, stochastic=True, seed=3)
+    assert kept.num_episodes == 5
+    assert kept.sha256 == whole.select(np.flatnonzero(reached[:-1])[:5]).sha256
+    assert kept.metadata["success_rate"] == round(sum(reached[:-1]) / len(reached[:-1]), 4) < 1
+
+
+def test_too_few_successes_and_silent_environments_are_refused(walk):
+    policy = RandomPolicy(2, 1, [-2.0], [2.0])
+    with pytest.raises(
+        ConfigError, match=r"only \d of \d episodes succeeded, 5 are wanted; raise steps_each"
+    ):
+        collect_successes(walk, policy, 5, steps_each=9, stochastic=True, seed=3)
+    with pytest.raises(ConfigError, match="Pendulum-v1 does not tell whether"):
+        collect_successes(PENDULUM, RandomPolicy(3, 1, [-2.0], [2.0]), 1, steps_each=30)

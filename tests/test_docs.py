@@ -89,3 +89,9 @@ def test_the_page_on_inventory_runs():
             exec(text.replace("num_envs=1024", "num_envs=2"), names)
     cost = names["evaluate"](names["policy"], names["test"], ignore=50).mean().item()
     assert abs(cost - 6.277) < 0.1
+
+
+def test_the_example_of_the_diffusion_layer_runs(capsys):
+    block = re.search(r"```python\n(.*?)```", (DOCS / "diffusion.md").read_text(), re.DOTALL)
+    exec(block[1], {})
+    assert capsys.readouterr().out == "0.50 0.29\n"

@@ -39,7 +39,7 @@ def inverse_softplus(values: Tensor) -> Tensor:
     return values + torch.log(-torch.expm1(-values))
 
 
-class _OnePerNode(InventoryPolicy):
+class OnePerNode(InventoryPolicy):
     """One wish a node, sent to its only supplier."""
 
     def __init__(
@@ -75,7 +75,7 @@ class _OnePerNode(InventoryPolicy):
         return self.shipping.proportional(seen.stock[:, : self.network.upstream, 0], desired)
 
 
-class BaseStock(_OnePerNode):
+class BaseStock(OnePerNode):
     """Order up to a level; optimal for one store with backlog."""
 
     name = "base_stock"
@@ -95,7 +95,7 @@ class BaseStock(_OnePerNode):
         return self.ship((F.softplus(logits) - seen.stock.sum(-1)).clamp(min=0), seen)
 
 
-class CappedBaseStock(_OnePerNode):
+class CappedBaseStock(OnePerNode):
     """Order up to a level, at most a cap; strong with lost sales."""
 
     name = "capped_base_stock"
@@ -117,7 +117,7 @@ class CappedBaseStock(_OnePerNode):
         return self.ship(torch.minimum((level - seen.stock.sum(-1)).clamp(min=0), cap), seen)
 
 
-class EchelonBaseStock(_OnePerNode):
+class EchelonBaseStock(OnePerNode):
     """Order up to a level of the stock at a node and downstream of it; optimal for serial systems with backlog.
 
     ``levels`` may be given; above each node's level must be the sum of those of the nodes that it supplies.
@@ -167,7 +167,7 @@ class EchelonBaseStock(_OnePerNode):
         return self.ship((gap @ self.below.T).clamp(min=0), seen)
 
 
-class ConstantOrder(_OnePerNode):
+class ConstantOrder(OnePerNode):
     """The same order every period."""
 
     name = "constant_order"
@@ -187,7 +187,7 @@ class ConstantOrder(_OnePerNode):
         return self.ship(F.softplus(logits), seen)
 
 
-class MinMax(_OnePerNode):
+class MinMax(OnePerNode):
     """(s, S): order up to S when the position is at or below s.
 
     The rule jumps at s, which pathwise gradients cannot see: training is biased. The gradient with respect to

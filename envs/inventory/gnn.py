@@ -36,6 +36,7 @@ from offrl.nn.elu_mlp import EluMLP, elu_mlp
 
 BACKENDS = ("static", "union", "hetero")
 ALL = "all"
+IN_CACHE = 12288  # edges times scenarios, each 32 to 96 numbers: 1.5 to 5 MB
 
 
 class Nets(nn.ModuleDict):
@@ -147,7 +148,10 @@ class GNN(InventoryPolicy):
         """H(e) before softplus: of all lanes, then of the self-loops, (B, E + U)."""
         x, times = self.features(seen), self.lead_times(seen)
         if self.options["backend"] == "static":
-            return self._static(x, times)
+            parts = self._parts(x)
+            many = zip(x.chunk(parts, -1), times.chunk(parts, -1), strict=True)
+            found = [self._static(some, own).unflatten(0, (self.copies, -1)) for some, own in many]
+            return torch.cat(found, 1).flatten(0, 1)
         run = _union if self.options["backend"] == "union" else _hetero
         x, times = x.permute(1, 3, 0, 2), times.permute(1, 3, 0, 2)  # (S, b, nodes or edges, features)
         return torch.cat([run(self, x[seed], times[seed], seed) for seed in range(self.copies)])
@@ -195,6 +199,13 @@ class GNN(InventoryPolicy):
     def _by_row(self, values: Tensor) -> Tensor:
         """(Z,) or (B, Z) -> (Z, 1, 1) or (Z, S, b)."""
         return values[:, None, None] if values.ndim == 1 else self.split(values).permute(2, 0, 1)
+
+    def _parts(self, x: Tensor) -> int:
+        """In how many parts scenarios are computed: without gradient in such as fit a CPU's cache, else in one."""
+        if torch.is_grad_enabled() or x.device.type != "cpu":
+            return 1
+        rows = max(IN_CACHE * torch.get_num_threads() // (self.graph.edges * self.copies), 1)
+        return -(-x.shape[-1] // rows)
 
     def _static(self, x: Tensor, times: Tensor) -> Tensor:
         """Rows are (node or edge, seed), columns are scenarios: all products and sums are of whole blocks."""

@@ -64,7 +64,7 @@ class InventoryVectorEnv(VectorEnv):
             raise ConfigError(
                 f"periods must be 1 or more{f' and at most {most}' if most else ''}, got {periods}"
             )
-        self._largest = torch.tensor(order_limit * self._mean_behind(), dtype=torch.float32)
+        self.largest = torch.tensor(order_limit * self._mean_behind(), dtype=torch.float32)
         size = len(self._flat(*self._blank())[0])
         self.single_observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
         self.single_action_space = spaces.Box(-1.0, 1.0, (len(network.edges),), np.float32)
@@ -165,7 +165,7 @@ class InventoryVectorEnv(VectorEnv):
             return observations, np.zeros(self.num_envs), no, no.copy(), info
         shares = torch.as_tensor(np.asarray(actions, dtype=np.float32)).clamp(-1, 1) / 2 + 0.5
         demand = self._scenarios.demands[self._period + self._scenarios.history]
-        orders = shares * self._largest
+        orders = shares * self.largest
         if not self.network.extended:  # those fill orders themselves, and some remember what they owe
             orders = self._simulator.project(self._simulator.stock(self._state), orders)
         self._state, cost = self._simulator.step(self._state, orders, demand)
@@ -221,6 +221,26 @@ class InventoryEnv(gymnasium.Env[Array, Array]):
     def network(self) -> Any:
         """What is simulated."""
         return self._batch.network
+
+    @property
+    def setting(self) -> AnySetting:
+        """Where scenarios come from."""
+        return self._batch.setting
+
+    @property
+    def history(self) -> int:
+        """Past periods of demand in the observation."""
+        return self._batch.history
+
+    @property
+    def max_episode_steps(self) -> int:
+        """Periods of an episode."""
+        return self._batch.periods
+
+    @property
+    def largest(self) -> torch.Tensor:
+        """(E,) the order that action 1 means, units."""
+        return self._batch.largest
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -38,6 +38,7 @@ POLICIES = {  # name -> class, what it is; oracles and inadmissible ones say so
     "s_S": ("classical.MinMax", "order up to S when the position is at or below s"),
     "optimal": ("classical.OrderTable", "one store, lost sales, Poisson demand: the dynamic program's; not trained"),
     "myopic_2": ("classical.Myopic2", "one store, lost sales: best for the first two periods it changes; not trained"),
+    "projected_level": ("projected.ProjectedLevel", "one store, lost sales: a level of what is expected at arrival"),
     "just_in_time": ("classical.JustInTime", "orders what will be sold; an oracle that reads the future"),
     "quantile_nv": ("quantiles.QuantileNewsvendor", "forecast quantile p / (p + h); not trained further"),
     "returns_nv": ("quantiles.ReturnsNewsvendor", "the same, and may send stock back: not admissible"),

@@ -1,5 +1,9 @@
 """Weekly sales as recorded demand: the public Favorita files (PT, CSV, Parquet), and a synthetic look-alike."""
 
+import pickle
+import re
+import struct
+import zipfile
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -14,6 +18,11 @@ from offrl.errors import DatasetError
 Array = NDArray[np.float32]
 FIRST_WEEK = date(2013, 1, 1)
 NAMES = ("weekly_sales.pt", "weekly_sales.parquet", "weekly_sales.csv")
+LFS_POINTER = b"version https://git-lfs"
+DAMAGED = (  # what torch's own reader raises on damaged contents
+    pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError, TypeError, AttributeError, AssertionError,
+    struct.error,
+)  # fmt: skip
 COLUMNS = ("item_nbr", "store_nbr", "date", "unit_sales")
 
 
@@ -96,24 +105,56 @@ def load_sales(path: str | Path) -> WeeklySales:
 
 
 def _from_tensor(path: Path) -> WeeklySales:
+    values = _tensor(path)
+    calendar = path.with_name("dates_with_info.csv")
+    days = [float(from_christmas(FIRST_WEEK + timedelta(weeks=k))) for k in range(values.shape[2])]
+    if calendar.is_file():
+        days = _calendar(calendar)
+    return WeeklySales(values=values.float().numpy(), days_from_christmas=tuple(days), source=str(path))
+
+
+def _tensor(path: Path) -> torch.Tensor:
+    """The real tensor (items, stores, weeks) in a file of ``torch.save``; nothing in the file is run."""
+    with open(path, "rb") as file:
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise DatasetError(
+            f"{path}: a pointer of Git LFS, not the file itself; fetch that with 'git lfs pull'"
+        )
+    if not start:
+        raise DatasetError(f"{path}: the file is empty")
+    if not zipfile.is_zipfile(path):
+        raise DatasetError(
+            f"{path}: not a file that torch.save wrote, or cut short (versions of torch before 1.6: save it again)"
+        )
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DatasetError(
-            f"{path}: not a tensor that torch can read without running code ({type(error).__name__})"
-        ) from None
+    except DAMAGED as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"holds {found[1]}, which is not read" if found else f"is damaged ({type(error).__name__})"
+        raise DatasetError(f"{path}: {what}; want one tensor (items, stores, weeks)") from None
     if not isinstance(values, torch.Tensor):
         raise DatasetError(f"{path}: holds a {type(values).__name__}, want a tensor (items, stores, weeks)")
-    calendar = path.with_name("dates_with_info.csv")
-    weeks = values.shape[-1]
-    days = [float(from_christmas(FIRST_WEEK + timedelta(weeks=k))) for k in range(weeks)]
-    if calendar.is_file():
-        column = "days_from_christmas"
-        table = read_table(calendar)
-        if column not in table.columns:
-            raise DatasetError(f"{calendar}: no column {column!r}; there are {', '.join(table.columns)}")
-        days = [float(value) for value in table[column]]
-    return WeeklySales(values=values.float().numpy(), days_from_christmas=tuple(days), source=str(path))
+    if values.ndim != 3 or values.is_complex() or values.layout != torch.strided:
+        raise DatasetError(
+            f"{path}: sales must be (items, stores, weeks), got shape {tuple(values.shape)} of {values.dtype}"
+        )
+    return values
+
+
+def _calendar(path: Path) -> list[float]:
+    """Days from Christmas of each week, from the public table of dates."""
+    table, column = read_table(path), "days_from_christmas"
+    if column not in table.columns:
+        raise DatasetError(f"{path}: no column {column!r}; there are {', '.join(table.columns)}")
+    return [_number(value, path, line, column) for line, value in enumerate(table[column], 2)]
+
+
+def _number(value: object, path: Path, line: int, column: str) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise DatasetError(f"{path}: line {line}: {column} must be a number, got {value!r}") from None
 
 
 def _from_table(path: Path) -> WeeklySales:
@@ -129,11 +170,15 @@ def _from_table(path: Path) -> WeeklySales:
         raise DatasetError(
             f"{path}: item {counts['item_nbr'][0]}, store {counts['store_nbr'][0]} has two rows for {counts['date'][0]}"
         )
-    try:
-        dates = [_day(value) for value in table["date"]]
-        sales = np.array(table["unit_sales"].to_list(), dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise DatasetError(f"{path}: {error}") from None
+    if not len(table):
+        raise DatasetError(f"{path}: the table has no rows")
+    for name in keys[:2]:
+        if table[name].null_count():
+            line = table[name].is_null().to_list().index(True) + 2
+            raise DatasetError(f"{path}: line {line}: {name} is empty")
+    dates = [_day(value, path, line) for line, value in enumerate(table["date"], 2)]
+    column = enumerate(table["unit_sales"], 2)
+    sales = np.array([_number(value, path, line, "unit_sales") for line, value in column], dtype=np.float32)
     days = sorted(set(dates))
     first, last = days[0], days[-1]
     weeks = (last - first).days // 7 + 1
@@ -147,10 +192,12 @@ def _from_table(path: Path) -> WeeklySales:
     return WeeklySales(values=values, days_from_christmas=calendar, source=str(path))
 
 
-def _day(value: object) -> date:
+def _day(value: object, path: Path, line: int) -> date:
     if isinstance(value, date):
         return value
     try:
         return date.fromisoformat(str(value))
     except ValueError:
-        raise ValueError(f"{value!r} is not a date; write them as 2013-01-31") from None
+        raise DatasetError(
+            f"{path}: line {line}: {value!r} is not a date; write them as 2013-01-31"
+        ) from None

@@ -30,6 +30,9 @@ ALGORITHMS = {  # name (also of the file) -> what it is, for 'offrl algos'
     "rebrac": "TD3+BC with separate pulls on actor and critic (arXiv:2305.09836)",
     "odice": "orthogonal-gradient visitation ratios, also for imitation (arXiv:2402.00348)",
 }
+MODELS = {  # the same for models of data: trained like those above, used by another command, without a policy
+    "policy_guided_diffusion": "a diffusion model of trajectories, for synthetic data (arXiv:2404.06356)",
+}
 ELSEWHERE = {  # name (also of the file) -> what it is, the command that trains it: no dataset of steps
     "hdpo": (
         "inventory policies by gradients through the simulator (arXiv:2306.11246)",
@@ -86,7 +89,7 @@ def load_algorithm(name: str) -> tuple[str, "Algorithm"]:
         except SyntaxError as error:
             raise ConfigError(f"{path} cannot be loaded: SyntaxError: {error}") from None
         short, algorithm = path.stem, getattr(module, "ALGORITHM", None)
-    elif name in ALGORITHMS:
+    elif name in ALGORITHMS or name in MODELS:
         short, algorithm = name, importlib.import_module(f"offrl.algos.{name}").ALGORITHM
     elif name in (found := plugins()):
         loaded = found[name].load()
@@ -94,7 +97,7 @@ def load_algorithm(name: str) -> tuple[str, "Algorithm"]:
     elif name in ELSEWHERE:
         raise ConfigError(f"{name} is not trained on a dataset; use: {ELSEWHERE[name][1]}")
     else:
-        near = difflib.get_close_matches(name.replace("-", "_"), [*ALGORITHMS, *ONLINE, *found], n=1)
+        near = difflib.get_close_matches(name.replace("-", "_"), [*ALGORITHMS, *MODELS, *ONLINE, *found], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"unknown algorithm {name!r}{hint} ('offrl algos' lists all; a file ends in .py)")
     if not isinstance(algorithm, Algorithm):
@@ -121,7 +124,12 @@ def load_online(name: str) -> "OnlineAlgorithm":
     return algorithm
 
 
-def preset(algorithm: "Algorithm", name: str) -> dict[str, object]:
+def load_method(name: str) -> tuple[str, "Algorithm | OnlineAlgorithm"]:
+    """A method of either kind by its name, see ``load_algorithm`` and ``load_online``."""
+    return (name, load_online(name)) if name in ONLINE else load_algorithm(name)
+
+
+def preset(algorithm: "Algorithm | OnlineAlgorithm", name: str) -> dict[str, object]:
     """Settings of preset ``name``: the longest key of the algorithm's presets that ``name`` starts with.
 
     Raises:

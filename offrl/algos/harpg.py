@@ -25,13 +25,12 @@ import torch
 from torch import Tensor
 
 from offrl.estimators import transforms
-from offrl.online.options import OnlineAlgorithm
+from offrl.online.options import OnlineAlgorithm, model_of
 from offrl.online.policy_gradient import (
     METRICS,
     Episodes,
     PolicyGradientAlgorithm,
     PolicyGradientConfig,
-    model_of,
 )
 
 

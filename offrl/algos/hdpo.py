@@ -40,6 +40,7 @@ from offrl.estimators.compose import Estimator, compose
 from offrl.estimators.rollouts import Rollouts
 from offrl.nn.elu_mlp import EluMLP
 from offrl.nn.trainable import Trainable
+from offrl.training.ranks import ALONE, Ranks
 from offrl.training.seeding import normal, streams
 
 EstimatorName = Literal["pathwise", "score", "score_rtg", "score_batch", "rloo", "a2c", "ppo"]
@@ -51,6 +52,7 @@ PUBLISHED: dict[
     "capped_base_stock": (1.0, 0.0),
     "echelon_base_stock": (0.5, 0.0),
     "constant_order": (0.5, 0.0),
+    "projected_level": (0.5, 0.0),
     "s_S": (0.5, 0.0),
     "mlp_one_store": (3e-3, 0.0),
     "mlp_serial": (1e-2, 0.0),
@@ -261,14 +263,18 @@ class HDPO:
         config: settings.
         seeds: one policy a seed, trained side by side.
         steps: updates in all, for ``lr_decay``.
+        ranks: processes that share every batch.
     """
 
     metrics = ("cost", "gradient_norm")
 
     def __init__(
-        self, train: Scenarios, facts: DemandFacts, config: HDPOConfig, seeds: Sequence[int], steps: int = 1
-    ) -> None:
-        self.train, self.config, self.steps, self.updates = train, config, steps, 0
+        self, train: Scenarios, facts: DemandFacts, config: HDPOConfig, seeds: Sequence[int], steps: int = 1,
+        ranks: Ranks = ALONE,
+    ) -> None:  # fmt: skip
+        if ranks.size > 1 and config.estimator != "pathwise":
+            raise ConfigError(f"several processes share pathwise gradients only, not {config.estimator}")
+        self.train, self.config, self.steps, self.updates, self.ranks = train, config, steps, 0, ranks
         device = train.initial.device
         options: dict[str, Any] = {"hidden": config.hidden} if config.hidden else {}
         options |= {k: getattr(config, k) for k in ("rounds", "typed", "normalize") if getattr(config, k)}
@@ -279,6 +285,7 @@ class HDPO:
                 f"policy {config.policy} has nothing to train; 'offrl inventory eval' measures it"
             )
         self.net.prepare(train)
+        ranks.copy(self.net.state_dict().values())
         self.noise = streams(seeds, "noise", device)
         self.log_std: Tensor | None = None
         self.values: Trainable | None = None
@@ -317,11 +324,11 @@ class HDPO:
         """Gradient of the batch's loss, summed over seeds; cost (S,)."""
         config, (seeds, count) = self.config, batch.shape
         scale = 1.0 / (count * self.train.periods * self.train.network.stores)
-        chunk = config.chunk or count
+        own = self.ranks.share(batch)
         grads: list[Tensor] = []
         cost = torch.zeros(seeds, device=batch.device)
-        for first in range(0, count, chunk):
-            rows = batch[:, first : first + chunk].flatten()
+        for first in range(0, own.shape[1], config.chunk or count):
+            rows = own[:, first : first + (config.chunk or count)].flatten()
             costs = rollout_cost(
                 self.net, self.train.rows(rows), truncation=config.truncation,
                 checkpoint_periods=config.checkpoint_periods, straight_through=config.straight_through,
@@ -329,6 +336,7 @@ class HDPO:
             part = torch.autograd.grad(costs.sum() * scale, self.trained.params, materialize_grads=True)
             grads = [a + b for a, b in zip(grads, part, strict=True)] if grads else list(part)
             cost += costs.detach().unflatten(0, (seeds, -1)).sum(1) * scale
+        *grads, cost = self.ranks.sum([*(grads or map(torch.zeros_like, self.trained.constant)), cost])
         return grads, cost
 
     @torch.no_grad()

@@ -38,10 +38,9 @@ from offrl.online.off_policy import (
     SoftPolicy,
     SquashedActor,
     frozen_copy,
-    model_of,
     network,
 )
-from offrl.online.options import OnlineAlgorithm
+from offrl.online.options import OnlineAlgorithm, model_of
 
 METRICS = ("actor_loss", "critic_loss", "value_loss", "kl", "entropy", "q_policy")
 PRESETS: dict[str, dict[str, Any]] = {

@@ -27,16 +27,15 @@ from offrl.estimators.compose import compose
 from offrl.estimators.likelihood import gaussian_log_prob
 from offrl.estimators.regularizers import categorical_kl, clipped_value_loss, gaussian_kl, value_loss
 from offrl.estimators.rollouts import Rollouts
-from offrl.online.on_policy import OnPolicyConfig, OnPolicyMethod, model_of, rollouts_of
-from offrl.online.options import OnlineAlgorithm
+from offrl.online.on_policy import OnPolicyConfig, OnPolicyMethod, rollouts_of
+from offrl.online.options import NORMALIZED, OnlineAlgorithm, model_of
 
 METRICS = ("policy_loss", "value_loss", "kl", "step_size", "explained_variance")
 ESTIMATOR = compose(advantage="whiten", denominator="old")
-_NORMALIZED = {"normalize_observations": True, "normalize_rewards": True}
 PRESETS: dict[
     str, dict[str, Any]
 ] = {  # the authors' script has one setting for all of MuJoCo, ten million steps
-    **{f"{name}-": _NORMALIZED for name in ("Hopper", "HalfCheetah", "Walker2d", "Ant", "Humanoid")},
+    **{f"{name}-": NORMALIZED for name in ("Hopper", "HalfCheetah", "Walker2d", "Ant", "Humanoid")},
     # ours: the zoo's discount and step size for PPO
     "Pendulum-": {"num_envs": 4, "steps": 100_000, "rollout": 512, "discount": 0.9, "lr": 1e-3},
 }

@@ -20,13 +20,12 @@ from typing import Any
 from torch import Tensor
 
 from offrl.estimators import transforms
-from offrl.online.options import OnlineAlgorithm
+from offrl.online.options import OnlineAlgorithm, model_of
 from offrl.online.policy_gradient import (
     METRICS,
     Episodes,
     PolicyGradientAlgorithm,
     PolicyGradientConfig,
-    model_of,
 )
 
 # the best of six step sizes, one seed, 600 episodes (ours; scripts/bench_online.py compares)

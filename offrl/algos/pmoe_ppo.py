@@ -25,8 +25,8 @@ from torch import Tensor
 from offrl.errors import ConfigError
 from offrl.estimators import mixture as mx
 from offrl.online.mixture import MixtureActorCriticPolicy
-from offrl.online.on_policy import CLIPPED_METRICS, ClippedConfig, ClippedMethod, model_of
-from offrl.online.options import OnlineAlgorithm
+from offrl.online.on_policy import CLIPPED_METRICS, ClippedConfig, ClippedMethod
+from offrl.online.options import NORMALIZED, OnlineAlgorithm, model_of
 
 METRICS = (*CLIPPED_METRICS, "q_loss", "gate_loss", "gate_entropy", "active_experts")
 
@@ -48,11 +48,10 @@ class PMOEPPOConfig(ClippedConfig):
             raise ConfigError(f"gate_weight must be 0 or more, got {self.gate_weight}")
 
 
-_NORMALIZED = {"normalize_observations": True, "normalize_rewards": True}
 PRESETS: dict[str, dict[str, Any]] = {  # the co-author's code
-    "Hopper-": _NORMALIZED,
-    "HalfCheetah-": _NORMALIZED,
-    "Ant-": _NORMALIZED,
+    "Hopper-": NORMALIZED,
+    "HalfCheetah-": NORMALIZED,
+    "Ant-": NORMALIZED,
 }
 
 

@@ -30,8 +30,8 @@ from offrl.estimators import mixture as mx
 from offrl.nn.mlp import Params
 from offrl.nn.soft_actor_critic import values
 from offrl.online.mixture import SoftMixturePolicy
-from offrl.online.off_policy import SAC_METRICS, Metrics, OffPolicyConfig, SoftActorCritic, model_of
-from offrl.online.options import OnlineAlgorithm
+from offrl.online.off_policy import SAC_METRICS, Metrics, OffPolicyConfig, SoftActorCritic
+from offrl.online.options import OnlineAlgorithm, model_of
 
 METRICS = (*SAC_METRICS, "policy_entropy", "gate_loss", "gate_entropy", "active_experts")
 

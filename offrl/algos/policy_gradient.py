@@ -21,13 +21,12 @@ from torch import Tensor
 
 from offrl.errors import ConfigError
 from offrl.estimators import transforms
-from offrl.online.options import OnlineAlgorithm
+from offrl.online.options import OnlineAlgorithm, model_of
 from offrl.online.policy_gradient import (
     METRICS,
     Episodes,
     PolicyGradientAlgorithm,
     PolicyGradientConfig,
-    model_of,
 )
 
 LARGEST_LOG_WEIGHT = 20.0

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from offrl.errors import ConfigError
 from offrl.estimators.compose import Estimator, compose
-from offrl.online.on_policy import CLIPPED_METRICS, ClippedConfig, ClippedMethod, model_of
-from offrl.online.options import OnlineAlgorithm
+from offrl.online.on_policy import CLIPPED_METRICS, ClippedConfig, ClippedMethod
+from offrl.online.options import NORMALIZED, OnlineAlgorithm, model_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +32,10 @@ class PPOConfig(ClippedConfig):
             raise ConfigError(f"estimator must be ppo or reinforce, got {self.estimator!r}")
 
 
-_NORMALIZED = {"normalize_observations": True, "normalize_rewards": True}
 PRESETS: dict[str, dict[str, Any]] = {
     # rl-baselines3-zoo, its tuned settings for MuJoCo -v4 (networks there 256 wide, relu; log_std -2)
     "Hopper-": {
-        **_NORMALIZED,
+        **NORMALIZED,
         "rollout": 512,
         "batch_size": 32,
         "discount": 0.999,
@@ -52,7 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "log_std": -2.0,
     },
     "HalfCheetah-": {
-        **_NORMALIZED,
+        **NORMALIZED,
         "rollout": 512,
         "batch_size": 64,
         "discount": 0.98,

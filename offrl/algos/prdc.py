@@ -157,5 +157,9 @@ class PRDC:
 
 
 ALGORITHM = Algorithm(
-    PRDCConfig, PRDC, PRESETS, online="its nearest neighbours are looked up among the offline rows alone"
+    PRDCConfig,
+    PRDC,
+    PRESETS,
+    own_rows=True,
+    online="its nearest neighbours are looked up among the offline rows alone",
 )

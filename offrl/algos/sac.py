@@ -11,8 +11,8 @@ Departures: none from stable-baselines3's but 10 000 random steps first, as its 
 
 from typing import Any
 
-from offrl.online.off_policy import SAC_METRICS, OffPolicyConfig, SoftActorCritic, model_of
-from offrl.online.options import OnlineAlgorithm
+from offrl.online.off_policy import SAC_METRICS, OffPolicyConfig, SoftActorCritic
+from offrl.online.options import OnlineAlgorithm, model_of
 
 PRESETS: dict[str, dict[str, Any]] = {  # rl-baselines3-zoo
     "Pendulum-": {"learning_starts": 100, "lr": 1e-3, "steps": 20_000},

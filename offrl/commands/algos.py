@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from offrl.algos import ALGORITHMS, ELSEWHERE, ONLINE, plugins
+from offrl.algos import ALGORITHMS, ELSEWHERE, MODELS, ONLINE, plugins
 from offrl.commands import arguments
 
 
@@ -38,6 +38,8 @@ def main(argv: list[str]) -> int:
         return 0 if wants_help else 2
     for name, about in ALGORITHMS.items():
         sys.stdout.write(f"{name:12} {about}\n")
+    for name, about in MODELS.items():
+        sys.stdout.write(f"{name:12} {about}: offrl generate\n")
     for name, about in ONLINE.items():
         sys.stdout.write(f"{name:12} {about}; learns in --env\n")
     for name, (about, command) in ELSEWHERE.items():

@@ -15,8 +15,8 @@ from rich.progress import Progress
 from scipy.special import stdtrit
 
 from offrl.commands.arguments import parse
-from offrl.data.environments import EnvSpec, flatten_order
-from offrl.data.reference import Pair, normalized_score, reference_label, reference_returns
+from offrl.data.environments import EnvSpec, named_environment
+from offrl.data.reference import PUSHT, Pair, normalized_score, reference_label, reference_returns
 from offrl.errors import ConfigError
 from offrl.evaluation.rollout import EvaluationResult, evaluate
 from offrl.evaluation.sources import SourceFacts, load_source, source_facts
@@ -31,13 +31,13 @@ class EvalOptions:
     """Roll out a policy and print return, its interval and the normalized score where one is known.
 
     SOURCE is a run directory or policy folder (run:DIR or just DIR), sb3:FILE.zip, py:PACKAGE.MODULE:NAME
-    (your own code), random, or waypoint (point mazes).
+    (your own code), random, waypoint (point mazes), or expert (PushT, FetchPickAndPlace).
     """
 
     source: tyro.conf.Positional[str]
-    """What acts: run:DIR or DIR, sb3:FILE.zip, py:PACKAGE.MODULE:NAME, random, waypoint."""
+    """What acts: run:DIR or DIR, sb3:FILE.zip, py:PACKAGE.MODULE:NAME, random, waypoint, expert."""
     env: str | None = None
-    """Gymnasium id; default: the one that the run was evaluated on."""
+    """Gymnasium id or a short name (pusht-state); default: the one that the run was evaluated on."""
     episodes: int = 10
     """Episodes to play."""
     seed: int = 0
@@ -117,7 +117,7 @@ def environment(options: EvalOptions, facts: SourceFacts) -> EnvSpec:
         raise ConfigError(
             f"{options.source} does not say which environment it is for; pass --env ID, e.g. Hopper-v5"
         )
-    return EnvSpec(env_id=options.env, flatten=flatten_order(options.env))
+    return named_environment(options.env)
 
 
 def reference(spec: EnvSpec, facts: SourceFacts) -> tuple[Pair | None, str | None]:
@@ -153,6 +153,8 @@ def summarize(
     }
     if result.successes is not None:
         summary["success_rate"] = float(result.successes.mean())
+        if result.env_id == PUSHT:  # what its papers call the score
+            summary["max_reward_mean"] = float(result.max_rewards.mean())
     if pair is not None:
         score = float(normalized_score(pair, result.scored).mean())
         summary |= {"normalized_score": score, "reference": label}
@@ -182,7 +184,9 @@ def describe(summary: dict[str, Any]) -> str:
         line += ", 95 % interval of the mean {:.1f} .. {:.1f}".format(*summary["interval"])
     lines.append(line + f", mean length {summary['length_mean']:.1f}")
     if "success_rate" in summary:
-        lines.append(f"success {100 * summary['success_rate']:.1f} %")
+        best = summary.get("max_reward_mean")
+        mean = "" if best is None else f", mean of the episodes' largest reward {best:.3f}"
+        lines.append(f"success {100 * summary['success_rate']:.1f} %{mean}")
     if "normalized_score" in summary:
         line = f"normalized score {summary['normalized_score']:.1f}"
         if "score_interval" in summary:
@@ -192,8 +196,10 @@ def describe(summary: dict[str, Any]) -> str:
 
 
 def write_returns(path: Path, result: EvaluationResult) -> None:
-    """Write ``returns`` and ``lengths`` (n,), and ``successes`` where there are any, to an .npz file."""
+    """Write ``returns``, ``lengths`` (n,), ``successes`` where there are any and PushT's ``max_rewards``, to .npz."""
     arrays: dict[str, Any] = {"returns": result.returns, "lengths": result.lengths}
+    if result.env_id == PUSHT:
+        arrays["max_rewards"] = result.max_rewards
     if result.successes is not None:
         arrays["successes"] = result.successes
     with atomic_write(path) as temporary, open(temporary, "wb") as file:

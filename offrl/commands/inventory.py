@@ -15,6 +15,7 @@ SUBCOMMANDS = {  # name -> module under offrl.commands, one line for the overvie
     "train": ("inventory_train", "train a policy by gradients through the simulator (HDPO)"),
     "resume": ("inventory_train", "go on with stopped runs, bit for bit"),
     "eval": ("inventory_eval", "cost of a run's or a classical policy, and its distance to the optimum"),
+    "bench": ("inventory_bench", "settings x policies: costs, gaps, times and drawings on one page"),
 }
 
 

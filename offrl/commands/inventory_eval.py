@@ -1,6 +1,7 @@
 """``offrl inventory eval SOURCE``: what a policy costs, and how far that is from the optimum."""
 
 import dataclasses
+import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ class Eval:
 
     The gap is paired: the optimal policy meets the same demand. Examples:
     offrl inventory eval runs/hdpo/one_store_lost-v1/seed0-TIME
+    offrl inventory eval runs/hdpo/one_warehouse_lost_demand-v1-stores3/seed0-TIME --set stores=50 --paths 200
     offrl inventory eval base_stock --setting one_store_backlogged --with levels=29.59
     """
 
@@ -39,13 +41,17 @@ class Eval:
     data: str | None = None
     """Weekly sales, for settings on recorded sales."""
     protocol: Literal["quick", "paper"] = "quick"
-    """quick: 4096 paths of 1000 periods; paper: the setting's own test (minutes)."""
+    """quick: 4096 paths of 1000 periods, fewer paths beyond ten stores; paper: the setting's own test (minutes)."""
+    paths: int = 0
+    """Fewer test paths than that, for a quick look; 0: as the protocol says."""
     rounding: Literal["auto", "none", "nearest", "feasible"] = "auto"
     """Whole-unit orders; auto: feasible ones where demand comes in whole units."""
     feasibility: Literal["trust", "project", "raise"] = "trust"
     """Orders that cannot be shipped: believe they can, shrink them, or stop."""
     json: bool = False
     """Print one JSON object."""
+    report: Path | None = None
+    """Also write one HTML page: a demand path, cost by part, flows, service, orders beside the optimal ones."""
 
 
 def main(argv: list[str]) -> int:
@@ -55,7 +61,12 @@ def main(argv: list[str]) -> int:
     from offrl.envs.inventory.scenarios import evaluate
     from offrl.training.inventory import whole_units
 
+    _require(o.source)
     setting = _setting(o)
+    if o.paths < 0:
+        raise ConfigError(f"--paths must be 0 or more, got {o.paths}")
+    if o.paths:
+        setting = setting.resized(test=min(o.paths, setting.splits["test"].scenarios))
     test, split = setting.draw("test"), setting.splits["test"]
     policy, ignore = _policy(o, setting, test), min(split.ignore, test.periods - 1)
     acting = whole_units(policy, setting, o.rounding)
@@ -65,7 +76,29 @@ def main(argv: list[str]) -> int:
         optimal = evaluate(best.policy, test, ignore=ignore) if best.policy is not None else None
         gap = compare(costs, optimal, best)
     _show(o, policy, setting, costs, gap)
+    if o.report is not None:
+        from offrl.inventory_bench.html import write_single
+
+        write_single(o.report, policy, setting, costs, gap, o.rounding)
     return 0
+
+
+def _require(source: str) -> None:
+    """A run directory or a policy's name, or the error that says which of the two is missing."""
+    from offrl.envs.inventory.policies import POLICIES
+
+    folder = Path(source)
+    if source in POLICIES or (folder / "policy.json").is_file():
+        return
+    if folder.is_dir():
+        raise FileNotFoundError(f"{source} is no run of an inventory policy: it has no policy.json")
+    if len(folder.parts) > 1:
+        raise FileNotFoundError(f"no such run directory: {source}")
+    near = difflib.get_close_matches(source, POLICIES, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(
+        f"unknown policy {source!r}, and no run directory of that name{hint} ('offrl inventory list' shows policies)"
+    )
 
 
 def _run(o: Eval) -> dict[str, Any] | None:

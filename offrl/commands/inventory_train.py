@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from offrl.errors import UsageError
 
 if TYPE_CHECKING:
     from offrl.training.inventory import InventoryResult
+    from offrl.training.progress import Reporter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +46,9 @@ def main(argv: list[str]) -> int:
     """The arguments of ``train``, or ``resume ...``."""
     if argv[:1] == ["resume"]:
         from offrl.training.inventory import resume
-        from offrl.training.progress import Reporter
 
         o = arguments.parse(ResumeOptions, "offrl inventory resume", argv[1:])
-        _summary(resume(o.run, Reporter(o.output.mode, 1)), o.output)
+        _summary(resume(o.run, _reporter(o.output, 1)), o.output)
         return 0
     return _train(argv)
 
@@ -55,7 +56,6 @@ def main(argv: list[str]) -> int:
 def _train(argv: list[str]) -> int:
     from offrl.algos.hdpo import HDPOConfig
     from offrl.training.inventory import InventoryOptions, start
-    from offrl.training.progress import Reporter
 
     if not argv:
         raise UsageError("name a setting: offrl inventory train SETTING ('offrl inventory list' shows all)")
@@ -83,7 +83,7 @@ def _train(argv: list[str]) -> int:
     about = "Train a policy on a setting by gradients through its simulator; everything is kept in a new run directory."
     o: Any = arguments.parse(form, "offrl inventory train", argv, description=about, pairs=True)
     options = InventoryOptions(setting=o.setting, vary=pairs(o.set), **dataclasses.asdict(o.run))
-    _summary(start(o.hdpo, options, Reporter(o.output.mode, options.steps)), o.output)
+    _summary(start(o.hdpo, options, _reporter(o.output, options.steps)), o.output)
     return 0
 
 
@@ -104,6 +104,13 @@ def pairs(given: tuple[str, ...]) -> dict[str, float]:
     return found
 
 
+def _reporter(output: Output, steps: int) -> "Reporter":
+    """What is printed while it trains; of several processes the first one prints."""
+    from offrl.training.progress import Reporter
+
+    return Reporter(output.mode if os.environ.get("RANK", "0") == "0" else "quiet", steps)
+
+
 def _summary(results: list["InventoryResult"], output: Output) -> None:
     for r in results:
         if output.mode == "json":
@@ -117,5 +124,5 @@ def _summary(results: list["InventoryResult"], output: Output) -> None:
                 f"test cost {r.cost:.4f} +- {r.standard_error:.4f} (s.e. over {len(r.costs)} scenarios) per store and "
                 f"period, policy of update {r.best_step} (development cost {r.dev_cost:.4f})"
             )
-    if output.mode == "text":
+    if output.mode == "text" and results:
         print(f"next: offrl inventory eval {results[0].directory}")

@@ -13,7 +13,7 @@ from offrl.commands import arguments
 from offrl.commands.train import Output, ResumeOptions, Start, print_settings, summarize
 from offrl.errors import ConfigError
 from offrl.files import read_json_object
-from offrl.online.options import OnlineAlgorithm, OnlineOptions, apply_preset
+from offrl.online.options import NOT_COMPILED, OnlineAlgorithm, OnlineOptions, apply_preset
 from offrl.training.options import settings_from_json
 from offrl.training.progress import Reporter
 from offrl.training.run_dir import RunDir
@@ -34,6 +34,8 @@ class Seeds:
 def train_command(argv: list[str]) -> int:
     """Parse the options of the named method and train it."""
     name = argv[0]
+    if "--compile" in argv:
+        raise ConfigError(f"{name} {NOT_COMPILED}")
     method = load_online(name)
     options, settings, many, begin, output = parse(name, argv[1:], OnlineOptions(), method.config())
     if begin.config or options.preset:

@@ -1,4 +1,4 @@
-"""``offrl sweep``: algorithms x datasets x settings x seeds, here or on a Ray cluster, in one table."""
+"""``offrl sweep``: algorithms x datasets or environments x settings x seeds, here or on a Ray cluster, in one table."""
 
 import sys
 

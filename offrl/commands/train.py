@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from offrl.algos import ALGORITHMS, ONLINE, load_algorithm, plugins, preset
+from offrl.algos import ALGORITHMS, MODELS, ONLINE, load_algorithm, plugins, preset
 from offrl.commands import arguments
 from offrl.errors import ConfigError
 from offrl.files import read_json_object
 from offrl.training.fine_tuning import fine_tune, inherited
 from offrl.training.many import resume_runs, train_seeds
-from offrl.training.options import RunOptions, SeedOptions, settings_from_json
+from offrl.training.options import RunOptions, SeedOptions, mix_options, settings_from_json
 from offrl.training.problem import Algorithm
 from offrl.training.progress import Reporter
 from offrl.training.run_dir import RunDir
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
 def train_command(argv: list[str]) -> int:
     """Parse the options of the named algorithm and train it."""
     if not argv or argv[0].startswith("-"):
-        names = ", ".join([*ALGORITHMS, *ONLINE, *plugins()])
+        names = ", ".join([*ALGORITHMS, *MODELS, *ONLINE, *plugins()])
         asked = argv[:1] in (["-h"], ["--help"])
         print(
             f"usage: offrl train ALGO [options]\n\nALGO: {names}, or the path of your own FILE.py\n"
@@ -180,6 +180,9 @@ def summarize(results: list[RunResult], output: Output) -> None:
         what = "return" if results[0].scores is None else "normalized score"
         spread = means.std(ddof=1)
         print(f"last {what} {means.mean():.1f} +- {spread:.1f} (std over {len(results)} seeds)")
+    if results[0].policy.kind == "trajectory_diffusion":
+        print(f"next: offrl generate {results[0].directory} --transitions 100000 --out synthetic.hdf5")
+        return
     print(f"next: offrl report {' '.join(str(r.directory) for r in results)} --out report.html")
 
 
@@ -211,10 +214,12 @@ def _recorded(path: Path, algorithm: str) -> tuple[RunOptions, Any]:
         raise ConfigError(f"{path} is not a run's config.json: it has no settings")
     if recorded.get("algorithm") != name:
         raise ConfigError(f"{path} belongs to {recorded.get('algorithm')}, not to {name}")
-    names = {f.name for f in dataclasses.fields(RunOptions)} - {"out", "env"}
+    names = {f.name for f in dataclasses.fields(RunOptions)} - {"out", "env", "mix"}
     options = {name: recorded[name] for name in names if name in recorded}
     options["env"] = recorded.get("env_id")
     try:
+        if "mix" in recorded:
+            options |= mix_options(recorded["mix"])
         return settings_from_json(RunOptions, options), settings_from_json(method.config, settings)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None

@@ -44,8 +44,8 @@ def read_d4rl(path: Path | str, metadata: Mapping[str, Any] | None = None) -> Of
     path = Path(path).expanduser().absolute()
     if not path.is_file():
         raise FileNotFoundError(f"no dataset file {path}")
-    with _open(path) as file:
-        arrays = _list_arrays(file, path)
+    with open_hdf5(path) as file:
+        arrays = list_arrays(file, path)
         own = _read_attribute(file, path)
         fields, left_out = _read_fields(arrays, path)
         if scalars := _read_scalars(arrays):
@@ -87,7 +87,7 @@ def write_d4rl(dataset: OfflineDataset, path: Path | str) -> None:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[h5py.File]:
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """Open for reading; whatever HDF5 reports about a damaged file becomes one DatasetError."""
     try:
         with h5py.File(path, "r") as file:
@@ -99,17 +99,18 @@ def _open(path: Path) -> Iterator[h5py.File]:
         raise DatasetError(f"{path} is not a readable HDF5 file (damaged or cut short?): {reason}") from None
 
 
-def _list_arrays(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
-    """All arrays by slash-joined name. Links to other files are not followed."""
+def list_arrays(file: h5py.File, path: Path, most: int | None = None) -> dict[str, h5py.Dataset]:
+    """All arrays, at most ``most`` (MAX_ARRAYS), by slash-joined name. Links to other files are not followed."""
+    most = MAX_ARRAYS if most is None else most
     found: dict[str, h5py.Dataset] = {}
 
     def visit(name: str, node: h5py.HLObject) -> bool | None:
         if isinstance(node, h5py.Dataset):
             found[name] = node
-        return True if len(found) > MAX_ARRAYS else None
+        return True if len(found) > most else None
 
     if file.visititems(visit):
-        raise DatasetError(f"{path} holds more than {MAX_ARRAYS} arrays; it is not in D4RL's flat layout")
+        raise DatasetError(f"{path} holds more than {most} arrays; it is not in D4RL's flat layout")
     for name, array in found.items():
         if array.is_virtual or array.external:
             raise DatasetError(f"{path}: {name!r} keeps its data in another file; copy it into this one")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from offrl.data import validate
+from offrl.data.environments import key_columns
 from offrl.data.rows import select_rows
 from offrl.errors import DatasetError
 
@@ -57,7 +58,8 @@ class OfflineDataset:
         self.fields = validate.fields(fields)
         self.episode_starts = validate.episode_starts(episode_starts, self.fields)
         self.metadata = validate.metadata(metadata)
-        self.observation_keys: tuple[str, ...] = self._flatten_order()  # fields of the flat view, in order
+        self.observation_keys: tuple[str, ...] = self._flatten_order()  # parts of the flat view, in order
+        self.flat_parts = [key_columns(key) for key in self.observation_keys]  # their fields and columns
 
     @classmethod
     def from_arrays(
@@ -141,7 +143,7 @@ class OfflineDataset:
     @property
     def obs_dim(self) -> int:
         """Width O of the flat view of the observations."""
-        return sum(int(np.prod(self.fields[k].shape[1:])) for k in self.observation_keys)
+        return sum(len(self._columns(key, columns)) for key, columns in self.flat_parts)
 
     @property
     def act_dim(self) -> int:
@@ -167,7 +169,7 @@ class OfflineDataset:
     @property
     def has_next_observations(self) -> bool:
         """Whether the true successor of every step was recorded."""
-        return "next_" + self.observation_keys[0] in self.fields
+        return "next_" + self.flat_parts[0][0] in self.fields
 
     def flat_observations(self, rows: np.ndarray | None = None, *, successors: bool = False) -> np.ndarray:
         """Observations as one new float32 array (n, O); dict keys side by side in the declared order.
@@ -179,8 +181,8 @@ class OfflineDataset:
         rows = np.arange(self.num_steps) if rows is None else rows
         out = np.empty((len(rows), self.obs_dim), dtype=np.float32)
         column = 0
-        for key in self.observation_keys:
-            part = self.fields[f"next_{key}" if successors else key][rows].reshape(len(rows), -1)
+        for key, columns in self.flat_parts:
+            part = self.fields[f"next_{key}" if successors else key][rows].reshape(len(rows), -1)[:, columns]
             out[:, column : column + part.shape[1]] = part
             column += part.shape[1]
         return out
@@ -269,12 +271,16 @@ class OfflineDataset:
             f"O={self.obs_dim}, A={self.act_dim}, return {_short(low)} .. {_short(high)}"
         )
 
+    def _columns(self, key: str, columns: slice) -> range:
+        return range(int(np.prod(self.fields[key].shape[1:])))[columns]
+
     def _flatten_order(self) -> tuple[str, ...]:
         keys = [k for k in self.fields if k.startswith("observations.")]
         if not keys:
             return ("observations",)
         order = [f"observations.{key}" for key in self.metadata.get("flatten") or []] or sorted(keys)
-        if unknown := [k for k in order if k not in keys]:
+        parts = [key_columns(key) for key in order]
+        if unknown := [key for key, columns in parts if key not in keys or not self._columns(key, columns)]:
             have = ", ".join(k.removeprefix("observations.") for k in keys)
             raise DatasetError(
                 f"metadata 'flatten' names {unknown[0].removeprefix('observations.')!r}, "

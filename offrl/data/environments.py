@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from offrl.data.reference import D4RL, OGBENCH, OGBenchName, bare_name, ogbench_name
+from offrl.data.reference import D4RL, FETCH_PICK, OGBENCH, PUSHT, OGBenchName, bare_name, ogbench_name
 from offrl.errors import DatasetError
 
 Verdict = Literal["same", "drifted", "none"]
@@ -70,6 +70,22 @@ def plain_row(env_id: str, kwargs: dict[str, Any]) -> EnvSpec | None:
     return None
 
 
+def named_environment(name: str) -> EnvSpec:
+    """The environment that a person names: a short name (``pusht-state``) or a Gymnasium id.
+
+    A dict observation gets its declared order.
+    """
+    if name in _SHORT_NAMES:
+        return _SHORT_NAMES[name]
+    return EnvSpec(env_id=name, flatten=flatten_order(name))
+
+
+def key_columns(key: str) -> tuple[str, slice]:
+    """A part of a dict observation in a flatten order: ``KEY``, or ``KEY[FROM:TO]`` for some of its columns."""
+    match = re.fullmatch(r"(.+)\[(\d+):(\d+)\]", key)
+    return (key, slice(None)) if match is None else (match[1], slice(int(match[2]), int(match[3])))
+
+
 def unknown_dataset(name: str) -> str:
     """The error line for a misspelt dataset name."""
     if name.startswith("ogbench:") or "-singletask" in name:
@@ -91,6 +107,31 @@ def flatten_order(env_id: str) -> tuple[str, ...]:
         return ("observation", "desired_goal")
     return ("observation",) if env_id.startswith("FrankaKitchen") else ()
 
+
+# --- robots ---------------------------------------------------------------------------------------------
+
+_PUSHT_GOAL = "95 % of the T's target are covered; ends the episode; pays coverage / 0.95, at most 1, a step"
+_SHORT_NAMES = {
+    f"pusht-{view}": EnvSpec(PUSHT, {"obs_type": kind}, flatten, 300, "same", "", _PUSHT_GOAL, width, 2, None)
+    for view, kind, flatten, width in (
+        ("state", "state", (), 5),
+        ("keypoints", "environment_state_agent_pos", ("agent_pos", "environment_state"), 18),
+        ("pixels", "pixels_agent_pos", ("agent_pos", "pixels"), 27_650),
+    )
+}
+# Of the 25 numbers: gripper and object positions, object from gripper, fingers, rotation, velocities.
+_FETCH_GOAL = (
+    "object within 0.05 m of the goal at the end or before; pays -1 a step until then; never ends the episode"
+)
+_SHORT_NAMES |= {
+    f"fetch-pick-{view}": EnvSpec(
+        FETCH_PICK, {}, (*flatten, "desired_goal"), 50, "same", "", _FETCH_GOAL, width, 4, 1.0
+    )
+    for view, flatten, width in (
+        ("state", ("observation",), 28),
+        ("positions", ("observation[0:6]", "observation[9:11]"), 11),
+    )
+}
 
 # --- D4RL -----------------------------------------------------------------------------------------------
 

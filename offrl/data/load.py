@@ -21,7 +21,9 @@ def load_dataset(uri: str | Path | OfflineDataset) -> OfflineDataset:
     Args:
         uri: ``d4rl:NAME`` (downloaded at first use; a bare D4RL name means the same), ``minari:ID`` (local),
             ``ogbench:DATA-singletask-v0`` (downloaded at first use; ``-singletask-taskK-v0`` for task K,
-            ``...-v0-val`` for the held-out data), ``builtin:NAME``, or a file ending in
+            ``...-v0-val`` for the held-out data), ``builtin:NAME`` or ``builtin:NAME/VIEW``, robot data
+            ``robomimic:FILE`` or ``robomimic:FILE#SPLIT``, ``lerobot:DIR`` or ``lerobot:DIR#video``,
+            ``zarr:DIR`` or ``zarr:DIR#VIEW``, or a file ending in
             ``.hdf5``, ``.npz``, ``.csv`` or ``.parquet``. Nothing is guessed from a file's name. A dataset is
             returned as it is.
 
@@ -58,8 +60,9 @@ def _load_file(text: str) -> OfflineDataset:
     suffix = Path(text).suffix.lower()
     if suffix in (".hdf5", ".h5"):
         from offrl.data.d4rl import read_d4rl
+        from offrl.data.robomimic import is_robomimic, read_robomimic
 
-        return read_d4rl(text)
+        return read_robomimic(text) if is_robomimic(Path(text).expanduser()) else read_d4rl(text)
     if suffix == ".npz":
         from offrl.data.arrays import read_npz
 
@@ -110,6 +113,7 @@ def _load_ogbench(name: str) -> OfflineDataset:
 def _load_builtin(name: str) -> OfflineDataset:
     from offrl.data.d4rl import read_d4rl
 
+    name, _, view = name.partition("/")
     folder = resources.files("offrl.data") / "builtin"
     files = [file.name for file in folder.iterdir()] if folder.is_dir() else []
     names = sorted(file.removesuffix(".hdf5") for file in files if file.endswith(".hdf5"))
@@ -118,7 +122,44 @@ def _load_builtin(name: str) -> OfflineDataset:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise DatasetError(f"no built-in dataset {name!r}; {hint}there are: {', '.join(names) or 'none'}")
     with resources.as_file(folder / f"{name}.hdf5") as path:
-        return read_d4rl(path)
+        return _view(read_d4rl(path), view)
+
+
+def _load_robomimic(name: str) -> OfflineDataset:
+    from offrl.data.robomimic import read_robomimic
+
+    file, _, split = name.partition("#")
+    return read_robomimic(file, split or None)
+
+
+def _load_lerobot(name: str) -> OfflineDataset:
+    from offrl.data.lerobot import read_lerobot
+
+    folder, _, what = name.partition("#")
+    if what not in ("", "video"):
+        raise DatasetError(f"'lerobot:{name}': after '#' only 'video' can stand, which decodes the cameras")
+    return read_lerobot(folder, video=what == "video")
+
+
+def _load_zarr(name: str) -> OfflineDataset:
+    from offrl.data.replay_zarr import read_zarr
+
+    folder, _, view = name.partition("#")
+    return _view(read_zarr(folder), view)
+
+
+def _view(dataset: OfflineDataset, view: str) -> OfflineDataset:
+    """The same rows with another choice of observations in the flat view; "" is the default one."""
+    views = dataset.metadata.get("views") or {}
+    if not view:
+        return dataset
+    if view not in views:
+        raise DatasetError(
+            f"there is no view {view!r} of these data; there are: {', '.join(views) or 'none'}"
+        )
+    return OfflineDataset(
+        dataset.fields, dataset.episode_starts, dataset.metadata | views[view] | {"view": view}
+    )
 
 
 _SCHEMES: dict[str, Callable[[str], OfflineDataset]] = {
@@ -126,6 +167,9 @@ _SCHEMES: dict[str, Callable[[str], OfflineDataset]] = {
     "d4rl": _load_d4rl,
     "minari": _load_minari,
     "ogbench": _load_ogbench,
+    "robomimic": _load_robomimic,
+    "lerobot": _load_lerobot,
+    "zarr": _load_zarr,
 }
 
 

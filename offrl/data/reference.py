@@ -86,6 +86,8 @@ D4RL: dict[str, Pair] = _d4rl_table()  # every D4RL name that this library knows
 
 # --- OGBench --------------------------------------------------------------------------------------------
 
+PUSHT = "gym_pusht/PushT-v0"
+FETCH_PICK = "FetchPickAndPlace-v4"
 SUCCESS: Pair = (0.0, 1.0)  # an episode counts 1 if it succeeds
 OGBENCH: tuple[str, ...] = tuple(  # every OGBench dataset with vector observations: environment and kind
     f"{group}-{variant}-{kind}".replace("--", "-")
@@ -138,12 +140,15 @@ def ogbench_name(name: str) -> OGBenchName | None:
 
 
 def scored_by_success(env_id: str) -> bool:
-    """Whether scores in this environment are success rates (OGBench's single tasks), not scaled returns."""
-    return re.fullmatch(r"[\w-]+-singletask(-task[1-5])?-v0", env_id) is not None
+    """Whether scores in this environment are success rates (OGBench's single tasks, robots), not scaled returns."""
+    return (
+        env_id in (PUSHT, FETCH_PICK)
+        or re.fullmatch(r"[\w-]+-singletask(-task[1-5])?-v0", env_id) is not None
+    )
 
 
 def scored_values(env_id: str | None, returns: np.ndarray, successes: np.ndarray | None) -> np.ndarray:
-    """What the episodes' scores are made of: their returns, in OGBench's single tasks their successes (0 or 1).
+    """What the episodes' scores are made of: their returns, or their successes (0 or 1) where those count.
 
     Raises:
         ConfigError: a score needs the successes, and they were not recorded.

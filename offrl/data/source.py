@@ -96,17 +96,19 @@ class UniformSource:
 
 
 class MixedSource(UniformSource):
-    """Half of each batch from the rows it begins with, half from rows appended later; an odd one from the former.
+    """A share of each batch from rows appended later, the rest (and what does not divide) from those it begins with.
 
     Args:
         *fields: the positional arguments of ``UniformSource``: the N offline rows.
         batch_size: B.
         capacity: most rows that may be appended.
+        share: of each batch that is appended rows.
     """
 
-    def __init__(self, *fields: Any, batch_size: int, capacity: int) -> None:
+    def __init__(self, *fields: Any, batch_size: int, capacity: int, share: float = 0.5) -> None:
         super().__init__(*fields, batch_size=batch_size)
         self.offline, self.appended = len(self.table), 0
+        self.picked = int(batch_size * share + 1e-9)  # appended rows in a batch
         self.table = torch.cat((self.table, self.table.new_zeros(capacity, self.table.shape[1])))
 
     def __len__(self) -> int:
@@ -120,7 +122,7 @@ class MixedSource(UniformSource):
 
     def draw(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Row numbers (S, B): the offline ones come first."""
-        online, device = self.batch_size // 2, self.table.device
+        online, device = self.picked, self.table.device
         draws = []
         for g in generators:
             old = torch.randint(self.offline, (1, self.batch_size - online), generator=g, device=device)
@@ -139,27 +141,39 @@ class MixedSource(UniformSource):
 
 
 class WindowSource(UniformSource):
-    """Windows of consecutive steps, each starting at a row drawn uniformly from all: long episodes come more often.
+    """Windows of consecutive steps, each starting at a row drawn uniformly: long episodes come more often.
 
     Args:
         *fields: the positional arguments of ``UniformSource``.
         episode: (N,), number of each row's episode; an episode's rows are consecutive and in order.
         length: L.
         batch_size: B, windows in a batch.
+        starts: (M,) int64, the rows at which windows may begin; None is all of them.
     """
 
-    def __init__(self, *fields: Any, episode: Tensor, length: int, batch_size: int) -> None:
+    def __init__(
+        self, *fields: Any, episode: Tensor, length: int, batch_size: int, starts: Tensor | None = None
+    ) -> None:
         super().__init__(*fields, batch_size=batch_size)
         lengths = torch.unique_consecutive(episode, return_counts=True)[1]
         ends = lengths.cumsum(0)
         self.first = (ends - lengths).repeat_interleave(lengths)  # (N,), first row of each row's episode
         self.last = (ends - 1).repeat_interleave(lengths)
         self.offsets = torch.arange(length, device=episode.device)
+        self.starts = starts
 
     def sample(self, generators: Sequence[torch.Generator]) -> Batch:
         """A batch of windows for each seed, (S, B, L, ...)."""
-        starts = self.draw(generators)[..., None]
+        starts = self.draw_starts(generators)[..., None]
         wanted, last = starts + self.offsets, self.last[starts]
         rows = torch.minimum(wanted, last)
         valid = (wanted <= last).float()
         return dataclasses.replace(self.pick(rows), steps=rows - self.first[starts], valid=valid)
+
+    def draw_starts(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """First rows (S, B) of windows."""
+        if self.starts is None:
+            return self.draw(generators)
+        shape, device = (1, self.batch_size), self.starts.device
+        draws = [torch.randint(len(self.starts), shape, generator=g, device=device) for g in generators]
+        return self.starts[torch.cat(draws)]

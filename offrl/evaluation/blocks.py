@@ -53,6 +53,7 @@ class Episode:
     """One finished episode of T steps; ``arrays`` is filled when the plan records."""
 
     total: float = 0.0  # undiscounted return
+    best: float = -math.inf  # largest reward of a step
     length: int = 0
     success: bool | None = None  # at any step; None where the environment does not say
     terminated: bool = False
@@ -81,7 +82,8 @@ def step_limit(env: Env, max_steps: int | None) -> int:
         ConfigError: neither is there, so an episode might never end.
     """
     own = env.spec.max_episode_steps if env.spec else None
-    limits = [limit for limit in (own, max_steps) if limit is not None]
+    inner = getattr(env.unwrapped, "max_episode_steps", None)  # of one that ends its episodes itself
+    limits = [limit for limit in (own, inner, max_steps) if limit is not None]
     if not limits:
         name = env.spec.id if env.spec else "this environment"
         raise ConfigError(f"{name} has no time limit, an episode might never end; give max_steps")
@@ -158,6 +160,8 @@ class _Block:
                 ended, self.episodes[i].length = True, self.steps
                 self.episodes[i].terminated, self.episodes[i].truncated = bool(terminated), not terminated
         self.totals += rewards
+        for i in self.alive:
+            self.episodes[i].best = max(self.episodes[i].best, float(rewards[i]))
         self.state = self.policy.rewarded(self.state, torch.from_numpy(rewards))
         if self.recorder:
             self.recorder.after(rewards, successes)

@@ -58,6 +58,9 @@ class Chart:
         frame: sizes.
         log: logarithmic vertical axis; every value must be positive.
         axis: name of the horizontal axis.
+        log_steps: logarithmic horizontal axis from the first step on, with a tick at every step.
+        point: what a step is called in tooltips.
+        level_name: what the dashed line is.
     """
 
     title: str
@@ -67,32 +70,46 @@ class Chart:
     frame: Frame = LARGE
     log: bool = False
     axis: str = "gradient updates"
+    log_steps: bool = False
+    point: str = "step"
+    level_name: str = "mean of the data"
 
     def svg(self, identifier: str) -> str:
         """The chart as an ``<svg>`` element whose ids begin with ``identifier``."""
         frame = self.frame
-        legend, rows = _legend(self.series, self.level, frame) if frame.full else ("", 0)
+        named = None if self.level is None else self.level_name
+        legend, rows = _legend(self.series, named, frame) if frame.full else ("", 0)
         curves = drawn(self.series)
-        x = step_scale(curves, frame)
+        x = step_scale(curves, frame, self.log_steps)
+        steps = {float(step) for curve in curves for step in curve.steps}
         y = value_scale(curves, self.level, self.log, frame.height - frame.bottom, 30.0 + 20 * rows)
         content = [
             tag("title", escape(self.title), id=f"{identifier}-t"),
-            tag("desc", escape("; ".join(_described(s) for s in self.series)), id=f"{identifier}-d"),
+            tag(
+                "desc",
+                escape("; ".join(_described(s, self.point) for s in self.series)),
+                id=f"{identifier}-d",
+            ),
             tag("text", escape(self.title), class_="head", x=frame.left, y=16),
-            _axes(x, y, frame, self.unit, self.axis),
+            _axes(x, y, frame, self.unit, self.axis, sorted(steps) if self.log_steps else None),
         ]
         if self.level is not None:
-            title = tag("title", f"mean of the data: {number(self.level)}")
+            title = tag("title", escape(f"{self.level_name}: {number(self.level)}"))
             at = y.at(self.level)
             content.append(tag("line", title, class_="data", x1=x.start, x2=x.end, y1=at, y2=at))
-        content += [_series(s, x, y, frame.markers) for s in self.series]
+        content += [_series(s, x, y, frame.markers, self.point) for s in self.series]
         labelled = f"{identifier}-t {identifier}-d"
-        return _svg(frame.width, frame.height, *content, legend, role="img", aria_labelledby=labelled)
+        return svg_element(frame.width, frame.height, *content, legend, role="img", aria_labelledby=labelled)
 
 
-def step_scale(curves: Sequence[Curve], frame: Frame) -> Scale:
-    """From 0 to the last step."""
+def step_scale(curves: Sequence[Curve], frame: Frame, log: bool = False) -> Scale:
+    """From 0 to the last step; logarithmic from the first one."""
     end = max((int(curve.steps[-1]) for curve in curves), default=1)
+    if log:
+        first = float(min((int(curve.steps[0]) for curve in curves), default=1))
+        return Scale(
+            first / 1.2, max(end, first) * 1.2, float(frame.left), float(frame.width - frame.right), log=True
+        )
     return Scale(0.0, float(max(end, 1)), float(frame.left), float(frame.width - frame.right))
 
 
@@ -187,7 +204,7 @@ def interval_chart(
         content.append(tag("text", escape(row.label), class_="name", x=left, y=y + 4, text_anchor="end"))
         content.append(tag("line", class_=look, x1=x.at(row.low), x2=x.at(row.high), y1=y, y2=y))
         content.append(marker(row.style, x.at(row.middle), y, told))
-    return _svg(width, bottom + 26, *content, class_="chart intervals", role="img", aria_label=title)
+    return svg_element(width, bottom + 26, *content, class_="chart intervals", role="img", aria_label=title)
 
 
 def curves_file(tasks: Sequence[Task]) -> str:
@@ -211,18 +228,19 @@ def curves_file(tasks: Sequence[Task]) -> str:
         *placed,
         tag("text", escape(NOTE), class_="note", x=14, y=height - 12),
     ]
-    return _svg(LARGE.width, height, *content) + "\n"
+    return svg_element(LARGE.width, height, *content) + "\n"
 
 
-def _svg(width: int, height: int, *content: str, **attributes: object) -> str:
+def svg_element(width: int, height: int, *content: str, **attributes: object) -> str:
+    """A chart's root element."""
     size = {"viewBox": f"0 0 {width} {height}", "width": width, "height": height}
     return tag("svg", *content, **{"xmlns": NAMESPACE, "class_": "chart", **size, **attributes})
 
 
-def _legend(series: Sequence[Series], level: float | None, frame: Frame) -> tuple[str, int]:
+def _legend(series: Sequence[Series], level: str | None, frame: Frame) -> tuple[str, int]:
     """Samples and names above the plot, wrapped into rows; also the number of rows."""
     names: list[tuple[str, int | None]] = [(s.label, s.style) for s in series]
-    names += [] if level is None else [("mean of the data", None)]
+    names += [] if level is None else [(level, None)]
     longest = int((frame.width - frame.left - 56) / CHARACTER)
     x, row, parts = float(frame.left), 0, []
     for name, style in names:
@@ -236,13 +254,15 @@ def _legend(series: Sequence[Series], level: float | None, frame: Frame) -> tupl
     return "".join(parts), row + 1
 
 
-def _axes(x: Scale, y: Scale, frame: Frame, unit: str, axis: str) -> str:
+def _axes(
+    x: Scale, y: Scale, frame: Frame, unit: str, axis: str, marks: Sequence[float] | None = None
+) -> str:
     parts = []
     for value in ticks(y, frame.ticks):
         at = y.at(value)
         parts.append(tag("line", class_="grid", x1=x.start, x2=x.end, y1=at, y2=at))
         parts.append(tag("text", number(value), class_="y", x=x.start - 8, y=at + 4, text_anchor="end"))
-    for value in ticks(x, frame.ticks):
+    for value in marks or ticks(x, frame.ticks):
         place = {"x": x.at(value), "y": y.start + 17}
         parts.append(tag("text", number(value), class_="x", text_anchor="middle", **place))
     parts.append(tag("line", class_="grid", x1=x.start, x2=x.end, y1=y.start, y2=y.start))
@@ -254,7 +274,7 @@ def _axes(x: Scale, y: Scale, frame: Frame, unit: str, axis: str) -> str:
     return "".join(parts)
 
 
-def _series(series: Series, x: Scale, y: Scale, markers: int) -> str:
+def _series(series: Series, x: Scale, y: Scale, markers: int, point: str = "step") -> str:
     parts, color, mean = [], series.style % STYLES, series.mean
     if mean is not None and mean.low is not None and mean.high is not None:
         there, back = points(x, y, mean.steps, mean.high), points(x, y, mean.steps[::-1], mean.low[::-1])
@@ -274,18 +294,18 @@ def _series(series: Series, x: Scale, y: Scale, markers: int) -> str:
         parts.append(tag("polyline", class_=look, points=line, stroke_dasharray=dash(series.style)))
         for i in range(len(mean.steps) - 1, -1, -math.ceil(len(mean.steps) / markers)):
             place_x, place_y = x.at(float(mean.steps[i])), y.at(float(mean.values[i]))
-            parts.append(marker(series.style, place_x, place_y, f"{series.label}, {_told(mean, i)}"))
+            parts.append(marker(series.style, place_x, place_y, f"{series.label}, {_told(mean, i, point)}"))
     return "".join(parts)
 
 
-def _told(curve: Curve, i: int) -> str:
-    text = f"step {curve.steps[i]}: {number(float(curve.values[i]))}"
+def _told(curve: Curve, i: int, point: str = "step") -> str:
+    text = f"{point} {curve.steps[i]}: {number(float(curve.values[i]))}"
     if curve.low is not None and curve.high is not None:
         text += f" ({number(float(curve.low[i]))} .. {number(float(curve.high[i]))})"
     return text
 
 
-def _described(series: Series) -> str:
+def _described(series: Series, point: str = "step") -> str:
     if series.mean is None:
         return f"{series.label}: {len(series.seeds)} runs"
-    return f"{series.label}: {_told(series.mean, len(series.mean.steps) - 1)}"
+    return f"{series.label}: {_told(series.mean, len(series.mean.steps) - 1, point)}"

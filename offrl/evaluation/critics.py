@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from offrl.data.dataset import Transitions
-from offrl.data.environments import EnvSpec
+from offrl.data.environments import EnvSpec, key_columns
 from offrl.data.neighbours import NeighbourIndex
 from offrl.data.normalize import ObservationNormalizer
 from offrl.evaluation.blocks import Episode, Plan
@@ -68,10 +68,12 @@ def play(policy: Policy, spec: EnvSpec, episodes: int, seed: int, workers: int =
     sizes = [min(plan.width, episodes - start) for start in range(0, episodes, plan.width)]
     with BlockPool(spec, workers) as pool:
         pool.run(policy, plan, sizes, consume)
-    keys = [f"observations.{key}" for key in spec.flatten] or ["observations"]
+    keys = [key_columns(f"observations.{key}") for key in spec.flatten] or [("observations", slice(None))]
     return [
         Played(
-            np.concatenate([e.arrays[key].reshape(e.length + 1, -1) for key in keys], axis=1),
+            np.concatenate(
+                [e.arrays[k].reshape(e.length + 1, -1)[:, columns] for k, columns in keys], axis=1
+            ),
             e.arrays["actions"],
             e.arrays["rewards"].astype(np.float64),
             e.truncated,

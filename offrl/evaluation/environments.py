@@ -11,7 +11,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from offrl.data.environments import EnvSpec, flatten_order
+from offrl.data.environments import EnvSpec, key_columns, named_environment
+from offrl.data.reference import PUSHT
 from offrl.errors import ConfigError, MissingExtraError
 
 SINGLETASK = "-singletask"  # in the ids of OGBench's environments
@@ -29,13 +30,20 @@ class FlatObservation(gymnasium.ObservationWrapper[np.ndarray, Any, dict[str, np
     def __init__(self, env: gymnasium.Env[Any, Any], keys: tuple[str, ...]) -> None:
         super().__init__(env)
         self.keys = keys
-        size = sum(int(np.prod(env.observation_space[key].shape)) for key in keys)  # type: ignore[index, misc]
+        self.parts = [key_columns(key) for key in keys]
+        space: Any = env.observation_space
+        blank = {key: np.zeros(space[key].shape) for key, _ in self.parts}
+        size = self._flat(blank).size
         self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
     def observation(self, observation: dict[str, np.ndarray]) -> np.ndarray:
         """The flat view, (O,) float32."""
         self.raw = observation
-        return np.concatenate([np.ravel(observation[key]) for key in self.keys], dtype=np.float32)
+        return self._flat(observation)
+
+    def _flat(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        parts = [np.ravel(observation[key])[columns] for key, columns in self.parts]
+        return np.concatenate(parts, dtype=np.float32)
 
 
 class SelfContained(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -101,6 +109,10 @@ def make_env(spec: EnvSpec | str, render_mode: str | None = None) -> gymnasium.E
         _register_robotics()
     if env_id not in gymnasium.registry and SINGLETASK in env_id:
         _register_ogbench()
+    if env_id not in gymnasium.registry and env_id.startswith("offrl/"):
+        importlib.import_module("offrl.envs.inventory.gymnasium_env")  # registers them
+    if env_id not in gymnasium.registry and env_id == PUSHT:
+        _register_pusht()
     env = _make(env_id, settings)
     try:
         if SINGLETASK in env_id:
@@ -113,7 +125,7 @@ def make_env(spec: EnvSpec | str, render_mode: str | None = None) -> gymnasium.E
 
 def env_spec(env: EnvSpec | str) -> EnvSpec:
     """A Gymnasium id as a row of the environment table, with the declared order of its dict observation."""
-    return EnvSpec(env_id=env, flatten=flatten_order(env)) if isinstance(env, str) else env
+    return named_environment(env) if isinstance(env, str) else env
 
 
 def mujoco_state(env: gymnasium.Env[Any, Any]) -> Any:
@@ -150,7 +162,7 @@ def _fitted(env: gymnasium.Env[Any, Any], env_id: str, flatten: tuple[str, ...])
     space, action_space = env.observation_space, env.action_space
     if isinstance(space, spaces.Dict):
         keys = flatten or tuple(space)
-        if missing := [key for key in keys if not isinstance(space.spaces.get(key), spaces.Box)]:
+        if missing := [k for k in keys if not isinstance(space.spaces.get(key_columns(k)[0]), spaces.Box)]:
             raise ConfigError(f"{env_id} has no observation {missing[0]!r}; it has {', '.join(space)}")
         env = FlatObservation(env, keys)
     elif not isinstance(space, spaces.Box) or len(space.shape) != 1:
@@ -171,6 +183,15 @@ def _register_robotics() -> None:
     except ImportError as error:
         raise MissingExtraError("gymnasium-robotics", "robotics") from error
     gymnasium.register_envs(robotics)
+
+
+def _register_pusht() -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pygame's
+            importlib.import_module("gym_pusht.envs.pusht")
+    except ImportError as error:
+        raise MissingExtraError("gym-pusht", "pusht") from error
 
 
 def _register_ogbench() -> None:

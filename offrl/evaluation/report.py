@@ -85,28 +85,19 @@ def render_report(
     counts = count(len(records), "run") + ("" if done == len(records) else f", {done} finished")
     body = [
         tag("header", tag("h1", escape(title)), tag("p", f"{counts}. Written by offrl {__version__}.")),
-        _section("Results", results(tasks, last_k, group_foreign(foreign)) + across(tasks)),
-        _section("Learning curves", "".join(_curves(task, i) for i, task in enumerate(tasks))),
-        _section("Final policies", "".join(map(_final, tasks))),
-        _section("Beyond return", diagnostics_section(tasks)),
-        _section("Choosing by online episodes", bandit_section(tasks)),
-        _section("Films", _films(tasks)),
-        _section("Training metrics", _metrics(tasks)),
-        _section("Settings", _settings(tasks, defaults or {}) + _options(tasks)),
-        _section("Speed", _speed(tasks)),
-        _section("Versions and hardware", _versions(tasks)),
-        _section("Commands", _commands(tasks)),
+        section("Results", results(tasks, last_k, group_foreign(foreign)) + across(tasks)),
+        section("Learning curves", "".join(_curves(task, i) for i, task in enumerate(tasks))),
+        section("Final policies", "".join(map(_final, tasks))),
+        section("Beyond return", diagnostics_section(tasks)),
+        section("Choosing by online episodes", bandit_section(tasks)),
+        section("Films", _films(tasks)),
+        section("Training metrics", _metrics(tasks)),
+        section("Settings", _settings(tasks, defaults or {}) + _options(tasks)),
+        section("Speed", _speed(tasks)),
+        section("Versions and hardware", _versions(tasks)),
+        section("Commands", _commands(tasks)),
     ]
-    style = resources.files("offrl.evaluation").joinpath("report.css").read_text(encoding="utf-8")
-    head = [
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="data:,">',
-        '<meta name="color-scheme" content="light dark">',
-        tag("title", escape(f"{title} - offrl report")),
-        tag("style", CSS + style),
-    ]
-    page = tag("html", tag("head", *head), tag("body", tag("main", *body)), lang="en")
-    return f"<!DOCTYPE html>\n{page}\n"
+    return document(title, *body)
 
 
 def _title(tasks: Sequence[Task]) -> str:
@@ -297,7 +288,22 @@ def _all_runs(tasks: Sequence[Task]) -> list[tuple[Task, Group, RunRecord]]:
     return [(task, group, run) for task in tasks for group in task.groups for run in group.runs]
 
 
-def _section(name: str, content: str) -> str:
+def document(title: str, *body: str, css: str = "") -> str:
+    """A page that loads nothing: ``body`` is markup, ``css`` is added to the report's own."""
+    style = resources.files("offrl.evaluation").joinpath("report.css").read_text(encoding="utf-8")
+    head = [
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="data:,">',
+        '<meta name="color-scheme" content="light dark">',
+        tag("title", escape(f"{title} - offrl report")),
+        tag("style", CSS + style + css),
+    ]
+    page = tag("html", tag("head", *head), tag("body", tag("main", *body)), lang="en")
+    return f"<!DOCTYPE html>\n{page}\n"
+
+
+def section(name: str, content: str) -> str:
+    """A headed part of the page; nothing without content."""
     return tag("section", tag("h2", name), content) if content else ""
 
 

@@ -1,7 +1,7 @@
 """Returns of a policy in an environment, the same whatever the number of processes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -25,6 +25,7 @@ class EvaluationResult:
     lengths: np.ndarray  # (n,) int64, steps
     successes: np.ndarray | None  # (n,) bool, reached at any step; None where the environment does not say
     env_id: str
+    max_rewards: np.ndarray = field(default_factory=lambda: np.empty(0))  # (n,), largest reward of a step
 
     @property
     def mean(self) -> float:
@@ -91,6 +92,7 @@ class Evaluator:
             lengths=np.array([episode.length for episode in played]),
             successes=None if None in successes else np.array(successes, dtype=bool),
             env_id=self.env_id,
+            max_rewards=np.array([episode.best for episode in played]),
         )
 
     def close(self) -> None:

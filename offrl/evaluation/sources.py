@@ -5,6 +5,7 @@
     py:PACKAGE.MODULE:NAME   your own code: NAME(env_spec) returns a Policy, or a function of observations
     random                   uniform actions
     waypoint                 the hand-written controller of point mazes
+    expert                   the scripted expert of PushT or FetchPickAndPlace
 
 Only ``py:`` runs code; everything else is read as data.
 """
@@ -23,21 +24,22 @@ import torch
 from torch import Tensor, nn
 
 from offrl.data.environments import EnvSpec
+from offrl.data.reference import FETCH_PICK, PUSHT
 from offrl.errors import CheckpointError, ConfigError, PolicyError
-from offrl.evaluation.environments import make_env
+from offrl.evaluation.environments import env_spec, make_env
 from offrl.nn.policy import JSON_NAME, Policy, RandomPolicy, load_policy, read_description
 
-FORMS = "run:DIR (or just DIR), sb3:FILE.zip, py:PACKAGE.MODULE:NAME, random, waypoint"
+FORMS = "run:DIR (or just DIR), sb3:FILE.zip, py:PACKAGE.MODULE:NAME, random, waypoint, expert"
 SCHEMES = ("run", "sb3", "py")
-NAMES = ("random", "waypoint")
+NAMES = ("random", "waypoint", "expert")
 
 
-def load_source(text: str, env_spec: EnvSpec | str) -> Policy:
+def load_source(text: str, spec: EnvSpec | str) -> Policy:
     """The policy that ``text`` names.
 
     Args:
         text: one of the forms above. ``py:`` imports and runs code; name only code that you trust.
-        env_spec: the environment that it will act in; ``random``, ``waypoint`` and ``py:`` are built for it.
+        spec: the environment that it will act in; ``random``, ``waypoint`` and ``py:`` are built for it.
 
     Raises:
         ConfigError: no such form, module or name; the message lists what there is.
@@ -46,19 +48,41 @@ def load_source(text: str, env_spec: EnvSpec | str) -> Policy:
     """
     scheme, rest = split_source(text)
     if scheme == "run":
-        return _load_directory(Path(rest))
+        return _load_directory(Path(rest), spec)
     if scheme == "sb3":
         from offrl.nn.sb3 import load_sb3_actor
 
         return load_sb3_actor(_existing_file(rest))
     if scheme == "py":
-        return _load_python(rest, EnvSpec(env_id=env_spec) if isinstance(env_spec, str) else env_spec)
+        return _load_python(rest, env_spec(spec))
     if rest == "waypoint":
         from offrl.evaluation.waypoint import WaypointPolicy
 
-        return WaypointPolicy.for_env(env_spec)
-    box = _sizes(env_spec)
+        return WaypointPolicy.for_env(env_spec(spec))
+    if rest == "expert":
+        return load_expert(spec)
+    box = _sizes(spec)
     return RandomPolicy(box.obs_dim, len(box.low), box.low, box.high)
+
+
+def load_expert(spec: EnvSpec | str) -> Policy:
+    """The scripted expert of an environment.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    spec = env_spec(spec)
+    if spec.env_id == PUSHT:
+        from offrl.evaluation.pusht import PushTExpert
+
+        return PushTExpert.for_env(spec)
+    if spec.env_id == FETCH_PICK:
+        from offrl.evaluation.fetch import FetchPickExpert
+
+        return FetchPickExpert.for_env(spec)
+    raise ConfigError(
+        f"there is no scripted expert for {spec.env_id}; there are some for pusht-state and fetch-pick-state"
+    )
 
 
 def split_source(text: str) -> tuple[str, str]:
@@ -187,7 +211,7 @@ def _existing_directory(path: Path) -> Path:
     return path
 
 
-def _load_directory(path: Path) -> Policy:
+def _load_directory(path: Path, spec: EnvSpec | str) -> Policy:
     if not (_existing_directory(path) / JSON_NAME).exists():
         if (path / "config.json").exists():
             raise PolicyError(
@@ -195,6 +219,13 @@ def _load_directory(path: Path) -> Policy:
                 f"finish it with 'offrl resume {path}'"
             )
         raise PolicyError(f"{path} is neither a run directory nor a policy: it has no {JSON_NAME}")
+    if read_description(path).get("kind") == "inventory":
+        env = make_env(spec)
+        try:
+            acting: Policy = importlib.import_module("offrl.envs.inventory.acting").load_acting(path, env)
+            return acting
+        finally:
+            env.close()
     return load_policy(path)
 
 

@@ -21,7 +21,7 @@ import torch
 
 from offrl.data.environments import EnvSpec
 from offrl.errors import ConfigError, MissingExtraError
-from offrl.evaluation.environments import make_env
+from offrl.evaluation.environments import env_spec, make_env
 from offrl.files import atomic_write
 from offrl.nn.policy import Policy
 
@@ -161,7 +161,7 @@ def _render(simulator: Any) -> np.ndarray:
 
 def _make(env: str | EnvSpec, size: tuple[int, int]) -> Any:
     """The environment rendering at ``size``, or at its own size if it takes none."""
-    spec = EnvSpec(env_id=env) if isinstance(env, str) else env
+    spec = env_spec(env)
     sized = dataclasses.replace(spec, kwargs={**spec.kwargs, "width": size[0], "height": size[1]})
     with contextlib.suppress(ConfigError):  # if the size was not the reason, the next line raises it again
         return make_env(sized, render_mode="rgb_array")

@@ -1,16 +1,18 @@
-"""Stacked multi-layer perceptrons with GELU activations, plain or with layer normalization; plain autograd.
+"""Stacked multi-layer perceptrons with GELU activations, plain or with layer normalization.
 
     plain         h = gelu(h W + b)
     layer_norm    h = norm(gelu(h W + b))        norm(x) = gain (x - mean) / sqrt(var + 1e-6) + shift
 
-gelu is the tanh approximation. Parameters are those of ``offrl.nn.mlp``, with layer normalization those of
-``offrl.nn.normed``.
+gelu is the tanh approximation, written as x sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3): the same function to
+rounding, and in eager mode more than twice as fast as PyTorch's own, whose tanh is slow on a CPU. Parameters are those
+of ``offrl.nn.mlp``, with layer normalization those of ``offrl.nn.normed``.
 
 Source: GELU, arXiv:1606.08415, section 2; activation, order and epsilon as in the networks of seohongpark/fql.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,8 @@ from torch import Tensor
 
 from offrl.nn.mlp import Params, init_mlp
 from offrl.nn.normed import init_normed, linear_part
+
+SLOPE, CUBE = 2.0 * math.sqrt(2.0 / math.pi), 0.044715  # 2 u = SLOPE (x + CUBE x^3)
 
 
 def init_gelu(
@@ -58,7 +62,36 @@ def gelu_mlp(params: Params, x: Tensor, *, layer_norm: bool = False) -> Tensor:
     linear = linear_part(params) if layer_norm else params
     norms = params[len(linear) :]
     for i in range(0, len(linear) - 2, 2):
-        h = F.gelu(torch.baddbmm(linear[i + 1], h, linear[i]), approximate="tanh")
+        h = gelu(torch.baddbmm(linear[i + 1], h, linear[i]))
         if layer_norm:
             h = torch.addcmul(norms[i + 1], norms[i], F.layer_norm(h, h.shape[-1:], eps=1e-6))
     return torch.baddbmm(linear[-1], linear[-2], h.transpose(1, 2)).to(x.dtype)  # not so under autocast
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The tanh approximation of GELU, elementwise; once differentiable."""
+    if torch.compiler.is_compiling() or x.dtype != torch.float32 or x.device.type != "cpu":
+        return F.gelu(x, approximate="tanh")
+    out: Tensor = _GELU.apply(x)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _GELU(torch.autograd.Function):
+    """The eager node on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        gate = x * x
+        torch.addcmul(x, x, gate, value=CUBE, out=gate).mul_(SLOPE).sigmoid_()
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(x, gate)
+            return x * gate
+        return gate.mul_(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> Tensor:
+        x, gate = ctx.saved_tensors
+        slope = (x * x).mul_(3.0 * CUBE * SLOPE).add_(SLOPE).mul_(x)  # x d(2 u)/dx
+        gradient: Tensor = torch.ops.aten.sigmoid_backward(slope, gate).add_(gate).mul_(grad_out)
+        return gradient

@@ -430,6 +430,7 @@ KINDS: dict[str, type[Policy]] = {
 KINDS_ELSEWHERE = {  # kind -> module and class, imported when a policy of that kind is saved or loaded
     "one_step_flow": ("offrl.nn.one_step_flow", "OneStepFlowPolicy"),
     "decision_transformer": ("offrl.nn.decision_transformer", "DecisionTransformerPolicy"),
+    "trajectory_diffusion": ("offrl.diffusion.trajectory", "TrajectoryModel"),
     "squashed_mixture": ("offrl.nn.mixture", "SquashedMixturePolicy"),
     "mixture": ("offrl.nn.mixture", "MixturePolicy"),
 }

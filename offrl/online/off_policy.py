@@ -12,7 +12,6 @@ their gradients are those that a step needs, and nothing else.
 Source: SAC, arXiv:1812.05905.
 """
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
 from offrl.data.batch import Batch
@@ -36,10 +35,10 @@ from offrl.nn.mlp import Params, detached, init_mlp, mlp, unstack
 from offrl.nn.policy import Policy, SquashedGaussianPolicy
 from offrl.nn.soft_actor_critic import LOG_STD_MAX, values
 from offrl.nn.trainable import Trainable
-from offrl.online.options import Model
 
 LOG_STD_MIN = -20.0
 Metrics = dict[str, Tensor]
+Gradients = tuple[tuple[Tensor, ...], Metrics]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,17 +413,27 @@ class SoftActorCritic(OffPolicyMethod):
     def update(self, batch: Batch) -> Metrics:
         """Critics, actor with the new critics, temperature, target critics."""
         alpha = self.alpha()
-        grads, metrics = gradients(self._critic_loss(batch, alpha), self.critic_optimizer.params)
+        target = self.target(batch, alpha)
+        grads, metrics = self.critic_gradients(self.critic_optimizer.params, batch, target)
         self.critic_optimizer.apply(grads)
-
-        def loss(params: Params) -> tuple[Tensor, Metrics]:
-            return self.actor_loss(params, batch, alpha)
-
-        grads, actor_metrics = gradients(loss, self.actor_optimizer.params)
+        grads, actor_metrics = self.actor_gradients(self.actor_optimizer.params, batch, alpha)
         self.actor_optimizer.apply(grads)
         self.temperature_optimizer.apply([actor_metrics["entropy"] + self.policy.act_dim])
         self.critic_optimizer.update_target(self.settings.tau)
         return metrics | actor_metrics | {"alpha": alpha}
+
+    def actor_gradients(self, params: Params, batch: Batch, alpha: Tensor) -> Gradients:
+        """Of L_pi, and what to log."""
+        return gradients(lambda actor: self.actor_loss(actor, batch, alpha), params)
+
+    def critic_gradients(self, params: Params, batch: Batch, target: Tensor) -> Gradients:
+        """Of L_Q, and what to log."""
+
+        def loss(critic):  # type: ignore[no-untyped-def] # annotations of inner functions cannot be compiled
+            per_seed = 0.5 * td_loss(values(critic, batch.observations, batch.actions), target)
+            return per_seed.sum(), {"critic_loss": per_seed}
+
+        return gradients(loss, params)
 
     def actor_loss(self, params: Params, batch: Batch, alpha: Tensor) -> tuple[Tensor, Metrics]:
         """L_pi, and what to log: ``entropy`` (1,), which the temperature follows, is a must."""
@@ -442,21 +451,3 @@ class SoftActorCritic(OffPolicyMethod):
         next_q = values(target or [], batch.next_observations, actions).amin(dim=1)
         soft = next_q - alpha[:, None] * log_probs
         return td_target(batch.rewards, batch.terminated, soft, self.settings.discount)
-
-    def _critic_loss(self, batch: Batch, alpha: Tensor) -> Any:
-        target = self.target(batch, alpha)
-
-        def loss(params: Params) -> tuple[Tensor, Metrics]:
-            per_seed = 0.5 * td_loss(values(params, batch.observations, batch.actions), target)
-            return per_seed.sum(), {"critic_loss": per_seed}
-
-        return loss
-
-
-def model_of(algorithm: type[OffPolicyMethod]) -> Model:
-    """What builds ``algorithm`` from its settings, for ``OnlineAlgorithm``."""
-
-    def build(settings: Any, env: VecEnv, seed: int, device: str) -> OffPolicyMethod:
-        return algorithm("MlpPolicy", env, seed=seed, device=device, **dataclasses.asdict(settings))
-
-    return build

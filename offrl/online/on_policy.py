@@ -10,7 +10,6 @@ time limit cut an episode, gamma V(last observation) is part of the last reward,
 Source: PPO, arXiv:1707.06347; GAE, arXiv:1506.02438.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,14 +22,12 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from offrl.errors import ConfigError
 from offrl.estimators import advantages, regularizers
 from offrl.estimators.compose import Estimator, compose
 from offrl.estimators.rollouts import Rollouts
-from offrl.online.options import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,12 +273,3 @@ def rollouts_of(samples: RolloutBufferSamples) -> Rollouts:
         returns=samples.returns,
         advantages=samples.advantages,
     )
-
-
-def model_of(algorithm: type[OnPolicyMethod]) -> Model:
-    """What builds ``algorithm`` from its settings, for ``OnlineAlgorithm``."""
-
-    def build(settings: Any, env: VecEnv, seed: int, device: str) -> OnPolicyMethod:
-        return algorithm("MlpPolicy", env, seed=seed, device=device, **dataclasses.asdict(settings))
-
-    return build

@@ -9,13 +9,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from offrl.errors import ConfigError
+from offrl.training.options import require_known
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.vec_env import VecEnv
 
 ROWS = "online"  # what config.json says in place of a rule for the rows of a dataset
+ENVIRONMENTS = (
+    "num_envs",
+    "normalize_observations",
+    "normalize_rewards",
+)  # options that change what is learned
 Model = Callable[[Any, "VecEnv", int, str], "BaseAlgorithm"]  # settings, environments, seed, device
+
+
+NOT_COMPILED = "learns in an environment and has no --compile (benchmarks/pmoe_speed.md: what it would save)"
+NORMALIZED = {"normalize_observations": True, "normalize_rewards": True}  # as presets for MuJoCo have it
+
+
+def model_of(algorithm: "Callable[..., BaseAlgorithm]") -> Model:
+    """What builds one of our classes from its settings, for ``OnlineAlgorithm``."""
+
+    def build(settings: Any, env: "VecEnv", seed: int, device: str) -> "BaseAlgorithm":
+        return algorithm("MlpPolicy", env, seed=seed, device=device, **dataclasses.asdict(settings))
+
+    return build
 
 
 @dataclass(frozen=True)
@@ -93,8 +112,30 @@ def apply_preset(
     if not fitting:
         known = ", ".join(sorted(algorithm.presets)) or "none"
         raise ConfigError(f"no preset for {name!r}; presets (environments or their prefixes): {known}")
-    values = algorithm.presets[max(fitting, key=len)]
+    run, own = split(algorithm.presets[max(fitting, key=len)])
+    return dataclasses.replace(options, **run, preset=name), dataclasses.replace(settings, **own)
+
+
+def split(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of ``values`` that are options, and the others, which are an algorithm's settings."""
     names = {f.name for f in dataclasses.fields(OnlineOptions)}
     run = {key: value for key, value in values.items() if key in names}
-    own = {key: value for key, value in values.items() if key not in names}
-    return dataclasses.replace(options, **run, preset=name), dataclasses.replace(settings, **own)
+    return run, {key: value for key, value in values.items() if key not in names}
+
+
+def choose(
+    name: str, algorithm: OnlineAlgorithm, given: Mapping[str, Any], preset: str | None = None
+) -> tuple[OnlineOptions, Any]:
+    """Options and settings from a preset and ``given`` values of either, which win.
+
+    Raises:
+        ConfigError: an unknown name, with the nearest one named, or an impossible value; no preset fits.
+    """
+    if given.get("compile"):
+        raise ConfigError(f"{name} {NOT_COMPILED}")
+    run, own = split(given)
+    require_known(name, algorithm.config, own, OnlineOptions)
+    options, settings = OnlineOptions(), algorithm.config()
+    if preset:
+        options, settings = apply_preset(algorithm, preset, options, settings)
+    return dataclasses.replace(options, **run), dataclasses.replace(settings, **own)

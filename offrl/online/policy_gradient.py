@@ -8,7 +8,6 @@ All randomness of an iteration comes from streams named by (seed, iteration), an
 environments: a model that is saved and loaded goes on as if it had not been.
 """
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,13 +20,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import safe_mean
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from offrl.errors import ConfigError
 from offrl.estimators import hvp, transforms
-from offrl.online.options import Model
 from offrl.online.policies import EpisodicPolicy
 from offrl.training.seeding import stream
 
@@ -340,12 +337,3 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
 
     def _log_probs(self, batch: Episodes) -> hvp.LogProbs:
         return lambda parameters: self.policy.log_probs(parameters, batch.features, batch.actions)
-
-
-def model_of(algorithm: type[PolicyGradientAlgorithm]) -> Model:
-    """What builds ``algorithm`` from its settings, for ``OnlineAlgorithm``."""
-
-    def build(settings: Any, env: VecEnv, seed: int, device: str) -> PolicyGradientAlgorithm:
-        return algorithm("MlpPolicy", env, seed=seed, device=device, **dataclasses.asdict(settings))
-
-    return build

@@ -14,7 +14,7 @@ from offrl.data.environments import EnvSpec
 from offrl.errors import CheckpointError, ConfigError
 from offrl.evaluation.environments import env_spec, make_env
 from offrl.online.checkpoint import restore_model
-from offrl.online.options import ROWS, OnlineAlgorithm, OnlineOptions
+from offrl.online.options import ENVIRONMENTS, ROWS, OnlineAlgorithm, OnlineOptions
 from offrl.online.run_callback import RunCallback, run_config
 from offrl.training.checkpoint import load_checkpoint, set_rng_state
 from offrl.training.options import resolve_device, settings_from_json
@@ -95,8 +95,7 @@ def is_online(directory: Path) -> bool:
 def build(method: OnlineAlgorithm, settings: Any, config: dict[str, Any]) -> BaseAlgorithm:
     """The model in its environments, as the run's ``config`` says."""
     spec = EnvSpec(config["env_id"], kwargs=config["env_kwargs"], flatten=tuple(config["env_flatten"]))
-    names = ("num_envs", "normalize_observations", "normalize_rewards")
-    options = OnlineOptions(**{name: config[name] for name in names})
+    options = OnlineOptions(**{name: config[name] for name in ENVIRONMENTS})
     env = vector_env(spec, options, getattr(settings, "discount", 0.99))
     return method.model(settings, env, config["seed"], config["device"])
 

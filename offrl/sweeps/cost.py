@@ -1,4 +1,7 @@
-"""What a sweep will cost, before it starts: recorded rates of its finished runs, else a few timed updates."""
+"""What a sweep will cost, before it starts: recorded rates of its finished runs, else a few timed updates.
+
+An update of a method that learns in an environment is a step there with the share of learning that falls to it.
+"""
 
 import json
 import time
@@ -8,9 +11,12 @@ from pathlib import Path
 
 import torch
 
+from offrl.algos import ONLINE
 from offrl.data.dataset import OfflineDataset
+from offrl.data.environments import EnvSpec
 from offrl.evaluation.blocks import step_limit
 from offrl.evaluation.rollout import Evaluator
+from offrl.nn.policy import Policy
 from offrl.nn.precision import Precision
 from offrl.training.loop import MetricMeans, train
 from offrl.training.options import RunOptions, make_settings
@@ -70,13 +76,18 @@ def estimate(
     lines, steps, data = [], {}, {}
     for key, group in sorted(left.items(), key=lambda item: item[1][0].dataset):
         first = group[0].training
-        if first.dataset not in data:
-            data = {first.dataset: load(first.dataset)}  # one at a time
         label = f"{group[0].algorithm} on {group[0].dataset}" + (
             f" ({', '.join(key[2:])})" if key[2:] else ""
         )
+        recorded, online = _recorded(key, listed, out), first.algorithm in ONLINE
+        if not online and first.dataset not in data:
+            data = {first.dataset: load(first.dataset)}  # one at a time
         try:
-            rates = measure(group[0], data[first.dataset], _recorded(key, listed, out))
+            rates = (
+                measure_online(group[0], recorded)
+                if online
+                else measure(group[0], data[first.dataset], recorded)
+            )
         except Exception as error:  # the cells will tell in their logs
             lines.append(f"{label}: cannot be estimated ({type(error).__name__}: {error})")
             continue
@@ -85,7 +96,8 @@ def estimate(
         episodes += len(group) * episodes_of(options) * rates.horizon * rates.step
         steps[key[:2]] = rates.horizon * rates.step
         played = f", {1 / rates.step:,.0f} environment steps/s" if rates.step else ""
-        lines.append(f"{label}: {1 / rates.update:,.0f} updates/s ({rates.how}){played}")
+        what = "steps/s with learning" if online else "updates/s"
+        lines.append(f"{label}: {1 / rates.update:,.0f} {what} ({rates.how}){played}")
     episodes += chosen_episodes * sum(steps.values())
     return Estimate(updates, episodes, tuple(lines))
 
@@ -139,12 +151,31 @@ def measure(entry: Entry, data: OfflineDataset, recorded: float | None = None) -
             update, how = recorded, "recorded"
         if plan.spec is None:
             return Rates(update, 0.0, 0, how)
-        with Evaluator(plan.spec) as evaluator:
-            horizon = step_limit(evaluator.pool.envs[0], None)
-            evaluator(learner.policy(0), 5, max_steps=1)  # makes the environments
-            began = time.perf_counter()
-            played = evaluator(learner.policy(0), 5, max_steps=PLAYED)
-            elapsed = time.perf_counter() - began
-        return Rates(update, elapsed / int(played.lengths.sum()), horizon, how)
+        return Rates(update, *_playing(learner.policy(0), plan.spec), how)
     finally:
         torch.set_num_threads(threads)
+
+
+def measure_online(entry: Entry, recorded: float | None = None) -> Rates:
+    """The same for a method that learns in an environment: some steps there, until it has learned from some."""
+    from offrl.online.rate import seconds_per_step  # on stable-baselines3
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        timed, policy, spec = seconds_per_step(entry.training, SECONDS if recorded is None else 0.0)
+        how = "measured" if recorded is None else "recorded"
+        return Rates(timed if recorded is None else recorded, *_playing(policy, spec), how)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _playing(policy: Policy, spec: EnvSpec) -> tuple[float, int]:
+    """Seconds a step of an evaluation, steps of its longest episode."""
+    with Evaluator(spec) as evaluator:
+        horizon = step_limit(evaluator.pool.envs[0], None)
+        evaluator(policy, 5, max_steps=1)  # makes the environments
+        began = time.perf_counter()
+        played = evaluator(policy, 5, max_steps=PLAYED)
+        elapsed = time.perf_counter() - began
+    return elapsed / int(played.lengths.sum()), horizon

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from offrl.algos import ONLINE
 from offrl.errors import ConfigError
 from offrl.sweeps.bands import PRESETS
 from offrl.sweeps.choice import SEARCH_STREAM
@@ -18,6 +19,9 @@ FRESH = 1_000  # episodes of a chosen policy
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
     """Train every algorithm on every dataset with every setting of a grid and every seed; choose; report.
+
+    Methods that learn in an environment (ppo, sac, ...) are trained in each of --envs instead; both kinds may be named
+    together: offrl sweep --algos mdpo_on ppo --envs Hopper-v5 --seeds 0 1 --steps 500000.
 
     What is searched: --grid alpha=1,2.5 takes every combination; --random 20 --space space.toml draws 20 settings of
     each algorithm from ranges in a TOML file:
@@ -37,12 +41,15 @@ class SweepOptions:
     """Algorithms: names, or paths of your own files."""
     datasets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="URI ...")] = ()
     """Data, as for offrl train; default: those of --preset."""
+    envs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ID ...")] = ()
+    """Gymnasium ids for the methods that learn in an environment."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="S ...")] = (0,)
     """Seeds of each."""
     seed_mode: SeedMode = "auto"
     """stacked: seeds of a setting together in one process; processes: one a seed; auto: what is faster."""
     grid: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SETTING=V,V ...")] = ()
-    """Values of settings; an algorithm that lacks a setting is not varied in it."""
+    """Values of settings; an algorithm that lacks a setting is not varied in it. In --envs also num_envs,
+    normalize_observations and normalize_rewards."""
     random: int = 0
     """Settings to draw for each algorithm from --space; combined with the grid, if there is one."""
     space: Annotated[Path | None, tyro.conf.arg(metavar="FILE.toml")] = None
@@ -54,7 +61,7 @@ class SweepOptions:
     budget: int = 0
     """Online episodes that the bandit may use for each algorithm and dataset."""
     presets: bool = False
-    """Start from the settings tuned for each dataset's name."""
+    """Start from the settings tuned for each dataset's or environment's name; --steps stays."""
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """d4rl-locomotion: nine D4RL sets, tuned settings where a method has them, scores beside published ones."""
     out: Path = Path("sweep")
@@ -74,9 +81,9 @@ class SweepOptions:
     quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
     """Print nothing but errors."""
     env: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None
-    """Gymnasium id to evaluate on; default: the one the data name."""
+    """Gymnasium id to evaluate on; default: the one the data name. To learn in one: --envs."""
     steps: int = 1_000_000
-    """Gradient updates of each run."""
+    """Gradient updates of each run; in --envs environment steps, and so below."""
     eval_every: int = 5_000
     """Updates between evaluations; 0 evaluates only at the end."""
     eval_episodes: int = 10
@@ -92,8 +99,7 @@ class SweepOptions:
     def __post_init__(self) -> None:
         if self.preset is not None and self.preset not in PRESETS:
             raise ConfigError(f"unknown preset {self.preset!r}; there is {', '.join(PRESETS)}")
-        if not (self.algos and self.uris and self.seeds):
-            raise ConfigError("name at least one algorithm, dataset and seed")
+        self._check_methods()
         if min(self.jobs, self.retries, self.random, self.search_seed, *self.seeds) < 0:
             raise ConfigError("jobs, retries, random, search_seed and seeds must be 0 or more")
         if bool(self.random) != (self.space is not None):
@@ -110,11 +116,33 @@ class SweepOptions:
             raise ConfigError(f"steps and budget must be below {SEARCH_STREAM // 2}")
         RunOptions(**self.run)  # checks the numbers
 
+    def _check_methods(self) -> None:
+        """Every method has something to learn from, and nothing is named for nobody (ConfigError)."""
+        if not (self.algos and (self.uris or self.envs) and self.seeds):
+            raise ConfigError("name at least one algorithm, dataset (or environment: --envs) and seed")
+        online = [name for name in self.algos if name in ONLINE]
+        offline = [name for name in self.algos if name not in ONLINE]
+        if online and not self.envs:
+            raise ConfigError(f"{online[0]} learns in an environment: pass --envs ID ...")
+        if offline and not self.uris:
+            raise ConfigError(f"{offline[0]} learns from data: pass --datasets URI ...")
+        if (self.envs and not online) or (self.uris and not offline):
+            name = "--datasets" if online else "--envs"
+            raise ConfigError(f"none of {', '.join(self.algos)} takes {name}")
+        if online and self.select in ("fqe", "bandit"):
+            raise ConfigError(f"--select {self.select} needs data: with {online[0]} use --select last")
+
     @property
     def uris(self) -> tuple[str, ...]:
         """The datasets, those of the preset where none is named."""
         named = tuple(f"d4rl:{name}" for name in PRESETS[self.preset]) if self.preset else ()
         return self.datasets or named
+
+    @property
+    def unit(self) -> str:
+        """What ``steps`` counts."""
+        units = (["updates"] if self.uris else []) + (["environment steps"] if self.envs else [])
+        return " or ".join(units)
 
     @property
     def run(self) -> dict[str, Any]:

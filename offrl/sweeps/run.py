@@ -12,6 +12,7 @@ import numpy as np
 
 from offrl.data.load import load_dataset
 from offrl.errors import ConfigError, Stopped
+from offrl.evaluation.environments import env_spec, make_env
 from offrl.files import atomic_write_text
 from offrl.sweeps.bands import bands_section
 from offrl.sweeps.choice import Contest, Decision, Select, contests, decide, final_cells, judge_cells
@@ -97,6 +98,10 @@ def list_entries(o: SweepOptions, say: Say, space: Space | None = None) -> list[
             raise ConfigError(
                 f"--select {o.select} plays episodes, and {uri} names no environment: pass --env ID"
             )
+    for env in o.envs:
+        spec = env_spec(env)
+        make_env(spec).close()  # an unknown id fails here, not in every cell
+        datasets.append(Data(spec.env_id, spec.env_id, "", online=True))
     draws = None
     if o.random:
         ranges = ranges_of(space or read_space(cast("Path", o.space)), o.algos)
@@ -111,7 +116,7 @@ def _announce(o: SweepOptions, listed: Sequence[Entry], jobs: int, say: Say) -> 
     at = f"{jobs} at once" if o.address is None else f"on the cluster at {o.address}"
     say(
         f"expected: {len(listed)} runs ({len(listed) // len(o.seeds)} of algorithm, dataset and settings x "
-        f"{len(o.seeds)} seeds) of {o.steps:,} updates, {left} of them to do; {at}, in {o.out}"
+        f"{len(o.seeds)} seeds) of {o.steps:,} {o.unit}, {left} of them to do; {at}, in {o.out}"
     )
     if o.quiet or not left:
         return

@@ -8,7 +8,6 @@ hidden = { choice = [128, 256] }
 policy_every = { int = [1, 4] }          both ends may be drawn
 """
 
-import dataclasses
 import math
 import tomllib
 import zlib
@@ -19,10 +18,11 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
-from offrl.algos import load_algorithm
+from offrl.algos import load_method
 from offrl.errors import ConfigError
 from offrl.files import atomic_write_json, read_json_object
 from offrl.training.options import settings_from_json
+from offrl.training.sweep import settings_of
 
 Kind = Literal["uniform", "log_uniform", "choice", "int"]
 KINDS = get_args(Kind)
@@ -122,16 +122,15 @@ def ranges_of(space: Space, algorithms: Sequence[str]) -> dict[str, dict[str, Ra
     found: dict[str, dict[str, Range]] = {}
     used: set[str] = set()
     for algorithm in algorithms:
-        short, method = load_algorithm(algorithm)
-        known = {field.name: field.default for field in dataclasses.fields(method.config)}
+        short, method = load_method(algorithm)
+        known = settings_of(method)
         for name in space.get(short, {}):
             if name not in known:
                 raise ConfigError(f"{short} has no setting {name!r}; it has {', '.join(known)}")
         common = {name: r for name, r in space.get("", {}).items() if name in known}
         used |= {*common, short}
         found[short] = {
-            name: _fitted(short, method.config, name, r)
-            for name, r in (common | space.get(short, {})).items()
+            name: _fitted(short, *known[name], name, r) for name, r in (common | space.get(short, {})).items()
         }
     unknown = [name for name in ({*space} - {""}) | {*space.get("", {})} if name not in used]
     if unknown:
@@ -141,9 +140,8 @@ def ranges_of(space: Space, algorithms: Sequence[str]) -> dict[str, dict[str, Ra
     return found
 
 
-def _fitted(algorithm: str, config: type, name: str, given: Range) -> Range:
+def _fitted(algorithm: str, config: type, default: Any, name: str, given: Range) -> Range:
     """The range as the setting takes it: every end or choice is tried."""
-    default = next(field.default for field in dataclasses.fields(config) if field.name == name)
     if given.kind in ("uniform", "log_uniform") and isinstance(default, int):
         raise ConfigError(f"{algorithm}'s {name} takes no fractions (default {default}): use int or choice")
     values = tuple(float(v) if isinstance(default, float) and type(v) is int else v for v in given.values)

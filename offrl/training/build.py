@@ -2,15 +2,15 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from offrl.data.dataset import OfflineDataset, Rows, Transitions
-from offrl.data.environments import EnvSpec
+from offrl.data.environments import EnvSpec, named_environment
 from offrl.data.normalize import ObservationNormalizer
-from offrl.data.source import MixedSource, UniformSource, WindowSource
+from offrl.data.source import MixedSource, Source, UniformSource, WindowSource
 from offrl.data.split import split_episodes
 from offrl.errors import ConfigError, DatasetError
 from offrl.evaluation.blocks import step_limit
@@ -22,6 +22,12 @@ from offrl.training.problem import Algorithm, Learner, OnlineSettings, Problem
 BOUND_TOLERANCE = 1e-4  # recorded float32 actions may exceed the box by rounding
 
 
+class BatchSource(Source, Protocol):
+    """A source that knows how many rows of the run's own data it draws from."""
+
+    def __len__(self) -> int: ...
+
+
 def build(
     method: Algorithm,
     settings: Any,
@@ -29,7 +35,7 @@ def build(
     spec: EnvSpec | None,
     config: dict[str, Any],
     seeds: Sequence[int] = (),
-) -> tuple[Learner, UniformSource | OnlineSource]:
+) -> tuple[Learner, BatchSource]:
     """The learner of ``seeds`` (default: the run's own) and the source of its batches, on the run's device."""
     if config.get("holdout"):
         data = split_episodes(data, config["holdout"])[0]
@@ -70,7 +76,21 @@ def build(
     learner = method.learner(problem, settings)
     if online is not None and spec is not None:
         return learner, _online_source(problem, online, method, settings, data, spec)
-    return learner, make_source(problem, settings.batch_size, settings.context if method.windows else 0)
+    return learner, _offline_source(problem, method, settings, data, config)
+
+
+def _offline_source(
+    problem: Problem, method: Algorithm, settings: Any, data: OfflineDataset, config: dict[str, Any]
+) -> BatchSource:
+    """The run's own rows, or windows of them, or these and others."""
+    if "mix" in config:
+        from offrl.training.synthetic import make_mixed_source  # brings what others do not need
+
+        fields, scaled = _fields(problem), reward_map(data, settings)
+        return make_mixed_source(problem, fields, method, scaled, settings.batch_size, config["mix"])
+    starts = None if method.starts is None else method.starts(problem, settings)
+    window = settings.context if method.windows else 0
+    return make_source(problem, settings.batch_size, window, starts)
 
 
 def online_settings(method: Algorithm, config: dict[str, Any]) -> OnlineSettings | None:
@@ -114,11 +134,15 @@ def _to_go(settings: Any, rewards: np.ndarray) -> Callable[[np.ndarray, np.ndarr
     return functools.partial(returns_to_go, discount=getattr(settings, "discount", 1.0), lowest=lowest)
 
 
-def make_source(problem: Problem, batch_size: int, window: int = 0) -> UniformSource:
+def make_source(
+    problem: Problem, batch_size: int, window: int = 0, starts: torch.Tensor | None = None
+) -> UniformSource:
     """Uniform batches of the problem's own rows, or of windows of them."""
     if not window or problem.episode is None:
         return UniformSource(*_fields(problem), batch_size=batch_size)
-    return WindowSource(*_fields(problem), episode=problem.episode, length=window, batch_size=batch_size)
+    return WindowSource(
+        *_fields(problem), episode=problem.episode, length=window, batch_size=batch_size, starts=starts
+    )
 
 
 def _fields(problem: Problem) -> tuple[Any, ...]:
@@ -191,7 +215,7 @@ def dataset_env(data: OfflineDataset, env: str | None) -> EnvSpec | None:
     if own is not None and env in (None, own):
         kwargs = data.metadata.get("env_kwargs") or {}
         return EnvSpec(env_id=own, kwargs=kwargs, flatten=tuple(data.metadata.get("flatten") or ()))
-    return EnvSpec(env_id=str(env))
+    return named_environment(str(env))
 
 
 def action_box(

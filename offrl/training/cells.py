@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from offrl.algos import ONLINE, load_online
 from offrl.files import atomic_write_json
 from offrl.training.run_dir import RunDir
 from offrl.training.runner import RunOptions, make_settings, resume_stack, start_stack
@@ -49,7 +50,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class TrainingCell:
-    """A training run as a cell; ``options`` are those of a run, ``settings`` the algorithm's."""
+    """A training run as a cell; ``options`` are those of a run, ``settings`` the algorithm's.
+
+    The dataset of a method that learns in an environment is the environment's id.
+    """
 
     algorithm: str
     dataset: str
@@ -186,7 +190,9 @@ def run_training_cell(spec: Path) -> list[Path]:
             shutil.rmtree(directory)
         found = []
     try:
-        if found:
+        if facts["algorithm"] in ONLINE:
+            _play(facts, spec.parent, found)
+        elif found:
             resume_stack(found[-1])
         else:
             options = RunOptions(
@@ -204,6 +210,19 @@ def run_training_cell(spec: Path) -> list[Path]:
             if run.finished and run.config["seed"] in results:
                 atomic_write_json(results[run.config["seed"]], raw_record(run.path))
     return list(results.values())
+
+
+def _play(facts: dict[str, Any], out: Path, found: Sequence[Path]) -> None:
+    """Train or resume a method that learns in an environment."""
+    from offrl.online import options, runner  # on stable-baselines3
+
+    if found:
+        runner.resume(found[-1])
+        return
+    name, given = facts["algorithm"], facts["options"] | facts["settings"]
+    given |= {"env": facts["dataset"], "seed": facts["seed"], "out": out, "threads": 1}
+    run, settings = options.choose(name, load_online(name), given, facts["preset"])
+    runner.start(name, settings, run)
 
 
 def _run_directories(spec: Path) -> list[Path]:

@@ -17,7 +17,15 @@ from offrl.training.run_dir import RunDir
 from offrl.training.runner import prepare, start_stack
 from offrl.training.session import RunResult
 
-OWN = {"steps", "out", "env", "preset", "tensorboard", "wandb"}  # options that are not the offline run's
+OWN = {
+    "steps",
+    "out",
+    "env",
+    "preset",
+    "tensorboard",
+    "wandb",
+    "mix",
+}  # options that are not the offline run's
 DIFFERENT = ("settings", "dataset_sha256", "rows", "env_id")  # in which runs of one call must agree
 
 

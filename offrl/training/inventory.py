@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from offrl.algos.hdpo import HDPO, HDPOConfig, Permutations
+from offrl.envs.inventory.demand import Recorded
 from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy, rounded, save_policy
-from offrl.envs.inventory.protocol import AnySetting
+from offrl.envs.inventory.protocol import AnySetting, SalesSetting
 from offrl.envs.inventory.scenarios import Policy, Scenarios, evaluate
-from offrl.envs.inventory.settings import load_setting
+from offrl.envs.inventory.settings import SETTINGS, load_setting
 from offrl.errors import CheckpointError, ConfigError, Stopped
 from offrl.evaluation.rollout import EvaluationResult
 from offrl.files import atomic_write_json, read_json_object
@@ -31,6 +32,7 @@ from offrl.training.checkpoint import load_checkpoint, rng_state, save_checkpoin
 from offrl.training.loop import MetricMeans, train
 from offrl.training.options import resolve_device, settings_from_json
 from offrl.training.progress import Reporter, spaced
+from offrl.training.ranks import Ranks, joined
 from offrl.training.records import Record
 from offrl.training.run_dir import RunDir
 from offrl.training.seeding import seed_globally, streams
@@ -38,6 +40,7 @@ from offrl.training.session import graceful_stop
 
 Rounding = Literal["auto", "none", "nearest", "feasible"]
 QUICK = (4096, 1000)  # scenarios and periods of the test, where the paper takes 32768 and 5000
+QUICK_STORES = 40_960  # scenarios times stores: more than ten stores have fewer scenarios
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,7 @@ class InventoryOptions:
     dev_scenarios: int = 0
     """Development paths; 0: as the setting says."""
     protocol: Literal["quick", "paper"] = "quick"
-    """Test size: quick is 4096 paths of 1000 periods, paper what the setting says (minutes)."""
+    """Test size: quick is 4096 paths of 1000 periods (fewer paths beyond ten stores), paper what the setting says."""
     rounding: Rounding = "auto"
     """Whole-unit orders in the test: feasible, nearest, none; auto: feasible where demand comes in whole units."""
     steps: int = 80_000
@@ -124,7 +127,8 @@ def test_sized(setting: AnySetting, protocol: str) -> AnySetting:
     split = setting.splits["test"]
     if protocol == "paper":
         return setting
-    scenarios, periods = min(QUICK[0], split.scenarios), min(QUICK[1], split.periods)
+    most = max(min(QUICK[0], QUICK_STORES // setting.network.stores), 1)
+    scenarios, periods = min(most, split.scenarios), min(QUICK[1], split.periods)
     return setting.resized(test=scenarios, periods={"test": periods})
 
 
@@ -146,16 +150,21 @@ def start(
     reporter = reporter or Reporter("quiet", options.steps)
     torch.set_num_threads(options.threads)
     seed_globally(options.seeds[0])
-    setting = options.load()
-    learner, source, dev = _build(config, options, setting)
-    facts = [_config(config, options, setting, seed) for seed in options.seeds]
-    runs = RunDir.create_stack(Path(options.out), facts)
-    size = sum(p.numel() for p in learner.net.parameters() if p.requires_grad) // len(runs)
-    reporter.note(
-        f"{config.policy} ({spaced(size)} parameters) on {setting.name}, {spaced(len(source))} training paths, "
-        f"run director{'y' if len(runs) == 1 else 'ies'} {', '.join(str(run.path) for run in runs)}"
-    )
-    return _go(runs, learner, source, dev, setting, options, reporter, restore=False)
+    with joined() as ranks:
+        setting = options.load()
+        learner, source, dev = _build(config, options, setting, ranks)
+        if not ranks.main:
+            return _go([], learner, source, dev, setting, options, reporter, restore=None)
+        device = str(learner.net.device)
+        facts = [_config(config, options, setting, seed, device, ranks.size) for seed in options.seeds]
+        runs = RunDir.create_stack(Path(options.out), facts)
+        size = sum(p.numel() for p in learner.net.parameters() if p.requires_grad) // len(runs)
+        reporter.note(
+            f"{config.policy} ({spaced(size)} parameters) on {setting.name}, {spaced(len(source))} training paths, "
+            f"run director{'y' if len(runs) == 1 else 'ies'} {', '.join(str(run.path) for run in runs)}"
+            + (f", {ranks.size} processes" if ranks.size > 1 else "")
+        )
+        return _go(runs, learner, source, dev, setting, options, reporter, restore=None)
 
 
 def resume(directory: Path, reporter: Reporter | None = None) -> list[InventoryResult]:
@@ -178,53 +187,73 @@ def resume(directory: Path, reporter: Reporter | None = None) -> list[InventoryR
             raise ConfigError("the setting changed since the run began")
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"{directory} was edited or made by another version: {error}") from None
+    reporter = reporter or Reporter("quiet", options.steps)
     torch.set_num_threads(options.threads)
     seed_globally(options.seeds[0])
-    reporter = reporter or Reporter("quiet", options.steps)
-    learner, source, dev = _build(config, options, setting)
-    return _go(runs, learner, source, dev, setting, options, reporter, restore=True)
+    with joined() as ranks:
+        learner, source, dev = _build(config, options, setting, ranks)
+        if ranks.size != runs[0].config.get("processes", 1):
+            reporter.note(
+                "another number of processes than before: the run goes on to rounding, not bit for bit"
+            )
+        path, runs = runs[0].path, runs if ranks.main else []
+        return _go(runs, learner, source, dev, setting, options, reporter, restore=path)
 
 
 def _build(
-    config: HDPOConfig, options: InventoryOptions, setting: AnySetting
+    config: HDPOConfig, options: InventoryOptions, setting: AnySetting, ranks: Ranks
 ) -> tuple[HDPO, Permutations, Scenarios]:
-    device = resolve_device(options.device)
+    device = ranks.device(resolve_device(options.device))
     paths = setting.draw("train").to(device)
-    learner = HDPO(paths, DemandFacts.of(setting, paths), config, options.seeds, options.steps)
-    batch = config.batch_size or setting.splits["train"].batch
-    return learner, Permutations(len(paths), batch, len(options.seeds)), setting.draw("dev").to(device)
+    source = Permutations(len(paths), config.batch_size or setting.splits["train"].batch, len(options.seeds))
+    fewest = min(source.batch_size, setting.splits["dev"].scenarios, setting.splits["test"].scenarios)
+    if fewest < ranks.size:
+        raise ConfigError(f"{ranks.size} processes cannot share {fewest} demand paths: start fewer")
+    learner = HDPO(paths, DemandFacts.of(setting, paths), config, options.seeds, options.steps, ranks)
+    return learner, source, setting.draw("dev").to(device)
 
 
 def _go(
     runs: Sequence[RunDir], learner: HDPO, source: Permutations, dev: Scenarios, setting: AnySetting,
-    options: InventoryOptions, reporter: Reporter, *, restore: bool,
+    options: InventoryOptions, reporter: Reporter, *, restore: Path | None,
 ) -> list[InventoryResult]:  # fmt: skip
     with ExitStack() as stack:
         for run in runs:
             stack.enter_context(run.locked())
         session = InventorySession(runs, learner, source, dev, setting, options, reporter)
-        if restore:
-            session.restore()
+        if restore is not None:
+            session.restore(restore)
         return session.go()
 
 
 def _digest(setting: AnySetting) -> str:
-    """What tells settings apart: their description, sizes and options."""
+    """What tells settings apart: description, sizes, options, and the demand that their name does not tell."""
     shown = f"{setting.name} {dict(setting.options)} {setting.network!r} {setting.splits!r}"
-    return hashlib.sha256(shown.encode()).hexdigest()
+    digest = hashlib.sha256(shown.encode())
+    if isinstance(setting, SalesSetting):
+        digest.update(f"{setting.weeks} {setting.clip_negative}".encode())
+        digest.update(np.ascontiguousarray(setting.sales.values).tobytes())
+    elif setting.name not in SETTINGS:  # a network of one's own
+        digest.update(repr(setting.demand).encode())
+        if isinstance(setting.demand, Recorded):
+            digest.update(np.ascontiguousarray(setting.demand.values).tobytes())
+    return digest.hexdigest()
 
 
-def _config(config: HDPOConfig, options: InventoryOptions, setting: AnySetting, seed: int) -> dict[str, Any]:
+def _config(
+    config: HDPOConfig, options: InventoryOptions, setting: AnySetting, seed: int, device: str, processes: int
+) -> dict[str, Any]:
     """``config.json``: the fields of every run, and the setting's own."""
+    named = {"setting": setting.name} if setting.name in SETTINGS else {}  # with its version
     varied = "-".join(f"{key}{value:g}" for key, value in setting.options.items())
     return {
         "algorithm": "hdpo", "algorithm_file": None, "algorithm_sha256": None, "preset": None,
-        "settings": dataclasses.asdict(config), "inventory": dataclasses.asdict(options),
+        "settings": dataclasses.asdict(config), "inventory": dataclasses.asdict(options) | named,
         "dataset": None, "dataset_name": f"{setting.name}-{varied}".strip("-"), "dataset_sha256": _digest(setting),
         "rows": "exact", "env_id": None, "env_kwargs": {}, "env_flatten": [], "reference_returns": None,
         "seed": seed, "steps": options.steps, "log_every": options.log_every, "eval_every": options.eval_every,
         "eval_episodes": 1, "final_episodes": 0, "checkpoint_every": options.checkpoint_every, "workers": 1,
-        "device": resolve_device(options.device), "threads": options.threads, "precision": "float32",
+        "device": device, "threads": options.threads, "precision": "float32", "processes": processes,
         "compile": False, "tensorboard": False, "wandb": False,
     }  # fmt: skip
 
@@ -240,7 +269,7 @@ class Best:
 
 
 class InventorySession:
-    """Runs in progress, one a seed of the learner."""
+    """Runs in progress, one a seed of the learner; no ``runs`` in a process that writes nothing."""
 
     def __init__(
         self, runs: Sequence[RunDir], learner: HDPO, source: Permutations, dev: Scenarios, setting: AnySetting,
@@ -248,17 +277,17 @@ class InventorySession:
     ) -> None:  # fmt: skip
         self.runs, self.learner, self.source, self.dev = runs, learner, source, dev
         self.setting, self.options, self.reporter = setting, options, reporter
+        self.ranks, self.signal = learner.ranks, 0
         self.records = [Record(run, learner.metrics, ()) for run in runs]
         self.tables = [table for record in self.records for table in record.tables]
         self.means = MetricMeans(learner.metrics)
-        self.data = streams(options.seeds, "data", runs[0].config["device"])
-        self.best = [Best() for _ in runs]
+        self.data = streams(options.seeds, "data", learner.net.device)
+        self.best = [Best() for _ in options.seeds]
         self.step, self.seconds = 0, 0.0
 
-    def restore(self) -> None:
+    def restore(self, path: Path) -> None:
         """Load the last checkpoint and forget the rows written after it."""
-        path = self.runs[0].path
-        state, note = load_checkpoint(path, self.runs[0].config["device"])
+        state, note = load_checkpoint(path, self.learner.net.device)
         if state is None:
             for table in self.tables:
                 table.clear()
@@ -272,13 +301,13 @@ class InventorySession:
             set_rng_state(state["rng"])
             self.best = [Best(**values) for values in state["best"]]
             self.step, self.seconds = state["step"], state["seconds"]
-            for table, size in zip(self.tables, state["sizes"], strict=True):
+            for table, size in zip(self.tables, state["sizes"], strict=self.ranks.main):
                 table.truncate(size)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"the checkpoint in {path} does not fit: {type(error).__name__}: {error}"
             ) from None
-        for record, best in zip(self.records, self.best, strict=True):
+        for record, best in zip(self.records, self.best, strict=self.ranks.main):
             record.best = -best.cost
         self.reporter.note(f"resuming {path} at step {self.step}" + (f" ({note})" if note else ""))
 
@@ -293,12 +322,17 @@ class InventorySession:
                 self.reporter.end()
                 for record in self.records:
                     record.sinks.close()
-        if asked:
-            path = self.runs[0].path
+        if self._heard(asked):
+            path = self.runs[0].path if self.runs else "RUN"
             raise Stopped(
-                f"stopped at step {self.step}; go on with: offrl inventory resume {path}", 128 + asked[0]
+                f"stopped at step {self.step}; go on with: offrl inventory resume {path}", 128 + self.signal
             )
-        return [self._finish(k) for k in range(len(self.runs))]
+        return [result for k in range(len(self.best)) if (result := self._finish(k)) is not None]
+
+    def _heard(self, asked: list[int]) -> bool:
+        """Whether any process was asked to stop, which all learn here."""
+        self.signal = self.ranks.most(self.signal or (asked[0] if asked else 0))
+        return self.signal > 0
 
     def _train(self, asked: list[int]) -> None:
         o = self.options
@@ -306,7 +340,7 @@ class InventorySession:
         loop = train(
             self.learner, self.source, self.data, self.means,  # type: ignore[arg-type]
             steps=o.steps, every=[o.log_every, o.eval_every, o.checkpoint_every], start=self.step,
-            stop=lambda: bool(asked),
+            stop=lambda: self._heard(asked),
         )  # fmt: skip
         began, before = time.monotonic(), self.step
         for step in loop:
@@ -319,7 +353,7 @@ class InventorySession:
                 ended.append(True)
             if last or ended or step % o.log_every == 0:
                 self._rows(rate)
-            if last or ended or asked or step % o.checkpoint_every == 0:
+            if last or ended or self.signal or step % o.checkpoint_every == 0:
                 self._checkpoint()
             self.reporter.progress(step, rate, force=last or bool(ended))
             if ended:
@@ -329,29 +363,39 @@ class InventorySession:
     def _select(self, step: int) -> None:
         """Development costs; the best policies so far."""
         split, patience = self.setting.splits["dev"], self.learner.config.patience
-        for k, (record, best) in enumerate(zip(self.records, self.best, strict=True)):
+        for k, best in enumerate(self.best):
             if best.stopped:
                 continue
             policy = self.learner.policy(k)
-            cost = float(evaluate(policy, self.dev, ignore=min(split.ignore, self.dev.periods - 1)).mean())
-            outcome = EvaluationResult(
-                np.array([-cost]), np.array([self.dev.periods]), None, self.setting.name
-            )
-            facts = record.evaluation(step, outcome)
+            cost = float(self._costs(policy, self.dev, split.ignore).mean())
             if cost < best.cost:
                 best.cost, best.step, best.weights = cost, step, policy.state_dict()
             best.stopped = bool(patience) and step - best.step >= patience
-            self.reporter.evaluation({"seed": record.seed, **facts}, -cost, -best.cost)
+            if self.records:
+                outcome = EvaluationResult(
+                    np.array([-cost]), np.array([self.dev.periods]), None, self.setting.name
+                )
+                facts = {"seed": self.records[k].seed, **self.records[k].evaluation(step, outcome)}
+                self.reporter.evaluation(facts, -cost, -best.cost)
+
+    def _costs(self, policy: Policy, scenarios: Scenarios, ignore: int) -> Tensor:
+        """Cost of each scenario, (n,), of which every process simulates its share."""
+        rows = self.ranks.share(torch.arange(len(scenarios), device=scenarios.initial.device))
+        own = scenarios.rows(rows) if self.ranks.size > 1 else scenarios
+        costs = evaluate(policy, own, ignore=min(ignore, scenarios.periods - 1))
+        return self.ranks.gather(costs, len(scenarios))
 
     def _rows(self, rate: float) -> None:
         means = self.means.pop()
         timing = {"seconds": round(self.seconds, 3), "steps_per_second": round(rate, 2)}
-        for k, record in enumerate(self.records):
+        for k, record in enumerate(self.records):  # none where nothing is written
             if wrong := record.means(self.step, {name: values[k] for name, values in means.items()}, timing):
                 self.reporter.note(f"{wrong}: seed {record.seed} has diverged")
         self.reporter.metrics = {name: float(np.mean(values)) for name, values in means.items()}
 
     def _checkpoint(self) -> None:
+        if not self.runs:
+            return
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -382,17 +426,17 @@ class InventorySession:
         extra |= {"seed": self.records[k].seed, "step": self.best[k].step}
         save_policy(self._best_policy(k), self.runs[k].path, extra)
 
-    def _finish(self, k: int) -> InventoryResult:
-        """Test the best policy of a seed, once; the files are the mark of a finished run."""
-        run, best, policy = self.runs[k], self.best[k], self._best_policy(k)
-        if run.finished:
-            facts = read_json_object(run.path / "test.json", CheckpointError)
-            with np.load(run.path / "final_returns.npz", allow_pickle=False) as final:
-                costs = torch.from_numpy(-final["returns"])
-            return InventoryResult(run.path, facts["seed"], policy, costs, best.step, best.cost, True)
-        scenarios, split = self.setting.draw("test").to(run.config["device"]), self.setting.splits["test"]
+    def _finish(self, k: int) -> InventoryResult | None:
+        """Test the best policy of a seed, once; the files are the mark of a finished run. None: another one writes."""
+        best, policy = self.best[k], self._best_policy(k)
+        run = self.runs[k] if self.runs else None
+        if self.ranks.most(run is not None and run.finished):
+            return None if run is None else self._finished(run, k)
+        scenarios, split = self.setting.draw("test").to(policy.device), self.setting.splits["test"]
         acting = whole_units(policy, self.setting, self.options.rounding)
-        costs = evaluate(acting, scenarios, ignore=min(split.ignore, scenarios.periods - 1)).cpu()
+        costs = self._costs(acting, scenarios, split.ignore).cpu()
+        if run is None:
+            return None
         result = InventoryResult(run.path, self.records[k].seed, policy, costs, best.step, best.cost)
         self._save_policy(k)
         facts = {
@@ -403,3 +447,12 @@ class InventorySession:
         atomic_write_json(run.path / "test.json", json.loads(json.dumps(facts)))
         run.finish(-costs.numpy(), np.full(len(costs), scenarios.periods))
         return result
+
+    def _finished(self, run: RunDir, k: int) -> InventoryResult:
+        """What a finished run wrote."""
+        facts, best = read_json_object(run.path / "test.json", CheckpointError), self.best[k]
+        with np.load(run.path / "final_returns.npz", allow_pickle=False) as final:
+            costs = torch.from_numpy(-final["returns"])
+        return InventoryResult(
+            run.path, facts["seed"], self._best_policy(k), costs, best.step, best.cost, True
+        )

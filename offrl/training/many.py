@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from offrl.algos import ALGORITHMS, load_algorithm
+from offrl.algos import ALGORITHMS, MODELS, load_algorithm
 from offrl.data.dataset import OfflineDataset
 from offrl.errors import ConfigError, Stopped
+from offrl.nn.policy import JSON_NAME
 from offrl.training.cells import Cell, run_cells
 from offrl.training.check import stacks
 from offrl.training.options import RunOptions, SeedOptions, resolve_device
@@ -91,7 +92,12 @@ def _obstacle(algorithm: str, options: RunOptions) -> str | None:
     """Why seeds cannot be stacked, or None. A method of one's own is tried on a tiny problem."""
     if options.wandb:
         return "W&B takes one run a process"
-    if algorithm in ALGORITHMS:
+    if (
+        options.mix is not None
+        and (Path(options.mix.rpartition(":")[0].removeprefix("run:")) / JSON_NAME).is_file()
+    ):
+        return "rows are drawn for each agent"
+    if algorithm in ALGORITHMS or algorithm in MODELS:
         return None  # their tests hold them to it
     name, method = load_algorithm(algorithm)
     seed_globally(0)

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,6 +36,16 @@ class RunOptions:
     """Which rows are transitions: exact keeps true successors, qlearning is D4RL's own rule."""
     holdout: float = 0.0
     """Share of the episodes that is not trained on, for the held-out errors of 'offrl diagnose'; 0 trains on all."""
+    mix: Annotated[str | None, tyro.conf.arg(metavar="URI:SHARE")] = None
+    """Take this share of every batch from other data, or from draws of a run of policy_guided_diffusion."""
+    refresh: int = 0
+    """Updates after which the draws are made anew, guided by the policy of that moment; 0 keeps the first ones."""
+    synthetic_transitions: int = 100_000
+    """Transitions drawn each time."""
+    guidance: float = 1.0
+    """Coefficient of the guidance, normalized, in its strength for 256 sampling steps; the first draws have none."""
+    sampling_steps: int = 64
+    """Noise levels of the sampler."""
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Start from the settings tuned for this dataset name; never guessed."""
     log_every: int = 1_000
@@ -61,6 +72,11 @@ class RunOptions:
     """Also log to Weights & Biases."""
 
     def __post_init__(self) -> None:
+        if self.refresh < 0 or self.synthetic_transitions < 1 or self.sampling_steps < 2:
+            raise ConfigError(
+                "refresh must be 0 or more, synthetic_transitions 1 or more, sampling_steps 2 or more, got "
+                f"{self.refresh}, {self.synthetic_transitions}, {self.sampling_steps}"
+            )
         for name in ("steps", "log_every", "checkpoint_every", "eval_episodes", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
@@ -96,14 +112,21 @@ def make_settings(algorithm: str, given: dict[str, Any], preset_name: str | None
         ConfigError: an unknown setting, with the nearest one named, or an impossible value.
     """
     name, method = load_algorithm(algorithm)
-    known = [f.name for f in dataclasses.fields(method.config)]
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(key, [*known, *RunOptions.__dataclass_fields__], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"
-            raise ConfigError(f"{name} has no setting {key!r}{hint}")
+    require_known(name, method.config, given, RunOptions)
     base = preset(method, preset_name) if preset_name else {}
     return method.config(**base | given)
+
+
+def require_known(algorithm: str, config: type, given: Iterable[str], options: type) -> None:
+    """Refuse a name that is no setting in ``config``; the nearest one, also of ``options``, is named (ConfigError)."""
+    known = [f.name for f in dataclasses.fields(config)]
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(
+                key, [*known, *(f.name for f in dataclasses.fields(options))], n=1
+            )
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"
+            raise ConfigError(f"{algorithm} has no setting {key!r}{hint}")
 
 
 def settings_from_json(config_class: type, values: dict[str, Any]) -> Any:
@@ -125,6 +148,18 @@ def settings_from_json(config_class: type, values: dict[str, Any]) -> Any:
         if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
             raise ConfigError(f"{name} is {value!r}, it must be of the kind of its default {default!r}")
     return config_class(**settings)
+
+
+def mix_options(record: Any) -> dict[str, Any]:
+    """The options that a run's record of ``--mix`` came from (ConfigError if it is damaged)."""
+    try:
+        options = {"mix": f"{record['uri']}:{record['share']}"}
+        if record["sampling_steps"]:
+            options |= {name: record[name] for name in ("refresh", "guidance", "sampling_steps")}
+            options["synthetic_transitions"] = record["transitions"]
+    except (TypeError, KeyError) as error:
+        raise ConfigError(f"its 'mix' is damaged: {error}") from None
+    return options
 
 
 def resolve_device(name: str) -> str:

@@ -126,6 +126,11 @@ class Algorithm:
     next_actions: bool = False  # whether batches carry the next action of the data
     returns_to_go: bool = False  # whether batches carry discounted returns-to-go
     windows: bool = False  # whether batches are windows of whole episodes, all steps kept (rows="steps")
+    starts: Callable[[Problem, Any], Tensor] | None = None  # rows at which windows may begin; None: at any
+    own_rows: bool = (
+        False  # whether it looks a batch's rows up in the run's own data: no others can be mixed in
+    )
+    acts: bool = True  # whether its policy acts; a model of data is trained without evaluation
     online: type[OnlineSettings] | str = (
         "its file declares no online settings"  # or why it cannot go on online
     )

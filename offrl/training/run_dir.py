@@ -100,7 +100,11 @@ class RunDir:
         """Make a run directory for each config, side by side; each of several names them all as its stack."""
         paths = [_new_folder(root, config) for config in configs]
         stack = {"stack": [path.name for path in paths]} if len(paths) > 1 else {}
-        by_command = Path(sys.argv[0]).stem in ("offrl", "cli")  # else a script that calls offrl.train
+        by_command = Path(sys.argv[0]).stem in (
+            "offrl",
+            "cli",
+            "__main__",
+        )  # else a script that calls offrl.train
         command = ["offrl", *sys.argv[1:]] if by_command else sys.argv
         for path, config in zip(paths, configs, strict=True):
             atomic_write_text(path / "command.txt", shlex.join(command) + "\n")
@@ -278,6 +282,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         isinstance(n, str) and re.fullmatch(r"seed\d+-[\w-]+", n) for n in stack
     ):
         raise CheckpointError(f"{path} is damaged: 'stack' is {stack!r}")
+    if not isinstance(config.get("mix", {}), dict):
+        raise CheckpointError(f"{path} is damaged: 'mix' is {config['mix']!r}")
     source, online = config.get("fine_tuned_from"), config.get("online")
     if (source is None) != (online is None) or not isinstance(online or {}, dict):
         raise CheckpointError(f"{path} is damaged: 'online' is {online!r}")

@@ -16,12 +16,11 @@ from offrl.algos import load_algorithm
 from offrl.data.dataset import OfflineDataset
 from offrl.data.environments import EnvSpec
 from offrl.data.load import load_dataset
-from offrl.data.source import UniformSource
 from offrl.errors import CheckpointError, ConfigError
 from offrl.files import sha256_file
 from offrl.nn.policy import load_policy
 from offrl.nn.precision import Precision
-from offrl.training.build import build, dataset_env
+from offrl.training.build import BatchSource, build, dataset_env
 from offrl.training.offline import Origin, load_offline
 from offrl.training.online import OnlineSource
 from offrl.training.options import (
@@ -91,7 +90,7 @@ def start_stack(
     runs = RunDir.create_stack(options.out, plan.configs)
     plan.announce(reporter, len(source), f"run director{'y' if len(runs) == 1 else 'ies'} {_listed(runs)}")
     with _locked(runs):
-        return Session(runs, learner, source, plan.spec, reporter).go()
+        return Session(runs, learner, source, plan.spec if plan.method.acts else None, reporter).go()
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class Plan:
     spec: EnvSpec | None
     configs: list[dict[str, Any]]  # of each seed
 
-    def build(self, seeds: Sequence[int]) -> tuple[Learner, UniformSource | OnlineSource]:
+    def build(self, seeds: Sequence[int]) -> tuple[Learner, BatchSource]:
         """The learner of ``seeds`` and the source of its batches."""
         return build(self.method, self.settings, self.data, self.spec, self.configs[0], seeds)
 
@@ -112,6 +111,12 @@ class Plan:
         """Say what is trained on what, with what, and where it is kept."""
         c = self.configs[0]
         reporter.note(f"{c['algorithm']} on {c['dataset_name']}: {self.data.describe()}")
+        if "mix" in c:
+            mix = c["mix"]
+            reporter.note(
+                f"{mix['share']:.4g} of each batch from {mix['uri']}"
+                + (f", drawn anew every {spaced(mix['refresh'])} steps" if mix["refresh"] else "")
+            )
         if "online" in c:
             source, warmup = c["fine_tuned_from"]["run"], spaced(c["online"]["warmup_steps"])
             reporter.note(
@@ -122,7 +127,7 @@ class Plan:
             f"{spaced(rows)} rows ({c['rows']}), device {device_name(c['device'])}, "
             f"{c['threads']} thread{'s' * (c['threads'] > 1)}, {spaced(c['steps'])} steps, {where}"
         )
-        if self.spec is None:
+        if self.spec is None and self.method.acts:
             reporter.note(
                 "the data name no environment: training without evaluation (pass --env ID for scores)"
             )
@@ -148,6 +153,12 @@ def prepare(
         config["rows"] = "steps"
     if dataset is not None:
         config["dataset"] = None  # in memory: it must be given again to resume
+    if options.mix is not None or options.refresh:
+        if origin is not None:
+            raise ConfigError("--mix and --from do not go together")
+        from offrl.training.synthetic import parse_mix
+
+        config["mix"] = parse_mix(options)
     if origin is not None:
         config |= origin.facts(config)
     Precision(options.precision, config["device"])  # refuses what the device lacks
@@ -255,6 +266,7 @@ def resume_stack(
     try:
         settings = settings_from_json(method.config, config["settings"])
         known = {key: config[key] for key in RunOptions.__dataclass_fields__ if key in config}
+        known.pop("mix", None)
         RunOptions(**known)  # checks the numbers
     except ConfigError as error:
         raise CheckpointError(
@@ -282,7 +294,8 @@ def resume_stack(
         learner, source = build(method, settings, data, spec, config, seeds)
         if allow_inexact and isinstance(source, OnlineSource):
             source.strict = False
-        session = Session(runs, learner, source, spec, Reporter(reporter_mode, config["steps"]))
+        played = spec if method.acts else None
+        session = Session(runs, learner, source, played, Reporter(reporter_mode, config["steps"]))
         if not session.restore():
             load_offline(learner, config)
         return session.go()

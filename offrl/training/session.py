@@ -71,7 +71,7 @@ class Session:
         self.tables = [table for record in self.records for table in record.tables]
         self.identity = {key: self.config[key] for key in IDENTITY}
         self.identity["seeds"] = seeds if len(seeds) > 1 else None
-        self.identity["online"] = self.config.get("online")
+        self.identity |= {key: self.config.get(key) for key in ("online", "mix")}
         self.evaluating = False
         self.asked: list[int] = []  # signals received
 

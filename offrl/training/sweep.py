@@ -1,4 +1,4 @@
-"""Sweeps: algorithms x datasets x settings x seeds as cells, and one table of what they scored."""
+"""Sweeps: algorithms x datasets or environments x settings x seeds as cells, and one table of what they scored."""
 
 import ast
 import csv
@@ -15,13 +15,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from offrl.algos import load_algorithm, preset
+from offrl.algos import ONLINE, load_method, preset
 from offrl.data.reference import normalized_score
 from offrl.errors import ConfigError
 from offrl.files import atomic_write_text, sha256_file
+from offrl.online.options import ENVIRONMENTS, OnlineAlgorithm, OnlineOptions
 from offrl.training.cells import Cell, TrainingCell
 from offrl.training.many import choose_mode
 from offrl.training.options import RunOptions, SeedMode, SeedOptions, make_settings, settings_from_json
+from offrl.training.problem import Algorithm
 
 NAME_LENGTH = 150  # of what precedes seed and hash in the name of a cell, which names files
 LAST = 5  # evaluations in the column 'mean of last 5'
@@ -30,11 +32,12 @@ COLUMNS = ("algorithm", "dataset", "settings", "seed", "unit", "last", "best", "
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset of a sweep."""
+    """A dataset of a sweep, or an environment to learn in, whose ``uri`` and ``name`` are its id."""
 
     uri: str
     name: str  # as the data name themselves
     sha256: str
+    online: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,10 @@ def _kept_stacks(out: Path) -> dict[str, tuple[str, dict[int, str]]]:
 def _mode(training: TrainingCell, seeds: Sequence[int], seed_mode: SeedMode) -> tuple[str, str]:
     if len(seeds) < 2:
         return "processes", "one seed"
+    if training.algorithm in ONLINE:
+        if seed_mode == "stacked":
+            raise ConfigError(f"{training.algorithm} plays its own environments: its seeds cannot be stacked")
+        return "processes", "every seed plays its own environments"
     settings = make_settings(training.algorithm, training.settings, training.preset)
     options = RunOptions(dataset=training.dataset, threads=1, **training.options)
     many = SeedOptions(seeds=tuple(seeds), seed_mode=seed_mode)
@@ -162,7 +169,7 @@ def entries(
 
     Args:
         algorithms: names or paths.
-        datasets: what to learn from.
+        datasets: what to learn from; methods that learn in environments take those that are.
         seeds: of each.
         grid: setting -> values, as typed.
         options: of every run.
@@ -174,18 +181,21 @@ def entries(
     """
     found, used = [], set()
     for algorithm, data in itertools.product(algorithms, datasets):
-        short, method = load_algorithm(algorithm)
+        if data.online != (algorithm in ONLINE):
+            continue
+        short, method = load_method(algorithm)
         code = sha256_file(algorithm) if algorithm.endswith(".py") else None
         known = any(data.name.startswith(name) for name in method.presets)
         tuned_for = data.name if presets is True or (presets and known) else None
         tuned = preset(method, data.name) if tuned_for else {}
         drawn = (draws or {}).get(short, [{}])
-        for point, draw in itertools.product(_points(method.config, grid), drawn):
+        owners = settings_of(method)
+        for point, draw in itertools.product(_points(owners, grid), drawn):
             if both := sorted({*point} & {*draw}):
                 raise ConfigError(f"{both[0]} is in the grid and in the space; name it in one of them")
             used |= set(point)
             varied = point | draw
-            method.config(**tuned | varied)  # refuses what is impossible
+            refuse_impossible(owners, tuned | varied)
             for seed in seeds:
                 training = TrainingCell(algorithm, data.uri, seed, options, varied, tuned_for)
                 facts = [dataclasses.asdict(training), data.sha256, code]
@@ -202,17 +212,33 @@ def entries(
     return found
 
 
-def _points(config: type, grid: dict[str, tuple[str, ...]]) -> Iterator[dict[str, Any]]:
-    """The points of the grid in the settings that ``config`` has."""
-    defaults = {f.name: f.default for f in dataclasses.fields(config) if f.name in grid}
-    values = [
-        [_value(config, name, default, text) for text in grid[name]] for name, default in defaults.items()
-    ]
+Owners = dict[str, tuple[type, Any]]  # setting -> the dataclass that has it, its default
+
+
+def settings_of(method: Algorithm | OnlineAlgorithm) -> Owners:
+    """What a sweep may vary in a method: its settings; of one that learns in environments also what they are."""
+    own = {f.name: (method.config, f.default) for f in dataclasses.fields(method.config)}
+    if isinstance(method, Algorithm):
+        return own
+    fields = {f.name: f.default for f in dataclasses.fields(OnlineOptions)}
+    return own | {name: (OnlineOptions, fields[name]) for name in ENVIRONMENTS}
+
+
+def refuse_impossible(owners: Owners, values: dict[str, Any]) -> None:
+    """Try the values in the dataclasses that have them (ConfigError)."""
+    for config in {owner for owner, _ in owners.values()}:
+        config(**{name: value for name, value in values.items() if owners.get(name, (None,))[0] is config})
+
+
+def _points(owners: Owners, grid: dict[str, tuple[str, ...]]) -> Iterator[dict[str, Any]]:
+    """The points of the grid in the settings that a method has."""
+    known = [name for name in owners if name in grid]
+    values = [[_value(*owners[name], name, text) for text in grid[name]] for name in known]
     for point in itertools.product(*values):
-        yield dict(zip(defaults, point, strict=True))
+        yield dict(zip(known, point, strict=True))
 
 
-def _value(config: type, name: str, default: Any, text: str) -> Any:
+def _value(config: type, default: Any, name: str, text: str) -> Any:
     """A typed value, of the kind of the setting's default."""
     if isinstance(default, str):
         return text

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from offrl.algos.hdpo import HDPO, HDPOConfig, Permutations, gradient_spread, rollout_cost
+from offrl.envs.inventory import stochastic
 from offrl.envs.inventory.network import Parameters
 from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy, make_policy
 from offrl.envs.inventory.scenarios import Scenarios, evaluate
 from offrl.envs.inventory.settings import load_setting
 from offrl.envs.inventory.spec import OUTSIDE, Edge, Network, Node
 from offrl.errors import ConfigError
+from offrl.estimators.rollouts import Rollouts
 from offrl.training.seeding import streams
 
 
@@ -309,6 +311,21 @@ def test_score_estimators_learn_too(estimator, updates, lr):
     algorithm = learner("one_store_lost", "mlp_one_store", paths=128, periods=20, **settings)
     log, *_ = train(algorithm, updates, batch=128)
     assert float(log[-1]["cost"]) < 0.95 * float(log[0]["cost"]), [float(x["cost"]) for x in log]
+
+
+def test_values_telescope_to_the_returns_of_the_two_seeds():
+    """Lambda 1, no discount: value plus advantage is the reward to go, whatever the values; nothing after the end."""
+    algorithm = learner("one_store_lost", "mlp_one_store", (0, 1), paths=6, estimator="a2c", gae_lambda=1.0)
+    rows = torch.arange(6).repeat(2)
+    sampled = stochastic.sample(
+        algorithm.net, algorithm._log_std(6), algorithm.train.rows(rows), algorithm._noise
+    )
+    data = algorithm._valued(Rollouts(rewards=sampled.rewards, group_ids=rows), sampled)
+    to_go = sampled.rewards.flip(1).cumsum(1).flip(1)
+    torch.testing.assert_close(data.returns, to_go, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(data.next_values[:, :-1], data.values[:, 1:])
+    assert not data.next_values[:, -1].any()
+    assert data.values.std() > 0
 
 
 def test_settings_are_checked():

@@ -212,6 +212,15 @@ def test_the_policy_learns_from_the_whole_rollout_and_values_from_minibatches():
     assert everything == {id(p) for p in model.policy.parameters()}
 
 
+def test_the_gradient_is_cut_for_the_policy_and_not_for_values(monkeypatch):
+    model = after_rollout(inner_steps=2, epochs=1, rollout=32, batch_size=16, max_grad_norm=0.25)
+    limits = []
+    monkeypatch.setattr(model, "step", lambda loss, parameters, limit: limits.append(limit))
+    model.improve(1.0)
+    model.fit_values()
+    assert limits == [0.25, 0.25, None, None]
+
+
 def test_inner_steps_are_gradient_steps_on_the_objective():
     """Recomputed from outside: torch's Adam on the clipped gradient of the written objective."""
     model, twin = (after_rollout(inner_steps=5, max_grad_norm=0.02) for _ in range(2))

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from offrl.cli import main
-from offrl.commands.eval import EvalOptions, environment, mean_interval, reference, summarize
+from offrl.commands.eval import EvalOptions, describe, environment, mean_interval, reference, summarize
 from offrl.data.environments import EnvSpec
+from offrl.data.reference import PUSHT
 from offrl.errors import ConfigError
 from offrl.evaluation.rollout import EvaluationResult
 from offrl.evaluation.sources import SourceFacts
@@ -201,6 +202,20 @@ def test_wrong_usage_exits_2(capsys):
     code, _, err = output_of(capsys, "random", "--episode", "3", "--no-such-option")
     assert code == 2
     assert "--episodes" in err
+
+
+def test_pusht_reports_success_and_the_mean_of_the_largest_rewards():
+    """The papers' score is the latter, which is not a success rate."""
+    result = EvaluationResult(
+        np.array([10.0, 90.0]),
+        np.array([300, 80]),
+        np.array([False, True]),
+        PUSHT,
+        max_rewards=np.array([0.5, 1.0]),
+    )
+    summary = summarize(EvalOptions(source="random", episodes=2), result, (0.0, 1.0), "success rate")
+    assert (summary["normalized_score"], summary["max_reward_mean"]) == (50.0, 0.75)
+    assert "success 50.0 %, mean of the episodes' largest reward 0.750" in describe(summary)
 
 
 def test_the_score_of_a_single_task_is_its_success_rate():

@@ -1,10 +1,17 @@
 """``offrl inventory train | resume | eval`` as a user types them."""
 
 import json
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
+import torch
 
 from offrl.cli import main
+from offrl.envs.inventory.policies import DemandFacts, load_policy
+from offrl.envs.inventory.sales import FIRST_WEEK, look_alike
+from offrl.envs.inventory.scenarios import evaluate
+from offrl.envs.inventory.settings import load_setting
 from offrl.training import inventory
 
 
@@ -76,7 +83,11 @@ def test_classical_policies_without_training(capsys):
         (["train", "one_store_lost", "--policy", "myopic_2"], "nothing to train"),
         (["train", "serial_system", "--policy", "mlp_one_store"], "for one store"),
         (["eval", "base_stock"], "which setting"),
-        (["eval", "base_stok", "--setting", "one_store_lost"], "unknown policy"),
+        (["eval", "base_stok", "--setting", "one_store_lost"], "did you mean 'base_stock'?"),
+        (["eval", "seed0"], "unknown policy 'seed0', and no run directory of that name"),
+        (["eval", "runs/hdpo/seed0"], "no such run directory: runs/hdpo/seed0"),
+        (["eval", "."], "is no run of an inventory policy"),
+        (["eval", "base_stock", "--setting", "one_store_lost", "--paths", "-1"], "--paths must be 0 or more"),
         (["eval", "base_stock", "--setting", "one_store_lost", "--with", "levels=x"], "NUMBER"),
         (["resume", "nowhere"], "not a run directory"),
     ],
@@ -86,6 +97,86 @@ def test_mistakes_are_one_line(words, message, capsys):
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("form", ["pt", "csv"])
+def test_weekly_sales_from_public_files_to_a_profit(tmp_path, capsys, form):
+    """A small file in the public layout: train, resume after the file changed (refused), eval on the same data."""
+    sales = look_alike(items=5, seed=3)
+    dates = [FIRST_WEEK + timedelta(weeks=k) for k in range(171)]
+    if form == "pt":
+        torch.save(torch.from_numpy(sales.values), tmp_path / "weekly_sales.pt")
+        rows = [f"{day},{days}" for day, days in zip(dates, sales.days_from_christmas, strict=True)]
+        (tmp_path / "dates_with_info.csv").write_text("\n".join(["date,days_from_christmas", *rows]))
+    else:
+        places = [(i, s, t) for i in range(5) for s in range(21) for t in range(171)]
+        rows = [f"{7 + i},{1 + s},{dates[t]},{sales.values[i, s, t]:g}" for i, s, t in places]
+        (tmp_path / "weekly_sales.csv").write_text("\n".join(["item_nbr,store_nbr,date,unit_sales", *rows]))
+    data = ["--data", str(tmp_path)]
+    words = [
+        "favorita_21_stores",
+        *data,
+        "--policy",
+        "data_driven",
+        "--normalize",
+        "--steps",
+        "3",
+        "--eval-every",
+        "1",
+    ]
+    assert run("train", *words, "--out", str(tmp_path / "runs"), "--json") == 0
+    final = json.loads(capsys.readouterr().out.splitlines()[-1])
+    policy, setting = load_policy(Path(final["directory"])), load_setting("favorita_21_stores", data=sales)
+    costs = evaluate(policy, setting.draw("test"), ignore=16)
+    assert len(costs) == 5
+    assert final["cost"] == pytest.approx(float(costs.mean()), rel=1e-5)
+    assert run("eval", final["directory"], "--json") == 0
+    assert json.loads(capsys.readouterr().out)["cost"] == pytest.approx(final["cost"], rel=1e-5)
+    other = torch.from_numpy(look_alike(items=5, seed=4).values)
+    torch.save(other, tmp_path / "weekly_sales.pt")  # is found before a table
+    assert run("resume", final["directory"]) == 1
+    assert "the setting changed since the run began" in capsys.readouterr().err
+
+
+def test_weights_of_three_stores_are_measured_on_six(tmp_path, capsys):
+    words = [
+        "one_warehouse_lost_demand",
+        "--set",
+        "stores=3",
+        "--policy",
+        "gnn",
+        "--hidden",
+        "8",
+        "8",
+        *SMALL,
+    ]
+    assert run("train", *words, "--out", str(tmp_path), "--json") == 0
+    directory = json.loads(capsys.readouterr().out.splitlines()[-1])["directory"]
+    assert run("eval", directory, "--set", "stores=6", "--paths", "20", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["options"] == {"stores": 6}
+    assert found["scenarios"] == 20
+    setting = load_setting("one_warehouse_lost_demand", stores=6).resized(test=20, periods={"test": 60})
+    test = setting.draw("test")
+    policy = load_policy(Path(directory)).moved(setting.network, DemandFacts.of(setting, test))
+    want = evaluate(policy, test, ignore=setting.splits["test"].ignore, feasibility="raise").mean()
+    assert found["cost"] == pytest.approx(float(want))
+    assert (
+        run(
+            "train",
+            "one_warehouse_lost_demand",
+            "--policy",
+            "mlp_network",
+            *SMALL,
+            "--out",
+            str(tmp_path),
+            "-q",
+        )
+        == 0
+    )
+    dense = next(tmp_path.glob("hdpo/*demand-v1/seed0*"))
+    assert run("eval", str(dense), "--set", "stores=6") == 1
+    assert "fits no other network" in capsys.readouterr().err
 
 
 def test_the_other_train_command_points_here(capsys):

@@ -88,6 +88,7 @@ def test_several_seeds_are_runs_of_their_own(tiny, tmp_path, capsys):
         (["n_pg_igt", "--eta", "2"], 2, "eta must be in"),
         (["n_pg_igt", "--preset", "Nothing-v0"], 1, "no preset for 'Nothing-v0'"),
         (["n_pg_ig", "--env", "x"], 1, "did you mean 'n_pg_igt'?"),
+        (["ppo", "--env", "x", "--compile"], 1, "ppo learns in an environment and has no --compile"),
     ],
 )
 def test_mistakes_are_one_line(arguments, code, message, capsys):

@@ -126,6 +126,7 @@ def test_the_help_teaches(capsys):
         "UCB over --budget online episodes",
         "core-hours",
         "d4rl-locomotion",
+        "offrl sweep --algos mdpo_on ppo --envs Hopper-v5",
     ):
         assert words in text
 

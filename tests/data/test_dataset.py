@@ -246,6 +246,21 @@ def test_dict_observations_are_flattened_in_the_declared_order():
         build(flatten=["gaol"])
 
 
+def test_a_flatten_order_may_take_some_columns_of_a_part():
+    parts = {"observation": np.arange(12.0).reshape(4, 3), "goal": np.full((4, 1), 7.0)}
+
+    def build(*order):
+        return OfflineDataset.from_arrays(
+            parts, np.zeros((4, 1)), np.zeros(4), [0, 0, 0, 1], metadata={"flatten": list(order)}
+        )
+
+    data = build("observation[1:3]", "goal", "observation[0:1]")
+    assert data.obs_dim == 4
+    assert data.flat_observations()[1].tolist() == [4, 5, 7, 3]
+    with pytest.raises(DatasetError, match="but the observation keys are: goal, observation"):
+        build("observation[5:9]")
+
+
 def test_types():
     images = np.full((2, 8, 8, 3), 255, dtype=np.uint8)
     data = OfflineDataset.from_arrays(images, np.zeros((2, 1)), [1, 2], [0.0, 1.0], infos={"t": np.arange(2)})

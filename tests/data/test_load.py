@@ -131,7 +131,7 @@ def test_minari_names_bring_the_tables_where_the_set_is_silent():
         ("zzz", r"unknown dataset 'zzz' \('offrl data list' shows all\)"),
         (
             "hub:cube",
-            "unknown scheme 'hub' in 'hub:cube'; known are builtin:NAME, d4rl:NAME, minari:NAME, ogbench:NAME",
+            "unknown scheme 'hub' in 'hub:cube'; known are builtin:NAME, d4rl:NAME, minari:NAME, ogbench:NAME, robomimic",
         ),
         ("builtin:nothing", "no built-in dataset 'nothing'"),
         ("minari:zoo/none-v0", "no Minari dataset 'zoo/none-v0'"),
@@ -157,6 +157,26 @@ def test_a_missing_file_is_named_in_full(tmp_path, monkeypatch, suffix):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=str(tmp_path / f"no.{suffix}")):
         load_dataset(f"no.{suffix}")
+
+
+def test_robot_demonstrations_load_in_every_view():
+    """State and keypoints of the same rows; the view names what its policies are evaluated in."""
+    whole, keypoints = (load_dataset(f"builtin:pusht-demo{view}") for view in ("", "/keypoints"))
+    assert (whole.obs_dim, keypoints.obs_dim) == (5, 18)
+    assert whole.num_episodes >= 100
+    assert whole.fields["terminated"][whole.episode_starts[1:] - 1].all()
+    assert whole.metadata["env_kwargs"] == {"obs_type": "state"}
+    assert keypoints.metadata["env_kwargs"] == {"obs_type": "environment_state_agent_pos"}
+    state, positions = (load_dataset(f"builtin:fetch-pick-demo/{view}") for view in ("state", "positions"))
+    assert (state.obs_dim, positions.obs_dim) == (28, 11)
+    assert state.num_episodes >= 100
+    with pytest.raises(DatasetError, match="no view 'pixel' of these data; there are: keypoints, state"):
+        load_dataset("builtin:pusht-demo/pixel")
+
+
+def test_bundled_files_are_small_together():
+    files = list(Path(offrl.data.__file__).parent.glob("builtin/*demo.hdf5"))
+    assert sum(f.stat().st_size for f in files if "double" not in f.name) < 5_000_000
 
 
 def test_every_built_in_dataset_loads():

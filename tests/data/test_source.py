@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from offrl.data.source import UniformSource
+from offrl.data.source import UniformSource, WindowSource
 from offrl.training.check import source_of, tiny_problem
 from offrl.training.seeding import streams
 
@@ -118,3 +118,17 @@ def test_windows_start_where_single_rows_are_drawn_and_each_seed_draws_alone():
     rows = source_of(problem, 64).sample(streams((0, 1), "data")).rows
     assert torch.equal(batch.rows[..., 0], rows)
     assert torch.equal(batch.rows[1:], windows(3, seeds=(1,))[1].rows)
+
+
+def test_windows_begin_where_they_may_and_each_of_these_places_as_often():
+    """Starts 3, 11 and 12 of rows in episodes of 25; 12 000 draws, a third each within 4 standard errors."""
+    problem, starts = tiny_problem(), torch.tensor([3, 11, 12])
+    fields = [getattr(problem, name) for name in FIELDS]
+    source = WindowSource(*fields, episode=problem.episode, length=4, batch_size=6000, starts=starts)
+    batch = source.sample(streams((0, 1), "data"))
+    assert torch.equal(batch.rows, batch.rows[..., :1] + torch.arange(4))
+    counts = (batch.rows[..., 0].flatten()[:, None] == starts).sum(0)
+    assert counts.sum() == 12_000
+    assert (counts - 4000).abs().max() < 4 * (12_000 * 2 / 9) ** 0.5
+    alone = source.sample(streams((1,), "data"))
+    assert torch.equal(alone.rows[0], batch.rows[1])

@@ -301,6 +301,24 @@ def test_the_two_hills(experts):
         assert gate.softmax(0)[0].item() == pytest.approx(share.item(), abs=0.03)
 
 
+def test_the_score_ratios_baseline_leaves_the_row_itself_out():
+    """Costs 1 and 3: (1 - 3) / 2 and (3 - 1) / 2; with the mean of both it would be half of that, a bias of 1 / n."""
+    log_weight = torch.zeros(2, requires_grad=True)
+    (found,) = torch.autograd.grad(mx.score_loss(log_weight, torch.tensor([1.0, 3.0])), [log_weight])
+    torch.testing.assert_close(found, torch.tensor([-1.0, 1.0]))
+
+
+def test_the_densities_and_values_that_count_are_the_winners():
+    """Expert 1 sits where Q is high, expert 0 far off; the draws' own mean is by weights."""
+    m = mx.mixture(torch.zeros(5, 2), torch.tensor([[9.0], [0.0]]).expand(5, 2, 1), torch.zeros(2, 1))
+    noise = torch.randn(5, 2, 1)
+    found = mx.frequency(m, noise, noise, lambda a: -a[..., 0].square(), ALPHA, squash=False)
+    each = mx.draw_all(m, noise, squash=False).log_probs
+    torch.testing.assert_close(found.log_probs, each[:, 1])
+    torch.testing.assert_close(found.q, -noise[:, 1, 0].square())
+    torch.testing.assert_close(found.own, each.mean(1))
+
+
 def test_the_score_ratio_has_the_value_of_the_cost():
     cost, log_weight = torch.randn(9), torch.randn(9)
     torch.testing.assert_close(mx.score_loss(log_weight, cost), cost.mean())

@@ -158,3 +158,36 @@ def test_the_methods_reach_the_optimum_of_a_linear_quadratic_problem(rates, name
     gaps = torch.stack(rates.quadratic(rates.METHODS[name], 40, marks, 0)).median(dim=1).values.numpy()
     assert rates.slope(marks, gaps) < -0.35
     assert gaps[-1] < 0.02
+
+
+def test_the_estimates_of_the_linear_quadratic_problem_are_unbiased(rates):
+    """At theta = -1, where J' = -0.430915 and J'' = -1.592446, within 4.5 standard errors; alone and times a vector."""
+    theta = torch.full((3000, 1), -1.0, dtype=torch.float64)
+    gradient, product = rates.sampled(1)
+    for exact, found in (
+        (-0.430915, gradient(theta)),
+        (2 * -1.592446, product(theta, 2 * torch.ones_like(theta))),
+    ):
+        assert abs(float(found.mean()) - exact) < 4.5 * float(found.std()) / 3000**0.5
+        assert float(found.std()) > 1.0, "a constant would be unbiased too"
+    assert float(rates.curvature(theta[:1], torch.ones(1, 1))) == pytest.approx(-1.592446, rel=1e-4)
+
+
+def test_with_the_exact_curvature_n_harpg_finds_the_optimum(rates):
+    """Its recursion is right: no run leaves the stable region, where with the sampled product some do."""
+    marks = np.unique(np.geomspace(50, 1000, 9).round().astype(int))
+    gaps = torch.stack(rates.quadratic(rates.METHODS["N-HARPG"], 40, marks, 0, exact=True))
+    assert rates.slope(marks, gaps.median(dim=1).values.numpy()) < -0.35
+    assert gaps[-1].median() < 0.02
+    assert gaps.max() < 3.0, "at the edge of stability it is about 7"
+
+
+def test_intervals_of_slopes_are_narrower_for_more_runs(rates):
+    marks = np.unique(np.geomspace(100, 10_000, 9).round().astype(int))
+    noise = np.random.default_rng(0).lognormal(0, 1, (len(marks), 64))
+    values = marks[:, None] ** -0.5 * noise
+    few, many = (rates.bootstrap(marks, values, runs) for runs in (8, 64))
+    assert len(few) == rates.DRAWS
+    assert few == sorted(few)
+    assert few[-1] - few[0] > 2 * (many[-1] - many[0])
+    assert many[0] < rates.slope(marks, values.mean(1)) < many[-1]

@@ -111,6 +111,7 @@ def test_returns_lengths_and_moments_of_episodes_that_pay_a_half_a_step():
     assert len(set(result.lengths)) > 2
     assert result.env_id == "Counter-v0"
     assert result.successes is None
+    assert (result.max_rewards == 0.5).all()
     assert result.mean == result.returns.mean()
     assert result.std == pytest.approx(np.sqrt(((result.returns - result.mean) ** 2).sum() / 12))
 

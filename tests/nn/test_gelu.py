@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from offrl.nn.gelu import gelu_mlp, init_gelu
+from offrl.nn.gelu import gelu, gelu_mlp, init_gelu
 from offrl.nn.mlp import unstack
 from offrl.nn.normed import linear_part
 from offrl.training.seeding import streams
@@ -76,3 +76,13 @@ def test_under_autocast_outputs_and_gradients_stay_float32(layer_norm):
     assert {t.dtype for t in (out, *grads)} == {torch.float32}
     assert not torch.equal(out, exact)
     torch.testing.assert_close(out, exact, rtol=0.1, atol=0.1)
+
+
+def test_value_and_slope_are_those_of_torchs_own_also_far_out():
+    x = torch.cat((torch.linspace(-8, 8, 2001), torch.tensor([-1e4, -60.0, 0.0, 60.0, 1e4]))).requires_grad_()
+    weight = torch.linspace(0.5, 2.0, len(x))
+    ours, own = gelu(x), torch.nn.functional.gelu(x, approximate="tanh")
+    torch.testing.assert_close(ours, own, rtol=1e-5, atol=1e-6)
+    assert torch.equal(ours, gelu(x.detach()))
+    slopes = [torch.autograd.grad((weight * y).sum(), x)[0] for y in (ours, own)]
+    torch.testing.assert_close(*slopes, rtol=1e-5, atol=2e-6)

@@ -10,6 +10,7 @@ import torch
 from offrl.algos.hdpo import HDPOConfig
 from offrl.envs.inventory.policies import load_policy
 from offrl.envs.inventory.scenarios import evaluate
+from offrl.envs.inventory.settings import SETTINGS, load_setting
 from offrl.errors import CheckpointError, ConfigError, Stopped
 from offrl.training import inventory
 from offrl.training.inventory import InventoryOptions, resume, start, test_sized
@@ -32,6 +33,20 @@ def options(tmp_path, **changes):
 
 
 CONFIG = HDPOConfig(policy="base_stock", batch_size=16, lr=1.0, patience=0)
+
+
+OWN = """
+format: 1
+name: shop
+lost_sales: true
+nodes: [{name: shop, kind: store, holding_cost: 1.0, underage_cost: 9.0}]
+lanes: [{from: outside, to: shop, lead_time: 2}]
+demand: {kind: file, path: sales.csv}
+protocol:
+  train: {scenarios: 8, batch: 8, periods: 12, ignore: 4}
+  dev: {scenarios: 8, batch: 8, periods: 12, ignore: 4}
+  test: {scenarios: 8, batch: 8, periods: 12, ignore: 4}
+"""
 
 
 def rows(result, name):
@@ -155,7 +170,33 @@ def test_an_edited_run_is_refused(tmp_path):
             resume(result.directory)
 
 
-def test_options_are_checked_and_sizes_follow_the_protocol(tmp_path):
+def test_a_changed_demand_file_is_another_setting(tmp_path):
+    (tmp_path / "sales.csv").write_text("period,shop\n" + "\n".join(f"{k},{k % 7}" for k in range(40)))
+    (tmp_path / "net.yaml").write_text(OWN)
+    load = lambda: inventory._digest(options(tmp_path, setting=str(tmp_path / "net.yaml")).load())  # noqa: E731
+    first = load()
+    assert load() == first
+    (tmp_path / "sales.csv").write_text("period,shop\n" + "\n".join(f"{k},{k % 8}" for k in range(40)))
+    assert load() != first
+    (tmp_path / "net.yaml").write_text(
+        OWN.replace("kind: file, path: sales.csv", "kind: poisson, stores: {shop: {mean: 5}}")
+    )
+    poisson = load()
+    (tmp_path / "net.yaml").write_text((tmp_path / "net.yaml").read_text().replace("mean: 5", "mean: 6"))
+    assert load() != poisson
+
+
+def test_a_run_keeps_the_version_of_its_setting(tmp_path, monkeypatch):
+    """A later version of the setting is another one: the run goes on, and is measured, on its own."""
+    (result,) = start(CONFIG, options(tmp_path, steps=4))
+    facts = json.loads((result.directory / "config.json").read_text())
+    assert facts["inventory"]["setting"] == "one_store_backlogged-v1"
+    monkeypatch.setitem(SETTINGS, "one_store_backlogged-v2", SETTINGS["one_store_lost-v1"])
+    assert load_setting("one_store_backlogged").name == "one_store_lost-v1"
+    assert resume(result.directory)[0].already_finished
+
+
+def test_options_are_checked_and_sizes_follow_the_protocol(tmp_path, monkeypatch):
     for wrong in ({"steps": 0}, {"seeds": ()}, {"seeds": (1, 1)}, {"scenarios": -1}):
         with pytest.raises(ConfigError):
             options(tmp_path, **wrong)
@@ -166,6 +207,9 @@ def test_options_are_checked_and_sizes_follow_the_protocol(tmp_path):
     paper = options(tmp_path, protocol="paper").load().splits["test"]
     assert (paper.scenarios, paper.periods, paper.ignore) == (32768, 5000, 3000)
     assert test_sized(setting, "quick").splits["test"].ignore == 24
+    monkeypatch.setattr(inventory, "QUICK_STORES", 1000)
+    large = test_sized(load_setting("one_warehouse_lost_demand", stores=50), "quick")
+    assert large.splits["test"].scenarios == 20
 
 
 test_sized.__test__ = False

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from offrl.algos.hdpo import HDPO, HDPOConfig
+from offrl.envs.inventory import gnn
 from offrl.envs.inventory.network import Parameters
 from offrl.envs.inventory.policies import DemandFacts, load_policy, make_policy, save_policy
 from offrl.envs.inventory.scenarios import rollout
@@ -283,8 +284,70 @@ def test_a_batch_equals_its_scenarios_and_a_stack_its_seeds(name, typed):
             torch.testing.assert_close(both.single(k)(alone)[0], together[k, row], rtol=1e-9, atol=1e-9)
 
 
-def test_the_gradient_of_a_rollout_is_that_of_finite_differences():
-    setting, scenarios = drawn("serial_system", paths=2)
+def test_parts_that_fit_the_cache_are_the_whole_batch(monkeypatch):
+    """Without gradient 7 scenarios of two seeds are computed 3, 3 and 1 at a time."""
+    setting, scenarios = drawn("serial_system", paths=7)
+    twice = own_lead_times(scenarios).rows(torch.arange(7).repeat(2))
+    policy, seen = made(setting, scenarios, 3, 4), seen_at_random(twice)
+    monkeypatch.setattr(gnn, "IN_CACHE", 3 * 2 * policy.graph.edges)
+    sizes, real = [], policy._static
+    policy._static = lambda x, times: sizes.append(x.shape[-1]) or real(x, times)
+    whole = policy(seen)  # with gradient in one piece
+    with torch.no_grad():
+        torch.testing.assert_close(policy(seen), whole, rtol=1e-12, atol=1e-12)
+    assert sizes == [7, 3, 3, 1]
+
+
+def test_features_of_nodes_by_hand():
+    """Pipeline, holding cost, then mean cost of lanes in (upstream) or underage cost, mean and spread (stores)."""
+    setting, scenarios = drawn("many_warehouses_lost_demand")
+    seen, network = seen_at_random(scenarios), setting.network
+    x = made(setting, scenarios).features(seen)[:, 0]
+    for n, node in enumerate(network.nodes):
+        torch.testing.assert_close(x[n, : network.width].T, seen.stock[:, n])
+        if n < network.upstream:
+            lanes = [e.cost for e in network.edges if e.target == node.name]
+            want = [node.holding_cost, sum(lanes) / len(lanes), 0.0, 0.0]
+        else:
+            k = n - network.upstream
+            want = [node.holding_cost, node.underage_cost, setting.demand.means[k], setting.demand.stds[k]]
+        torch.testing.assert_close(
+            x[n, network.width :, 0], torch.tensor(want, dtype=x.dtype), rtol=1e-6, atol=1e-6
+        )
+    sales = load_setting("favorita_21_stores")
+    paths = sales.resized(train=3, dev=3).draw("train", dtype=torch.float64)
+    policy = make_policy("gnn", sales.network, DemandFacts.of(sales, paths), [torch.Generator()]).double()
+    x = policy.features(paths.observe(paths.initial, 5))[:, 0]
+    torch.testing.assert_close(x[3:, -17:-1].permute(2, 0, 1), paths.demands[5:21].permute(1, 2, 0))
+    assert (x[3:, -1] == paths.calendar[21]).all()
+    assert not x[:3, -15:].any()
+
+
+def test_fault_under_sparse_lanes_every_order_is_booked_on_its_own_warehouse():
+    """The published net booked by rank: stores 0, 1, 5 and 9 know warehouse 2 alone and were debited at warehouse 1."""
+    setting, scenarios = drawn("many_warehouses_lost_demand")
+    policy, network = wild(made(setting, scenarios)), setting.network
+    seen = seen_at_random(scenarios)
+    stock = seen.stock.clone()
+    stock[:, 0, 0] = 0  # warehouse 1 is empty
+    with torch.no_grad():
+        orders = policy(seen._replace(stock=stock))
+        sent = scenarios.simulator().shipped(orders)
+    assert not sent[:, 0].any()
+    for store in (0, 1, 5, 9):
+        (lane,) = [k for k, target in enumerate(network.targets) if target == network.upstream + store]
+        assert network.sources[lane] == 1
+        assert (orders[:, lane] > 0).all()
+    from_first = [k for k, source in enumerate(network.sources) if source == 0]
+    assert {network.targets[k] - network.upstream for k in from_first} == {2, 3, 4, 6, 7, 8}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["serial_system", "transshipment_backlogged", "one_warehouse_lost_demand", "many_warehouses_lost_demand"],
+)
+def test_the_gradient_of_a_rollout_is_that_of_finite_differences(name):
+    setting, scenarios = drawn(name, paths=2)
     policy = made(setting, scenarios)
     params = list(policy.parameters())
     way = [

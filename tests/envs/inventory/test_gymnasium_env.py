@@ -90,12 +90,12 @@ def test_rewards_are_minus_the_simulators_costs_per_store():
     envs = InventoryVectorEnv("one_warehouse_lost_demand", 5)
     observations, _ = envs.reset(seed=1)
     means = np.array(load_setting("one_warehouse_lost_demand").demand.means)
-    np.testing.assert_allclose(envs._largest, 4 * np.append(means, means.sum()), rtol=1e-6)
+    np.testing.assert_allclose(envs.largest, 4 * np.append(means, means.sum()), rtol=1e-6)
     simulator = envs._simulator
     state, rng = torch.from_numpy(observations).reshape(5, 6, 3), np.random.default_rng(0)
     for t in range(8):
         shares = rng.random((5, 6), dtype=np.float32)
-        orders = simulator.project(state, torch.from_numpy(shares) * envs._largest)
+        orders = simulator.project(state, torch.from_numpy(shares) * envs.largest)
         state, cost = simulator.step(state, orders, envs._scenarios.demands[t])
         observations, rewards, terminated, truncated, info = envs.step(2 * shares - 1)
         np.testing.assert_allclose(observations.reshape(5, 6, 3), state, rtol=1e-5)

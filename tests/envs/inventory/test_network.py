@@ -356,6 +356,16 @@ def test_projection_shrinks_by_one_factor_and_a_centre_ships_everything():
     assert torch.equal(simulator.project(state, few), few)
 
 
+def test_trusted_orders_make_a_supplier_negative_also_where_sales_are_lost():
+    """Only unmet demand is lost: a debt of the warehouse stays, so that a policy at fault shows."""
+    network = load_setting("one_warehouse_lost_demand").network
+    simulator = Simulator(network)
+    state = simulator.initial(1)
+    state[0, :, 0] = 2.0
+    after, _ = simulator.step(state, torch.tensor([[3.0, 0, 0, 0, 0, 0]]), torch.full((1, 5), 4.0))
+    assert after[0, :, 0].tolist() == [-1.0, 0, 0, 0, 0, 0]
+
+
 def test_infeasible_orders_are_refused_on_request():
     scenarios = load_setting("one_warehouse_lost_demand").resized(train=4, dev=2, test=2).draw("train")
     far = torch.full((4, 6), 3.0)

@@ -24,6 +24,7 @@ NETWORKS = {  # setting -> policies that fit it
     "one_store_lost": [
         "base_stock", "capped_base_stock", "echelon_base_stock", "constant_order", "s_S", "quantile_nv",
         "fixed_quantile", "transformed_nv", "mlp_one_store", "mlp_network", "data_driven",
+        "projected_level",
     ],
     "serial_system": [
         "base_stock", "capped_base_stock", "echelon_base_stock", "constant_order", "s_S", "mlp_serial", "mlp_network",

@@ -1,5 +1,7 @@
 """Quantile forecasts and the newsvendors on them."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -130,3 +132,23 @@ def test_a_warehouse_is_refused_and_short_demand_too():
     _, scenarios = backlogged(4)
     with pytest.raises(ConfigError, match="fewer than"):
         QuantileForecaster(0, False, (50,), 5.0, generator()).fit(scenarios, generator(), steps=1)
+
+
+def test_training_windows_are_past_week_and_future_of_one_series():
+    """Demand numbers its own place: what is seen ends where what is to be forecast begins, and so does the calendar."""
+    setting = load_setting("favorita_one_store").resized(train=5, dev=5)
+    paths = setting.draw("train")
+    length = len(paths.demands)
+    place = torch.arange(length)[:, None, None] + 1000.0 * torch.arange(5)[None, :, None]
+    paths = dataclasses.replace(paths, demands=place, calendar=tuple(float(t) for t in range(length)))
+    forecaster = QuantileForecaster(16, True, (4, 6), 1.0, torch.Generator().manual_seed(0))
+    last = paths.periods - 7
+    past, days, target = forecaster._windows(paths, 4000, last, torch.Generator().manual_seed(0))
+    start = days[:, None]
+    series = past[:, :1] - start + 16
+    torch.testing.assert_close(past, series + start + torch.arange(-16.0, 0))
+    for column, periods in enumerate((5, 7)):
+        want = (series + start + torch.arange(float(periods))).sum(1)
+        torch.testing.assert_close(target[:, column], want)
+    assert set(series.flatten().tolist()) == {0.0, 1000.0, 2000.0, 3000.0, 4000.0}
+    assert (float(days.min()), float(days.max())) == (16.0, length - 7.0)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from offrl.envs.inventory.policies import DemandFacts, make_policy, rounded
 from offrl.envs.inventory.reference import Reference, compare, reference
 from offrl.envs.inventory.scenarios import evaluate
 from offrl.envs.inventory.settings import load_setting
@@ -52,3 +53,31 @@ def test_pairing_takes_out_the_luck_of_the_paths():
     assert found.standard_error < 1e-12
     alone = compare(10.1 + luck, None, Reference(10.0, "x"))
     assert alone.standard_error == pytest.approx(float(luck.std()) / 1000**0.5 / 10)
+
+
+BELOW = [  # setting, its options, policies with options: near the best ones, where a timing error would show
+    ("one_store_backlogged", {}, [("base_stock", {"levels": s}) for s in (24.0, 29.59, 31.0)]),
+    ("one_store_backlogged", {"lead_time": 1}, [("base_stock", {"levels": 12.9}), ("constant_order", {"amounts": 5.0})]),
+    ("one_store_lost", {"lead_time": 2, "underage_cost": 4}, [
+        ("optimal", {}), ("myopic_2", {}), ("base_stock", {"levels": 16.0}), ("constant_order", {"amounts": 4.0}),
+        ("capped_base_stock", {"levels": 17.0, "caps": 5.0}), ("projected_level", {"levels": 7.0}),
+    ]),
+    ("serial_system", {}, [
+        ("echelon_base_stock", {"levels": s}) for s in ((83.18, 72.82, 49.0, 32.36), (86.0, 74.0, 49.0, 31.0))
+    ]),
+    ("transshipment_backlogged", {"stores": 3}, [
+        ("echelon_base_stock", {"levels": (centre, 15.0, 20.0, 19.0)}) for centre in (90.0, 96.0, 102.0)
+    ]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options", "policies"), BELOW)
+def test_no_admissible_policy_costs_less_than_the_optimum_or_bound(name, options, policies):
+    """L periods of protection instead of L + 1 would make 5.614 of 6.277."""
+    setting = load_setting(name, **options)
+    test = setting.resized(train=8, dev=8, test=400, periods={"test": 300}).draw("test")
+    facts, least = DemandFacts.of(setting, test), reference(setting)
+    for policy, own in policies:
+        made = make_policy(policy, setting.network, facts, [torch.Generator().manual_seed(0)], **own)
+        costs = evaluate(rounded(made, setting.network) if setting.integral else made, test, ignore=100)
+        assert float(costs.mean()) > least.cost - 3 * float(costs.std()) / len(costs) ** 0.5, policy
