@@ -57,4 +57,5 @@ def test_shared_prompts_read_once_give_the_same_scores_and_gradients():
         scores = score(policy, given[0].tokens, given[0].mask, tokens, mask, entropy=True, owners=given[1])
         (scores.log_probs.square() + scores.entropy).sum().backward()
         found.append((scores.log_probs, scores.entropy, [p.grad.clone() for p in policy.parameters()]))
-    torch.testing.assert_close(found[0], found[1])
+    # transformers normalizes in float32, also in a model of float64
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
