@@ -22,6 +22,7 @@ COMMANDS = {  # name -> module under offrl.commands, one line for the overview
     "algos": ("algos", "list the algorithms; 'algos check FILE' tests your own"),
     "new": ("new", "start an algorithm of your own: offrl new algo NAME"),
     "inventory": ("inventory", "inventory control: optimal policies and their costs"),
+    "llm": ("llm", "language models by policy gradients: offrl llm train grpo --task t1"),
     "doctor": ("doctor", "what is installed, what is missing, what to do"),
 }
 

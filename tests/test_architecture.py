@@ -27,6 +27,7 @@ MAY_IMPORT = {  # package -> packages of ours that it may import, besides itself
     "offrl.online": {"offrl.data", "offrl.nn", "offrl.estimators", "offrl.training", "offrl.evaluation"},
     "offrl.online.runner": {"offrl.data", "offrl.nn", "offrl.training", "offrl.evaluation", "offrl.online"}
     | {"offrl.algos"},
+    "offrl.llm": {"offrl.estimators", "offrl.nn", "offrl.training", "offrl.evaluation"},
     "offrl.algos": {"offrl.data", "offrl.nn", "offrl.estimators", "offrl.training", "offrl.evaluation"}
     | {"offrl.online", "offrl.diffusion"},
     "offrl.envs": {"offrl.estimators", "offrl.nn"},
@@ -106,6 +107,8 @@ HEAVY = set(
         "onnxscript",
         "ray",
         "transformers",
+        "tokenizers",
+        "huggingface_hub",
     ]
 )
 ON_SB3 = {"offrl.online"} | {

@@ -19,6 +19,7 @@ from offrl.training.many import resume_runs, train_seeds
 from offrl.training.options import RunOptions, SeedOptions, mix_options, settings_from_json
 from offrl.training.problem import Algorithm
 from offrl.training.progress import Reporter
+from offrl.training.run_dir import RunDir
 from offrl.training.session import RunResult
 
 
@@ -153,6 +154,13 @@ def resume_command(argv: list[str]) -> int:
     if online := online_runs(o.runs):
         return resume_online(online, o)
     mode = o.output.mode
+    if llm := [path for path in o.runs if "llm" in RunDir(path).config]:
+        from offrl.commands.llm import resume as resume_llm
+
+        if len(llm) < len(o.runs):
+            raise ConfigError("resume runs of language models and other runs separately")
+        resume_llm(llm, mode, o.allow_inexact)
+        return 0
     results = resume_runs(o.runs, allow_inexact=o.allow_inexact, workers=o.workers, reporter_mode=mode)
     for result in results:
         if result.already_finished and mode == "text":

@@ -1,0 +1,224 @@
+"""``offrl llm``: train a language model by policy gradients, list the methods, evaluate a run."""
+
+import dataclasses
+import difflib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from offrl.commands import arguments
+from offrl.errors import ConfigError, UsageError
+from offrl.llm.methods import METHODS, load_method
+from offrl.llm.tasks import TASKS
+
+SUBCOMMANDS = {
+    "train": "train a model: offrl llm train METHOD --model tiny:dense --task t1",
+    "eval": "accuracy and pass@k of a run, the model it began with beside it",
+    "list": "the methods with their parts, and the tasks",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What is printed."""
+
+    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    """Print nothing but errors."""
+    json: bool = False
+    """Print one JSON object per evaluation instead of progress."""
+    dry_run: bool = False
+    """Print what a step would do and how much memory it may take, then stop."""
+
+    @property
+    def mode(self) -> str:
+        """The reporter's mode."""
+        return "quiet" if self.quiet else "json" if self.json else "text"
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Sample from a run's model: avg@k, pass@k and greedy accuracy, with 95 % intervals over prompts."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory."""
+    k: int = 16
+    """Responses to each prompt."""
+    prompts: int = 512
+    """Prompts."""
+    temperature: float | None = None
+    """Of sampling, if other than the run's."""
+    task: str | None = None
+    """A task, if other than the run's."""
+    base: bool = True
+    """Also the model that the run began with."""
+    json: bool = False
+    """Print JSON."""
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or self.prompts < 1:
+            raise ConfigError("k and prompts must be 1 or more")
+        if self.temperature is not None and not self.temperature > 0.0:
+            raise ConfigError(f"temperature must be positive, got {self.temperature}")
+
+
+def overview() -> str:
+    """The text of ``offrl llm --help``."""
+    lines = [
+        "usage: offrl llm SUBCOMMAND ...",
+        "",
+        "Language models by policy gradients.",
+        "",
+        "subcommands:",
+    ]
+    lines += [f"  {name:6} {about}" for name, about in SUBCOMMANDS.items()]
+    lines += ["", "a run goes on with: offrl resume RUN"]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """``offrl llm ...``."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if argv else 2
+    name, rest = argv[0], argv[1:]
+    if name not in SUBCOMMANDS:
+        near = difflib.get_close_matches(name, SUBCOMMANDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"unknown subcommand {name!r}{hint} ('offrl llm --help' lists all)")
+    return {"train": train, "eval": evaluate, "list": show}[name](rest)
+
+
+def show(argv: list[str]) -> int:
+    """``offrl llm list``."""
+    if argv and argv[0] not in ("-h", "--help"):
+        raise UsageError(f"offrl llm list takes no arguments, got {argv[0]!r}")
+    rows = [("method", "advantage", "denominator", "mask", "aggregation", "learns from", "source", "status")]
+    rows += [(name, *dataclasses.astuple(entry)) for name, entry in METHODS.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\ntasks")
+    for name, about in TASKS.items():
+        print(f"  {name:8} {about}")
+    return 0
+
+
+def train(argv: list[str]) -> int:
+    """``offrl llm train METHOD``."""
+    if not argv or argv[0].startswith("-"):
+        asked = argv[:1] in (["-h"], ["--help"])
+        print(
+            f"usage: offrl llm train METHOD [options]\n\nMETHOD: {', '.join(METHODS)}\n"
+            "'offrl llm train METHOD --help' shows the options of each",
+            file=sys.stdout if asked else sys.stderr,
+        )
+        return 0 if asked else 2
+    name, method = argv[0], load_method(argv[0])
+    from offrl.llm.options import LLMOptions
+    from offrl.llm.session import start
+    from offrl.training.progress import Reporter
+
+    run = LLMOptions(group=1, prompts=128) if method.data == "demonstrations" else LLMOptions()
+    form = dataclasses.make_dataclass(
+        "Train",
+        [
+            ("run", LLMOptions, dataclasses.field(default=run)),
+            ("method", method.config, dataclasses.field(default=method.config())),
+            ("output", tyro.conf.FlagCreatePairsOff[Output], dataclasses.field(default=Output())),
+        ],
+        frozen=True,
+    )
+    about = f"Train a language model with {name}; everything is kept in a new run directory."
+    o: Any = arguments.parse(form, f"offrl llm train {name}", argv[1:], description=about, pairs=True)
+    if o.output.dry_run:
+        return dry_run(name, o.method, o.run)
+    summarize(start(name, o.method, o.run, Reporter(o.output.mode, o.run.steps)), o.output.mode)
+    return 0
+
+
+def dry_run(name: str, settings: Any, options: Any) -> int:
+    """What a run would do."""
+    from offrl.llm.options import plan
+    from offrl.llm.session import build
+
+    learner = build(name, settings, options)
+    size = sum(p.numel() for p in learner.parameters)
+    facts = plan(learner.method, options, learner.task, size, learner.policy.head.shape[1])
+    for key, value in facts.items():
+        print(f"{key:20} {value}")
+    return 0
+
+
+def resume(directories: list[Path], mode: str, allow_inexact: bool) -> None:
+    """Go on with runs, one after the other."""
+    from offrl.llm.session import resume as go_on
+    from offrl.training.progress import Reporter
+    from offrl.training.run_dir import RunDir
+
+    for directory in directories:
+        reporter = Reporter(mode, RunDir(directory).config["steps"])
+        summarize(go_on(directory, reporter, allow_inexact=allow_inexact), mode)
+
+
+def summarize(result: Any, mode: str) -> None:
+    """Say what a run came to."""
+    if mode == "json":
+        facts = {"directory": str(result.directory), "seed": result.seed, "final": True}
+        sys.stdout.write(json.dumps(facts | {"accuracy": result.accuracy, "reward": result.reward}) + "\n")
+    elif mode == "text":
+        if result.already_finished:
+            print(f"{result.directory} is already finished")
+        print(
+            f"last accuracy {result.accuracy:.3f}, reward {result.reward:.3f} (sampled, one response a prompt)"
+        )
+        print(f"next: offrl llm eval {result.directory}")
+
+
+def evaluate(argv: list[str]) -> int:
+    """``offrl llm eval RUN``."""
+    o = arguments.parse(EvalOptions, "offrl llm eval", argv)
+    from offrl.llm.evaluate import evaluate as sampled
+    from offrl.llm.models import load_model
+    from offrl.llm.tasks import load_task
+    from offrl.training.run_dir import RunDir
+
+    config = RunDir(o.run).config
+    if "llm" not in config:
+        raise ConfigError(f"{o.run} is a run of {config['algorithm']}: use offrl eval")
+    task = load_task(o.task or config["llm"]["task"])
+    temperature = o.temperature or config["llm"]["temperature"]
+    models = {"trained": str(o.run)} | ({"base": config["llm"]["model"]} if o.base else {})
+    for label, model in models.items():
+        policy = load_model(model, task, config["seed"])
+        found = sampled(
+            policy,
+            task,
+            prompts=o.prompts,
+            samples=o.k,
+            seed=config["seed"],
+            name="eval",
+            temperature=temperature,
+        )
+        report(label, found, o.k, o.json)
+    return 0
+
+
+def report(label: str, found: Any, k: int, as_json: bool) -> None:
+    """Print an evaluation."""
+    from offrl.llm.evaluate import interval
+
+    each = {"greedy": found.greedy.double(), f"avg@{k}": found.success.double().mean(dim=1)}
+    each |= {f"pass@{j}": found.pass_each(j) for j in [2**i for i in range(1, k.bit_length())] if j <= k}
+    facts = {name: (float(x.mean()), *interval(x)) for name, x in each.items()}
+    if as_json:
+        print(json.dumps({"model": label, **facts, "levels": found.by_level()}))
+        return
+    print(f"{label}")
+    for name, (mean, low, high) in facts.items():
+        print(f"  {name:8} {mean:.3f}  [{low:.3f}, {high:.3f}]")
+    if len(found.by_level()) > 1:
+        print("  by difficulty " + "  ".join(f"{n}: {x:.2f}" for n, x in found.by_level().items()))

@@ -1,0 +1,1 @@
+"""Language models trained by policy gradients on the estimator core: sample, score, update."""

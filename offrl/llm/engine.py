@@ -1,0 +1,61 @@
+"""The policy that samples: the trained one, or a copy that lags behind or is rounded as another engine's would be."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Engine:
+    """Knobs of staleness and mismatch.
+
+    Args:
+        policy: as training begins.
+        delay: steps that the copy lags behind.
+        rounding: exact, bf16 or int8 (symmetric, a scale a row) weights.
+    """
+
+    def __init__(self, policy: torch.nn.Module, delay: int, rounding: str) -> None:
+        self.delay, self.rounding = delay, rounding
+        self.copy = copy.deepcopy(policy) if delay or rounding != "exact" else None
+        self.past: list[list[Tensor]] = []
+        if delay:
+            self.past.append(_weights(policy))
+
+    def sampler(self, policy: Any) -> Any:
+        """What samples now."""
+        if self.copy is None:
+            return policy
+        current = self.past[0] if self.delay else _weights(policy)
+        with torch.no_grad():
+            for parameter, value in zip(self.copy.parameters(), current, strict=True):
+                parameter.copy_(rounded(value, self.rounding))
+        return self.copy
+
+    def remember(self, policy: torch.nn.Module) -> None:
+        """A step was made: the oldest parameters are dropped."""
+        if self.delay:
+            self.past = [*self.past, _weights(policy)][-self.delay - 1 :]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Past parameters."""
+        return {"past": self.past}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        self.past = state["past"]
+
+
+def rounded(x: Tensor, rounding: str) -> Tensor:
+    """Weights as a format of fewer bits holds them, back in their own type."""
+    if rounding == "bf16":
+        return x.to(torch.bfloat16).to(x.dtype)
+    if rounding == "int8" and x.dim() > 1:
+        scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / 127.0
+        return (x / scale).round() * scale
+    return x
+
+
+def _weights(policy: torch.nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in policy.parameters()]

@@ -1,0 +1,325 @@
+"""One step of training: sample a batch of groups, score it, update. Everything that varies comes from the method."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offrl.errors import ConfigError
+from offrl.estimators.advantages import gae, next_values, rewards_at_end
+from offrl.estimators.aggregation import sequence_sum
+from offrl.estimators.groups import Groups
+from offrl.estimators.rollouts import Counts, count
+from offrl.llm.engine import Engine
+from offrl.llm.generate import sample
+from offrl.llm.method import LossSettings, Method, TextRollouts
+from offrl.llm.options import LLMOptions
+from offrl.llm.rollouts import demonstrated, first_groups, group_shares, joined, rollouts
+from offrl.llm.score import Scores, score
+from offrl.llm.tasks.task import Task
+from offrl.training.seeding import stream
+
+STREAMS = ("prompts", "sampling", "minibatches", "demonstrations")
+SAMPLED = ("reward", "success", "zero_variance", "all_right", "all_wrong", "length")
+UPDATED = (
+    "loss",
+    "surrogate",
+    "entropy",
+    "grad_norm",
+    "clip_fraction",
+    "approx_kl",
+    "log_ratio",
+    "engine_gap",
+    "kl",
+)
+
+
+@dataclass
+class Shown:
+    """Some of the last batch, for people."""
+
+    prompts: list[str]
+    responses: list[str]
+    rewards: list[float]
+
+
+class Learner:
+    """A method at work on a task.
+
+    Args:
+        method: what is optimised.
+        settings: of the method.
+        task: prompts and rewards.
+        policy: the model, trained in place.
+        options: how to sample and update.
+    """
+
+    def __init__(
+        self, method: Method, settings: LossSettings, task: Task, policy: Any, options: LLMOptions
+    ) -> None:
+        self.method, self.settings, self.task, self.policy = method, settings, task, policy
+        self.options = options
+        self.estimator = method.estimator(settings, task.max_response)
+        self.device = policy.bias.device
+        self.reference = copy.deepcopy(policy) if settings.kl != 0.0 else None
+        self.engine = Engine(policy, options.delay, options.engine)
+        self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.critic: nn.Linear | None = None
+        if method.critic:
+            self.critic = nn.Linear(policy.head.shape[1], 1).to(policy.head)
+            nn.init.zeros_(self.critic.weight)
+            nn.init.zeros_(self.critic.bias)
+            self.parameters += list(self.critic.parameters())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=options.lr, weight_decay=0.0)
+        self.streams = {
+            name: stream(options.seed, name, self.device if name == "sampling" else "cpu") for name in STREAMS
+        }
+        self.updates, self.rollouts, self.tokens = 0, 0, 0
+        self.shown = Shown([], [], [])
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what ``update`` returns."""
+        prompts = self.task.prompts(1, torch.Generator().manual_seed(0))
+        names = self.task.rewards(
+            prompts, demonstrated(torch.zeros(1, self.task.max_response, dtype=torch.int64))
+        )
+        return (*SAMPLED, *(f"reward_{name}" for name in names), *UPDATED)
+
+    def update(self) -> dict[str, Tensor]:
+        """One batch of rollouts and the updates from it; returns its metrics."""
+        batch, metrics = self._collect()
+        if len(batch.rewards) == 0:  # every group was alike: nothing to learn from
+            return metrics
+        batch = self._prepared(batch)
+        sums: dict[str, Tensor] = {}
+        number = 0
+        for _ in range(self.options.reuse):
+            for rows in self._minibatches(batch):
+                found = self._update(batch.rows(rows))
+                sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+                number += 1
+        self.engine.remember(self.policy)
+        return metrics | {name: value / number for name, value in sums.items()}
+
+    # sampling
+
+    def _collect(self) -> tuple[TextRollouts, dict[str, Tensor]]:
+        """A batch of groups worth learning from, and metrics of all that was sampled for it."""
+        kept: list[TextRollouts] = []
+        metrics: list[dict[str, Tensor]] = []
+        groups, method = 0, self.method
+        for number in range(method.rounds(self.settings)):
+            batch, found = self._sampled(number)
+            metrics.append(found)
+            if method.keep is not None:
+                batch = batch.rows(method.keep(self.settings, batch))
+            kept.append(batch)
+            groups += len(batch.group_ids.unique())
+            if groups >= self.options.prompts:
+                break
+        batch = first_groups(joined(kept, self.policy.pad), self.options.prompts)
+        return batch, {n: torch.stack([m[n] for m in metrics]).mean() for n in metrics[0]}
+
+    def _sampled(self, number: int) -> tuple[TextRollouts, dict[str, Tensor]]:
+        """One sampling: prompts, responses, rewards."""
+        o, method, task = self.options, self.method, self.task
+        prompts = task.prompts(o.prompts, self.streams["prompts"])
+        demonstrations = None
+        if method.data != "rollouts":
+            noise = getattr(self.settings, "noise", 0.0)
+            tokens = task.demonstrations(prompts, self.streams["demonstrations"], noise)
+            demonstrations = demonstrated(tokens.to(self.device))
+        prompts = prompts.to(self.device)
+        groups = number * o.prompts + torch.arange(o.prompts, device=self.device)
+        parts: list[TextRollouts] = []
+        found: dict[str, Tensor] = {}
+        if method.data != "demonstrations":
+            sampler = self.engine.sampler(self.policy)
+            responses = sample(
+                sampler,
+                prompts,
+                copies=o.group,
+                temperature=o.temperature,
+                generator=self.streams["sampling"],
+            )
+            many, ids = prompts.repeat(o.group), groups.repeat_interleave(o.group)
+            batch, found = self._rewarded(many, responses, ids)
+            if method.greedy_baseline:
+                best = sample(self.policy, prompts, temperature=0.0)
+                baseline = torch.stack([*task.rewards(prompts, best).values()]).sum(dim=0)
+                batch = batch.replace(baseline_rewards=baseline.repeat_interleave(o.group))
+                self.rollouts += len(prompts)
+                self.tokens += int(best.mask.sum())
+            self.rollouts += len(many)
+            parts.append(batch)
+        if demonstrations is not None:
+            batch, of_demonstrations = self._rewarded(prompts, demonstrations, groups, demo=True)
+            found = found or of_demonstrations
+            parts.append(batch)
+        return joined(parts, self.policy.pad), found
+
+    def _rewarded(
+        self, prompts: Any, responses: Any, ids: Tensor, *, demo: bool = False
+    ) -> tuple[TextRollouts, dict[str, Tensor]]:
+        components = self.task.rewards(prompts, responses)
+        outcome = torch.stack([*components.values()]).sum(dim=0)
+        success = self.task.success(prompts, responses)
+        metrics = {"reward": outcome.mean(), "success": success.float().mean()}
+        metrics |= group_shares(outcome, ids, success)
+        metrics["length"] = responses.lengths.float().mean()
+        metrics |= {f"reward_{name}": value.float().mean() for name, value in components.items()}
+        if self.method.shaped is not None:
+            outcome = self.method.shaped(self.settings, outcome, responses, prompts.limits)
+        self.tokens += int(responses.mask.sum())
+        text = self.task.vocabulary.text
+        some = range(0, len(prompts), max(len(prompts) // 4, 1))
+        self.shown = Shown(
+            [text(prompts.tokens[i]) for i in some],
+            [text(responses.tokens[i]) for i in some],
+            [float(outcome[i]) for i in some],
+        )
+        return rollouts(prompts, responses, outcome, ids, demo=demo), metrics
+
+    # what is known before the first update
+
+    @torch.no_grad()
+    def _prepared(self, batch: TextRollouts) -> TextRollouts:
+        """The batch with log-probabilities of the old and the reference policy, values, and advantages."""
+        old, values = self._old(batch)
+        reference = None if self.reference is None else self._scores(batch, self.reference)[0]
+        batch = batch.replace(old_log_probs=old, ref_log_probs=reference)
+        batch = batch.replace(rewards=self._with_kl(batch, old, reference))
+        if values is not None:
+            mask, lam = batch.mask, getattr(self.settings, "lam", 1.0)
+            following = next_values(values, mask=mask)
+            returns = values + gae(batch.rewards, values, following, mask=mask, discount=1.0, lam=lam)
+            batch = batch.replace(values=values, next_values=following, returns=returns)
+        return batch.replace(advantages=self.estimator.advantages(batch))
+
+    def _old(self, batch: TextRollouts) -> tuple[Tensor | None, Tensor | None]:
+        """Old log-probabilities (None: the only update finds them by itself) and values (None: no critic)."""
+        o = self.options
+        in_reward = self.reference is not None and self.method.kl != "loss"
+        found_later = o.bypass or (o.reuse * o.minibatches == 1 and not in_reward)
+        if self.critic is None and found_later:
+            return (batch.rollout_log_probs if o.bypass else None), None
+        log_probs, values = self._scores(batch, self.policy)
+        return (batch.rollout_log_probs if o.bypass else log_probs), values
+
+    def _with_kl(self, batch: TextRollouts, old: Tensor | None, reference: Tensor | None) -> Tensor:
+        """The rewards that the method's advantages read: of rows or of tokens, less the KL where it goes there."""
+        log_ratio = None if old is None or reference is None else old - reference
+        if self.method.kl == "step-reward":
+            coefficient = 0.0 if log_ratio is None else self.settings.kl
+            return rewards_at_end(batch.rewards, batch.mask, log_ratio, coefficient)
+        if self.method.kl == "reward" and log_ratio is not None:
+            return batch.rewards - self.settings.kl * sequence_sum(log_ratio, batch.mask)
+        return batch.rewards
+
+    @torch.no_grad()
+    def _scores(self, batch: TextRollouts, policy: Any) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities and values of all rows, in micro-batches."""
+        found = [self._score(batch.rows(rows), policy) for rows in self._parts(batch)]
+        log_probs = torch.cat([scores.log_probs for scores in found])
+        if self.critic is None:
+            return log_probs, None
+        return log_probs, torch.cat([self.critic(s.hidden)[..., 0] for s in found])
+
+    def _score(self, batch: TextRollouts, policy: Any, entropy: bool = False) -> Scores:
+        owners = Groups(batch.group_ids).index  # rows of a group answer one prompt
+        first = torch.zeros_like(owners).scatter(0, owners, torch.arange(len(owners), device=owners.device))
+        first = first[: int(owners.max()) + 1]
+        return score(
+            policy, batch.prompt_tokens[first], batch.prompt_mask[first], batch.tokens, batch.mask,
+            temperature=self.options.temperature, entropy=entropy, owners=owners,
+        )  # fmt: skip
+
+    # updates
+
+    def _minibatches(self, batch: TextRollouts) -> list[Tensor]:
+        """Row indices of each update: whole groups, in random order."""
+        ids = batch.group_ids
+        if self.options.minibatches == 1:
+            return [torch.arange(len(ids), device=ids.device)]
+        groups = ids.unique()
+        order = torch.randperm(len(groups), generator=self.streams["minibatches"]).to(ids.device)
+        parts = groups[order].tensor_split(self.options.minibatches)
+        return [torch.isin(ids, part).nonzero()[:, 0] for part in parts if len(part)]
+
+    def _parts(self, batch: TextRollouts) -> tuple[Tensor, ...]:
+        rows = torch.arange(len(batch.tokens), device=self.device)
+        return torch.split(rows, self.options.micro_batch or len(rows))
+
+    def _update(self, batch: TextRollouts) -> dict[str, Tensor]:
+        """One update from a minibatch, its gradient summed over micro-batches under global counts."""
+        counts = count(batch.mask, batch.group_ids)
+        self.optimizer.zero_grad()
+        sums: dict[str, Tensor] = {}
+        for rows in self._parts(batch):
+            found = self.accumulate(batch.rows(rows), counts)
+            sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm)
+        share = min(1.0, (self.updates + 1) / self.options.warmup) if self.options.warmup else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = share * self.options.lr
+        self.optimizer.step()
+        self.updates += 1
+        return sums | {"grad_norm": norm}
+
+    def accumulate(self, batch: TextRollouts, counts: Counts) -> dict[str, Tensor]:
+        """Add the gradient of a part of a batch; returns its share of the metrics."""
+        scores = self._score(batch, self.policy, entropy=True)
+        log_probs, mask = scores.log_probs, batch.mask
+        assert scores.entropy is not None
+        old = log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs
+        batch = batch.replace(old_log_probs=old)  # in the only update the old policy is the current one
+        values = None if self.critic is None else self.critic(scores.hidden)[..., 0]
+        loss = self.estimator.loss(log_probs, batch, counts, entropy=scores.entropy, predicted_values=values)
+        loss.backward()
+        with torch.no_grad():
+            now, tokens = log_probs.detach(), counts.tokens
+            share = mask.sum() / tokens
+            metrics = {n: v * share for n, v in self.estimator.diagnostics(now, batch).items()}
+            metrics["loss"] = loss.detach()
+            metrics["surrogate"] = self.estimator.surrogate(now, batch, counts)
+            metrics["entropy"] = scores.entropy.detach().sum() / tokens
+            metrics["log_ratio"] = (now - old).abs().where(mask, 0.0).sum() / tokens
+            if self.method.data != "demonstrations":
+                sampled = mask & ~batch.demo[:, None]
+                gap = (now - batch.rollout_log_probs).abs()
+                metrics["engine_gap"] = gap.where(sampled, 0.0).sum() / tokens
+            if batch.ref_log_probs is not None:
+                metrics["kl"] = sequence_sum(now - batch.ref_log_probs, mask).sum() / counts.rows
+        return metrics
+
+    # state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "policy": self.policy.state_dict(),
+            "critic": None if self.critic is None else self.critic.state_dict(),
+            "reference": None if self.reference is None else self.reference.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "engine": self.engine.state_dict(),
+            "streams": {name: g.get_state() for name, g in self.streams.items()},
+            "counters": [self.updates, self.rollouts, self.tokens],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it."""
+        self.policy.load_state_dict(state["policy"])
+        for name in ("critic", "reference"):
+            module = getattr(self, name)
+            if (module is None) != (state[name] is None):
+                raise ConfigError(f"the saved state has {'no ' if module else 'a '}{name}")
+            if module is not None:
+                module.load_state_dict(state[name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.engine.load_state_dict(state["engine"])
+        for name, saved in state["streams"].items():
+            self.streams[name].set_state(saved.cpu())
+        self.updates, self.rollouts, self.tokens = state["counters"]

@@ -1,0 +1,65 @@
+"""Methods by name, one file each, and the parts they are made of ('offrl llm list')."""
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from offrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from offrl.llm.method import Method
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a method without loading it."""
+
+    advantage: str
+    denominator: str
+    mask: str
+    aggregation: str
+    data: str
+    source: str
+    status: str = "tested"
+
+
+METHODS = {
+    "sft": Entry("ones", "current", "-", "token-mean", "demonstrations", "arXiv:2509.04419"),
+    "reinforce": Entry("batch_mean", "current", "-", "seq-mean-token-sum", "rollouts", "Williams 1992"),
+    "rloo": Entry(
+        "group_leave_one_out", "current", "-", "seq-mean-token-sum", "rollouts", "arXiv:2402.14740"
+    ),
+    "remax": Entry("greedy", "old", "ppo_clip", "token-mean", "rollouts", "arXiv:2310.10505"),
+    "reinforce_plus_plus": Entry(
+        "returns_to_go, whiten", "old", "ppo_clip", "token-mean", "rollouts", "arXiv:2501.03262"
+    ),
+    "ppo": Entry("gae, whiten", "old", "ppo_clip", "token-mean", "rollouts", "arXiv:1707.06347"),
+    "grpo": Entry("group_std", "old", "ppo_clip", "seq-mean-token-mean", "rollouts", "arXiv:2402.03300"),
+    "dr_grpo": Entry("group_mean", "old", "ppo_clip", "fixed-length", "rollouts", "arXiv:2503.20783"),
+    "dapo": Entry("group_std", "old", "ppo_clip", "token-mean", "unequal groups", "arXiv:2503.14476"),
+    "gspo": Entry("group_std", "sequence", "ppo_clip", "seq-mean-token-mean", "rollouts", "arXiv:2507.18071"),
+    "cispo": Entry("group_std", "truncated", "-", "token-mean", "rollouts", "arXiv:2506.13585"),
+    "gpg": Entry("group_mean, rescaled", "current", "-", "token-mean", "rollouts", "arXiv:2504.02546"),
+    "sapo": Entry("group_std", "old", "-", "seq-mean-token-mean", "rollouts", "arXiv:2511.20347"),
+    "luffy": Entry(
+        "group_std", "of_samples_or_one", "clip_samples", "token-mean", "both", "arXiv:2504.14945"
+    ),
+    "gmpo": Entry(
+        "group_std", "geometric", "log_clip", "seq-mean-token-mean", "rollouts", "arXiv:2507.20673"
+    ),
+}
+
+
+def load_method(name: str) -> "Method":
+    """A method.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(METHODS)}"
+        raise ConfigError(f"unknown method {name!r}{hint}")
+    method: Method = importlib.import_module(f"offrl.llm.methods.{name}").METHOD
+    return method

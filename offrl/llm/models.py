@@ -1,0 +1,254 @@
+"""Policies: causal language models of transformers, tiny ones from random weights among them, and a table.
+
+``tiny:dense``   2 layers of width 64        ``tiny:medium``  4 layers of width 128
+``tiny:moe``     dense with 4 experts, 2 active             ``tiny:table``   one row of logits a prefix (task t3)
+"""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from offrl.errors import ConfigError, MissingExtraError
+from offrl.llm.tasks.string_target import LENGTH, SYMBOLS, StringTarget
+from offrl.llm.tasks.task import Task
+from offrl.llm.text import BOS, EOS, PAD
+from offrl.training.seeding import stream
+
+PRESETS = ("tiny:dense", "tiny:medium", "tiny:moe", "tiny:table")
+FORBIDDEN = -1e9
+"""Logit of a token that must not be sampled; finite, so that 0 times it is 0."""
+
+
+class LanguageModel(Protocol):
+    """What sampling and scoring need of a model."""
+
+    head: Tensor
+    """(V, H)."""
+    bias: Tensor
+    """(V,) added to the logits: ``FORBIDDEN`` at what may not be sampled."""
+    pad: int
+    ends: Tensor
+    """Ids that end a response."""
+
+    def hidden(self, prompt_tokens: Tensor, prompt_mask: Tensor, tokens: Tensor, owners: Tensor) -> Tensor:
+        """The states that predict each token of the responses, with gradients.
+
+        Args:
+            prompt_tokens: (N, P).
+            prompt_mask: (N, P).
+            tokens: (B, T).
+            owners: (B,), which of the N prompts each response answers.
+
+        Returns:
+            (B, T, H).
+        """
+
+    def begin(self, prompt_tokens: Tensor, prompt_mask: Tensor, copies: int) -> tuple[Tensor, Any]:
+        """The states that predict the first tokens, (N copies, H), and what ``advance`` goes on from."""
+
+    def advance(self, state: Any, tokens: Tensor) -> Tensor:
+        """The states after one more token a row: (B,) -> (B, H); changes ``state``."""
+
+
+class Transformer(nn.Module):
+    """A causal language model of transformers.
+
+    Args:
+        model: for instance a Qwen2ForCausalLM.
+        allowed: (V,) bool, what may be sampled; None: everything.
+        pad: padding id.
+        ends: ids that end a response.
+    """
+
+    bias: Tensor
+    ends: Tensor
+
+    def __init__(self, model: Any, allowed: Tensor | None, pad: int, ends: list[int]) -> None:
+        super().__init__()
+        self.model, self.pad = model, pad
+        self.decoder_takes_cache = "cache" in inspect.signature(model.get_decoder().forward).parameters
+        output = model.get_output_embeddings()
+        if getattr(output, "bias", None) is not None or getattr(
+            model.config, "final_logit_softcapping", None
+        ):
+            raise ConfigError(f"{type(model).__name__} does more than one product after its last layer")
+        bias = torch.zeros(len(output.weight), dtype=torch.float32)
+        if allowed is not None:
+            bias[: len(allowed)].masked_fill_(~allowed, FORBIDDEN)
+        self.register_buffer("bias", bias, persistent=False)
+        self.register_buffer("ends", torch.tensor(ends), persistent=False)
+        self.eval()
+
+    @property
+    def head(self) -> Tensor:
+        """(V, H)."""
+        weight: Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    def hidden(self, prompt_tokens: Tensor, prompt_mask: Tensor, tokens: Tensor, owners: Tensor) -> Tensor:
+        """Each prompt is read once for all of its responses; see ``LanguageModel``."""
+        states, cache = self._read(prompt_tokens, prompt_mask)
+        first = states[owners, -1:]
+        if tokens.shape[1] == 1:
+            return first
+        cache.batch_select_indices(owners)
+        answer = tokens[:, :-1]
+        seen = torch.cat([prompt_mask[owners], torch.ones_like(answer, dtype=torch.bool)], dim=1)
+        return torch.cat([first, self._run(answer, seen, cache)], dim=1)
+
+    def begin(self, prompt_tokens: Tensor, prompt_mask: Tensor, copies: int) -> tuple[Tensor, Any]:
+        """Reads the prompts once; see ``LanguageModel``."""
+        states, cache = self._read(prompt_tokens, prompt_mask)
+        cache.batch_repeat_interleave(copies)
+        seen = prompt_mask.repeat_interleave(copies, dim=0)
+        return states[:, -1].repeat_interleave(copies, dim=0), {"cache": cache, "seen": seen}
+
+    def advance(self, state: Any, tokens: Tensor) -> Tensor:
+        """One token a row; see ``LanguageModel``."""
+        seen = state["seen"]
+        state["seen"] = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
+        return self._run(tokens[:, None], state["seen"], state["cache"])[:, -1]
+
+    def _read(self, prompt_tokens: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Any]:
+        """States of all prompt tokens, and the cache after them."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.config)
+        return self._run(prompt_tokens, prompt_mask, cache), cache
+
+    def _run(self, ids: Tensor, seen: Tensor, cache: Any) -> Tensor:
+        """Last hidden states; ``seen`` is False at padding on the left, the only one that attention could see."""
+        new = ids.shape[1]
+        options: dict[str, Any] = {"use_cache": True}
+        options["cache" if self.decoder_takes_cache else "past_key_values"] = cache
+        if bool(seen.all()):
+            first = seen.shape[1] - new
+            options["position_ids"] = torch.arange(first, first + new, device=ids.device)[None]
+        else:
+            options["attention_mask"] = seen.long()
+            options["position_ids"] = (seen.long().cumsum(dim=1) - 1).clamp(min=0)[:, -new:]
+        states: Tensor = self.model.get_decoder()(input_ids=ids, **options).last_hidden_state
+        return states
+
+    def save(self, directory: Path, task: Task) -> None:
+        """A Hugging Face directory with model, generation settings and tokenizer."""
+        self.model.save_pretrained(directory)
+        task.vocabulary.tokenizer().save_pretrained(directory)
+
+
+class Table(nn.Module):
+    """Logits for each prefix of a string of task t3, whatever the prompt: an exact, tiny policy."""
+
+    bias: Tensor
+    ends: Tensor
+    head: Tensor
+
+    def __init__(self, task: StringTarget, logits: Tensor | None = None) -> None:
+        super().__init__()
+        self.first, self.pad = task.first, PAD
+        start = task.base_logits.float() if logits is None else logits
+        self.logits = nn.Parameter(start.clone())
+        size = len(task.vocabulary)
+        head = torch.zeros(size, len(SYMBOLS))
+        head[self.first : self.first + len(SYMBOLS)] = torch.eye(len(SYMBOLS))
+        self.register_buffer("head", head, persistent=False)
+        self.register_buffer(
+            "bias", torch.zeros(size).masked_fill(~task.allowed, FORBIDDEN), persistent=False
+        )
+        self.register_buffer("ends", torch.tensor([EOS]), persistent=False)
+
+    def hidden(self, prompt_tokens: Tensor, prompt_mask: Tensor, tokens: Tensor, owners: Tensor) -> Tensor:
+        """The rows of each prefix; see ``LanguageModel``."""
+        node = torch.zeros_like(tokens[:, 0])
+        nodes = [node]
+        for symbol in (tokens[:, :-1] - self.first).T:
+            nodes.append(node := len(SYMBOLS) * node + symbol + 1)
+        return self.logits[torch.stack(nodes, dim=1)]
+
+    def begin(self, prompt_tokens: Tensor, prompt_mask: Tensor, copies: int) -> tuple[Tensor, Any]:
+        """The first row; see ``LanguageModel``."""
+        node = torch.zeros(copies * len(prompt_tokens), dtype=torch.int64, device=prompt_tokens.device)
+        return self.logits[node], {"node": node}
+
+    def advance(self, state: Any, tokens: Tensor) -> Tensor:
+        """The rows one symbol further; see ``LanguageModel``."""
+        state["node"] = len(SYMBOLS) * state["node"] + tokens - self.first + 1
+        return self.logits[state["node"]]
+
+    def save(self, directory: Path, task: Task) -> None:
+        """``table.safetensors``."""
+        from safetensors.torch import save_file
+
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file({"logits": self.logits.detach().contiguous()}, directory / "table.safetensors")
+
+
+def load_model(name: str, task: Task, seed: int) -> Transformer | Table:
+    """A preset with random weights of ``seed``, or the model of a run or of a Hugging Face directory.
+
+    Raises:
+        ConfigError: an unknown name, or a model that the task does not fit.
+        MissingExtraError: without transformers.
+    """
+    if name.startswith("tiny:"):
+        return _preset(name, task, seed)
+    path = Path(name)
+    path = path / "model" if (path / "model").is_dir() else path
+    if (path / "table.safetensors").is_file():
+        from safetensors.torch import load_file
+
+        return Table(_string_target(task), load_file(path / "table.safetensors")["logits"])
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"{name!r} is neither a folder with a model nor one of {', '.join(PRESETS)}")
+    size = json.loads((path / "config.json").read_text()).get("vocab_size")
+    if size != len(task.vocabulary):
+        raise ConfigError(
+            f"{name} has a vocabulary of {size}, task {task.name} of {len(task.vocabulary)}: "
+            "it was made for another task"
+        )
+    _require_transformers()
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+    return Transformer(model, task.allowed, PAD, [EOS])
+
+
+def _preset(name: str, task: Task, seed: int) -> Transformer | Table:
+    if name == "tiny:table":
+        return Table(_string_target(task))
+    if name not in PRESETS:
+        raise ConfigError(f"unknown model {name!r}; there are {', '.join(PRESETS)}, or a folder")
+    _require_transformers()
+    from transformers import MixtralConfig, MixtralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    layers, width = (4, 128) if name == "tiny:medium" else (2, 64)
+    sizes: dict[str, Any] = {
+        "vocab_size": len(task.vocabulary), "hidden_size": width, "intermediate_size": 2 * width,
+        "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "max_position_embeddings": task.max_prompt + task.max_response, "tie_word_embeddings": False,
+        "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "attn_implementation": "sdpa",
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(seed, "model").initial_seed())
+        if name == "tiny:moe":
+            config = MixtralConfig(**sizes, num_local_experts=4, num_experts_per_tok=2)
+            return Transformer(MixtralForCausalLM(config), task.allowed, PAD, [EOS])
+        return Transformer(Qwen2ForCausalLM(Qwen2Config(**sizes)), task.allowed, PAD, [EOS])
+
+
+def _string_target(task: Task) -> StringTarget:
+    if not isinstance(task, StringTarget):
+        raise ConfigError(f"tiny:table holds strings of {LENGTH} symbols: it is for task t3, not {task.name}")
+    return task
+
+
+def _require_transformers() -> None:
+    try:
+        from transformers.utils import logging
+    except ImportError:
+        raise MissingExtraError("transformers", "llm") from None
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,144 @@
+"""How a run samples and updates, checked; and what that comes to before anything runs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from offrl.errors import ConfigError
+from offrl.llm.method import Method
+from offrl.llm.tasks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLMOptions:
+    """How to run, whatever the method."""
+
+    model: str = "tiny:dense"
+    """tiny:dense, tiny:medium, tiny:moe, tiny:table; or a folder: a run, or a Hugging Face model made by one."""
+    task: str = "t1"
+    """What is learnt: t1, t2, t2-hard, t3 ('offrl llm list' says what they are)."""
+    steps: int = 500
+    """Batches of rollouts; each is learnt from in reuse x minibatches updates."""
+    seed: int = 0
+    """Seed of every random stream."""
+    out: Path = Path("runs")
+    """Folder under which the run directory is made."""
+    device: str = "auto"
+    """cpu, cuda, ...; auto takes a GPU if there is one."""
+    prompts: int = 32
+    """Prompts of a batch."""
+    group: int = 16
+    """Responses to each prompt."""
+    minibatches: int = 1
+    """Parts of a batch, an update each; must divide the prompts."""
+    reuse: int = 1
+    """Passes over a batch."""
+    micro_batch: int = 0
+    """Responses of one forward and backward pass; must divide a minibatch's. 0: all. Gradients do not depend on it."""
+    delay: int = 0
+    """Sample with the parameters of this many batches ago."""
+    engine: Literal["exact", "bf16", "int8"] = "exact"
+    """Round the weights that sample, as another engine would."""
+    bypass: bool = False
+    """Take what sampling recorded for log pi_old, instead of computing it again with the current parameters."""
+    temperature: float = 1.0
+    """Of sampling and training."""
+    lr: float = 1e-3
+    """Learning rate of AdamW (no weight decay)."""
+    warmup: int = 0
+    """Updates over which the learning rate grows from 0."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    log_every: int = 10
+    """Steps between rows of metrics.csv and samples.csv."""
+    eval_every: int = 100
+    """Steps between evaluations; 0 evaluates only at the end."""
+    eval_prompts: int = 512
+    """Prompts of an evaluation."""
+    eval_samples: int = 16
+    """Responses to each of them: k of pass@k."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+    threads: int = 1
+    """CPU threads."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps", "prompts", "group", "minibatches", "reuse", "log_every", "eval_prompts", "eval_samples",
+            "checkpoint_every", "threads",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("seed", "micro_batch", "delay", "warmup", "eval_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("temperature", "lr", "max_grad_norm"):
+            if not getattr(self, name) > 0.0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.prompts % self.minibatches:
+            raise ConfigError(
+                f"minibatches is {self.minibatches}, which does not divide the {self.prompts} prompts; "
+                f"it can be {divisors(self.prompts)}"
+            )
+        if self.micro_batch and self.minibatch_rows % self.micro_batch:
+            raise ConfigError(
+                f"micro_batch is {self.micro_batch}, which does not divide the {self.minibatch_rows} responses of a "
+                f"minibatch; it can be {divisors(self.minibatch_rows)}"
+            )
+
+    @property
+    def minibatch_rows(self) -> int:
+        """Responses of one update."""
+        return self.prompts * self.group // self.minibatches
+
+
+def divisors(number: int) -> str:
+    """``1, 2, 4 or 8``."""
+    found = [str(n) for n in range(1, number + 1) if number % n == 0]
+    return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} or {found[-1]}"
+
+
+def check(name: str, method: Method, options: LLMOptions) -> None:
+    """Whether method and options fit.
+
+    Raises:
+        ConfigError: they do not; the message says what would.
+    """
+    if method.grouped and options.group < 2:
+        raise ConfigError(f"{name} compares the responses of a group: --group must be 2 or more")
+    if method.data == "demonstrations":
+        if options.group != 1:
+            raise ConfigError(f"{name} learns from one demonstration a prompt: pass --group 1")
+        idle = {"delay": options.delay, "engine": options.engine != "exact", "bypass": options.bypass}
+        if wrong := [option for option, given in idle.items() if given]:
+            raise ConfigError(f"{name} samples nothing: leave --{wrong[0]} out")
+
+
+def plan(method: Method, options: LLMOptions, task: Task, parameters: int, width: int) -> dict[str, str]:
+    """What a step does, in words: name -> value.
+
+    Args:
+        method: that is trained.
+        options: of the run.
+        task: of the run.
+        parameters: of the model.
+        width: of its states.
+    """
+    rows, length = options.prompts * options.group, task.max_prompt + task.max_response
+    micro = options.micro_batch or options.minibatch_rows
+    copies = 4 + (options.delay + 1 if options.delay else 0) + (options.engine != "exact")
+    # per token: about 16 vectors a layer are kept for the backward pass, and keys and values while sampling
+    activations = 4 * micro * length * width * 40
+    memory = 4 * copies * parameters + activations
+    return {
+        "prompts per step": str(options.prompts),
+        "responses per step": f"{rows} ({options.group} a prompt)"
+        if method.data != "demonstrations"
+        else "0",
+        "updates per step": f"{options.reuse * options.minibatches} of {options.minibatch_rows} responses",
+        "rows of one pass": str(micro),
+        "tokens per step": f"at most {rows * task.max_response} sampled, {rows * length} with prompts",
+        "rollouts in all": str(rows * options.steps if method.data != "demonstrations" else 0),
+        "parameters": f"{parameters:,}".replace(",", " "),
+        "peak memory": f"about {memory / 1e6:.0f} MB beside the libraries (rough)",
+    }

@@ -1,0 +1,279 @@
+"""Runs: from options to a finished run directory, and exact resume.
+
+Order at a step where something is due: evaluation, rows, checkpoint.
+"""
+
+import dataclasses
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from offrl.errors import CheckpointError, ConfigError, Stopped
+from offrl.evaluation.rollout import EvaluationResult
+from offrl.llm.evaluate import Evaluation, evaluate
+from offrl.llm.learner import Learner
+from offrl.llm.methods import load_method
+from offrl.llm.models import load_model
+from offrl.llm.options import LLMOptions, check
+from offrl.llm.tasks import load_task
+from offrl.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from offrl.training.loop import MetricMeans
+from offrl.training.options import resolve_device, settings_from_json
+from offrl.training.progress import Reporter, spaced
+from offrl.training.records import Record
+from offrl.training.run_dir import RunDir
+from offrl.training.runner import require_exactness
+from offrl.training.seeding import seed_globally
+from offrl.training.session import graceful_stop
+
+COUNTERS = ("updates", "rollouts", "tokens")
+SAMPLE_COLUMNS = ("step", "prompt", "response", "reward")
+
+
+@dataclass(frozen=True)
+class LLMResult:
+    """What a finished run leaves behind."""
+
+    directory: Path
+    seed: int
+    accuracy: float
+    """Share of right responses in the last evaluation."""
+    reward: float
+    already_finished: bool = False
+
+
+def start(name: str, settings: Any, options: LLMOptions, reporter: Reporter | None = None) -> LLMResult:
+    """Train from the options' model, in a new run directory.
+
+    Raises:
+        ConfigError: method, model, task and options do not fit together.
+        Stopped: a signal stopped it; a checkpoint was written.
+    """
+    reporter = reporter or Reporter("quiet", options.steps)
+    options = dataclasses.replace(options, device=resolve_device(options.device))
+    if Path(options.model).is_dir():
+        options = dataclasses.replace(options, model=str(Path(options.model).resolve()))
+    learner = build(name, settings, options)
+    run = RunDir.create(options.out, _config(name, settings, options))
+    size = sum(p.numel() for p in learner.parameters)
+    reporter.note(
+        f"{name} on {options.task}: {options.model} ({spaced(size)} parameters), {options.prompts} prompts x "
+        f"{options.group} responses a step, run directory {run.path}"
+    )
+    return _go(run, learner, options, reporter, restore=False)
+
+
+def resume(directory: Path, reporter: Reporter | None = None, *, allow_inexact: bool = False) -> LLMResult:
+    """Go on exactly where the last checkpoint left a run; a finished run is returned as it is.
+
+    Raises:
+        CheckpointError: damaged or foreign files, or another machine without ``allow_inexact``.
+    """
+    run = RunDir(directory)
+    if run.finished:
+        return _result(run, already=True)
+    if not allow_inexact:
+        require_exactness(run)
+    try:
+        settings = settings_from_json(load_method(run.config["algorithm"]).config, run.config["settings"])
+        options = settings_from_json(LLMOptions, run.config["llm"])
+        options = dataclasses.replace(options, out=Path(options.out))
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{directory} was edited or made by another version: {error}") from None
+    reporter = reporter or Reporter("quiet", options.steps)
+    learner = build(run.config["algorithm"], settings, options)
+    return _go(run, learner, options, reporter, restore=True)
+
+
+def is_llm(directory: Path) -> bool:
+    """Whether a run directory is that of a language model."""
+    return "llm" in RunDir(directory).config
+
+
+def build(name: str, settings: Any, options: LLMOptions) -> Learner:
+    """The learner of a run.
+
+    Raises:
+        ConfigError: what does not fit together.
+    """
+    method, task = load_method(name), load_task(options.task)
+    check(name, method, options)
+    seed_globally(options.seed)
+    torch.set_num_threads(options.threads)
+    policy = load_model(options.model, task, options.seed).to(resolve_device(options.device))
+    return Learner(method, settings, task, policy, options)
+
+
+def _go(
+    run: RunDir, learner: Learner, options: LLMOptions, reporter: Reporter, *, restore: bool
+) -> LLMResult:
+    with run.locked():
+        session = Session(run, learner, options, reporter)
+        if restore:
+            session.restore()
+        return session.go()
+
+
+def _config(name: str, settings: Any, options: LLMOptions) -> dict[str, Any]:
+    """``config.json``: the fields of every run, and the engine's own."""
+    own = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()}
+    return {
+        "algorithm": name, "algorithm_file": None, "algorithm_sha256": None, "preset": None,
+        "settings": dataclasses.asdict(settings), "llm": own, "dataset": None, "dataset_name": options.task,
+        "dataset_sha256": "", "rows": "prompts", "env_id": None, "env_kwargs": {}, "env_flatten": [],
+        "reference_returns": None, "seed": options.seed, "steps": options.steps, "log_every": options.log_every,
+        "eval_every": options.eval_every, "eval_episodes": options.eval_prompts, "final_episodes": 0,
+        "checkpoint_every": options.checkpoint_every, "workers": 1, "device": options.device,
+        "threads": options.threads, "precision": "float32", "compile": False, "tensorboard": False, "wandb": False,
+    }  # fmt: skip
+
+
+class Session:
+    """A run in progress.
+
+    Args:
+        run: where everything goes.
+        learner: what is trained.
+        options: how.
+        reporter: where progress goes.
+    """
+
+    def __init__(self, run: RunDir, learner: Learner, options: LLMOptions, reporter: Reporter) -> None:
+        self.run, self.learner, self.options, self.reporter = run, learner, options, reporter
+        self.record = Record(run, (*learner.metrics, *COUNTERS), ())
+        levels = [f"level_{k}" for k in range(1, learner.task.levels + 1)] if learner.task.levels > 1 else []
+        columns = ["step", *COUNTERS, "sampled", "greedy", f"pass_at_{options.eval_samples}", "length"]
+        measured = sorted(learner.task.measures(learner.policy))
+        self.accuracy = run.table("accuracy.csv", [*columns, *levels, *measured])
+        self.samples = run.table("samples.csv", SAMPLE_COLUMNS)
+        self.tables = (*self.record.tables, self.accuracy, self.samples)
+        self.means = MetricMeans(learner.metrics)
+        self.step, self.seconds = 0, 0.0
+        self.last: EvaluationResult | None = None
+
+    def restore(self) -> None:
+        """Load the last checkpoint and forget the rows written after it."""
+        state, note = load_checkpoint(self.run.path, self.options.device)
+        if state is None:
+            for table in self.tables:
+                table.clear()
+            return
+        try:
+            self.learner.load_state_dict(state["learner"])
+            self.means.load_state_dict(state["means"])
+            set_rng_state(state["rng"])
+            self.step, self.seconds, self.record.best = state["step"], state["seconds"], state["best"]
+            for table, size in zip(self.tables, state["sizes"], strict=True):
+                table.truncate(size)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint in {self.run.path} does not fit: {type(error).__name__}: {error}"
+            ) from None
+        self.reporter.note(f"resuming {self.run.path} at step {self.step}" + (f" ({note})" if note else ""))
+
+    def go(self) -> LLMResult:
+        """Train to the last step."""
+        with graceful_stop(lambda: None) as asked:
+            try:
+                self._train(asked)
+            finally:
+                self.reporter.end()
+                self.record.sinks.close()
+        if asked and self.step < self.options.steps:
+            raise Stopped(
+                f"stopped at step {self.step}; go on with: offrl resume {self.run.path}", 128 + asked[0]
+            )
+        if self.last is None:  # stopped between the last checkpoint and the mark of the end
+            self._evaluate()
+        assert self.last is not None
+        self.run.finish(self.last.returns, self.last.lengths, self.last.successes)
+        return _result(self.run)
+
+    def _train(self, asked: list[int]) -> None:
+        o = self.options
+        began, before = time.monotonic(), self.step
+        if self.step == 0:
+            self._evaluate()
+        while self.step < o.steps and not asked:
+            self.means.add(self.learner.update())
+            self.step += 1
+            step, last = self.step, self.step == o.steps
+            now = time.monotonic()
+            self.seconds, rate = self.seconds + now - began, 1.0 / max(now - began, 1e-9)
+            if last or (o.eval_every and step % o.eval_every == 0):
+                self._evaluate()
+            if last or step % o.log_every == 0:
+                self._rows((step - before) / max(self.seconds - self._logged, 1e-9))
+                before = step
+            if last or asked or step % o.checkpoint_every == 0:
+                self._checkpoint()
+            self.reporter.progress(step, rate, force=last)
+            began = time.monotonic()
+
+    _logged = 0.0
+
+    def _evaluate(self) -> None:
+        """Accuracies now: eval.csv, accuracy.csv."""
+        o, learner = self.options, self.learner
+        found = evaluate(
+            learner.policy, learner.task, prompts=o.eval_prompts, samples=o.eval_samples, seed=o.seed,
+            name=str(self.step), temperature=o.temperature,
+        )  # fmt: skip
+        first = EvaluationResult(
+            found.rewards[:, 0].double().numpy(), found.lengths[:, 0].numpy(),
+            found.success[:, 0].numpy(), learner.task.name,
+        )  # fmt: skip
+        facts = self.record.evaluation(self.step, first)
+        row = accuracy_row(found, o.eval_samples) | learner.task.measures(learner.policy)
+        counters = {name: getattr(learner, name) for name in COUNTERS}
+        self.accuracy.append({"step": self.step, **counters, **row})
+        self.last = first
+        self.reporter.evaluation(facts | row, 100 * row["sampled"], 100 * row["sampled"])
+        self.reporter.note(
+            f"step {self.step}: sampled {row['sampled']:.3f}, greedy {row['greedy']:.3f}, "
+            f"pass@{o.eval_samples} {found.pass_at(o.eval_samples):.3f}"
+        )
+
+    def _rows(self, rate: float) -> None:
+        means = {name: values[0] for name, values in self.means.pop().items()}
+        counters = {name: float(getattr(self.learner, name)) for name in COUNTERS}
+        timing = {"seconds": round(self.seconds, 3), "steps_per_second": round(rate, 3)}
+        self._logged = self.seconds
+        if wrong := self.record.means(self.step, means | counters, timing):
+            self.reporter.note(f"{wrong}: the run has diverged")
+        self.reporter.metrics = means
+        shown = self.learner.shown
+        for prompt, response, reward in zip(shown.prompts, shown.responses, shown.rewards, strict=True):
+            row = {"step": self.step, "prompt": prompt, "response": response, "reward": reward}
+            self.samples.append(row)
+
+    def _checkpoint(self) -> None:
+        state = {
+            "step": self.step, "seconds": self.seconds, "best": self.record.best,
+            "learner": self.learner.state_dict(), "means": self.means.state_dict(), "rng": rng_state(),
+            "sizes": [table.sync() for table in self.tables],
+        }  # fmt: skip
+        new, old = self.run.path / "model-next", self.run.path / "model"
+        shutil.rmtree(new, ignore_errors=True)
+        self.learner.policy.save(new, self.learner.task)
+        save_checkpoint(self.run.path, state)
+        shutil.rmtree(old, ignore_errors=True)
+        new.rename(old)
+
+
+def accuracy_row(found: Evaluation, samples: int) -> dict[str, float]:
+    """Columns of accuracy.csv."""
+    row = {"sampled": found.accuracy, "greedy": float(found.greedy.float().mean())}
+    row |= {f"pass_at_{samples}": found.pass_at(samples), "length": float(found.lengths.float().mean())}
+    return row | {f"level_{level}": value for level, value in found.by_level().items()}
+
+
+def _result(run: RunDir, *, already: bool = False) -> LLMResult:
+    with np.load(run.path / "final_returns.npz", allow_pickle=False) as final:
+        accuracy, reward = float(final["successes"].mean()), float(final["returns"].mean())
+    return LLMResult(run.path, run.config["seed"], accuracy, reward, already)

@@ -1,0 +1,98 @@
+"""What the parts of the engine hand to each other: prompts, responses, and vocabularies of the tiny tasks."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PAD, BOS, EOS = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Ids 0, 1, 2 are padding, begin and end; the symbols follow, one character each."""
+
+    symbols: str
+
+    def __len__(self) -> int:
+        return 3 + len(self.symbols)
+
+    def ids(self, text: str) -> list[int]:
+        """Of a text without special tokens."""
+        return [3 + self.symbols.index(symbol) for symbol in text]
+
+    def text(self, ids: Tensor) -> str:
+        """One row as text: padding left out, the end shown as a full stop."""
+        names = ["", "", ".", *self.symbols]
+        return "".join(names[i] for i in ids.tolist())
+
+    def tokenizer(self) -> Any:
+        """The same as a transformers tokenizer, for saved models."""
+        from tokenizers import Regex, Tokenizer
+        from tokenizers.models import WordLevel
+        from tokenizers.pre_tokenizers import Split
+        from transformers import PreTrainedTokenizerFast
+
+        names = ["<pad>", "<bos>", "<eos>", *self.symbols]
+        model = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="<pad>"))
+        model.pre_tokenizer = Split(Regex("<eos>|."), "isolated")
+        return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+            tokenizer_object=model, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+        )
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """N prompts, padded on the left."""
+
+    tokens: Tensor
+    """(N, P) int64."""
+    mask: Tensor
+    """(N, P) bool, False at padding."""
+    limits: Tensor
+    """(N,) int64, tokens of the longest response allowed."""
+    ids: Tensor
+    """(N,) int64, equal for equal prompts."""
+    levels: Tensor
+    """(N,) int64, difficulty from 1."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def rows(self, index: Tensor | slice) -> "Prompts":
+        """Some of them."""
+        return Prompts(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
+
+    def repeat(self, copies: int) -> "Prompts":
+        """Each ``copies`` times, equal ones beside each other."""
+        return self.rows(torch.arange(len(self), device=self.tokens.device).repeat_interleave(copies))
+
+    def to(self, device: torch.device | str) -> "Prompts":
+        """On another device."""
+        return Prompts(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
+
+
+@dataclass(frozen=True)
+class Responses:
+    """One response a row, padded on the right."""
+
+    tokens: Tensor
+    """(N, T) int64."""
+    mask: Tensor
+    """(N, T) bool: tokens that were chosen, the end among them."""
+    log_probs: Tensor
+    """(N, T) of the policy that sampled, at its temperature; 0 outside the mask."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """(N,) int64."""
+        return self.mask.sum(dim=1)
+
+
+def left_padded(rows: list[list[int]], width: int) -> tuple[Tensor, Tensor]:
+    """(N, width) tokens and their mask."""
+    tokens = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    return tokens, torch.arange(width) >= width - lengths[:, None]

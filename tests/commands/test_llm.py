@@ -1,0 +1,84 @@
+"""``offrl llm``: what it prints and refuses."""
+
+import json
+
+import pytest
+
+from offrl.cli import main
+
+SMALL = ["--prompts", "4", "--group", "4", "--eval-prompts", "8", "--eval-samples", "2", "--device", "cpu"]
+
+
+def test_the_list_has_every_method_and_task(capsys):
+    assert main(["llm", "list"]) == 0
+    out = capsys.readouterr().out
+    for word in ("grpo", "group_std", "seq-mean-token-mean", "arXiv:2402.03300", "tested", "t2-hard"):
+        assert word in out
+
+
+def test_a_run_from_start_to_evaluation(tmp_path, capsys):
+    train = ["llm", "train", "grpo", "--steps", "2", "--out", str(tmp_path), *SMALL]
+    assert main(train) == 0
+    out = capsys.readouterr().out
+    assert "tiny:dense (84 416 parameters), 4 prompts x 4 responses" in out
+    (run,) = (tmp_path / "grpo" / "t1").iterdir()
+    assert f"next: offrl llm eval {run}" in out
+    assert main(["resume", str(run)]) == 0
+    assert "is already finished" in capsys.readouterr().out
+    assert main(["llm", "eval", str(run), "--k", "4", "--prompts", "8", "--json"]) == 0
+    trained, base = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (trained["model"], base["model"]) == ("trained", "base")
+    assert {"greedy", "avg@4", "pass@2", "pass@4", "levels"} <= set(trained)
+    low, high = trained["pass@4"][1:]
+    assert low <= trained["pass@4"][0] <= high
+    assert main(["llm", "eval", str(run), "--k", "2", "--prompts", "4", "--no-base"]) == 0
+    assert "pass@2" in capsys.readouterr().out
+
+
+def test_a_dry_run_says_what_a_step_costs_and_writes_nothing(tmp_path, capsys):
+    command = [
+        "llm",
+        "train",
+        "grpo",
+        "--dry-run",
+        "--minibatches",
+        "2",
+        "--reuse",
+        "3",
+        "--out",
+        str(tmp_path / "x"),
+    ]
+    assert main([*command, *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert "responses per step   16 (4 a prompt)" in out
+    assert "updates per step     6 of 8 responses" in out
+    assert "rollouts in all      8000" in out
+    assert "parameters           84 416" in out
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["llm", "train", "gprpo"], 1, "did you mean 'grpo'"),
+        (["llm", "train", "grpo", "--task", "t9"], 1, "there are t1, t2, t2-hard, t3"),
+        (["llm", "train", "grpo", "--minibatches", "5"], 2, "it can be 1, 2, 4, 8, 16 or 32"),
+        (["llm", "train", "grpo", "--promts", "5"], 2, "did you mean --prompts"),
+        (["llm", "trian"], 2, "did you mean 'train'"),
+        (["llm", "train", "grpo", "--group", "1"], 1, "--group must be 2 or more"),
+        (["llm", "list", "all"], 2, "takes no arguments"),
+        (["llm", "train", "grpo", "--model", "tiny:huge"], 1, "there are tiny:dense"),
+    ],
+)
+def test_a_mistake_is_one_line(argv, code, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == code
+    err = capsys.readouterr().err
+    assert says in err
+    assert len(err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_another_kind_is_refused(tmp_path, capsys):
+    assert main(["llm", "eval", str(tmp_path)]) == 1
+    assert "not a run directory" in capsys.readouterr().err

@@ -1,0 +1,235 @@
+"""Methods: each file's gradient is that of its formula, written out row by row; names, parts and headers agree."""
+
+import ast
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import offrl.llm.methods
+from offrl.errors import ConfigError
+from offrl.estimators.aggregation import row_mean, row_sum, token_mean
+from offrl.estimators.rollouts import Rollouts, count
+from offrl.llm.methods import METHODS, load_method
+
+FILES = sorted(Path(offrl.llm.methods.__file__).parent.glob("[!_]*.py"))
+LENGTHS, IDS = [3, 1, 4, 2, 4, 1, 3], [7, 2, 7, 2, 2, 7, 2]  # ragged, groups of 3 and 4, not sorted
+DEMO = [False, False, True, False, True, False, False]
+LIMIT = 5
+
+
+def ragged(seed=0):
+    g = torch.Generator().manual_seed(seed)
+    shape = (len(LENGTHS), max(LENGTHS))
+    old = -torch.rand(shape, generator=g, dtype=torch.float64) - 0.1
+    log_probs = (old + 0.4 * torch.randn(shape, generator=g, dtype=torch.float64)).requires_grad_()
+    mask = torch.arange(shape[1]) < torch.tensor(LENGTHS)[:, None]
+    rewards = torch.tensor([1.0, 0.0, 0.0, 2.0, 0.5, 1.0, 0.0], dtype=torch.float64)
+    batch = Rollouts(
+        mask=mask, old_log_probs=old, rollout_log_probs=old, rewards=rewards, group_ids=torch.tensor(IDS),
+        demo=torch.tensor(DEMO),
+        baseline_rewards=torch.tensor([0.3, 0.1, 0.3, 0.1, 0.1, 0.3, 0.1], dtype=torch.float64),
+    )  # fmt: skip
+    return log_probs, batch
+
+
+def gradient(loss, log_probs):
+    return torch.autograd.grad(loss, log_probs)[0]
+
+
+def others(i):
+    return [j for j in range(len(IDS)) if IDS[j] == IDS[i]]
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def grpo_advantage(rewards, i):
+    group = [rewards[j] for j in others(i)]
+    m = mean(group)
+    std = math.sqrt(sum((r - m) ** 2 for r in group) / (len(group) - 1))
+    return (rewards[i] - m) / (std + 1e-6)
+
+
+def whitened(values):
+    """One value a row, each counted once a token."""
+    tokens = [v for v, n in zip(values, LENGTHS, strict=True) for _ in range(n)]
+    m = mean(tokens)
+    std = math.sqrt(sum((v - m) ** 2 for v in tokens) / (len(tokens) - 1))
+    return [(v - m) / (std + 1e-8) for v in values]
+
+
+def clipped(r, a, low=0.2, high=0.2):
+    return torch.minimum(r * a, r.clamp(1 - low, 1 + high) * a)
+
+
+def advantages(name, rewards, baseline):
+    n = range(len(IDS))
+    if name == "sft":
+        return [1.0 for _ in n]
+    if name == "reinforce":
+        return [rewards[i] - mean(rewards) for i in n]
+    if name == "rloo":
+        return [rewards[i] - mean([rewards[j] for j in others(i) if j != i]) for i in n]
+    if name == "remax":
+        return [rewards[i] - baseline[i] for i in n]
+    if name == "reinforce_plus_plus":
+        return whitened(rewards)
+    if name in ("dr_grpo", "gpg"):
+        return [rewards[i] - mean([rewards[j] for j in others(i)]) for i in n]
+    return [grpo_advantage(rewards, i) for i in n]
+
+
+def row_value(name, a, new, old, demo):
+    """What is maximised of a row, one number a token, from (L,) log-probabilities."""
+    r = (new - old).exp()
+    if name in ("sft", "reinforce", "rloo", "gpg"):
+        return a * new
+    if name == "luffy" and demo:
+        return new.exp() / (new.exp() + 0.1) * a
+    if name == "dapo":
+        return clipped(r, a, high=0.28)
+    if name == "gspo":
+        return clipped((new - old).mean().exp(), a, 3e-4, 4e-4).expand(len(new))
+    if name == "cispo":
+        return r.clamp(max=1.28).detach() * a * new
+    if name == "sapo":
+        tau = 1.0 if a > 0 else 1.05
+        return 4 / tau * (tau * (r - 1)).sigmoid() * a
+    if name == "gmpo":
+        sign = math.copysign(1.0, a)
+        d = new - old
+        d = torch.minimum(sign * d, sign * d.clamp(-0.4, 0.4)) * sign
+        return (d.mean().exp() * a).expand(len(new))
+    return clipped(r, a)
+
+
+BY_ROW = ("grpo", "gspo", "sapo", "gmpo")
+BY_SUM = ("reinforce", "rloo")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "ppo"])
+def test_the_gradient_is_that_of_the_formula(name, seed):
+    log_probs, batch = ragged(seed)
+    method = load_method(name)
+    estimator = method.estimator(method.config(), LIMIT)
+    rewards, baseline = batch.rewards.tolist(), batch.baseline_rewards.tolist()
+    if method.kl == "step-reward":
+        last = torch.zeros_like(batch.mask, dtype=torch.float64)
+        last[range(len(LENGTHS)), [n - 1 for n in LENGTHS]] = batch.rewards
+        batch = batch.replace(rewards=last)
+    found = gradient(estimator.loss(log_probs, estimator.prepare(batch)), log_probs)
+
+    total = torch.zeros((), dtype=torch.float64)
+    for i, (n, a) in enumerate(zip(LENGTHS, advantages(name, rewards, baseline), strict=True)):
+        value = row_value(name, a, log_probs[i, :n], batch.old_log_probs[i, :n], DEMO[i]).sum()
+        if name in BY_ROW:
+            total = total + value / n / len(LENGTHS)
+        elif name in BY_SUM:
+            total = total + value / len(LENGTHS)
+        elif name == "dr_grpo":
+            total = total + value / (len(LENGTHS) * LIMIT)
+        else:
+            total = total + value / sum(LENGTHS)
+    assert found.abs().sum() > 0.01
+    torch.testing.assert_close(found, gradient(-total, log_probs), atol=1e-9, rtol=1e-6)
+
+
+def test_ppo_is_gae_whitened_and_clipped():
+    log_probs, batch = ragged()
+    method = load_method("ppo")
+    estimator = method.estimator(method.config(lam=0.9, value=0.3), LIMIT)
+    values = torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    predicted = (values + 0.1).requires_grad_()
+    rewards = torch.zeros_like(values)
+    following = torch.zeros_like(values)
+    plain, returns = [], torch.zeros_like(values)
+    for i, n in enumerate(LENGTHS):
+        rewards[i, n - 1] = batch.rewards[i]
+        following[i, : n - 1] = values[i, 1:n]
+        a = 0.0
+        for t in reversed(range(n)):
+            a = rewards[i, t] + following[i, t] - values[i, t] + (0.9 * a if t + 1 < n else 0.0)
+            plain.append((i, t, float(a)))
+            returns[i, t] = a + values[i, t]
+    m = mean([a for *_, a in plain])
+    std = math.sqrt(sum((a - m) ** 2 for *_, a in plain) / (len(plain) - 1))
+    total = torch.zeros((), dtype=torch.float64)
+    for i, t, a in plain:
+        r = (log_probs[i, t] - batch.old_log_probs[i, t]).exp()
+        total = total + clipped(r, (a - m) / (std + 1e-8))
+        total = total - 0.3 * (predicted[i, t] - returns[i, t]) ** 2
+    batch = batch.replace(rewards=rewards, values=values, next_values=following, returns=returns)
+    loss = estimator.loss(log_probs, estimator.prepare(batch), predicted_values=predicted)
+    wrt = (log_probs, predicted)
+    found, want = torch.autograd.grad(loss, wrt), torch.autograd.grad(-total / sum(LENGTHS), wrt)
+    torch.testing.assert_close(found, want, atol=1e-9, rtol=1e-6)
+
+
+def test_reinforce_plus_plus_can_centre_in_groups_first():
+    _, batch = ragged()
+    method = load_method("reinforce_plus_plus")
+    estimator = method.estimator(method.config(group_baseline=True), LIMIT)
+    rewards = batch.rewards.tolist()
+    last = torch.zeros_like(batch.mask, dtype=torch.float64)
+    last[range(len(LENGTHS)), [n - 1 for n in LENGTHS]] = batch.rewards
+    found = estimator.advantages(batch.replace(rewards=last))
+    want = whitened([rewards[i] - mean([rewards[j] for j in others(i)]) for i in range(len(IDS))])
+    torch.testing.assert_close(found[:, 0], torch.tensor(want, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_parts_of_a_batch_add_up_under_global_counts(name):
+    log_probs, batch = ragged()
+    method = load_method(name)
+    if name == "ppo":
+        x = batch.old_log_probs
+        batch = batch.replace(values=x, next_values=x, returns=x, rewards=x)
+    if method.kl == "step-reward" and name != "ppo":
+        batch = batch.replace(rewards=batch.old_log_probs)
+    estimator = method.estimator(method.config(entropy=0.1), LIMIT)
+    batch = estimator.prepare(batch)
+    extra = {"entropy": log_probs, "predicted_values": log_probs}
+    whole = gradient(estimator.loss(log_probs, batch, **extra), log_probs)
+    counts, parts = count(batch.mask, batch.group_ids), torch.zeros_like(whole)
+    for rows in torch.arange(len(IDS)).split(2):
+        pieces = {key: value[rows] for key, value in extra.items()}
+        parts += gradient(estimator.loss(log_probs[rows], batch.rows(rows), counts, **pieces), log_probs)
+    torch.testing.assert_close(parts, whole, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if load_method(name).grouped])
+def test_groups_are_found_by_id(name):
+    _, batch = ragged()
+    estimator = load_method(name).estimator(load_method(name).config(), LIMIT)
+    order = torch.tensor([4, 0, 6, 2, 5, 1, 3])
+    torch.testing.assert_close(estimator.advantages(batch.rows(order)), estimator.advantages(batch)[order])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_table_tells_the_parts(name):
+    method, entry = load_method(name), METHODS[name]
+    estimator = method.estimator(method.config(), LIMIT)
+    assert ", ".join(part.name for part in estimator.advantage) == entry.advantage
+    assert estimator.denominator.name == entry.denominator
+    assert (", ".join(part.name for part in estimator.masks) or "-") == entry.mask
+    known = {token_mean: "token-mean", row_mean: "seq-mean-token-mean", row_sum: "seq-mean-token-sum"}
+    assert known.get(estimator.aggregate, "fixed-length") == entry.aggregation
+
+
+def test_every_file_is_listed_and_imports_no_other_method():
+    assert sorted(METHODS) == [path.stem for path in FILES]
+    for path in FILES:
+        text = path.read_text()
+        assert "offrl.llm.methods" not in text, path
+        doc = ast.get_docstring(ast.parse(text))
+        assert 0 < doc.index("\n    ") < doc.index("\nSource: ") < doc.index("\nDepartures: "), path
+        assert METHODS[path.stem].source.split()[0] in doc or path.stem == "reinforce", path
+
+
+def test_an_unknown_method_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'grpo'"):
+        load_method("gprpo")

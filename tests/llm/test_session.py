@@ -1,0 +1,169 @@
+"""Runs: what is written, and that a stopped run goes on bit for bit."""
+
+import json
+
+import pytest
+import torch
+
+from offrl.errors import CheckpointError, ConfigError
+from offrl.llm import session
+from offrl.llm.learner import Learner
+from offrl.llm.methods import load_method
+from offrl.llm.models import load_model
+from offrl.llm.options import LLMOptions
+from offrl.llm.session import resume, start
+from offrl.llm.tasks import load_task
+
+TABLES = ("metrics.csv", "eval.csv", "accuracy.csv", "samples.csv")
+
+
+def options(tmp_path, **given):
+    small = {"steps": 6, "prompts": 4, "group": 4, "log_every": 2, "eval_every": 4, "checkpoint_every": 3}
+    small |= {"eval_prompts": 8, "eval_samples": 2, "out": tmp_path, "device": "cpu"}
+    return LLMOptions(**small | given)
+
+
+def stopped_at(monkeypatch, step):
+    """Learner.update raises instead of making this step."""
+    usual, calls = Learner.update, []
+
+    def update(self):
+        calls.append(1)
+        if len(calls) == step:
+            raise KeyboardInterrupt
+        return usual(self)
+
+    monkeypatch.setattr(Learner, "update", update)
+    return lambda: monkeypatch.setattr(Learner, "update", usual)
+
+
+CASES = {
+    "grpo": ({"kl": 0.1}, {"delay": 2, "reuse": 2, "minibatches": 2, "task": "t2"}),
+    "ppo": ({"kl": 0.1}, {"engine": "int8", "task": "t2"}),
+    "dapo": ({}, {"task": "t2"}),
+    "sft": ({"noise": 0.3}, {"group": 1, "task": "t2"}),
+    "rloo": ({"kl": 1.0}, {"model": "tiny:table", "task": "t3"}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("step", [2, 5])
+def test_a_stopped_run_goes_on_bit_for_bit(name, step, tmp_path, monkeypatch):
+    """Stopped before the first checkpoint, and between a checkpoint and rows written after it."""
+    settings, how = CASES[name]
+    config = load_method(name).config(**settings)
+    whole = start(name, config, options(tmp_path / "whole", **how)).directory
+    go_on = stopped_at(monkeypatch, step)
+    with pytest.raises(KeyboardInterrupt):
+        start(name, config, options(tmp_path / "cut", **how))
+    go_on()
+    (cut,) = (tmp_path / "cut" / name / how.get("task", "t1")).iterdir()
+    result = resume(cut)
+    start_weights = load_model(
+        how.get("model", "tiny:dense"), load_task(how.get("task", "t1")), 0
+    ).state_dict()
+    for table in TABLES:
+        assert (whole / table).read_bytes() == (cut / table).read_bytes(), table
+    assert not result.already_finished
+    task = load_task(how.get("task", "t1"))
+    one, other = (load_model(str(path), task, 0).state_dict() for path in (whole, cut))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert not any(
+        torch.equal(one[key], start_weights[key]) for key in one if "embed" in key or key == "logits"
+    )
+    assert resume(cut).already_finished
+
+
+def test_a_run_writes_its_contract(tmp_path):
+    run = start("grpo", load_method("grpo").config(), options(tmp_path)).directory
+    header, *rows = (run / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["2", "4", "6"]
+    last = dict(zip(header.split(","), rows[-1].split(","), strict=True))
+    assert float(last["rollouts"]) == 6 * 16
+    assert {"entropy", "grad_norm", "clip_fraction", "log_ratio", "length", "reward_correct"} <= set(last)
+    steps = [line.split(",")[0] for line in (run / "eval.csv").read_text().splitlines()[1:]]
+    assert [steps.count(step) for step in ("0", "4", "6")] == [8, 8, 8]
+    header, *rows = (run / "accuracy.csv").read_text().splitlines()
+    assert header.startswith("step,updates,rollouts,tokens,sampled,greedy,pass_at_2,length")
+    assert len(rows) == 3
+    assert (run / "samples.csv").read_text().splitlines()[0] == "step,prompt,response,reward"
+    assert json.loads((run / "model" / "config.json").read_text())["architectures"] == ["Qwen2ForCausalLM"]
+    names = {path.name for path in run.iterdir()}
+    assert {"checkpoint.pt", "timing.csv", "versions.json", "command.txt", "final_returns.npz"} <= names
+
+
+def test_a_run_is_a_hugging_face_directory(tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = start("grpo", load_method("grpo").config(), options(tmp_path)).directory
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    ids = tokenizer("<bos>34=", add_special_tokens=False, return_tensors="pt").input_ids
+    task = load_task("t1")
+    assert ids.tolist() == [[1, *task.vocabulary.ids("34=")]]
+    theirs = AutoModelForCausalLM.from_pretrained(run / "model")(input_ids=ids).logits[0, -1]
+    ours = load_model(str(run), task, 0)
+    states = ours.hidden(ids, torch.ones_like(ids, dtype=torch.bool), ids[:, :1], torch.tensor([0]))
+    torch.testing.assert_close((states[0, 0] @ ours.head.T), theirs, atol=1e-5, rtol=0)
+
+
+def test_a_run_begins_where_another_ended(tmp_path):
+    first = start("sft", load_method("sft").config(), options(tmp_path, task="t2", group=1)).directory
+    built = session.build(
+        "grpo", load_method("grpo").config(), options(tmp_path, task="t2", model=str(first))
+    )
+    for name, value in load_model(str(first), load_task("t2"), 0).state_dict().items():
+        assert torch.equal(built.policy.state_dict()[name], value)
+
+
+def test_a_model_of_another_task_is_refused(tmp_path):
+    run = start("grpo", load_method("grpo").config(), options(tmp_path, steps=1)).directory
+    with pytest.raises(ConfigError, match="vocabulary of 14, task t2 of 9"):
+        load_model(str(run), load_task("t2"), 0)
+
+
+def test_seeds_differ_and_a_seed_repeats(tmp_path):
+    runs = [
+        start("grpo", load_method("grpo").config(), options(tmp_path / str(i), seed=s))
+        for i, s in enumerate([0, 0, 1])
+    ]
+    texts = [(run.directory / "metrics.csv").read_bytes() for run in runs]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_damaged_run_is_refused(tmp_path):
+    run = start("grpo", load_method("grpo").config(), options(tmp_path)).directory
+    (run / "final_returns.npz").unlink()
+    config = json.loads((run / "config.json").read_text())
+    config["llm"]["prompts"] = "many"
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="prompts"):
+        resume(run)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"minibatches": 3}, "does not divide the 4 prompts; it can be 1, 2 or 4"),
+        ({"micro_batch": 5}, "does not divide the 16 responses of a minibatch; it can be 1, 2, 4, 8 or 16"),
+        ({"steps": 0}, "steps must be 1 or more"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"delay": -1}, "delay must be 0 or more"),
+    ],
+)
+def test_impossible_options_say_what_is_possible(given, says, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        options(tmp_path, **given)
+
+
+def test_methods_and_options_that_do_not_fit(tmp_path):
+    with pytest.raises(ConfigError, match="--group must be 2 or more"):
+        start("grpo", load_method("grpo").config(), options(tmp_path, group=1))
+    with pytest.raises(ConfigError, match="pass --group 1"):
+        start("sft", load_method("sft").config(), options(tmp_path))
+    with pytest.raises(ConfigError, match="leave --delay out"):
+        start("sft", load_method("sft").config(), options(tmp_path, group=1, delay=2))
+    with pytest.raises(ConfigError, match="for task t3, not t1"):
+        start("grpo", load_method("grpo").config(), options(tmp_path, model="tiny:table"))
+    with pytest.raises(ConfigError, match="neither a folder"):
+        start("grpo", load_method("grpo").config(), options(tmp_path, model="nowhere"))
+    assert list(tmp_path.iterdir()) == []
