@@ -96,8 +96,9 @@ class CDSAModel(Policy):
         self.target, self.sigma_min, self.sigma_max = target, sigma_min, sigma_max
         self.dynamics_hidden = dynamics_hidden
         self.net = score_network(obs_dim, act_dim, hidden, blocks, target, sigma_min < sigma_max)
-        for name in ("state_mean", "state_std", "step_std"):
-            self.register_buffer(name, torch.ones(obs_dim))
+        self.register_buffer("state_mean", torch.zeros(obs_dim))
+        self.register_buffer("state_std", torch.ones(obs_dim))
+        self.register_buffer("step_std", torch.ones(obs_dim))
         self.register_buffer("step_limit", torch.ones(()))
         self.score_weights = nn.ParameterList(torch.zeros((1, *shape)) for _, shape in self.net.shapes())
         inverse, ahead = dynamics_sizes(obs_dim, act_dim, dynamics_hidden)
