@@ -204,8 +204,8 @@ def page(sizes: Sizes) -> str:
         f"are those of {len(grid())} combinations with the best mean return over {sizes.search_episodes} episodes "
         f"(seed {SEARCH_SEED} + policy seed); every number below is of {sizes.report_episodes} other episodes (seed "
         f"{REPORT_SEED} + policy seed), base and adjusted policy on the same ones. VaR and CVaR are at level "
-        f"{LEVEL:g}, lower tail, without interpolation. Intervals are 95 %, of paired differences: Student's t for the mean, "
-        "bootstrap over episodes for the others; they hold for this policy, not for another training seed.",
+        f"{LEVEL:g}, lower tail, without interpolation. Intervals are 95 %, of paired differences: Student's t for the "
+        "mean, bootstrap over episodes for the others; they hold for this policy, not for another training seed.",
         "",
         "The paper claims better returns and a significantly better VaR; its numbers could not be read and are not "
         "quoted.",
