@@ -105,7 +105,15 @@ def cells(sizes: Sizes, smoke: bool) -> list[tuple[Cell, float]]:
             found.append((cell, cost * sizes.base_steps))
     for name in BASES:
         for seed in sizes.seeds:
-            command = (sys.executable, __file__, "adjusted", "--base", name, "--seed", str(seed))
+            command: tuple[str, ...] = (
+                sys.executable,
+                __file__,
+                "adjusted",
+                "--base",
+                name,
+                "--seed",
+                str(seed),
+            )
             command += ("--smoke",) if smoke else ()
             label = f"adjusted-{name}-{seed}"
             played = len(grid()) * sizes.search_episodes + (1 + len(ALPHAS)) * sizes.report_episodes
@@ -145,9 +153,10 @@ def adjusted(o: Adjusted) -> None:
     with Evaluator(spec) as evaluator:
 
         def play(settings: dict[str, float], episodes: int, seed: int) -> list[float]:
-            return evaluator(policy(settings), episodes, seed=seed + o.seed).returns.tolist()
+            played = evaluator(policy(settings), episodes, seed=seed + o.seed)
+            return [float(x) for x in played.returns]
 
-        search = [
+        search: list[dict[str, Any]] = [
             {**settings, "returns": play(settings, sizes.search_episodes, SEARCH_SEED)} for settings in grid()
         ]
         best = max(search, key=lambda row: float(np.mean(row["returns"])))

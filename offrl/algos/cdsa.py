@@ -136,8 +136,8 @@ class CDSA:
         self.layers = len(inverse)
         self.dynamics = Trainable([*inverse, *ahead], config.dynamics_lr)
         self.sigmas, self.noise = config.sigmas().to(problem.device), problem.streams("noise")
-        made = (self.score_gradients, self.dynamics_gradients)
-        self._score, self._dynamics = map(compiled, made) if problem.compile else made
+        self._score = compiled(self.score_gradients) if problem.compile else self.score_gradients
+        self._dynamics = compiled(self.dynamics_gradients) if problem.compile else self.dynamics_gradients
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One Adam step on the denoising error of the batch; every second call also one of I and f."""

@@ -120,4 +120,5 @@ def measure_shift(index: NeighbourIndex, states: Tensor, base: Tensor, adjusted:
         index.nearest(torch.cat((states, a), dim=1))[0].square().mean().item() for a in (base, adjusted)
     )
     clipped = [float((a.abs() >= 1.0 - 1e-6).float().mean()) for a in (adjusted, base)]
-    return Shift(float((adjusted - base).norm(dim=1).mean()), *clipped, before, after)
+    change = float((adjusted - base).norm(dim=1).mean())
+    return Shift(change, clipped[0], clipped[1], before, after)

@@ -501,7 +501,7 @@ def load_policy(directory: Path | str) -> Policy:
         raise PolicyError(f"{directory}: unknown kind of policy {kind!r}; known are {known}")
     if not isinstance(config, dict):
         raise PolicyError(f"{directory}: {JSON_NAME} has no 'config'; it is damaged")
-    parents = {name: load_policy(Path(directory) / name) for name in found_class.parents}
+    parents: dict[str, Any] = {name: load_policy(Path(directory) / name) for name in found_class.parents}
     try:
         with torch.device("meta"):  # sizes only: a wrong description allocates nothing
             policy = found_class(**config, **parents)
