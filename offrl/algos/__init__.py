@@ -31,7 +31,8 @@ ALGORITHMS = {  # name (also of the file) -> what it is, for 'offrl algos'
     "odice": "orthogonal-gradient visitation ratios, also for imitation (arXiv:2402.00348)",
 }
 MODELS = {  # the same for models of data: trained like those above, used by another command, without a policy
-    "policy_guided_diffusion": "a diffusion model of trajectories, for synthetic data (arXiv:2404.06356)",
+    "policy_guided_diffusion": "diffusion model of trajectories (arXiv:2404.06356): offrl generate RUN",
+    "cdsa": "pulls a policy's actions to the data, reconstruction (arXiv:2406.07541): offrl eval --adjust RUN",
 }
 ELSEWHERE = {  # name (also of the file) -> what it is, the command that trains it: no dataset of steps
     "hdpo": (

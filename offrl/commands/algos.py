@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     for name, about in ALGORITHMS.items():
         sys.stdout.write(f"{name:12} {about}\n")
     for name, about in MODELS.items():
-        sys.stdout.write(f"{name:12} {about}: offrl generate\n")
+        sys.stdout.write(f"{name:12} {about}\n")
     for name, about in ONLINE.items():
         sys.stdout.write(f"{name:12} {about}; learns in --env\n")
     for name, (about, command) in ELSEWHERE.items():

@@ -12,27 +12,25 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import Progress
-from scipy.special import stdtrit
 
+from offrl.commands.adjust import AdjustOptions, adjusted, comparison_lines
 from offrl.commands.arguments import parse
 from offrl.data.environments import EnvSpec, named_environment
 from offrl.data.reference import PUSHT, Pair, normalized_score, reference_label, reference_returns
 from offrl.errors import ConfigError
+from offrl.evaluation.risk import comparison, mean_interval
 from offrl.evaluation.rollout import EvaluationResult, evaluate
 from offrl.evaluation.sources import SourceFacts, load_source, source_facts
 from offrl.evaluation.video import check_target, record
 from offrl.files import atomic_write
+from offrl.nn.policy import Policy, save_policy
 
 SHORTFALL = 1  # exit code when --expect is missed
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions:
-    """Roll out a policy and print return, its interval and the normalized score where one is known.
-
-    SOURCE is a run directory or policy folder (run:DIR or just DIR), sb3:FILE.zip, py:PACKAGE.MODULE:NAME
-    (your own code), random, waypoint (point mazes), or expert (PushT, FetchPickAndPlace).
-    """
+class PlayOptions:
+    """What is played and what is printed."""
 
     source: tyro.conf.Positional[str]
     """What acts: run:DIR or DIR, sb3:FILE.zip, py:PACKAGE.MODULE:NAME, random, waypoint, expert."""
@@ -56,27 +54,35 @@ class EvalOptions:
     """Write the raw returns and lengths to this .npz file."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(AdjustOptions, PlayOptions):
+    """Roll out a policy and print return, its interval and the normalized score where one is known.
+
+    SOURCE is a run directory or policy folder (run:DIR or just DIR), sb3:FILE.zip, py:PACKAGE.MODULE:NAME
+    (your own code), random, waypoint (point mazes), or expert (PushT, FetchPickAndPlace).
+
+    With --adjust RUN the policy's actions are pulled towards the data of a run of cdsa, and the policy itself plays the
+    same episodes for comparison.
+    """
+
+
 def main(argv: list[str]) -> int:
     """``offrl eval ...``."""
     options = parse(EvalOptions, "offrl eval", argv)
     check(options)
     facts = source_facts(options.source)
     spec = environment(options, facts)
-    policy = load_source(options.source, spec)
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(spec.env_id, total=options.episodes)
-        result = evaluate(
-            policy,
-            spec,
-            episodes=options.episodes,
-            seed=options.seed,
-            workers=options.workers,
-            deterministic=not options.stochastic,
-            progress=lambda done, _: bar.update(task, completed=done),
-        )
+    base = load_source(options.source, spec)
+    policy = adjusted(options, base)
+    if options.adjust_out is not None:
+        save_policy(policy, options.adjust_out, {"env_id": spec.env_id, "base": options.source})
+    result = play(options, spec, policy)
     summary = summarize(options, result, *reference(spec, facts))
     if facts.fine_tuned:
         summary["kind"] = "fine-tuning"
+    if policy is not base:
+        summary["adjustment"] = {"run": str(options.adjust), **policy.config()}
+        summary["comparison"] = comparison(play(options, spec, base).returns, result.returns)
     if options.out is not None:
         write_returns(options.out, result)
     print(json.dumps(summary) if options.json else describe(summary), flush=True)
@@ -93,6 +99,21 @@ def main(argv: list[str]) -> int:
         )
         return SHORTFALL
     return 0
+
+
+def play(options: EvalOptions, spec: EnvSpec, policy: Policy) -> EvaluationResult:
+    """The episodes asked for, with a progress bar on a terminal."""
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(spec.env_id, total=options.episodes)
+        return evaluate(
+            policy,
+            spec,
+            episodes=options.episodes,
+            seed=options.seed,
+            workers=options.workers,
+            deterministic=not options.stochastic,
+            progress=lambda done, _: bar.update(task, completed=done),
+        )
 
 
 def check(options: EvalOptions) -> None:
@@ -163,16 +184,6 @@ def summarize(
     return summary
 
 
-def mean_interval(returns: np.ndarray) -> tuple[float, float] | None:
-    """95 % interval of the mean of n returns by Student's t with n - 1 degrees of freedom; None for n = 1."""
-    n = len(returns)
-    if n < 2:
-        return None
-    half = float(stdtrit(n - 1, 0.975) * returns.std(ddof=1) / math.sqrt(n))
-    mean = float(returns.mean())
-    return mean - half, mean + half
-
-
 def describe(summary: dict[str, Any]) -> str:
     """The summary as lines for people."""
     sampled = "" if summary["deterministic"] else "sampled actions, "
@@ -192,6 +203,8 @@ def describe(summary: dict[str, Any]) -> str:
         if "score_interval" in summary:
             line += " ({:.1f} .. {:.1f})".format(*summary["score_interval"])
         lines.append(f"{line}, {summary['reference']}")
+    if "comparison" in summary:
+        lines += comparison_lines(summary["adjustment"], summary["comparison"])
     return "\n".join(lines)
 
 

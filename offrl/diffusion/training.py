@@ -11,7 +11,7 @@ thousand updates, averaged every ten at 0.995, would keep 60 % of them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,11 +77,13 @@ class AveragedTraining:
 
     Args:
         params: tensors with a leading axis S that require gradients; updated in place.
-        lr: step size of each update.
+        lr: step size of update 0, 1, ...
         average: what the average keeps of itself after each update.
     """
 
-    def __init__(self, params: Params, lr: WarmupCosine, average: ConstantAverage | GrowingAverage) -> None:
+    def __init__(
+        self, params: Params, lr: Callable[[int], float], average: ConstantAverage | GrowingAverage
+    ) -> None:
         self.net, self.lr, self.decay, self.updates = Trainable(params, lr(0), target=True), lr, average, 0
 
     @property

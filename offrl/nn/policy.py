@@ -14,7 +14,7 @@
 f and g are multi-layer perceptrons; log_std is one free number per action dimension.
 
 On disk a policy is two files: ``policy.json`` (format, kind, constructor arguments, spaces) and
-``policy.safetensors`` (weights, normalizer, action box).
+``policy.safetensors`` (weights, normalizer, action box). A policy made of others has them in sub-folders.
 """
 
 import importlib
@@ -72,6 +72,7 @@ class Policy(nn.Module):
     """
 
     kind: ClassVar[str] = ""
+    parents: ClassVar[tuple[str, ...]] = ()  # attributes that are policies; on disk a sub-folder each
     mean: Tensor
     std: Tensor
     action_low: Tensor
@@ -431,6 +432,8 @@ KINDS_ELSEWHERE = {  # kind -> module and class, imported when a policy of that 
     "one_step_flow": ("offrl.nn.one_step_flow", "OneStepFlowPolicy"),
     "decision_transformer": ("offrl.nn.decision_transformer", "DecisionTransformerPolicy"),
     "trajectory_diffusion": ("offrl.diffusion.trajectory", "TrajectoryModel"),
+    "cdsa_model": ("offrl.diffusion.adjustment", "CDSAModel"),
+    "cdsa": ("offrl.diffusion.adjustment", "CDSAPolicy"),
     "squashed_mixture": ("offrl.nn.mixture", "SquashedMixturePolicy"),
     "mixture": ("offrl.nn.mixture", "MixturePolicy"),
 }
@@ -467,7 +470,10 @@ def save_policy(policy: Policy, directory: Path | str, extra: dict[str, Any] | N
     if policy_class(policy.kind) is not type(policy):
         known = ", ".join([*KINDS, *KINDS_ELSEWHERE])
         raise PolicyError(f"{type(policy).__name__} is not one of the kinds that can be saved: {known}")
-    state = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
+    directory = Path(directory)
+    for name in policy.parents:
+        save_policy(getattr(policy, name), directory / name)
+    state = {name: value.detach().cpu().contiguous() for name, value in own_state(policy).items()}
     low, high = (state[name].tolist() for name in ("action_low", "action_high"))
     description = {
         "format": FORMAT,
@@ -477,7 +483,6 @@ def save_policy(policy: Policy, directory: Path | str, extra: dict[str, Any] | N
         "action_space": {"shape": [policy.act_dim], "dtype": "float32", "low": low, "high": high},
         "extra": extra or {},
     }
-    directory = Path(directory)
     atomic_write_bytes(directory / WEIGHTS_NAME, safetensors.torch.save(state))
     atomic_write_json(directory / JSON_NAME, description)
 
@@ -496,14 +501,15 @@ def load_policy(directory: Path | str) -> Policy:
         raise PolicyError(f"{directory}: unknown kind of policy {kind!r}; known are {known}")
     if not isinstance(config, dict):
         raise PolicyError(f"{directory}: {JSON_NAME} has no 'config'; it is damaged")
+    parents: dict[str, Any] = {name: load_policy(Path(directory) / name) for name in found_class.parents}
     try:
         with torch.device("meta"):  # sizes only: a wrong description allocates nothing
-            policy = found_class(**config)
+            policy = found_class(**config, **parents)
     except (TypeError, RuntimeError, OverflowError) as error:
         raise PolicyError(f"{directory}: {JSON_NAME} does not describe a {kind} policy: {error}") from error
     path = Path(directory) / WEIGHTS_NAME
-    state = _read_weights(path, limit=MAX_JSON_BYTES + sum(v.nbytes for v in policy.state_dict().values()))
-    expected = {name: (tuple(v.shape), v.dtype) for name, v in policy.state_dict().items()}
+    state = _read_weights(path, limit=MAX_JSON_BYTES + sum(v.nbytes for v in own_state(policy).values()))
+    expected = {name: (tuple(v.shape), v.dtype) for name, v in own_state(policy).items()}
     found = {name: (tuple(v.shape), v.dtype) for name, v in state.items()}
     if wrong := sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n)):
         raise PolicyError(
@@ -512,8 +518,14 @@ def load_policy(directory: Path | str) -> Policy:
         )
     if not all(torch.isfinite(v).all() for v in state.values()):
         raise PolicyError(f"{path} holds numbers that are not finite")
-    policy.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
+    own = {name: value.clone() for name, value in state.items()}
+    policy.load_state_dict(own, strict=not parents, assign=True)
     return policy.eval()
+
+
+def own_state(policy: Policy) -> dict[str, Tensor]:
+    """The tensors of a policy without those of its parents."""
+    return {n: v for n, v in policy.state_dict().items() if n.split(".")[0] not in policy.parents}
 
 
 def read_description(directory: Path | str) -> dict[str, Any]:
