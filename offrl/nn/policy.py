@@ -433,6 +433,8 @@ KINDS_ELSEWHERE = {  # kind -> module and class, imported when a policy of that 
     "trajectory_diffusion": ("offrl.diffusion.trajectory", "TrajectoryModel"),
     "squashed_mixture": ("offrl.nn.mixture", "SquashedMixturePolicy"),
     "mixture": ("offrl.nn.mixture", "MixturePolicy"),
+    "chunk": ("offrl.policies.chunk", "ChunkPolicy"),
+    "composed": ("offrl.policies.composed", "ComposedPolicy"),
 }
 
 
