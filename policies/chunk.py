@@ -128,7 +128,7 @@ class ChunkPolicy(RecedingHorizon):
         n_obs: To, observations that the network sees.
         n_act: Ta, actions carried out before the next plan, at most H - To + 1.
         widths, step_embed: of the network.
-        sampling_steps: noise levels of a plan.
+        denoising_steps: noise levels of a plan.
         stochastic: draw each step of a diffusion from its posterior (DDPM) instead of following the ODE (DDIM).
     """
 
@@ -147,15 +147,15 @@ class ChunkPolicy(RecedingHorizon):
         n_act: int = 8,
         widths: Sequence[int] = (64, 128, 256),
         step_embed: int = 128,
-        sampling_steps: int = 10,
+        denoising_steps: int = 10,
         stochastic: bool = False,
         observation_clip: None = None,
     ) -> None:
         super().__init__(obs_dim, act_dim, action_low, action_high)
-        check_chunk(family, horizon, n_obs, n_act, widths, sampling_steps, stochastic)
+        check_chunk(family, horizon, n_obs, n_act, widths, denoising_steps, stochastic)
         self.family, self.horizon, self.n_obs, self.n_act = family, horizon, n_obs, n_act
         self.widths, self.step_embed = tuple(widths), step_embed
-        self.sampling_steps, self.stochastic = sampling_steps, stochastic
+        self.denoising_steps, self.stochastic = denoising_steps, stochastic
         try:
             self.unet = ConditionalUNet(act_dim, n_obs * obs_dim, widths, step_embed)
         except ValueError as error:
@@ -168,7 +168,7 @@ class ChunkPolicy(RecedingHorizon):
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments as JSON values."""
-        names = ("family", "horizon", "n_obs", "n_act", "step_embed", "sampling_steps", "stochastic")
+        names = ("family", "horizon", "n_obs", "n_act", "step_embed", "denoising_steps", "stochastic")
         own = {name: getattr(self, name) for name in names}
         return super().config() | own | {"widths": list(self.widths)}
 
@@ -207,7 +207,7 @@ class ChunkPolicy(RecedingHorizon):
         condition = self.encode(history)
         draw = drawer(generator, zero)
         u = draw(condition.new_empty(len(history), self.horizon, self.act_dim))
-        grid = self.schedule.grid(self.sampling_steps)
+        grid = self.schedule.grid(self.denoising_steps)
         u = u if math.isinf(grid[0]) else grid[0] * u
         for rho, after in pairwise(grid):
             x0 = self.denoise(u, rho, condition).clamp(-1.0, 1.0)
@@ -235,22 +235,22 @@ def check_chunk(
     n_obs: int,
     n_act: int,
     widths: Sequence[int],
-    sampling_steps: int,
+    denoising_steps: int,
     stochastic: bool,
 ) -> None:
     """Refuse horizons and samplers that do not fit each other (PolicyError)."""
     if family not in FAMILIES:
         raise PolicyError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
-    if min(horizon, n_obs, n_act, sampling_steps) < 1:
-        raise PolicyError("horizon, n_obs, n_act and sampling_steps must be 1 or more")
+    if min(horizon, n_obs, n_act, denoising_steps) < 1:
+        raise PolicyError("horizon, n_obs, n_act and denoising_steps must be 1 or more")
     if n_obs - 1 + n_act > horizon:
         raise PolicyError(f"n_obs - 1 + n_act must be at most horizon {horizon}, got {n_obs - 1 + n_act}")
     if horizon % (halvings := 2 ** (len(widths) - 1)):
         raise PolicyError(f"horizon must be a multiple of {halvings}, by which the network halves it: {horizon}")
     if family == "flow" and stochastic:
         raise PolicyError("a flow is sampled by its ODE only; leave stochastic out")
-    if family == "diffusion" and sampling_steps > LEVELS:
-        raise PolicyError(f"sampling_steps must be at most {LEVELS}, the trained levels, got {sampling_steps}")
+    if family == "diffusion" and denoising_steps > LEVELS:
+        raise PolicyError(f"denoising_steps must be at most {LEVELS}, the trained levels, got {denoising_steps}")
 
 
 def copy_weights(policy: ChunkPolicy, weights: dict[str, Tensor]) -> None:

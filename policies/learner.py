@@ -44,7 +44,7 @@ class ChunkConfig:
     """Channels of the U-Net's first level, a multiple of 8; the others have 2 and 4 times as many."""
     step_embed: int = 128
     """Width of the time features."""
-    sampling_steps: int = 10
+    denoising_steps: int = 10
     """Noise levels of a plan when acting."""
     lr: float = 1e-4
     """AdamW step size after the warm-up; it then falls to 0 along a cosine."""
@@ -72,7 +72,7 @@ class ChunkConfig:
     @property
     def acting(self) -> dict[str, Any]:
         """How the policy is sampled, and its sizes: arguments of ``ChunkPolicy``."""
-        names = ("horizon", "n_obs", "n_act", "step_embed", "sampling_steps")
+        names = ("horizon", "n_obs", "n_act", "step_embed", "denoising_steps")
         own = {name: getattr(self, name) for name in names}
         return own | {"family": self.family, "widths": self.widths, "stochastic": False}
 

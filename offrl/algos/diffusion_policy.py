@@ -45,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden": 256,
         "step_embed": 256,
         "batch_size": 256,
-        "sampling_steps": 100,
+        "denoising_steps": 100,
         "stochastic": True,
     }
 }

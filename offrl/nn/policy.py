@@ -471,6 +471,8 @@ def save_policy(policy: Policy, directory: Path | str, extra: dict[str, Any] | N
         raise PolicyError(f"{type(policy).__name__} is not one of the kinds that can be saved: {known}")
     state = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
     low, high = (state[name].tolist() for name in ("action_low", "action_high"))
+    parents = getattr(policy, "parents", None)
+    state = {name: value for name, value in state.items() if not name.startswith("parents.")}
     description = {
         "format": FORMAT,
         "kind": policy.kind,
@@ -480,6 +482,10 @@ def save_policy(policy: Policy, directory: Path | str, extra: dict[str, Any] | N
         "extra": extra or {},
     }
     directory = Path(directory)
+    if parents is not None:
+        description["parents"] = [f"parent_{number}" for number in range(1, len(parents) + 1)]
+        for name, parent in zip(description["parents"], parents, strict=True):
+            save_policy(parent, directory / name)
     atomic_write_bytes(directory / WEIGHTS_NAME, safetensors.torch.save(state))
     atomic_write_json(directory / JSON_NAME, description)
 
@@ -498,6 +504,8 @@ def load_policy(directory: Path | str) -> Policy:
         raise PolicyError(f"{directory}: unknown kind of policy {kind!r}; known are {known}")
     if not isinstance(config, dict):
         raise PolicyError(f"{directory}: {JSON_NAME} has no 'config'; it is damaged")
+    if parents := _load_parents(Path(directory), description):
+        return _with_parents(found_class, parents, config, Path(directory))
     try:
         with torch.device("meta"):  # sizes only: a wrong description allocates nothing
             policy = found_class(**config)
@@ -544,6 +552,27 @@ def read_description(directory: Path | str) -> dict[str, Any]:
             f"{path} has format {number}, this version reads up to {FORMAT}; upgrade offrl to use it"
         )
     return description
+
+
+def _load_parents(directory: Path, description: dict[str, Any]) -> list[Policy]:
+    """The policies that one was composed of, in order, from folders inside its own."""
+    names = description.get("parents", [])
+    if not isinstance(names, list) or names != [f"parent_{i}" for i in range(1, len(names) + 1)]:
+        raise PolicyError(f"{directory}: the names of the parents' folders are damaged")
+    for name in names:
+        if read_description(directory / name).get("parents"):
+            raise PolicyError(f"{directory / name}: a composed policy is no parent of another")
+    return [load_policy(directory / name) for name in names]
+
+
+def _with_parents(
+    found_class: type[Policy], parents: list[Policy], config: dict[str, Any], directory: Path
+) -> Policy:
+    """A composed policy; everything that it knows besides its parents is in its description."""
+    try:
+        return found_class(parents=parents, **config).eval()  # type: ignore[call-arg]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PolicyError(f"{directory}: its parents do not make this policy: {error}") from error
 
 
 def _read_weights(path: Path, limit: int) -> dict[str, Tensor]:
