@@ -33,7 +33,7 @@ from torch import Tensor
 
 from offrl.data.normalize import AffineNormalizer
 from offrl.diffusion.schedules import VP, Flow
-from offrl.diffusion.steppers import ode_step
+from offrl.diffusion.steppers import ode_step, sde_step
 from offrl.errors import ConfigError
 
 Operator: TypeAlias = Literal["convex", "product", "or", "and"]
@@ -242,10 +242,9 @@ class Composition:
             if not self.stochastic:
                 u = ode_step(u, x0, level.rho, after.rho)
                 continue
-            v, g = _sizes(level.rho, after.rho)
-            moved = u + v / level.rho**2 * (x0 - u) + g * z
+            moved = sde_step(u, x0, level.rho, after.rho, z)
             if self.operator == "or":
-                log_p = log_p + self._log_p_change(clean, u, moved - u, level.rho, v)
+                log_p = log_p + self._log_p_change(clean, u, moved - u, level.rho, after.rho)
             u = moved
         return u
 
@@ -284,7 +283,8 @@ class Composition:
         alone = _average(clean, torch.ones_like(k)[:, :, None, None], cover)
         return torch.where(shared, (k[:, :, None, None] * clean).sum(0), alone)
 
-    def _log_p_change(self, clean: Tensor, u: Tensor, du: Tensor, rho: float, v: float) -> Tensor:
+    def _log_p_change(self, clean: Tensor, u: Tensor, du: Tensor, rho: float, rho_next: float) -> Tensor:
+        v, _ = _sizes(rho, rho_next)
         shared = self.cover.to(u.device).all(0)[:, None]
         scores = ((clean - u) * shared / rho**2).flatten(2)
         return (scores * du.flatten(1)).sum(2) - v / 2 * scores.square().sum(2)
