@@ -202,7 +202,9 @@ class ChunkPolicy(RecedingHorizon):
         levels = self.schedule if isinstance(self.schedule, VP) else None
         return Denoiser(self.denoise, self.horizon, self.n_obs - 1, self.normalizer("action"), levels)
 
-    def chunk(self, history: Tensor, generator: torch.Generator | None = None, *, zero: bool = False) -> Tensor:
+    def chunk(
+        self, history: Tensor, generator: torch.Generator | None = None, *, zero: bool = False
+    ) -> Tensor:
         """Clean normalized chunks (B, H, A) for raw observations (B, To, O)."""
         condition = self.encode(history)
         draw = drawer(generator, zero)
@@ -246,11 +248,15 @@ def check_chunk(
     if n_obs - 1 + n_act > horizon:
         raise PolicyError(f"n_obs - 1 + n_act must be at most horizon {horizon}, got {n_obs - 1 + n_act}")
     if horizon % (halvings := 2 ** (len(widths) - 1)):
-        raise PolicyError(f"horizon must be a multiple of {halvings}, by which the network halves it: {horizon}")
+        raise PolicyError(
+            f"horizon must be a multiple of {halvings}, by which the network halves it: {horizon}"
+        )
     if family == "flow" and stochastic:
         raise PolicyError("a flow is sampled by its ODE only; leave stochastic out")
     if family == "diffusion" and denoising_steps > LEVELS:
-        raise PolicyError(f"denoising_steps must be at most {LEVELS}, the trained levels, got {denoising_steps}")
+        raise PolicyError(
+            f"denoising_steps must be at most {LEVELS}, the trained levels, got {denoising_steps}"
+        )
 
 
 def copy_weights(policy: ChunkPolicy, weights: dict[str, Tensor]) -> None:

@@ -112,7 +112,10 @@ class ComposedPolicy(RecedingHorizon):
         seen, parents = self._histories(history), self.chunky()
         if self.operator == "action_average":
             plans = [
-                w * p.normalizer("action").inverse(p.chunk(h, generator, zero=zero))[:, p.n_obs - 1 :][:, : self.n_act]
+                w
+                * p.normalizer("action").inverse(p.chunk(h, generator, zero=zero))[:, p.n_obs - 1 :][
+                    :, : self.n_act
+                ]
                 for w, p, h in zip(self.weights, parents, seen, strict=True)
             ]
             return torch.stack(plans).sum(0)
@@ -137,4 +140,3 @@ def _columns(
                 f"of {obs_dim}"
             )
     return given
-

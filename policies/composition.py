@@ -291,7 +291,7 @@ class Composition:
 
 
 def _sizes(rho: float, rho_next: float) -> tuple[float, float]:
-    """v and g of the posterior step."""
+    """V and g of the posterior step."""
     v = rho**2 - rho_next**2
     return v, rho_next * math.sqrt(max(v, 0.0)) / rho
 
@@ -314,7 +314,7 @@ def _average(clean: Tensor, weights: Tensor, cover: Tensor) -> Tensor:
 
 
 def and_weights(pulls: Tensor, z: Tensor, rho: float, rho_next: float) -> Tensor:
-    """k (n, B), summing to 1, with which all log-densities change alike in the step from ``rho`` to ``rho_next``.
+    """K (n, B), summing to 1, with which all log-densities change alike in the step from ``rho`` to ``rho_next``.
 
     Args:
         pulls: D_i - u (n, B, H, A).
@@ -333,7 +333,9 @@ def and_weights(pulls: Tensor, z: Tensor, rho: float, rho_next: float) -> Tensor
         k = torch.where(square < 1e-12, 0.5, 0.5 - push)
         return torch.stack((k, 1 - k))
     s = scores.double().transpose(0, 1)  # (B, n, N)
-    matrix = s.new_zeros(len(s), n + 1, n + 1)  # <S_i, v sum_j k_j S_j + g z> - v |S_i|^2 / 2 = c, sum_j k_j = 1
+    matrix = s.new_zeros(
+        len(s), n + 1, n + 1
+    )  # <S_i, v sum_j k_j S_j + g z> - v |S_i|^2 / 2 = c, sum_j k_j = 1
     matrix[:, :n, :n] = v * s @ s.transpose(1, 2)
     matrix[:, :n, n] = -1.0
     matrix[:, n, :n] = 1.0

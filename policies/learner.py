@@ -105,8 +105,6 @@ def chunk_windows(problem: Problem, config: ChunkConfig) -> Tensor:
     return torch.from_numpy(rows).to(problem.episode.device)
 
 
-
-
 class ChunkLearner:
     """One step of AdamW on windows an update; subclasses say what is drawn and what the loss is."""
 

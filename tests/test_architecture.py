@@ -31,7 +31,13 @@ MAY_IMPORT = {  # package -> packages of ours that it may import, besides itself
     | {"offrl.online", "offrl.diffusion", "offrl.policies"},
     "offrl.envs": {"offrl.estimators", "offrl.nn"},
     "offrl.policies": {"offrl.diffusion", "offrl.nn", "offrl.data"},
-    "offrl.policies.learner": {"offrl.diffusion", "offrl.nn", "offrl.data", "offrl.training", "offrl.policies"},
+    "offrl.policies.learner": {
+        "offrl.diffusion",
+        "offrl.nn",
+        "offrl.data",
+        "offrl.training",
+        "offrl.policies",
+    },
     "offrl.sweeps": {
         "offrl.data",
         "offrl.nn",

@@ -71,7 +71,9 @@ def main(argv: list[str]) -> int:
     check(options)
     spec = named_environment(options.env)
     parents = [load_source(name, spec) for name in options.policy]
-    compose(options, parents, options.weights or None)  # refuses what cannot be composed before anything is played
+    compose(
+        options, parents, options.weights or None
+    )  # refuses what cannot be composed before anything is played
     with Evaluator(spec, options.workers) as evaluator:
         found = search(options, parents, evaluator) if options.search else None
         weights = found.best if found else options.weights or None
@@ -90,7 +92,9 @@ def check(options: ComposeOptions) -> None:
     if len(options.policy) < 2:
         raise ConfigError("give --policy twice or more, once for each policy")
     if options.search and (options.weights or options.operator != "convex"):
-        raise ConfigError("--search finds the weights of a convex composition: leave --weights and --operator out")
+        raise ConfigError(
+            "--search finds the weights of a convex composition: leave --weights and --operator out"
+        )
     if options.episodes < 2:
         raise ConfigError(f"episodes must be 2 or more, for an interval, got {options.episodes}")
 
@@ -136,9 +140,7 @@ def report(
         players["action average"] = compose(options, parents, weights, operator="action_average")
         itself = [parents[0]] * len(parents)
         players["policy 1 with itself"] = compose(options, itself, None, operator="convex")
-    return {
-        name: evaluator(policy, options.episodes, seed=options.seed) for name, policy in players.items()
-    }
+    return {name: evaluator(policy, options.episodes, seed=options.seed) for name, policy in players.items()}
 
 
 def summarize(
@@ -182,13 +184,17 @@ def describe(summary: dict[str, Any]) -> str:
             f"search, {summary['search']['episodes']} episodes of seed {summary['search']['seed']}; weight of "
             f"policy 1: {summary['measure']} (episodes): {tried}"
         )
-    weights = "" if summary["weights"] is None else ", weights " + " ".join(f"{w:g}" for w in summary["weights"])
+    weights = (
+        "" if summary["weights"] is None else ", weights " + " ".join(f"{w:g}" for w in summary["weights"])
+    )
     lines.append(
         f"{summary['operator']}{weights} on {summary['env_id']}: {summary['episodes']} episodes, seed {summary['seed']}"
     )
     if (worst := max(summary["mismatch"])) > 1e-6:
         lines.append(f"noise levels are matched up to a factor {np.exp(worst):.3f} (nearest trained levels)")
-    lines.append(f"{'':22}{summary['measure']:>9}   gain of the composition, 95 % interval of the paired mean")
+    lines.append(
+        f"{'':22}{summary['measure']:>9}   gain of the composition, 95 % interval of the paired mean"
+    )
     for name, row in summary["results"].items():
         line = f"{name:22}{row['mean']:9.3f}"
         if "gain" in row:

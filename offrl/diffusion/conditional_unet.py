@@ -1,4 +1,4 @@
-"""The one-dimensional U-Net of Diffusion Policy: a noisy chunk of actions, a time and what was observed in, a chunk out.
+"""Diffusion Policy's one-dimensional U-Net: a noisy chunk of actions, a time and what was observed in, a chunk out.
 
     g        [time features, condition],  time features = W mish(W sin/cos(time))
     block    h = mish(norm(conv5(x)));  [scale, shift] = W mish(g);  h = scale h + shift;  mish(norm(conv5(h))) + x

@@ -57,7 +57,11 @@ def test_the_loss_is_the_papers(name):
         if name == "diffusion_policy":
             assert times.dtype == torch.int64
             abar = SCHEDULES["diffusion"].abar[times[s]].float()[:, None, None]
-            x, target, told = abar.sqrt() * chunks[s] + (1 - abar).sqrt() * noise[s], noise[s], times[s].float()
+            x, target, told = (
+                abar.sqrt() * chunks[s] + (1 - abar).sqrt() * noise[s],
+                noise[s],
+                times[s].float(),
+            )
         else:
             t = times[s][:, None, None]
             x, target, told = (1 - t) * chunks[s] + t * noise[s], noise[s] - chunks[s], 100 * times[s]
@@ -79,7 +83,9 @@ def test_times_are_uniform_over_all_levels(name):
 
 def test_what_the_network_sees_is_within_the_limits_and_constant_columns_are_zero():
     problem = tiny_problem()
-    problem = dataclasses.replace(problem, observations=problem.observations * torch.tensor([5.0, 0.0, 1.0]) + 3)
+    problem = dataclasses.replace(
+        problem, observations=problem.observations * torch.tensor([5.0, 0.0, 1.0]) + 3
+    )
     learner = learner_of("diffusion_policy", problem)
     seen = learner.observation_units(problem.observations)
     assert seen[:, [0, 2]].amax(0).tolist() == pytest.approx([1, 1], abs=1e-5)
@@ -92,9 +98,13 @@ def two_ways(rows=400):
     """One observation; each episode of 10 steps goes all -0.8 or all 0.8."""
     episode = torch.arange(rows) // 10
     side = torch.where(episode % 2 == 0, 0.8, -0.8)[:, None]
-    base = dataclasses.replace(tiny_problem(rows=rows), observations=torch.zeros(rows, 3), episode=episode, steps=400)
+    base = dataclasses.replace(
+        tiny_problem(rows=rows), observations=torch.zeros(rows, 3), episode=episode, steps=400
+    )
     jitter = 0.1 * torch.randn(rows, 1, generator=torch.Generator().manual_seed(1))
-    return dataclasses.replace(base, actions=side + jitter, action_low=-torch.ones(1), action_high=torch.ones(1))
+    return dataclasses.replace(
+        base, actions=side + jitter, action_low=-torch.ones(1), action_high=torch.ones(1)
+    )
 
 
 @EVERY
@@ -110,7 +120,9 @@ def test_both_modes_are_kept_where_cloning_takes_their_mean(name):
     assert 0.35 < right.double().mean() < 0.65
     assert (plans.abs() - 0.8).abs().mean() < 0.15
     assert (plans.abs() < 0.3).double().mean() < 0.03
-    assert (plans.sign() == plans[:, :1].sign()).all(1).double().mean() > 0.95  # a plan does not change its mind
+    assert (plans.sign() == plans[:, :1].sign()).all(
+        1
+    ).double().mean() > 0.95  # a plan does not change its mind
     assert problem.actions.mean().abs() < 0.05  # what a mean squared error on actions would learn
 
 
@@ -135,7 +147,9 @@ def test_the_average_forgets_its_first_updates():
     problem, averages = tiny_problem(), None
     stream = (b for b in batches(method, problem))
     for update, batch in enumerate(itertools.islice(stream, 5), 1):
-        cut = dataclasses.replace(batch, actions=batch.actions[:, :, :4], observations=batch.observations[:, :, :4])
+        cut = dataclasses.replace(
+            batch, actions=batch.actions[:, :, :4], observations=batch.observations[:, :, :4]
+        )
         learner.update(cut)
         new = learner.training.params[0].detach()
         kept = 0.0 if update == 1 else 1 - update**-0.75

@@ -23,7 +23,11 @@ SHAPES = {  # of LeRobot's module for the published low-dimensional PushT networ
     "final_conv.0.block.0.weight": (256, 256, 5),
     "final_conv.1.weight": (2, 256, 1),
 }
-ABSENT = ("down_modules.2.2.weight", "down_modules.0.1.residual_conv.weight", "up_modules.2.0.conv1.block.0.weight")
+ABSENT = (
+    "down_modules.2.2.weight",
+    "down_modules.0.1.residual_conv.weight",
+    "up_modules.2.0.conv1.block.0.weight",
+)
 
 
 def test_parameters_have_lerobots_names_and_shapes():

@@ -37,7 +37,7 @@ class Counting(ChunkPolicy):
     kind = "counting"
 
     def plan(self, history, generator=None, *, zero=False):
-        self.asked = getattr(self, "asked", []) + [history.clone()]
+        self.asked = [*getattr(self, "asked", []), history.clone()]
         rows = torch.arange(self.n_act, dtype=torch.float32)
         return (10 * history[:, -1, :1] + 0.1 * rows)[..., None].expand(-1, -1, 1)
 
@@ -135,7 +135,7 @@ def test_the_denoiser_is_what_the_policy_samples_with():
         noise = torch.randn(4, 8, 2, generator=stream(1))
         grid = policy.schedule.grid(10)
         u = noise if math.isinf(grid[0]) else noise * grid[0]
-        got = sample(lambda u, rho: face.denoise(u, rho, condition).clamp(-1, 1), u, grid)  # noqa: B023
+        got = sample(lambda u, rho: face.denoise(u, rho, condition).clamp(-1, 1), u, grid)
         torch.testing.assert_close(got, policy.chunk(history, stream(1)), rtol=1e-4, atol=1e-5)
         assert (face.rows, face.now, face.levels is None) == (8, 1, family == "flow")
 

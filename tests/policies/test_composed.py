@@ -69,7 +69,11 @@ def test_each_parent_sees_its_columns():
 
 def test_the_action_average_is_each_ones_own_plan():
     a, b = parent(0), parent(1)
-    policy, g, h = ComposedPolicy([a, b], operator="action_average", weights=[0.25, 0.75]), stream(1), stream(1)
+    policy, g, h = (
+        ComposedPolicy([a, b], operator="action_average", weights=[0.25, 0.75]),
+        stream(1),
+        stream(1),
+    )
     history = OBSERVATIONS[:, None].expand(-1, 2, -1)
     expected = 0.25 * a.plan(history, h) + 0.75 * b.plan(history, h)
     torch.testing.assert_close(policy.act(OBSERVATIONS, generator=g)[0], policy.clip(expected[:, 0]))

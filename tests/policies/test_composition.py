@@ -13,7 +13,14 @@ from offrl.errors import ConfigError
 from offrl.policies.composition import Composition, Denoiser, align, and_weights
 
 COSINE = VP.cosine(100)
-KINDS = [("eps", COSINE), ("x0", COSINE), ("v", COSINE), ("flow", Flow()), ("flow_reversed", Flow()), ("edm", VE())]
+KINDS = [
+    ("eps", COSINE),
+    ("x0", COSINE),
+    ("v", COSINE),
+    ("flow", Flow()),
+    ("flow_reversed", Flow()),
+    ("edm", VE()),
+]
 
 
 def draws(*shape, seed=0):
@@ -321,7 +328,9 @@ def test_rows_that_one_policy_covers_are_its_alone(operator):
     noise = draws(40, 8, 1)
     got = c.sample([None, None], noise, noise_from(1))
     start = COSINE.rho[-1].item() * noise
-    alone = sample(lambda u, rho: long.denoise(u, rho, None), start, COSINE.grid(), kind="sde", noise=noise_from(1))
+    alone = sample(
+        lambda u, rho: long.denoise(u, rho, None), start, COSINE.grid(), kind="sde", noise=noise_from(1)
+    )
     torch.testing.assert_close(got[:, [0, 5, 6, 7]], alone[:, [0, 5, 6, 7]], rtol=0, atol=1e-9)
     assert ((got - alone)[:, 1:5].abs().amax((0, 2)) > 0.05).all()
 
