@@ -41,6 +41,7 @@ from torch.distributions import (
 
 from offrl.errors import PolicyError
 from offrl.files import atomic_write_bytes, atomic_write_json
+from offrl.nn.parents import parent_folders, with_parents
 
 Linear = tuple[Tensor, Tensor]  # weight (out, in), bias (out,)
 Bounds = Sequence[float] | Tensor
@@ -504,8 +505,10 @@ def load_policy(directory: Path | str) -> Policy:
         raise PolicyError(f"{directory}: unknown kind of policy {kind!r}; known are {known}")
     if not isinstance(config, dict):
         raise PolicyError(f"{directory}: {JSON_NAME} has no 'config'; it is damaged")
-    if parents := _load_parents(Path(directory), description):
-        return _with_parents(found_class, parents, config, Path(directory))
+    if folders := parent_folders(Path(directory), description):
+        if any(read_description(folder).get("parents") for folder in folders):
+            raise PolicyError(f"{directory}: a composed policy is no parent of another")
+        return with_parents(found_class, [load_policy(f) for f in folders], config, directory)
     try:
         with torch.device("meta"):  # sizes only: a wrong description allocates nothing
             policy = found_class(**config)
@@ -552,27 +555,6 @@ def read_description(directory: Path | str) -> dict[str, Any]:
             f"{path} has format {number}, this version reads up to {FORMAT}; upgrade offrl to use it"
         )
     return description
-
-
-def _load_parents(directory: Path, description: dict[str, Any]) -> list[Policy]:
-    """The policies that one was composed of, in order, from folders inside its own."""
-    names = description.get("parents", [])
-    if not isinstance(names, list) or names != [f"parent_{i}" for i in range(1, len(names) + 1)]:
-        raise PolicyError(f"{directory}: the names of the parents' folders are damaged")
-    for name in names:
-        if read_description(directory / name).get("parents"):
-            raise PolicyError(f"{directory / name}: a composed policy is no parent of another")
-    return [load_policy(directory / name) for name in names]
-
-
-def _with_parents(
-    found_class: type[Policy], parents: list[Policy], config: dict[str, Any], directory: Path
-) -> Policy:
-    """A composed policy; everything that it knows besides its parents is in its description."""
-    try:
-        return found_class(parents=parents, **config).eval()  # type: ignore[call-arg]
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise PolicyError(f"{directory}: its parents do not make this policy: {error}") from error
 
 
 def _read_weights(path: Path, limit: int) -> dict[str, Tensor]:

@@ -20,7 +20,10 @@ def parents(tmp_path):
         torch.manual_seed(seed)
         sizes = {"widths": (8,), "step_embed": 4, "horizon": 8, "n_act": 6, "denoising_steps": 2}
         policy = ChunkPolicy(3, 1, [-2], [2], family=family, **sizes)
-        units = AffineNormalizer.build(np.zeros(3), np.ones(3)), AffineNormalizer.build(np.zeros(1), np.full(1, 0.5))
+        units = (
+            AffineNormalizer.build(np.zeros(3), np.ones(3)),
+            AffineNormalizer.build(np.zeros(1), np.full(1, 0.5)),
+        )
         policy.set_normalizers(*units)
         save_policy(policy, tmp_path / family)
         folders.append(str(tmp_path / family))
@@ -34,7 +37,18 @@ def compose(parents, *options):
 
 def test_a_search_reports_on_other_episodes_and_saves(parents, tmp_path, capsys):
     out = tmp_path / "out"
-    options = ("--search", "--search-episodes", "2", "--rounds", "2", "--episodes", "2", "--json", "--out", str(out))
+    options = (
+        "--search",
+        "--search-episodes",
+        "2",
+        "--rounds",
+        "2",
+        "--episodes",
+        "2",
+        "--json",
+        "--out",
+        str(out),
+    )
     assert compose(parents, *options) == 0
     summary = json.loads(capsys.readouterr().out)
     assert json.loads((out / "compose.json").read_text()) == summary

@@ -124,7 +124,7 @@ def test_a_perfect_network_gives_the_actions_law_at_the_trained_times(family, se
         rho = [1e9 if math.isinf(r) else r for r in grid]
         spread = rho[0] * math.prod((0.09 + a * b) / (0.09 + a * a) for a, b in itertools.pairwise(rho))
         assert 0.23 < spread < 0.26
-    assert chunk.std().item() == pytest.approx(spread, rel=0.03)
+    assert chunk.std().item() == pytest.approx(spread, rel=0.06)
 
 
 def test_the_denoiser_is_what_the_policy_samples_with():
