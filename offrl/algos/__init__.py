@@ -34,6 +34,10 @@ MODELS = {  # the same for models of data: trained like those above, used by ano
     "policy_guided_diffusion": "diffusion model of trajectories (arXiv:2404.06356): offrl generate RUN",
     "cdsa": "pulls a policy's actions to the data, reconstruction (arXiv:2406.07541): offrl eval --adjust RUN",
 }
+CHUNKS = {  # the same for policies of robots that plan chunks of actions, cloned from demonstrations
+    "diffusion_policy": "diffusion over chunks of actions (arXiv:2303.04137)",
+    "flow_policy": "the same by flow matching (arXiv:2210.02747)",
+}
 ELSEWHERE = {  # name (also of the file) -> what it is, the command that trains it: no dataset of steps
     "hdpo": (
         "inventory policies by gradients through the simulator (arXiv:2306.11246)",
@@ -90,7 +94,7 @@ def load_algorithm(name: str) -> tuple[str, "Algorithm"]:
         except SyntaxError as error:
             raise ConfigError(f"{path} cannot be loaded: SyntaxError: {error}") from None
         short, algorithm = path.stem, getattr(module, "ALGORITHM", None)
-    elif name in ALGORITHMS or name in MODELS:
+    elif name in {*ALGORITHMS, *CHUNKS, *MODELS}:
         short, algorithm = name, importlib.import_module(f"offrl.algos.{name}").ALGORITHM
     elif name in (found := plugins()):
         loaded = found[name].load()
@@ -98,7 +102,8 @@ def load_algorithm(name: str) -> tuple[str, "Algorithm"]:
     elif name in ELSEWHERE:
         raise ConfigError(f"{name} is not trained on a dataset; use: {ELSEWHERE[name][1]}")
     else:
-        near = difflib.get_close_matches(name.replace("-", "_"), [*ALGORITHMS, *MODELS, *ONLINE, *found], n=1)
+        known = [*ALGORITHMS, *CHUNKS, *MODELS, *ONLINE, *found]
+        near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"unknown algorithm {name!r}{hint} ('offrl algos' lists all; a file ends in .py)")
     if not isinstance(algorithm, Algorithm):

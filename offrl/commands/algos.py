@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from offrl.algos import ALGORITHMS, ELSEWHERE, MODELS, ONLINE, plugins
+from offrl.algos import ALGORITHMS, CHUNKS, ELSEWHERE, MODELS, ONLINE, plugins
 from offrl.commands import arguments
 
 
@@ -37,6 +37,8 @@ def main(argv: list[str]) -> int:
         )
         return 0 if wants_help else 2
     for name, about in ALGORITHMS.items():
+        sys.stdout.write(f"{name:12} {about}\n")
+    for name, about in CHUNKS.items():
         sys.stdout.write(f"{name:12} {about}\n")
     for name, about in MODELS.items():
         sys.stdout.write(f"{name:12} {about}\n")

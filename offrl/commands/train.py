@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from offrl.algos import ALGORITHMS, MODELS, ONLINE, load_algorithm, plugins, preset
+from offrl.algos import ALGORITHMS, CHUNKS, MODELS, ONLINE, load_algorithm, plugins, preset
 from offrl.commands import arguments
 from offrl.errors import ConfigError
 from offrl.files import read_json_object
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
 def train_command(argv: list[str]) -> int:
     """Parse the options of the named algorithm and train it."""
     if not argv or argv[0].startswith("-"):
-        names = ", ".join([*ALGORITHMS, *MODELS, *ONLINE, *plugins()])
+        names = ", ".join([*ALGORITHMS, *CHUNKS, *MODELS, *ONLINE, *plugins()])
         asked = argv[:1] in (["-h"], ["--help"])
         print(
             f"usage: offrl train ALGO [options]\n\nALGO: {names}, or the path of your own FILE.py\n"

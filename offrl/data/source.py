@@ -148,7 +148,8 @@ class WindowSource(UniformSource):
         episode: (N,), number of each row's episode; an episode's rows are consecutive and in order.
         length: L.
         batch_size: B, windows in a batch.
-        starts: (M,) int64, the rows at which windows may begin; None is all of them.
+        starts: (M,) int64, the rows at which windows may begin; None is all of them. Or (M, L), all rows of each
+            window: they may stand in for steps before an episode, and all of them count as valid.
     """
 
     def __init__(
@@ -164,6 +165,8 @@ class WindowSource(UniformSource):
 
     def sample(self, generators: Sequence[torch.Generator]) -> Batch:
         """A batch of windows for each seed, (S, B, L, ...)."""
+        if self.starts is not None and self.starts.dim() == 2:
+            return self.pick(self.draw_starts(generators))
         starts = self.draw_starts(generators)[..., None]
         wanted, last = starts + self.offsets, self.last[starts]
         rows = torch.minimum(wanted, last)
@@ -171,7 +174,7 @@ class WindowSource(UniformSource):
         return dataclasses.replace(self.pick(rows), steps=rows - self.first[starts], valid=valid)
 
     def draw_starts(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """First rows (S, B) of windows."""
+        """First rows (S, B) of windows, or all their rows (S, B, L)."""
         if self.starts is None:
             return self.draw(generators)
         shape, device = (1, self.batch_size), self.starts.device

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from offrl.nn.mlp import Params
@@ -79,12 +80,21 @@ class AveragedTraining:
         params: tensors with a leading axis S that require gradients; updated in place.
         lr: step size of update 0, 1, ...
         average: what the average keeps of itself after each update.
+        betas: of Adam's moments.
+        weight_decay: every parameter shrinks by the step size times this each update (AdamW).
     """
 
     def __init__(
-        self, params: Params, lr: Callable[[int], float], average: ConstantAverage | GrowingAverage
+        self,
+        params: Params,
+        lr: Callable[[int], float],
+        average: ConstantAverage | GrowingAverage,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
     ) -> None:
-        self.net, self.lr, self.decay, self.updates = Trainable(params, lr(0), target=True), lr, average, 0
+        self.net = Trainable(params, lr(0), target=True, betas=betas)
+        self.lr, self.decay, self.weight_decay, self.updates = lr, average, weight_decay, 0
 
     @property
     def params(self) -> Params:
@@ -100,6 +110,8 @@ class AveragedTraining:
     def apply(self, grads: Sequence[Tensor]) -> None:
         """One update with given gradients."""
         self.net.lr = self.lr(self.updates)
+        if self.weight_decay:
+            torch._foreach_mul_(self.net.constant, 1.0 - self.net.lr * self.weight_decay)
         self.net.apply(grads)
         self.updates += 1
         kept = self.decay(self.updates)

@@ -54,7 +54,9 @@ def gap_cells() -> Iterator[tuple[str, dict[str, Any]]]:
     for lead_time, p in ((1, 4), (2, 9), (4, 9), (4, 39)):
         echelon = ECHELON | ({"lr": 1.5} if p == 39 else {})  # its levels are far from the start
         yield f"gap-serial-L{lead_time}-p{p}", _gap("serial_system", lead_time, p, echelon, 800, 8192)
-        chain = GNN | {"max_grad_norm": 1.0}  # unbounded, gradients through four stages throw the weights away
+        chain = GNN | {
+            "max_grad_norm": 1.0
+        }  # unbounded, gradients through four stages throw the weights away
         yield f"gap-gnn_serial-L{lead_time}-p{p}", _gap("serial_system", lead_time, p, chain, 2000, 8192)
     for stores in (5, 10):
         cell = _gap("transshipment_backlogged", 2, 4, GNN, 2000, 8192)

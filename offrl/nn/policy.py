@@ -72,7 +72,7 @@ class Policy(nn.Module):
     """
 
     kind: ClassVar[str] = ""
-    parents: ClassVar[tuple[str, ...]] = ()  # attributes that are policies; on disk a sub-folder each
+    parents: tuple[str, ...] = ()  # attributes that are policies; on disk a sub-folder each
     mean: Tensor
     std: Tensor
     action_low: Tensor
@@ -166,6 +166,11 @@ class Policy(nn.Module):
     def sample(self, observations: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Sampled actions (B, A), inside the box; a deterministic policy gives its only action."""
         return self.forward(observations)
+
+    @classmethod
+    def made_of(cls, parents: dict[str, "Policy"], config: dict[str, Any]) -> "Policy":
+        """The policy of a description: its parents by name and the other constructor arguments."""
+        return cls(**config, **parents)
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments as JSON values; weights, bounds and normalizer are in ``state_dict``."""
@@ -436,6 +441,8 @@ KINDS_ELSEWHERE = {  # kind -> module and class, imported when a policy of that 
     "cdsa": ("offrl.diffusion.adjustment", "CDSAPolicy"),
     "squashed_mixture": ("offrl.nn.mixture", "SquashedMixturePolicy"),
     "mixture": ("offrl.nn.mixture", "MixturePolicy"),
+    "chunk": ("offrl.policies.chunk", "ChunkPolicy"),
+    "composed": ("offrl.policies.composed", "ComposedPolicy"),
 }
 
 
@@ -481,6 +488,7 @@ def save_policy(policy: Policy, directory: Path | str, extra: dict[str, Any] | N
         "config": policy.config(),
         "observation_space": {"shape": [policy.obs_dim], "dtype": "float32"},
         "action_space": {"shape": [policy.act_dim], "dtype": "float32", "low": low, "high": high},
+        "parents": list(policy.parents),
         "extra": extra or {},
     }
     atomic_write_bytes(directory / WEIGHTS_NAME, safetensors.torch.save(state))
@@ -501,11 +509,11 @@ def load_policy(directory: Path | str) -> Policy:
         raise PolicyError(f"{directory}: unknown kind of policy {kind!r}; known are {known}")
     if not isinstance(config, dict):
         raise PolicyError(f"{directory}: {JSON_NAME} has no 'config'; it is damaged")
-    parents: dict[str, Any] = {name: load_policy(Path(directory) / name) for name in found_class.parents}
+    parents = _load_parents(Path(directory), description)
     try:
-        with torch.device("meta"):  # sizes only: a wrong description allocates nothing
-            policy = found_class(**config, **parents)
-    except (TypeError, RuntimeError, OverflowError) as error:
+        with torch.device("cpu" if parents else "meta"):  # sizes only: a wrong description allocates nothing
+            policy = found_class.made_of(parents, config)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise PolicyError(f"{directory}: {JSON_NAME} does not describe a {kind} policy: {error}") from error
     path = Path(directory) / WEIGHTS_NAME
     state = _read_weights(path, limit=MAX_JSON_BYTES + sum(v.nbytes for v in own_state(policy).values()))
@@ -521,6 +529,16 @@ def load_policy(directory: Path | str) -> Policy:
     own = {name: value.clone() for name, value in state.items()}
     policy.load_state_dict(own, strict=not parents, assign=True)
     return policy.eval()
+
+
+def _load_parents(directory: Path, description: dict[str, Any]) -> dict[str, Any]:
+    """The policies in sub-folders, by name; they have none themselves, so nothing loads without end."""
+    names = description.get("parents", [])
+    if not isinstance(names, list) or not all(isinstance(n, str) and n.isidentifier() for n in names):
+        raise PolicyError(f"{directory}: the names of its parents' folders are damaged")
+    if any(read_description(directory / name).get("parents") for name in names):
+        raise PolicyError(f"{directory}: a policy made of others is no parent of another")
+    return {name: load_policy(directory / name) for name in names}
 
 
 def own_state(policy: Policy) -> dict[str, Tensor]:

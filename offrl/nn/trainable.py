@@ -12,7 +12,7 @@ from offrl.nn.mlp import Params, detached
 class Trainable:
     """Stacked parameters, Adam over them, and a slow target copy.
 
-    Adam is torch's fused kernel called directly (betas 0.9 and 0.999, eps 1e-8): the bookkeeping of
+    Adam is torch's fused kernel called directly (eps 1e-8): the bookkeeping of
     ``torch.optim.Adam`` costs more than the kernel itself on networks of this size.
 
     Args:
@@ -20,12 +20,21 @@ class Trainable:
         lr: Adam step size; may be changed between steps.
         target: keep a target copy, moved by ``update_target``.
         weight_decay: L2 penalty, added to the gradient before the moments as ``torch.optim.Adam`` does.
+        betas: what the first and the second moments keep of themselves.
 
     Source: Adam, arXiv:1412.6980, algorithm 1.
     """
 
-    def __init__(self, params: Params, lr: float, *, target: bool = False, weight_decay: float = 0.0) -> None:
-        self.params, self.lr, self.weight_decay = params, lr, weight_decay
+    def __init__(
+        self,
+        params: Params,
+        lr: float,
+        *,
+        target: bool = False,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        self.params, self.lr, self.weight_decay, self.betas = params, lr, weight_decay, betas
         self.constant = detached(params)  # the same storage, for gradients that must not reach these weights
         self.target = [p.clone() for p in self.constant] if target else None
         self.first_moments = [torch.zeros_like(p) for p in self.constant]
@@ -48,8 +57,8 @@ class Trainable:
             [],
             [self.steps] * len(self.constant),
             lr=self.lr,
-            beta1=0.9,
-            beta2=0.999,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
             weight_decay=self.weight_decay,
             eps=1e-8,
             amsgrad=False,

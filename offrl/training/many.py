@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from offrl.algos import ALGORITHMS, MODELS, load_algorithm
+from offrl.algos import ALGORITHMS, CHUNKS, MODELS, load_algorithm
 from offrl.data.dataset import OfflineDataset
 from offrl.errors import ConfigError, Stopped
 from offrl.nn.policy import JSON_NAME
@@ -97,7 +97,7 @@ def _obstacle(algorithm: str, options: RunOptions) -> str | None:
         and (Path(options.mix.rpartition(":")[0].removeprefix("run:")) / JSON_NAME).is_file()
     ):
         return "rows are drawn for each agent"
-    if algorithm in ALGORITHMS or algorithm in MODELS:
+    if algorithm in {*ALGORITHMS, *CHUNKS, *MODELS}:
         return None  # their tests hold them to it
     name, method = load_algorithm(algorithm)
     seed_globally(0)

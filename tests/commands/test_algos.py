@@ -7,7 +7,7 @@ from importlib import metadata
 import pytest
 
 from offrl import algos
-from offrl.algos import ALGORITHMS, ELSEWHERE, MODELS, ONLINE, load_algorithm
+from offrl.algos import ALGORITHMS, CHUNKS, ELSEWHERE, MODELS, ONLINE, load_algorithm
 from offrl.cli import main
 from offrl.errors import ConfigError
 
@@ -15,7 +15,7 @@ from offrl.errors import ConfigError
 def test_every_algorithm_is_listed_with_what_it_is(capsys):
     assert main(["algos"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [*ALGORITHMS, *MODELS, *ONLINE, *ELSEWHERE]
+    assert [line.split()[0] for line in lines] == [*ALGORITHMS, *CHUNKS, *MODELS, *ONLINE, *ELSEWHERE]
     assert all(len(line.split()) > 2 for line in lines)
 
 

@@ -1,0 +1,267 @@
+"""Policies that plan a chunk of actions by denoising it, carry out its first steps, and plan again.
+
+    o_{t-To+1} .. o_t         the last To observations, normalized; the first one repeated at an episode's start
+    A = denoise(noise)        H actions, the first of them belonging to the oldest of these observations
+    a_t .. a_{t+Ta-1}         rows To - 1 .. To - 2 + Ta are carried out, then a new plan is made
+
+    diffusion   x = sqrt(abar) A + sqrt(1 - abar) eps, net(x, k, o) = eps, levels of the cosine schedule of 100
+    flow        x = (1 - s) A + s eps,                 net(x, 100 s, o) = eps - A, Euler steps in s
+
+Both are sampled in (u, rho) with the clean chunk clipped to the normalized actions' range, as the diffusion's
+published sampler does. ``denoiser`` is the face that a composition asks.
+
+Source: Diffusion Policy, arXiv:2303.04137; flow matching: arXiv:2210.02747.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from offrl.data.normalize import AffineNormalizer
+from offrl.diffusion.conditional_unet import ConditionalUNet
+from offrl.diffusion.parameterization import to_x0
+from offrl.diffusion.schedules import VP, Flow
+from offrl.diffusion.steppers import ode_step, sde_step
+from offrl.errors import PolicyError
+from offrl.nn.policy import Bounds, Policy, wrong_observations
+from offrl.policies.composition import Denoiser
+
+Family: TypeAlias = Literal["diffusion", "flow"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
+LEVELS = 100  # of the diffusion; a flow's time is told in the same range
+SCHEDULES: dict[str, VP | Flow] = {"diffusion": VP.cosine(LEVELS), "flow": Flow(time_scale=float(LEVELS))}
+NORMALIZERS = ("shift", "scale", "offset", "inverse_scale")
+
+
+@dataclass(frozen=True)
+class ChunkState:
+    """What a chunk policy remembers of B episodes."""
+
+    history: Tensor  # (B, To, O), raw; the last row is the newest
+    plan: Tensor  # (B, Ta, A), still to be carried out from row ``next`` on
+    next: Tensor  # (B,) int64; Ta: nothing is left
+    fresh: Tensor  # (B,) bool, nothing was seen yet
+
+    def reset(self, mask: Tensor) -> "ChunkState":
+        """Forget the episodes where ``mask`` (B,) is true: their environments were reset."""
+        done = torch.where(mask, self.plan.shape[1], self.next)
+        return replace(self, next=done, fresh=self.fresh | mask)
+
+
+class RecedingHorizon(Policy):
+    """History and queue of planned actions; a subclass says how a plan is made.
+
+    Plans are drawn, also with ``deterministic=True``: their mean may lie between two ways of doing it. ``forward`` is
+    the first action of the plan that grows from zero noise by the ODE, for an episode's first observation.
+    """
+
+    n_obs: int
+    n_act: int
+
+    def plan(
+        self, history: Tensor, generator: torch.Generator | None = None, *, zero: bool = False
+    ) -> Tensor:
+        """Actions to carry out (B, Ta, A), in the environment's units.
+
+        Args:
+            history: raw observations (B, To, O).
+            generator: stream of the noise; torch's global one when None.
+            zero: start at zero noise and add none.
+        """
+        raise NotImplementedError
+
+    def start(self, observations: Tensor) -> ChunkState:
+        """The state of B episodes before their first observation."""
+        rows = len(observations)
+        return ChunkState(
+            observations.new_zeros(rows, self.n_obs, self.obs_dim),
+            observations.new_zeros(rows, self.n_act, self.act_dim),
+            torch.full((rows,), self.n_act, dtype=torch.int64, device=observations.device),
+            torch.ones(rows, dtype=torch.bool, device=observations.device),
+        )
+
+    def act(
+        self,
+        observations: Tensor,
+        state: ChunkState | None = None,
+        *,
+        deterministic: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, ChunkState]:
+        """The next planned actions (B, A), and the state; episodes without one left are planned together."""
+        if observations.shape[-1] != self.obs_dim:
+            raise PolicyError(wrong_observations(tuple(observations.shape), self.obs_dim))
+        state = self.start(observations) if state is None else state
+        pushed = torch.cat((state.history[:, 1:], observations[:, None]), 1)
+        repeated = observations[:, None].expand_as(pushed)
+        history = torch.where(state.fresh[:, None, None], repeated, pushed)
+        plan, at = state.plan, state.next
+        empty = at >= self.n_act
+        if bool(empty.any()):
+            if bool(empty.all()):
+                plan, at = self.plan(history, generator), torch.zeros_like(at)
+            else:
+                plan = plan.clone()
+                plan[empty] = self.plan(history[empty], generator)
+                at = torch.where(empty, 0, at)
+        actions = plan[torch.arange(len(plan), device=plan.device), at]
+        return self.clip(actions), ChunkState(history, plan, at + 1, torch.zeros_like(state.fresh))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Actions (B, A) at an episode's first step, from zero noise."""
+        history = observations[:, None].expand(-1, self.n_obs, -1)
+        return self.clip(self.plan(history, zero=True)[:, 0])
+
+
+class ChunkPolicy(RecedingHorizon):
+    """A diffusion or flow policy over chunks of actions, with its U-Net and normalizers inside.
+
+    Args:
+        obs_dim, act_dim, action_low, action_high: as in ``Policy``.
+        family: ``diffusion`` or ``flow``.
+        horizon: H, actions of a chunk; a multiple of 2^(levels - 1).
+        n_obs: To, observations that the network sees.
+        n_act: Ta, actions carried out before the next plan, at most H - To + 1.
+        widths, step_embed: of the network.
+        denoising_steps: noise levels of a plan.
+        stochastic: draw each step of a diffusion from its posterior (DDPM) instead of following the ODE (DDIM).
+    """
+
+    kind: ClassVar[str] = "chunk"
+
+    def __init__(
+        self,
+        obs_dim: int,
+        act_dim: int,
+        action_low: Bounds | None = None,
+        action_high: Bounds | None = None,
+        *,
+        family: Family = "diffusion",
+        horizon: int = 16,
+        n_obs: int = 2,
+        n_act: int = 8,
+        widths: Sequence[int] = (64, 128, 256),
+        step_embed: int = 128,
+        denoising_steps: int = 10,
+        stochastic: bool = False,
+        observation_clip: None = None,
+    ) -> None:
+        super().__init__(obs_dim, act_dim, action_low, action_high)
+        check_chunk(family, horizon, n_obs, n_act, widths, denoising_steps, stochastic)
+        self.family, self.horizon, self.n_obs, self.n_act = family, horizon, n_obs, n_act
+        self.widths, self.step_embed = tuple(widths), step_embed
+        self.denoising_steps, self.stochastic = denoising_steps, stochastic
+        try:
+            self.unet = ConditionalUNet(act_dim, n_obs * obs_dim, widths, step_embed)
+        except ValueError as error:
+            raise PolicyError(str(error)) from None
+        for name, width in (("observation", obs_dim), ("action", act_dim)):
+            for part in NORMALIZERS:
+                start = torch.zeros(width) if part in ("shift", "offset") else torch.ones(width)
+                self.register_buffer(f"{name}_{part}", start)
+        self.schedule = SCHEDULES[family]
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments as JSON values."""
+        names = ("family", "horizon", "n_obs", "n_act", "step_embed", "denoising_steps", "stochastic")
+        own = {name: getattr(self, name) for name in names}
+        return super().config() | own | {"widths": list(self.widths)}
+
+    def set_normalizers(self, observations: AffineNormalizer, actions: AffineNormalizer) -> None:
+        """Copy in what maps observations and actions to the network's units."""
+        for name, normalizer in (("observation", observations), ("action", actions)):
+            for part in NORMALIZERS:
+                getattr(self, f"{name}_{part}").copy_(getattr(normalizer, part))
+
+    def normalizer(self, name: Literal["observation", "action"]) -> AffineNormalizer:
+        """That of observations or actions."""
+        return AffineNormalizer(*(getattr(self, f"{name}_{part}") for part in NORMALIZERS))
+
+    def encode(self, history: Tensor) -> Tensor:
+        """What the network is told of the last observations (B, To, O): (B, To O)."""
+        return self.normalizer("observation")(history).flatten(1)
+
+    def denoise(self, u: Tensor, rho: float, condition: Tensor) -> Tensor:
+        """Clean chunks D(u, rho) (B, H, A), not clipped; see ``Denoiser``."""
+        if math.isinf(rho):
+            alpha, sigma, x, time = 0.0, 1.0, u, float(LEVELS)
+        else:
+            alpha = float(self.schedule.alpha(rho))
+            sigma, x, time = alpha * rho, alpha * u, float(self.schedule.time(rho))
+        kind: Literal["eps", "flow"] = "eps" if self.family == "diffusion" else "flow"
+        out = self.unet(x, torch.full((len(u),), time, dtype=u.dtype, device=u.device), condition)
+        return to_x0(kind, out, x, alpha, sigma)
+
+    def denoiser(self) -> Denoiser:
+        """The face for compositions."""
+        levels = self.schedule if isinstance(self.schedule, VP) else None
+        return Denoiser(self.denoise, self.horizon, self.n_obs - 1, self.normalizer("action"), levels)
+
+    def chunk(
+        self, history: Tensor, generator: torch.Generator | None = None, *, zero: bool = False
+    ) -> Tensor:
+        """Clean normalized chunks (B, H, A) for raw observations (B, To, O)."""
+        condition = self.encode(history)
+        draw = drawer(generator, zero)
+        u = draw(condition.new_empty(len(history), self.horizon, self.act_dim))
+        grid = self.schedule.grid(self.denoising_steps)
+        u = u if math.isinf(grid[0]) else grid[0] * u
+        for rho, after in pairwise(grid):
+            x0 = self.denoise(u, rho, condition).clamp(-1.0, 1.0)
+            u = sde_step(u, x0, rho, after, draw(u)) if self.stochastic else ode_step(u, x0, rho, after)
+        return u
+
+    def plan(
+        self, history: Tensor, generator: torch.Generator | None = None, *, zero: bool = False
+    ) -> Tensor:
+        """Actions to carry out (B, Ta, A)."""
+        actions = self.normalizer("action").inverse(self.chunk(history, generator, zero=zero))
+        return actions[:, self.n_obs - 1 : self.n_obs - 1 + self.n_act]
+
+
+def drawer(generator: torch.Generator | None, zero: bool) -> Any:
+    """Standard normal draws shaped as the argument, or zeros."""
+    if zero:
+        return torch.zeros_like
+    return lambda x: torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
+def check_chunk(
+    family: str,
+    horizon: int,
+    n_obs: int,
+    n_act: int,
+    widths: Sequence[int],
+    denoising_steps: int,
+    stochastic: bool,
+) -> None:
+    """Refuse horizons and samplers that do not fit each other (PolicyError)."""
+    if family not in FAMILIES:
+        raise PolicyError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
+    if min(horizon, n_obs, n_act, denoising_steps) < 1:
+        raise PolicyError("horizon, n_obs, n_act and denoising_steps must be 1 or more")
+    if n_obs - 1 + n_act > horizon:
+        raise PolicyError(f"n_obs - 1 + n_act must be at most horizon {horizon}, got {n_obs - 1 + n_act}")
+    if horizon % (halvings := 2 ** (len(widths) - 1)):
+        raise PolicyError(
+            f"horizon must be a multiple of {halvings}, by which the network halves it: {horizon}"
+        )
+    if family == "flow" and stochastic:
+        raise PolicyError("a flow is sampled by its ODE only; leave stochastic out")
+    if family == "diffusion" and denoising_steps > LEVELS:
+        raise PolicyError(
+            f"denoising_steps must be at most {LEVELS}, the trained levels, got {denoising_steps}"
+        )
+
+
+def copy_weights(policy: ChunkPolicy, weights: dict[str, Tensor]) -> None:
+    """Fill the network with parameters by name."""
+    own: nn.Module = policy.unet
+    with torch.no_grad():
+        for name, value in own.named_parameters():
+            value.copy_(weights[name])

@@ -1,0 +1,149 @@
+"""Several chunk policies as one: the same face as any policy, saved with its parents in sub-folders.
+
+Each parent normalizes its own columns of the observation, and as many of the last ones as it was trained on. The
+control ``action_average`` lets each make its own plan from its own noise and averages the actions: no composition.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from offrl.errors import PolicyError
+from offrl.nn.policy import Policy
+from offrl.policies.chunk import ChunkPolicy, RecedingHorizon, drawer
+from offrl.policies.composition import OPERATORS, Composition, Operator, check_weights
+
+Mode: TypeAlias = Operator | Literal["action_average"]
+MODES: tuple[str, ...] = (*OPERATORS, "action_average")
+
+
+class ComposedPolicy(RecedingHorizon):
+    """Plans that frozen chunk policies make together.
+
+    Args:
+        parents: two or more chunk policies for the same action box.
+        columns: which columns of the observation each sees; None: all of it, the same for each.
+        obs_dim: columns of the environment's observation; None: that of the first parent.
+        operator: of ``Composition``, or ``action_average``.
+        weights: likewise.
+        n_act: actions carried out before the next plan; None: the smallest of the parents'.
+        denoising_steps, stochastic, temperature, allow_anisotropic: of ``Composition``; None: the first parent's steps.
+
+    Raises:
+        PolicyError: parents that do not fit each other.
+        ConfigError: weights or normalizers that cannot be composed.
+    """
+
+    kind: ClassVar[str] = "composed"
+
+    def __init__(
+        self,
+        parents: Sequence[Policy],
+        *,
+        columns: Sequence[Sequence[int]] | None = None,
+        obs_dim: int | None = None,
+        operator: Mode = "convex",
+        weights: Sequence[float] | None = None,
+        n_act: int | None = None,
+        denoising_steps: int | None = None,
+        stochastic: bool = False,
+        temperature: float = 1.0,
+        allow_anisotropic: bool = False,
+    ) -> None:
+        chunky = [p for p in parents if isinstance(p, ChunkPolicy)]
+        if len(chunky) != len(parents) or len(parents) < 2:
+            raise PolicyError("a composition needs two or more diffusion or flow chunk policies")
+        first = chunky[0]
+        super().__init__(
+            first.obs_dim if obs_dim is None else obs_dim, first.act_dim, first.action_low, first.action_high
+        )
+        for a, b in pairwise(chunky):
+            if not torch.equal(a.action_low, b.action_low) or not torch.equal(a.action_high, b.action_high):
+                raise PolicyError("the policies act in different action boxes")
+        self.parents = tuple(f"parent_{number}" for number in range(1, len(chunky) + 1))
+        for name, parent in zip(self.parents, chunky, strict=True):
+            self.add_module(name, parent)
+        self.columns = _columns(chunky, columns, self.obs_dim)
+        self.n_obs = max(p.n_obs for p in chunky)
+        self.operator, self.stochastic, self.temperature = operator, stochastic, temperature
+        self.denoising_steps = first.denoising_steps if denoising_steps is None else denoising_steps
+        self.allow_anisotropic = allow_anisotropic
+        blend: Operator = "convex" if operator == "action_average" else operator
+        self.weights = check_weights(blend, weights, len(chunky))
+        self.blend = blend
+        self.mismatch = self.composition().mismatch
+        longest = min(p.horizon - p.n_obs + 1 for p in chunky)
+        self.n_act = min(p.n_act for p in chunky) if n_act is None else n_act
+        if not 1 <= self.n_act <= longest:
+            raise PolicyError(f"n_act must be in 1 .. {longest}, what every policy plans, got {self.n_act}")
+
+    @classmethod
+    def made_of(cls, parents: dict[str, Policy], config: dict[str, Any]) -> "ComposedPolicy":
+        """The parents in their order, whatever their names."""
+        return cls(list(parents.values()), **config)
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments as JSON values; the parents are in folders of their own."""
+        names = ("obs_dim", "operator", "n_act", "denoising_steps", "stochastic", "temperature")
+        own = {name: getattr(self, name) for name in (*names, "allow_anisotropic")}
+        weights = None if self.operator == "and" else self.weights
+        return own | {"weights": weights, "columns": self.columns}
+
+    def composition(self) -> Composition:
+        """The denoisers of the parents, composed."""
+        return Composition(
+            [p.denoiser() for p in self.chunky()],
+            self.blend,
+            None if self.blend == "and" else self.weights,
+            steps=self.denoising_steps,
+            stochastic=self.stochastic,
+            temperature=self.temperature,
+            allow_anisotropic=self.allow_anisotropic,
+        )
+
+    def chunky(self) -> list[ChunkPolicy]:
+        """The parents."""
+        return [cast(ChunkPolicy, getattr(self, name)) for name in self.parents]
+
+    def _histories(self, history: Tensor) -> list[Tensor]:
+        pairs = zip(self.chunky(), self.columns, strict=True)
+        return [history[:, self.n_obs - p.n_obs :, columns] for p, columns in pairs]
+
+    def plan(
+        self, history: Tensor, generator: torch.Generator | None = None, *, zero: bool = False
+    ) -> Tensor:
+        """Actions to carry out (B, Ta, A)."""
+        seen, parents = self._histories(history), self.chunky()
+        if self.operator == "action_average":
+            plans = [
+                w
+                * p.normalizer("action").inverse(p.chunk(h, generator, zero=zero))[:, p.n_obs - 1 :][
+                    :, : self.n_act
+                ]
+                for w, p, h in zip(self.weights, parents, seen, strict=True)
+            ]
+            return torch.stack(plans).sum(0)
+        conditions = [p.encode(h) for p, h in zip(parents, seen, strict=True)]
+        draw, c = drawer(generator, zero), self.composition()
+        noise = draw(history.new_empty(len(history), c.rows, self.act_dim))
+        actions = parents[0].normalizer("action").inverse(c.sample(conditions, noise, draw))
+        return actions[:, c.now : c.now + self.n_act]
+
+
+def _columns(
+    parents: Sequence[ChunkPolicy], columns: Sequence[Sequence[int]] | None, obs_dim: int
+) -> list[list[int]]:
+    """The columns of each parent, checked."""
+    given = [list(range(obs_dim))] * len(parents) if columns is None else [list(c) for c in columns]
+    if len(given) != len(parents):
+        raise PolicyError(f"columns must name those of {len(parents)} policies, got {len(given)}")
+    for number, (p, c) in enumerate(zip(parents, given, strict=True), 1):
+        if len(c) != p.obs_dim or not all(0 <= i < obs_dim for i in c):
+            raise PolicyError(
+                f"policy {number} was built for {p.obs_dim} numbers of the observation, but is to see {len(c)} "
+                f"of {obs_dim}"
+            )
+    return given

@@ -1,0 +1,92 @@
+"""``offrl compose`` on tiny untrained policies in a pendulum."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from offrl.cli import main
+from offrl.data.normalize import AffineNormalizer
+from offrl.nn.policy import load_policy, save_policy
+from offrl.policies.chunk import ChunkPolicy
+from offrl.policies.composed import ComposedPolicy
+
+
+@pytest.fixture
+def parents(tmp_path):
+    folders = []
+    for seed, family in enumerate(("diffusion", "flow")):
+        torch.manual_seed(seed)
+        sizes = {"widths": (8,), "step_embed": 4, "horizon": 8, "n_act": 6, "denoising_steps": 2}
+        policy = ChunkPolicy(3, 1, [-2], [2], family=family, **sizes)
+        units = (
+            AffineNormalizer.build(np.zeros(3), np.ones(3)),
+            AffineNormalizer.build(np.zeros(1), np.full(1, 0.5)),
+        )
+        policy.set_normalizers(*units)
+        save_policy(policy, tmp_path / family)
+        folders.append(str(tmp_path / family))
+    return folders
+
+
+def compose(parents, *options):
+    named = [word for folder in parents for word in ("--policy", folder)]
+    return main(["compose", *named, "--env", "Pendulum-v1", *options])
+
+
+def test_a_search_reports_on_other_episodes_and_saves(parents, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = (
+        "--search",
+        "--search-episodes",
+        "2",
+        "--rounds",
+        "2",
+        "--episodes",
+        "2",
+        "--json",
+        "--out",
+        str(out),
+    )
+    assert compose(parents, *options) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert json.loads((out / "compose.json").read_text()) == summary
+    assert (summary["seed"], summary["search"]["seed"], summary["measure"]) == (0, 1, "return")
+    assert summary["search"]["episodes"] == 9 + 5
+    best = max(summary["search"]["candidates"], key=lambda row: (row[-1], row[-2]))
+    assert summary["weights"] == best[:2]
+    results = summary["results"]
+    controls = ["equal weights", "action average", "policy 1 with itself"]
+    assert list(results) == ["composition", "policy 1", "policy 2", *controls]
+    assert results["policy 1 with itself"]["mean"] == results["policy 1"]["mean"]
+    gain = results["policy 2"]
+    assert gain["gain"] == pytest.approx(results["composition"]["mean"] - gain["mean"])
+    assert gain["interval"][0] <= gain["gain"] <= gain["interval"][1]
+    assert isinstance(load_policy(out), ComposedPolicy)
+
+
+def test_given_weights_are_used_and_all_of_it_is_the_parent(parents, capsys):
+    assert compose(parents, "--weights", "1", "0", "--episodes", "2", "--no-controls") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "convex, weights 1 0 on Pendulum-v1: 2 episodes, seed 0"
+    assert [line[:12].strip() for line in lines[2:]] == ["composition", "policy 1", "policy 2"]
+    assert "+0.000 (+0.000 .. +0.000)" in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--search", "--weights", "0.5", "0.5"), "leave --weights"),
+        (("--weights", "0.5", "0.6"), "sum to 1"),
+        (("--episodes", "1"), "2 or more"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(parents, capsys, options, message):
+    assert compose(parents, *options) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_one_policy_is_refused(parents, capsys):
+    assert compose(parents[:1]) == 1
+    assert "twice or more" in capsys.readouterr().err
