@@ -19,7 +19,8 @@ from offrl.evaluation import pool as pool_module
 from offrl.evaluation.blocks import run_block
 from offrl.evaluation.environments import env_spec, make_env
 from offrl.evaluation.pool import BlockPool
-from offrl.nn.policy import DeterministicPolicy, RandomPolicy, SquashedGaussianPolicy, save_policy
+from offrl.nn.policy import DeterministicPolicy, SquashedGaussianPolicy, save_policy
+from offrl.nn.random_policy import RandomPolicy
 
 PENDULUM = EnvSpec("Pendulum-v1", horizon=30)
 INVERTED = env_spec("InvertedPendulum-v5")

@@ -24,7 +24,8 @@ from torch.distributions import Normal
 from offrl.diffusion.steppers import Denoise, Guide
 from offrl.diffusion.trajectory import TrajectoryModel
 from offrl.errors import ConfigError, PolicyError
-from offrl.nn.policy import GaussianPolicy, Policy, RandomPolicy, SquashedGaussianPolicy, wrong_observations
+from offrl.nn.policy import GaussianPolicy, Policy, SquashedGaussianPolicy, wrong_observations
+from offrl.nn.random_policy import RandomPolicy
 
 LogProb = Callable[[Tensor, Tensor], Tensor]  # (observations (N, O), actions before the tanh (N, A)) -> (N,)
 EDGE = 1.0 - 1e-6

@@ -27,7 +27,8 @@ from offrl.data.environments import EnvSpec
 from offrl.data.reference import FETCH_PICK, PUSHT
 from offrl.errors import CheckpointError, ConfigError, PolicyError
 from offrl.evaluation.environments import env_spec, make_env
-from offrl.nn.policy import JSON_NAME, Policy, RandomPolicy, load_policy, read_description
+from offrl.nn.policy import JSON_NAME, Policy, load_policy, read_description
+from offrl.nn.random_policy import RandomPolicy
 
 FORMS = "run:DIR (or just DIR), sb3:FILE.zip, py:PACKAGE.MODULE:NAME, random, waypoint, expert"
 SCHEMES = ("run", "sb3", "py")

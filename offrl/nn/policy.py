@@ -36,7 +36,6 @@ from torch.distributions import (
     Normal,
     TanhTransform,
     TransformedDistribution,
-    Uniform,
 )
 
 from offrl.errors import PolicyError
@@ -48,6 +47,7 @@ Bounds = Sequence[float] | Tensor
 FORMAT = 1
 JSON_NAME, WEIGHTS_NAME = "policy.json", "policy.safetensors"
 MAX_JSON_BYTES = 1 << 20
+MOST_GENERATIONS = 3  # of policies inside policies
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -199,38 +199,6 @@ class Policy(nn.Module):
     def to_box(self, unit: Tensor) -> Tensor:
         """[-1, 1] -> the action box, by center and half-range."""
         return torch.addcmul(self.center, self.half_range, unit) if self.scales else unit
-
-
-class RandomPolicy(Policy):
-    """Uniform actions in the box, whatever the observation; random even with ``deterministic=True``."""
-
-    kind: ClassVar[str] = "random"
-
-    def act(
-        self,
-        observations: Tensor,
-        state: Any = None,
-        *,
-        deterministic: bool = True,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Any]:
-        """Uniform draws (B, A)."""
-        return super().act(observations, state, deterministic=False, generator=generator)
-
-    def sample(self, observations: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Uniform draws (B, A)."""
-        shape = (len(observations), self.act_dim)
-        u = torch.rand(shape, generator=generator, device=observations.device)
-        return torch.addcmul(self.action_low, self.action_high - self.action_low, u)
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """The center of the box (B, A): the mean of the draws."""
-        return self.to_box(observations.new_zeros(len(observations), self.act_dim))
-
-    def distribution(self, observations: Tensor) -> Distribution:
-        """Uniform over the box for each of B observations."""
-        low, high = (b.expand(len(observations), -1) for b in (self.action_low, self.action_high))
-        return Independent(Uniform(low, high), 1)
 
 
 class MLPPolicy(Policy):
@@ -430,10 +398,10 @@ class SquashedGaussianPolicy(MLPPolicy):
 
 
 KINDS: dict[str, type[Policy]] = {
-    p.kind: p
-    for p in (RandomPolicy, DeterministicPolicy, GaussianPolicy, DiagGaussianPolicy, SquashedGaussianPolicy)
+    p.kind: p for p in (DeterministicPolicy, GaussianPolicy, DiagGaussianPolicy, SquashedGaussianPolicy)
 }
 KINDS_ELSEWHERE = {  # kind -> module and class, imported when a policy of that kind is saved or loaded
+    "random": ("offrl.nn.random_policy", "RandomPolicy"),
     "one_step_flow": ("offrl.nn.one_step_flow", "OneStepFlowPolicy"),
     "decision_transformer": ("offrl.nn.decision_transformer", "DecisionTransformerPolicy"),
     "trajectory_diffusion": ("offrl.diffusion.trajectory", "TrajectoryModel"),
@@ -495,8 +463,8 @@ def save_policy(policy: Policy, directory: Path | str, extra: dict[str, Any] | N
     atomic_write_json(directory / JSON_NAME, description)
 
 
-def load_policy(directory: Path | str) -> Policy:
-    """The policy that ``save_policy`` wrote, on the CPU and in evaluation mode.
+def load_policy(directory: Path | str, *, depth: int = 0) -> Policy:
+    """The policy that ``save_policy`` wrote, on the CPU and in evaluation mode; ``depth`` counts its children.
 
     Raises:
         FileNotFoundError: one of the two files is missing.
@@ -509,7 +477,7 @@ def load_policy(directory: Path | str) -> Policy:
         raise PolicyError(f"{directory}: unknown kind of policy {kind!r}; known are {known}")
     if not isinstance(config, dict):
         raise PolicyError(f"{directory}: {JSON_NAME} has no 'config'; it is damaged")
-    parents = _load_parents(Path(directory), description)
+    parents = _load_parents(Path(directory), description, depth)
     try:
         with torch.device("cpu" if parents else "meta"):  # sizes only: a wrong description allocates nothing
             policy = found_class.made_of(parents, config)
@@ -531,14 +499,14 @@ def load_policy(directory: Path | str) -> Policy:
     return policy.eval()
 
 
-def _load_parents(directory: Path, description: dict[str, Any]) -> dict[str, Any]:
-    """The policies in sub-folders, by name; they have none themselves, so nothing loads without end."""
+def _load_parents(directory: Path, description: dict[str, Any], depth: int) -> dict[str, Any]:
+    """The policies in sub-folders, by name."""
     names = description.get("parents", [])
     if not isinstance(names, list) or not all(isinstance(n, str) and n.isidentifier() for n in names):
         raise PolicyError(f"{directory}: the names of its parents' folders are damaged")
-    if any(read_description(directory / name).get("parents") for name in names):
-        raise PolicyError(f"{directory}: a policy made of others is no parent of another")
-    return {name: load_policy(directory / name) for name in names}
+    if names and depth == MOST_GENERATIONS:
+        raise PolicyError(f"{directory}: policies inside policies, more than {MOST_GENERATIONS} deep")
+    return {name: load_policy(directory / name, depth=depth + 1) for name in names}
 
 
 def own_state(policy: Policy) -> dict[str, Tensor]:

@@ -10,11 +10,11 @@ from offrl.diffusion.adjustment import Adjustment, CDSAModel, CDSAPolicy
 from offrl.errors import ConfigError, PolicyError
 from offrl.nn.policy import (
     DeterministicPolicy,
-    RandomPolicy,
     SquashedGaussianPolicy,
     load_policy,
     save_policy,
 )
+from offrl.nn.random_policy import RandomPolicy
 
 LOW, HIGH = [-2.0, 0.0], [2.0, 4.0]  # center (0, 2), half-range 2
 

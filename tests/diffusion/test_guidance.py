@@ -18,7 +18,8 @@ from offrl.diffusion.sampler import Sampler, sample_rows
 from offrl.diffusion.trajectory import TrajectoryModel
 from offrl.errors import ConfigError, PolicyError
 from offrl.nn.mixture import SquashedMixturePolicy
-from offrl.nn.policy import DeterministicPolicy, GaussianPolicy, RandomPolicy, SquashedGaussianPolicy
+from offrl.nn.policy import DeterministicPolicy, GaussianPolicy, SquashedGaussianPolicy
+from offrl.nn.random_policy import RandomPolicy
 
 OBS, ACT = 3, 2
 

@@ -18,9 +18,9 @@ from offrl.nn.policy import (
     DeterministicPolicy,
     DiagGaussianPolicy,
     Policy,
-    RandomPolicy,
     SquashedGaussianPolicy,
 )
+from offrl.nn.random_policy import RandomPolicy
 
 PENDULUM = EnvSpec("Pendulum-v1", horizon=12)
 

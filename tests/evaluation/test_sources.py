@@ -8,7 +8,8 @@ import torch
 from offrl.data.environments import EnvSpec
 from offrl.errors import CheckpointError, ConfigError, PolicyError
 from offrl.evaluation.sources import FunctionPolicy, load_source, source_facts, split_source
-from offrl.nn.policy import DeterministicPolicy, RandomPolicy, save_policy
+from offrl.nn.policy import DeterministicPolicy, save_policy
+from offrl.nn.random_policy import RandomPolicy
 
 PENDULUM = "InvertedPendulum-v5"  # O=4, A=1, actions in [-3, 3]
 OBSERVATIONS = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 0.0, 0.0]])

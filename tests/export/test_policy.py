@@ -16,10 +16,10 @@ from offrl.nn.policy import (
     DeterministicPolicy,
     DiagGaussianPolicy,
     GaussianPolicy,
-    RandomPolicy,
     SquashedGaussianPolicy,
     save_policy,
 )
+from offrl.nn.random_policy import RandomPolicy
 
 OBS, ACT = 3, 2
 LOW, HIGH = [-1.0, 0.5], [1.0, 3.5]

@@ -19,9 +19,9 @@ from offrl.nn.policy import (
     DeterministicPolicy,
     DiagGaussianPolicy,
     GaussianPolicy,
-    RandomPolicy,
     SquashedGaussianPolicy,
 )
+from offrl.nn.random_policy import RandomPolicy
 from offrl.nn.sb3 import load_sb3_actor
 
 OBS = 3

@@ -15,12 +15,12 @@ from offrl.nn.policy import (
     DiagGaussianPolicy,
     GaussianPolicy,
     Policy,
-    RandomPolicy,
     SquashedGaussianPolicy,
     load_policy,
     read_description,
     save_policy,
 )
+from offrl.nn.random_policy import RandomPolicy
 
 LOW, HIGH = [-1.0, 0.0], [3.0, 0.5]  # center (1, 0.25), half-range (2, 0.25)
 CENTER, HALF = torch.tensor([1.0, 0.25]), torch.tensor([2.0, 0.25])

@@ -27,7 +27,8 @@ from offrl.errors import CheckpointError, ConfigError, Stopped
 from offrl.evaluation.groups import group_runs
 from offrl.evaluation.rollout import evaluate
 from offrl.evaluation.runs import read_run
-from offrl.nn.policy import DeterministicPolicy, GaussianPolicy, RandomPolicy, load_policy
+from offrl.nn.policy import DeterministicPolicy, GaussianPolicy, load_policy
+from offrl.nn.random_policy import RandomPolicy
 from offrl.training.build import build, dataset_env
 from offrl.training.check import source_of, tiny_problem
 from offrl.training.checkpoint import load_checkpoint
