@@ -69,7 +69,7 @@ def test_sb3_zip_is_handed_to_its_reader(tmp_path):
 
 def test_own_factory_gets_the_specification_and_may_return_a_policy(module):
     module(
-        "from offrl.nn.policy import RandomPolicy\n"
+        "from offrl.nn.random_policy import RandomPolicy\n"
         "def make(env_spec):\n"
         "    return RandomPolicy(len(env_spec.env_id), env_spec.kwargs['width'])\n"
     )

@@ -12,7 +12,7 @@ from offrl.errors import ConfigError, MissingExtraError
 from offrl.evaluation import video
 from offrl.evaluation.sources import load_source
 from offrl.evaluation.video import choose_backend, encode, record
-from offrl.nn.policy import RandomPolicy
+from offrl.nn.random_policy import RandomPolicy
 
 PENDULUM = "InvertedPendulum-v5"
 
