@@ -208,7 +208,7 @@ class ChunkPolicy(RecedingHorizon):
         """Clean normalized chunks (B, H, A) for raw observations (B, To, O)."""
         condition = self.encode(history)
         draw = drawer(generator, zero)
-        u = draw(condition.new_empty(len(history), self.horizon, self.act_dim))
+        u: Tensor = draw(condition.new_empty(len(history), self.horizon, self.act_dim))
         grid = self.schedule.grid(self.denoising_steps)
         u = u if math.isinf(grid[0]) else grid[0] * u
         for rho, after in pairwise(grid):

@@ -81,7 +81,7 @@ class ComposedPolicy(RecedingHorizon):
             raise PolicyError(f"n_act must be in 1 .. {longest}, what every policy plans, got {self.n_act}")
 
     @classmethod
-    def made_of(cls, parents: dict[str, Policy], config: dict[str, Any]) -> "ComposedPolicy":
+    def made_of(cls, parents: dict[str, Any], config: dict[str, Any]) -> "ComposedPolicy":
         """The parents in their order, whatever their names."""
         return cls(list(parents.values()), **config)
 

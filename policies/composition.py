@@ -341,7 +341,7 @@ def and_weights(pulls: Tensor, z: Tensor, rho: float, rho_next: float) -> Tensor
     matrix[:, n, :n] = 1.0
     right = s.new_ones(len(s), n + 1)
     right[:, :n] = v / 2 * s.square().sum(2) - g * (s @ flat.double()[:, :, None])[..., 0]
-    solution = torch.linalg.pinv(matrix, rtol=1e-10) @ right[..., None]
+    solution: Tensor = torch.linalg.pinv(matrix, rtol=1e-10) @ right[..., None]
     return solution[:, :n, 0].transpose(0, 1).to(pulls.dtype)
 
 

@@ -150,7 +150,8 @@ def summarize(
     found: Search | None,
 ) -> dict[str, Any]:
     """What is printed, as JSON values."""
-    base, rows = outcomes(results["composition"]), {}
+    base = outcomes(results["composition"])
+    rows: dict[str, dict[str, Any]] = {}
     for name, result in results.items():
         values = outcomes(result)
         rows[name] = {"mean": float(values.mean()), "max_reward_mean": float(result.max_rewards.mean())}

@@ -234,7 +234,7 @@ class CDSAPolicy(Policy):
     """
 
     kind: ClassVar[str] = "cdsa"
-    parents: ClassVar[tuple[str, ...]] = ("base", "model")
+    parents = ("base", "model")
 
     def __init__(self, base: Policy, model: CDSAModel, **settings: Any) -> None:
         if not isinstance(model, CDSAModel):

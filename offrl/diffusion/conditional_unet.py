@@ -16,6 +16,7 @@ Source: Diffusion Policy, arXiv:2303.04137; real-stanford/diffusion_policy, ``co
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -119,13 +120,15 @@ class ConditionalUNet(nn.Module):
         """
         g = torch.cat((self.diffusion_step_encoder(time), condition), dim=1)
         h, skips = x.transpose(1, 2), []
-        for first, second, half in self.down_modules:  # type: ignore[misc]
+        for stage in self.down_modules:
+            first, second, half = cast(nn.ModuleList, stage)
             h = second(first(h, g), g)
             skips.append(h)
             h = half(h)
         for block in self.mid_modules:
             h = block(h, g)
-        for first, second, twice in self.up_modules:  # type: ignore[misc]
+        for stage in self.up_modules:
+            first, second, twice = cast(nn.ModuleList, stage)
             h = torch.cat((h, skips.pop()), dim=1)
             h = twice(second(first(h, g), g))
         out: Tensor = self.final_conv(h).transpose(1, 2)

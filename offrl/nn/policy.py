@@ -168,7 +168,7 @@ class Policy(nn.Module):
         return self.forward(observations)
 
     @classmethod
-    def made_of(cls, parents: dict[str, "Policy"], config: dict[str, Any]) -> "Policy":
+    def made_of(cls, parents: dict[str, Any], config: dict[str, Any]) -> "Policy":
         """The policy of a description: its parents by name and the other constructor arguments."""
         return cls(**config, **parents)
 
