@@ -82,12 +82,6 @@ def test_every_cell_is_a_row_with_its_gap(small_bench):
     assert facts["train_cpu_seconds"] > 0
 
 
-def test_figures_stand_beside_the_page(small_bench):
-    page = (small_bench / "inventory.md").read_text()
-    for name in re.findall(r"\]\(([\w-]+\.svg)\)", page):
-        ET.parse(small_bench / name)
-
-
 def small(out, settings=("one_store_backlogged",), **options):
     options = {"policies": ["base_stock"], "steps": 2, "seeds": (0, 1)} | options
     cells = dict(grid_cells(settings, options.pop("policies"), **options))
@@ -99,11 +93,7 @@ def test_seeds_share_a_process_and_finished_cells_are_not_run_again(tmp_path, in
     assert bench.run(list(bench.cells), jobs=1, deadline=None, say=said.append) == []
     assert said == ["grid-one_store_backlogged-base_stock-s0+s1"]
     first = bench.found()
-    costs = [r["cost"] for r in first.values()]
-    assert len(costs) == 2
-    assert costs[0] != costs[1] or first["grid-one_store_backlogged-base_stock-s0"]["cell"]["run"][
-        "seeds"
-    ] == [0]
+    assert [r["cell"]["run"]["seeds"] for r in first.values()] == [[0], [1]]
     assert bench.run(list(bench.cells), jobs=1, deadline=None, say=said.append) == []
     assert len(said) == 1
     assert bench.expected(list(bench.cells)) == {}

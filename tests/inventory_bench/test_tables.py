@@ -1,8 +1,13 @@
 """Tables and verdicts from made-up raw numbers."""
 
+import json
+import re
+import xml.etree.ElementTree as ET
+
 import pytest
 
 from offrl.inventory_bench import html
+from offrl.inventory_bench.bench import Bench
 from offrl.inventory_bench.plan import published
 from offrl.inventory_bench.tables import markdown, sample_lines, samples, tables
 
@@ -62,3 +67,19 @@ def test_the_transfer_says_its_first_and_last_gap():
     assert "+1.00 % of the bound at 3 stores, +25.00 % at 50, without retraining" in page
     assert "![Size transfer](x.svg)" in page
     assert len(html.transfer_charts(found)) == 1
+
+
+def test_figures_stand_beside_the_page_that_shows_them(tmp_path):
+    bench = Bench(CELLS, tmp_path, tmp_path / "runs", "command")
+    bench.raw.mkdir(parents=True)
+    for name, record in raw(small_samples_hurt).items():
+        (bench.raw / f"{name}.json").write_text(json.dumps(record))
+    written = {path.name for path in bench.write()}
+    shown = re.findall(r"\]\(([\w-]+\.svg)\)", (tmp_path / "inventory.md").read_text())
+    assert (
+        set(shown)
+        == {"inventory-samples.svg", "inventory-samples-2.svg"}
+        == written - {"inventory.md", "inventory.html"}
+    )
+    for name in shown:
+        assert ET.parse(tmp_path / name).getroot().tag.endswith("svg")

@@ -369,7 +369,7 @@ def test_a_missing_file_is_named_with_its_path(missing, tmp_path):
 def test_random_bytes_in_either_file_give_a_policy_error_or_a_policy(tmp_path):
     """200 single-byte changes: whatever they hit, no other exception comes out."""
     save_policy(one_of("gaussian"), tmp_path)
-    rng = np.random.default_rng(0)
+    rng, read = np.random.default_rng(0), 0
     for name in ("policy.json", "policy.safetensors"):
         whole = (tmp_path / name).read_bytes()
         for _ in range(100):
@@ -377,5 +377,6 @@ def test_random_bytes_in_either_file_give_a_policy_error_or_a_policy(tmp_path):
             changed[rng.integers(len(whole))] = rng.integers(256)
             (tmp_path / name).write_bytes(changed)
             with contextlib.suppress(PolicyError):
-                load_policy(tmp_path)
+                read += isinstance(load_policy(tmp_path), GaussianPolicy)
         (tmp_path / name).write_bytes(whole)
+    assert 10 < read < 190  # weights may change unseen, a description or a header may not
