@@ -37,6 +37,9 @@ def test_windows_of_a_short_episode():
     first = [[0, 0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 4]]
     rows = chunk_windows(problem, config)
     assert rows.tolist() == first + [[5 + i for i in row] for row in first]
+    long = load_algorithm("diffusion_policy")[1].config(horizon=4, n_obs=1, n_act=3)
+    own = [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 4], [3, 4, 4, 4]]
+    assert chunk_windows(problem, long).tolist() == own + [[5 + i for i in row] for row in own]
     source = source_of(problem, 64, window=4, starts=rows)
     batch = source.sample([torch.Generator().manual_seed(0)])
     assert batch.actions.shape == (1, 64, 4, 2)
@@ -67,6 +70,30 @@ def test_the_loss_is_the_papers(name):
         weights = {n: p[s].detach() for n, p in zip(learner.names, learner.training.params, strict=True)}
         out = torch.func.functional_call(learner.net, weights, (x, told, seen[s]))
         torch.testing.assert_close(metrics["loss"][s], (out - target).square().mean())
+
+
+@EVERY
+def test_an_update_sees_the_first_observations_of_a_window_and_the_average_acts(name):
+    learner = learner_of(name, tiny_problem(), n_obs=2, lr=0.1, warmup_steps=1)
+    batch = next(iter(batches(load_algorithm(name)[1], tiny_problem())))
+    batch = dataclasses.replace(
+        batch, actions=batch.actions[:, :, :4], observations=batch.observations[:, :, :4]
+    )
+    told, inner = [], learner._gradients
+
+    def gradients(seen, *rest):
+        told.append(seen)
+        return inner(seen, *rest)
+
+    learner._gradients = gradients
+    for _ in range(3):
+        learner.update(batch)
+    first = batch.observations[:, :, :2]
+    torch.testing.assert_close(told[0], learner.observation_units(first).flatten(2))
+    weights = dict(learner.policy().unet.named_parameters())
+    for n, average, p in zip(learner.names, learner.training.average, learner.training.params, strict=True):
+        assert torch.equal(weights[n], average[0])
+        assert not torch.equal(average, p)
 
 
 @EVERY

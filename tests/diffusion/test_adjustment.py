@@ -256,6 +256,22 @@ def test_a_policy_of_an_adjusted_policy_is_saved_too(tmp_path):
     assert torch.equal(load_policy(tmp_path).act(o)[0], twice.act(o)[0])
 
 
+def test_policies_inside_policies_end(tmp_path):
+    policy, model = base_policy(), random_model()
+    for _ in range(4):
+        policy = CDSAPolicy(policy, model, alpha=0.3)
+    save_policy(policy, tmp_path)
+    with pytest.raises(PolicyError, match="more than 3 deep"):
+        load_policy(tmp_path)
+    load_policy(tmp_path / "base")
+    (tmp_path / "model/policy.json").unlink()
+    (tmp_path / "model/policy.safetensors").unlink()
+    (tmp_path / "model").rmdir()
+    (tmp_path / "model").symlink_to(tmp_path)
+    with pytest.raises(PolicyError, match="more than 3 deep"):
+        load_policy(tmp_path)
+
+
 def test_a_missing_or_foreign_parent_is_refused(tmp_path):
     save_policy(CDSAPolicy(base_policy(), random_model(), alpha=0.3), tmp_path)
     save_policy(DeterministicPolicy(3, 2, (8,), [-1.0] * 2, [1.0] * 2), tmp_path / "base")

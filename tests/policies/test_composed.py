@@ -58,6 +58,15 @@ def test_a_diffusion_and_a_flow_with_other_histories_and_chunks_plan_together():
     assert torch.isfinite(play(policy)).all()
 
 
+def test_each_parent_sees_the_last_observations_that_it_asks_for():
+    a, b = parent(0, n_obs=3), parent(1, n_obs=1)
+    history = torch.randn(5, 3, 3, generator=stream(2))
+    for weights, alone, seen in (([1, 0], a, history), ([0, 1], b, history[:, -1:])):
+        policy = ComposedPolicy([a, b], operator="action_average", weights=weights, n_act=4)
+        own = alone.plan(seen, zero=True)[:, :4]
+        torch.testing.assert_close(policy.plan(history, zero=True), own, rtol=0, atol=1e-6)
+
+
 def test_each_parent_sees_its_columns():
     wide, narrow = parent(0), parent(1, obs_dim=2)
     policy = ComposedPolicy([wide, narrow], columns=[[0, 1, 2], [2, 0]], weights=[0, 1])
@@ -95,12 +104,16 @@ def test_a_damaged_composition_is_refused(tmp_path):
     save_policy(ComposedPolicy([parent(0), parent(1)], weights=[0.4, 0.6]), tmp_path)
     path = tmp_path / "policy.json"
     text = path.read_text()
-    for old, new in (("parent_2", "../x"), ('"operator": "convex"', '"operator": "best"'), ("0.6", "0.7")):
+    for old, new, message in (
+        ("parent_2", "../x", "folders are damaged"),
+        ('"operator": "convex"', '"operator": "best"', "unknown operator 'best'"),
+        ("0.6", "0.7", "sum to 1"),
+    ):
         path.write_text(text.replace(old, new))
-        with pytest.raises(PolicyError, match="damaged|do not make"):
+        with pytest.raises(PolicyError, match=message):
             load_policy(tmp_path)
     path.write_text(text.replace('"parents"', '"no"'))
-    with pytest.raises(PolicyError):
+    with pytest.raises(PolicyError, match="missing 1 required positional argument|two or more"):
         load_policy(tmp_path)
 
 
