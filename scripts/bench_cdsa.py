@@ -30,7 +30,7 @@ from offrl.evaluation.rollout import Evaluator
 from offrl.files import atomic_write_json, atomic_write_text
 from offrl.nn.policy import Policy, load_policy
 from offrl.training.build import dataset_env
-from offrl.training.cells import Cell, TrainingCell, run_cells
+from offrl.training.cells import Cell, RunCells, TrainingCell, planned
 from offrl.training.run_dir import versions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,15 +70,9 @@ SMOKE = Sizes(
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(RunCells):
     """Run the cells that have no raw file yet."""
 
-    minutes: float | None = None
-    """Stop (with checkpoints) after this long."""
-    only: str = ""
-    """Only cells whose name holds this."""
-    jobs: int = 1
-    """Processes at once, one thread each."""
     smoke: bool = False
     """Everything, tiny."""
 
@@ -300,25 +294,12 @@ def main() -> None:
     """Dispatch."""
     word, *rest = sys.argv[1:] or ["--help"]
     if word == "plan":
-        todo = [(cell, seconds) for cell, seconds in cells(FULL, False) if not cell.done]
-        for cell, seconds in todo:
-            print(f"{cell.name:24} about {seconds / 60:.0f} min")
-        print(f"{len(todo)} cells, {sum(s for _, s in todo) / 3600:.1f} core-hours expected")
+        print(planned(cells(FULL, False)))
     elif word == "run":
         o = tyro.cli(Run, args=rest)
         sizes = SMOKE if o.smoke else FULL
-        began, left = time.monotonic(), []
-        for stage in ("model", "base-", "adjusted-"):  # later ones read earlier runs
-            chosen = [c for c, _ in cells(sizes, o.smoke) if c.name.startswith(stage) and o.only in c.name]
-            deadline = None if o.minutes is None else max(60 * o.minutes - (time.monotonic() - began), 1.0)
-            left += run_cells(
-                chosen,
-                sizes.work / "logs",
-                jobs=o.jobs,
-                deadline=deadline,
-                note=lambda line: print(line, flush=True),
-            )
-        print(f"without a result: {', '.join(left) or 'none'}")
+        stages = ("model", "base-", "adjusted-")  # later ones read earlier runs
+        o.run(lambda: [cell for cell, _ in cells(sizes, o.smoke)], sizes.work / "logs", print, stages)
         if o.smoke:
             atomic_write_text(sizes.raw.parent / "page.md", page(sizes))
     elif word == "adjusted":

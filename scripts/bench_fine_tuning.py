@@ -22,7 +22,7 @@ import tyro
 import offrl
 from offrl.data.reference import normalized_score, reference_returns
 from offrl.files import atomic_write_json, atomic_write_text
-from offrl.training.cells import Cell, raw_record, run_cells
+from offrl.training.cells import Cell, RunCells, planned, raw_record
 from offrl.training.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,15 +105,11 @@ def _go_on(out: Path) -> Any:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(RunCells):
     """Run the cells that have no raw file yet."""
 
     jobs: int = 2
     """Processes at once, one thread each."""
-    minutes: float | None = None
-    """Stop (with checkpoints) after this long."""
-    only: str = ""
-    """Only cells whose name holds this."""
 
 
 def cells() -> list[tuple[Cell, float]]:
@@ -125,14 +121,6 @@ def cells() -> list[tuple[Cell, float]]:
             two = Two(e.algorithm, e.settings, seed, str(WORK / name), str(RAW / f"{name}.json"))
             found.append((two.cell(), e.seconds))
     return found
-
-
-def plan() -> None:
-    """Print the cells and what they cost."""
-    todo = [(cell, seconds) for cell, seconds in cells() if not cell.result.exists()]
-    for cell, seconds in todo:
-        print(f"{cell.name:40} about {seconds / 60:.0f} min")
-    print(f"{len(todo)} cells, {sum(s for _, s in todo) / 3600:.1f} core-hours expected")
 
 
 def smoke() -> None:
@@ -200,15 +188,10 @@ def main() -> None:
     """Dispatch."""
     word, *rest = sys.argv[1:] or ["--help"]
     if word == "plan":
-        plan()
+        print(planned(cells()))
     elif word == "run":
         o = tyro.cli(Run, args=rest)
-        chosen = [cell for cell, _ in cells() if o.only in cell.name]
-        deadline = None if o.minutes is None else 60 * o.minutes
-        left = run_cells(
-            chosen, WORK / "logs", jobs=o.jobs, deadline=deadline, note=lambda line: print(line, flush=True)
-        )
-        print(f"without a result: {', '.join(left) or 'none'}")
+        o.run(lambda: [cell for cell, _ in cells()], WORK / "logs", print)
     elif word == "cell":
         Two(**json.loads(Path(rest[0]).read_text())).run()
     elif word == "smoke":

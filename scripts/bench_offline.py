@@ -28,7 +28,7 @@ from offrl.evaluation.rollout import Evaluator
 from offrl.files import atomic_write_json, atomic_write_text
 from offrl.nn.policy import DeterministicPolicy
 from offrl.training.build import dataset_env
-from offrl.training.cells import Cell, TrainingCell, run_cells
+from offrl.training.cells import Cell, RunCells, TrainingCell, planned
 from offrl.training.run_dir import versions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,17 +163,13 @@ TASKS = (
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(RunCells):
     """Run the cells that have no raw file yet."""
 
     jobs: int = 2
     """Processes at once, one thread each."""
-    minutes: float | None = None
-    """Stop (with checkpoints) after this long."""
     d3rlpy: Path | None = None
     """Python executable of an environment with d3rlpy; without it the peer's cells are left out."""
-    only: str = ""
-    """Only cells whose name holds this."""
 
 
 @dataclass(frozen=True)
@@ -226,14 +222,6 @@ def cells(python: Path | None) -> list[tuple[Cell, float]]:
 def present(task: Task) -> list[Entry]:
     """The rows whose method exists here."""
     return [entry for entry in task.entries if entry.algorithm in ALGORITHMS]
-
-
-def plan(python: Path | None) -> None:
-    """Print the cells and what they cost."""
-    todo = [(cell, seconds) for cell, seconds in cells(python) if not cell.result.exists()]
-    for cell, seconds in todo:
-        print(f"{cell.name:40} about {seconds / 60:.0f} min")
-    print(f"{len(todo)} cells, {sum(s for _, s in todo) / 3600:.1f} core-hours expected")
 
 
 def peer_cell(o: PeerCell) -> None:
@@ -386,15 +374,10 @@ def main() -> None:
     """Dispatch."""
     word, *rest = sys.argv[1:] or ["--help"]
     if word == "plan":
-        plan(Path(rest[0]) if rest else Path("d3rlpy"))
+        print(planned(cells(Path(rest[0]) if rest else Path("d3rlpy"))))
     elif word == "run":
         o = tyro.cli(Run, args=rest)
-        chosen = [cell for cell, _ in cells(o.d3rlpy) if o.only in cell.name]
-        deadline = None if o.minutes is None else 60 * o.minutes
-        left = run_cells(
-            chosen, WORK / "logs", jobs=o.jobs, deadline=deadline, note=lambda line: print(line, flush=True)
-        )
-        print(f"without a result: {', '.join(left) or 'none'}")
+        o.run(lambda: [cell for cell, _ in cells(o.d3rlpy)], WORK / "logs", print)
     elif word == "peer-cell":
         peer_cell(tyro.cli(PeerCell, args=rest))
     elif word == "page":

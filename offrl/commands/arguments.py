@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import io
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args
@@ -103,3 +104,21 @@ def _sentence(box: str) -> str:
     if text.startswith("missing: "):
         text = HELP.sub(r"\1", text)
     return " ".join(text.split()).rstrip(".") or "wrong usage"
+
+
+def subcommand(
+    command: str, names: Mapping[str, Any], overview: Callable[[], str], argv: list[str]
+) -> str | None:
+    """The first word of ``argv``, if it is one of ``names``; None after the overview, where help was asked for.
+
+    Raises:
+        UsageError: no such subcommand; the nearest name is proposed.
+    """
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return None
+    if argv[0] not in names:
+        near = difflib.get_close_matches(argv[0], names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"unknown subcommand {argv[0]!r}{hint} ('offrl {command} --help' lists all)")
+    return argv[0]

@@ -1,9 +1,8 @@
 """``offrl inventory``: finds the subcommand's module and hands over."""
 
-import difflib
 import importlib
 
-from offrl.errors import UsageError
+from offrl.commands.arguments import subcommand
 
 SUBCOMMANDS = {  # name -> module under offrl.commands, one line for the overview
     "solve": ("inventory_solve", "the optimal policy and its cost, or a bound, where theory has one"),
@@ -34,14 +33,9 @@ def overview() -> str:
 
 def main(argv: list[str]) -> int:
     """``offrl inventory ...``."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(overview())
+    name, rest = subcommand("inventory", SUBCOMMANDS, overview, argv), argv[1:]
+    if name is None:
         return 0 if argv else 2
-    name, rest = argv[0], argv[1:]
-    if name not in SUBCOMMANDS:
-        near = difflib.get_close_matches(name, SUBCOMMANDS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"unknown subcommand {name!r}{hint} ('offrl inventory --help' lists all)")
     module = SUBCOMMANDS[name][0]
     rest = rest if module == f"inventory_{name}" else [name, *rest]  # a module of several is told which
     code: int = importlib.import_module(f"offrl.commands.{module}").main(rest)

@@ -1,7 +1,6 @@
 """``offrl llm``: train a language model by policy gradients, list the methods, evaluate a run."""
 
 import dataclasses
-import difflib
 import json
 import sys
 from dataclasses import dataclass
@@ -81,14 +80,9 @@ def overview() -> str:
 
 def main(argv: list[str]) -> int:
     """``offrl llm ...``."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(overview())
+    name, rest = arguments.subcommand("llm", SUBCOMMANDS, overview, argv), argv[1:]
+    if name is None:
         return 0 if argv else 2
-    name, rest = argv[0], argv[1:]
-    if name not in SUBCOMMANDS:
-        near = difflib.get_close_matches(name, SUBCOMMANDS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"unknown subcommand {name!r}{hint} ('offrl llm --help' lists all)")
     return {"train": train, "eval": evaluate, "list": show}[name](rest)
 
 

@@ -113,6 +113,52 @@ def run_cells(
             entry.process.wait()
 
 
+@dataclass(frozen=True)
+class RunCells:
+    """Run the cells that have no raw file yet."""
+
+    jobs: int = 1
+    """Processes at once, one thread each."""
+    minutes: float | None = None
+    """Stop (with checkpoints) after this long."""
+    only: str = ""
+    """Only cells whose name holds this."""
+
+    def run(
+        self,
+        cells: Callable[[], Sequence[Cell]],
+        logs: Path,
+        note: Callable[[str], None],
+        stages: Sequence[str] = ("",),
+    ) -> None:
+        """Run them with a line of progress each; a benchmark's ``run`` command.
+
+        Args:
+            cells: lists them; asked before each stage, because later cells may be described by earlier runs.
+            logs: folder of log files.
+            note: called with a line of progress.
+            stages: parts of names, in the order in which cells need each other.
+        """
+        began, left = time.monotonic(), []
+        for stage in stages:
+            chosen = [cell for cell in cells() if stage in cell.name and self.only in cell.name]
+            spent = time.monotonic() - began
+            deadline = None if self.minutes is None else max(60 * self.minutes - spent, 1.0)
+            left += run_cells(chosen, logs, jobs=self.jobs, deadline=deadline, note=note)
+        note(f"without a result: {', '.join(left) or 'none'}")
+
+
+def planned(cells: Sequence[tuple[Cell, float]]) -> str:
+    """The cells without a result and what they cost; for a benchmark's ``plan`` command.
+
+    Args:
+        cells: each with its expected seconds on one core.
+    """
+    todo = [(cell, seconds) for cell, seconds in cells if not cell.done]
+    lines = [f"{cell.name:40} about {seconds / 60:.0f} min" for cell, seconds in todo]
+    return "\n".join([*lines, f"{len(todo)} cells, {sum(s for _, s in todo) / 3600:.1f} core-hours expected"])
+
+
 @dataclass(frozen=True, eq=False)
 class Running:
     """A cell's process."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from offrl.training.cells import Cell, run_cells
+from offrl.training.cells import Cell, RunCells, planned, run_cells
 
 LEAVES = "import sys, pathlib; print('hello'); pathlib.Path(sys.argv[1]).write_text('{}')"
 WAITS = (
@@ -81,3 +81,27 @@ def test_a_stop_ends_what_runs_and_begins_nothing_new(tmp_path, how):
     assert time.monotonic() - began < 30
     assert gone(int((tmp_path / "pid").read_text()))
     assert not later.result.exists()
+
+
+def test_stages_run_in_turn_on_what_earlier_ones_left(tmp_path):
+    lines: list[str] = []
+
+    def cells():
+        agent = LEAVES if (tmp_path / "b-model.json").exists() else "raise SystemExit('too early')"
+        return [
+            cell(tmp_path, "a-agent", agent),
+            cell(tmp_path, "b-model", LEAVES),
+            cell(tmp_path, "other", LEAVES),
+        ]
+
+    assert planned([(c, 1800.0) for c in cells()]).splitlines()[-1] == "3 cells, 1.5 core-hours expected"
+    RunCells(only="-").run(cells, tmp_path / "logs", lines.append, ("-model", "-agent"))
+    assert [line.split()[1] for line in lines if line.startswith("started")] == ["b-model", "a-agent"]
+    assert lines[-1] == "without a result: none"
+    assert not (tmp_path / "other.json").exists()
+    assert planned([(c, 1800.0) for c in cells()]).splitlines()[-1] == "1 cells, 0.5 core-hours expected"
+    lines.clear()
+    RunCells(minutes=0.0).run(
+        lambda: [cell(tmp_path, "slow", "import time; time.sleep(60)")], tmp_path / "logs", lines.append
+    )
+    assert lines[-1] == "without a result: slow"
