@@ -14,14 +14,14 @@ from offrl.estimators.groups import Groups
 from offrl.estimators.rollouts import Counts, count
 from offrl.llm.engine import Engine
 from offrl.llm.generate import sample
-from offrl.llm.method import LossSettings, Method, TextRollouts
+from offrl.llm.method import LossSettings, Memory, Method, TextRollouts
 from offrl.llm.options import LLMOptions
 from offrl.llm.rollouts import demonstrated, first_groups, group_shares, joined, rollouts
 from offrl.llm.score import Scores, score
 from offrl.llm.tasks.task import Task
 from offrl.training.seeding import stream
 
-STREAMS = ("prompts", "sampling", "minibatches", "demonstrations")
+STREAMS = ("prompts", "sampling", "minibatches", "demonstrations", "method")
 SAMPLED = ("reward", "success", "zero_variance", "all_right", "all_wrong", "length")
 UPDATED = (
     "loss",
@@ -63,7 +63,7 @@ class Learner:
         self.options = options
         self.estimator = method.estimator(settings, task.max_response)
         self.device = policy.bias.device
-        self.reference = copy.deepcopy(policy) if settings.kl != 0.0 else None
+        self.reference = copy.deepcopy(policy) if settings.kl != 0.0 or method.reference else None
         self.engine = Engine(policy, options.delay, options.engine)
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.critic: nn.Linear | None = None
@@ -76,6 +76,7 @@ class Learner:
         self.streams = {
             name: stream(options.seed, name, self.device if name == "sampling" else "cpu") for name in STREAMS
         }
+        self.memory = Memory(method.memory(settings), self.streams["method"])
         self.updates, self.rollouts, self.tokens = 0, 0, 0
         self.shown = Shown([], [], [])
 
@@ -86,7 +87,7 @@ class Learner:
         names = self.task.rewards(
             prompts, demonstrated(torch.zeros(1, self.task.max_response, dtype=torch.int64))
         )
-        return (*SAMPLED, *(f"reward_{name}" for name in names), *UPDATED)
+        return (*SAMPLED, *(f"reward_{name}" for name in names), *UPDATED, *self.method.measures)
 
     def update(self) -> dict[str, Tensor]:
         """One batch of rollouts and the updates from it; returns its metrics."""
@@ -94,6 +95,8 @@ class Learner:
         if len(batch.rewards) == 0:  # every group was alike: nothing to learn from
             return metrics
         batch = self._prepared(batch)
+        if self.method.measured is not None:
+            metrics |= self.method.measured(self.settings, batch, self.memory)
         sums: dict[str, Tensor] = {}
         number = 0
         for _ in range(self.options.reuse):
@@ -165,7 +168,8 @@ class Learner:
         self, prompts: Any, responses: Any, ids: Tensor, *, demo: bool = False
     ) -> tuple[TextRollouts, dict[str, Tensor]]:
         components = self.task.rewards(prompts, responses)
-        outcome = torch.stack([*components.values()]).sum(dim=0)
+        each = torch.stack([*components.values()], dim=1)
+        outcome = each.sum(dim=1)
         success = self.task.success(prompts, responses)
         metrics = {"reward": outcome.mean(), "success": success.float().mean()}
         metrics |= group_shares(outcome, ids, success)
@@ -181,7 +185,7 @@ class Learner:
             [text(responses.tokens[i]) for i in some],
             [float(outcome[i]) for i in some],
         )
-        return rollouts(prompts, responses, outcome, ids, demo=demo), metrics
+        return rollouts(prompts, responses, outcome, ids, each, demo=demo), metrics
 
     # what is known before the first update
 
@@ -197,6 +201,10 @@ class Learner:
             following = next_values(values, mask=mask)
             returns = values + gae(batch.rewards, values, following, mask=mask, discount=1.0, lam=lam)
             batch = batch.replace(values=values, next_values=following, returns=returns)
+        if self.method.before_batch is not None:
+            batch = self.method.before_batch(self.settings, batch, self.memory)
+        if not self.estimator.advantage:  # each update finds its own
+            return batch
         return batch.replace(advantages=self.estimator.advantages(batch))
 
     def _old(self, batch: TextRollouts) -> tuple[Tensor | None, Tensor | None]:
@@ -258,8 +266,12 @@ class Learner:
         counts = count(batch.mask, batch.group_ids)
         self.optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
-        for rows in self._parts(batch):
-            found = self.accumulate(batch.rows(rows), counts)
+        parts = self._parts(batch)
+        alone = len(parts) == 1
+        if self.method.before_update is not None and not alone:
+            batch = self._refreshed(batch, self._scores(batch, self.policy)[0])
+        for rows in parts:
+            found = self.accumulate(batch.rows(rows), counts, whole=alone)
             sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
         norm = nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm)
         share = min(1.0, (self.updates + 1) / self.options.warmup) if self.options.warmup else 1.0
@@ -269,13 +281,23 @@ class Learner:
         self.updates += 1
         return sums | {"grad_norm": norm}
 
-    def accumulate(self, batch: TextRollouts, counts: Counts) -> dict[str, Tensor]:
-        """Add the gradient of a part of a batch; returns its share of the metrics."""
+    def _refreshed(self, batch: TextRollouts, now: Tensor) -> TextRollouts:
+        """The rollouts of one update with what depends on the current log-probabilities."""
+        old = now if batch.old_log_probs is None else batch.old_log_probs
+        batch = batch.replace(old_log_probs=old)  # in the only update the old policy is the current one
+        if self.method.before_update is None:
+            return batch
+        with torch.no_grad():
+            return self.method.before_update(self.settings, batch, now, self.memory)
+
+    def accumulate(self, batch: TextRollouts, counts: Counts, *, whole: bool = False) -> dict[str, Tensor]:
+        """Add the gradient of a part of a batch, or of the whole; returns its share of the metrics."""
         scores = self._score(batch, self.policy, entropy=True)
         log_probs, mask = scores.log_probs, batch.mask
         assert scores.entropy is not None
-        old = log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs
-        batch = batch.replace(old_log_probs=old)  # in the only update the old policy is the current one
+        if whole or batch.old_log_probs is None:
+            batch = self._refreshed(batch, log_probs.detach())
+        old = batch.old_log_probs
         values = None if self.critic is None else self.critic(scores.hidden)[..., 0]
         loss = self.estimator.loss(log_probs, batch, counts, entropy=scores.entropy, predicted_values=values)
         loss.backward()
@@ -306,6 +328,7 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "engine": self.engine.state_dict(),
             "streams": {name: g.get_state() for name, g in self.streams.items()},
+            "memory": self.memory.kept,
             "counters": [self.updates, self.rollouts, self.tokens],
         }
 
@@ -320,6 +343,7 @@ class Learner:
                 module.load_state_dict(state[name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.engine.load_state_dict(state["engine"])
+        self.memory.kept = copy.deepcopy(state["memory"])
         for name, saved in state["streams"].items():
             self.streams[name].set_state(saved.cpu())
         self.updates, self.rollouts, self.tokens = state["counters"]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from offrl.estimators.compose import Estimator, Spec
@@ -28,6 +29,22 @@ class TextRollouts(Rollouts):
     """(B, T), padded on the right."""
     limits: Tensor
     """(B,) tokens of the longest response allowed."""
+    prompt_ids: Tensor
+    """(B,) int64, equal for equal prompts, also across batches."""
+    components: Tensor
+    """(B, K) the rewards whose sum is the outcome, as the task gave them."""
+    factors: Tensor | None = None
+    """(B, T) what ``before_update`` decided about each token."""
+
+
+@dataclass
+class Memory:
+    """What a method's hooks may use beside the batch; saved with the run."""
+
+    kept: dict[str, Any]
+    """Numbers, tensors and containers of them that outlive a batch."""
+    generator: torch.Generator
+    """The method's own random stream, on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +91,21 @@ class Method:
     """(settings, rollouts) -> (B,) bool, whole groups worth learning from; others are sampled in their place."""
     rounds: Callable[[Any], int] = lambda settings: 1
     """How often at most it samples for one batch."""
+    reference: bool = False
+    """It needs log-probabilities of the model that training began with."""
+    memory: Callable[[Any], dict[str, Any]] = lambda settings: {}
+    """(settings) -> what ``Memory.kept`` begins with."""
+    before_batch: Callable[[Any, TextRollouts, Memory], TextRollouts] | None = None
+    """(settings, rollouts, memory) -> the rollouts; once a batch, before its advantages."""
+    before_update: Callable[[Any, TextRollouts, Tensor, Memory], TextRollouts] | None = None
+    """(settings, rollouts of one update, their log-probabilities now (B, T), memory) -> the rollouts, with advantages or
+    ``factors`` that depend on what the current policy says. Sees all micro-batches at once."""
+    measures: tuple[str, ...] = ()
+    """Names of what ``measured`` gives."""
+    measured: Callable[[Any, TextRollouts, Memory], dict[str, Tensor]] | None = None
+    """(settings, rollouts with advantages, memory) -> metrics; once a batch."""
+    unfit: Callable[[Any, Any, Any], str | None] | None = None
+    """(settings, options, task) -> why these do not go together, in one line, or None."""
 
 
 def terms(settings: LossSettings, kl: str | None = "k3") -> list[tuple[Spec, float]]:

@@ -17,9 +17,15 @@ def demonstrated(tokens: Tensor) -> Responses:
 
 
 def rollouts(
-    prompts: Prompts, responses: Responses, rewards: Tensor, group_ids: Tensor, *, demo: bool = False
+    prompts: Prompts,
+    responses: Responses,
+    rewards: Tensor,
+    group_ids: Tensor,
+    components: Tensor,
+    *,
+    demo: bool = False,
 ) -> TextRollouts:
-    """One row a response; ``prompts`` are already repeated."""
+    """One row a response; ``prompts`` are already repeated, ``components`` are (B, K)."""
     return TextRollouts(
         mask=responses.mask,
         rollout_log_probs=responses.log_probs,
@@ -30,6 +36,8 @@ def rollouts(
         prompt_mask=prompts.mask,
         tokens=responses.tokens,
         limits=prompts.limits,
+        prompt_ids=prompts.ids,
+        components=components,
     )
 
 
