@@ -16,7 +16,7 @@ from offrl.llm.engine import Engine
 from offrl.llm.generate import sample
 from offrl.llm.method import LossSettings, Memory, Method, TextRollouts
 from offrl.llm.options import LLMOptions
-from offrl.llm.rollouts import demonstrated, first_groups, group_shares, joined, rollouts
+from offrl.llm.rollouts import component_names, demonstrated, first_groups, group_shares, joined, rollouts
 from offrl.llm.score import Scores, score
 from offrl.llm.tasks.task import Task
 from offrl.training.seeding import stream
@@ -83,10 +83,7 @@ class Learner:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of what ``update`` returns."""
-        prompts = self.task.prompts(1, torch.Generator().manual_seed(0))
-        names = self.task.rewards(
-            prompts, demonstrated(torch.zeros(1, self.task.max_response, dtype=torch.int64))
-        )
+        names = component_names(self.task)
         return (*SAMPLED, *(f"reward_{name}" for name in names), *UPDATED, *self.method.measures)
 
     def update(self) -> dict[str, Tensor]:

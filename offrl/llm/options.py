@@ -16,7 +16,7 @@ class LLMOptions:
     model: str = "tiny:dense"
     """tiny:dense, tiny:medium, tiny:moe, tiny:table; or a folder: a run, or a Hugging Face model made by one."""
     task: str = "t1"
-    """What is learnt: t1, t2, t2-hard, t3 ('offrl llm list' says what they are)."""
+    """What is learnt: t1, t2, t2-hard, t3, t5, t5-conditioned ('offrl llm list' says what they are)."""
     steps: int = 500
     """Batches of rollouts; each is learnt from in reuse x minibatches updates."""
     seed: int = 0

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from offrl.estimators.groups import Groups
 from offrl.llm.method import TextRollouts
+from offrl.llm.tasks.task import Task
 from offrl.llm.text import PAD, Prompts, Responses
 
 
@@ -14,6 +15,12 @@ def demonstrated(tokens: Tensor) -> Responses:
     """Responses of unknown origin: everything up to the padding was chosen."""
     mask = tokens != PAD
     return Responses(tokens, mask, torch.zeros(tokens.shape, device=tokens.device))
+
+
+def component_names(task: Task) -> tuple[str, ...]:
+    """Of a task's rewards, in the order of ``TextRollouts.components``."""
+    prompts = task.prompts(1, torch.Generator().manual_seed(0))
+    return tuple(task.rewards(prompts, demonstrated(torch.zeros(1, task.max_response, dtype=torch.int64))))
 
 
 def rollouts(

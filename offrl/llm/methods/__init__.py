@@ -48,6 +48,12 @@ METHODS = {
     "gmpo": Entry(
         "group_std", "geometric", "log_clip", "seq-mean-token-mean", "rollouts", "arXiv:2507.20673"
     ),
+    "beta_norm": Entry(
+        "beta_norm", "old", "ppo_clip, dual_clip", "seq-mean-token-sum", "rollouts", "arXiv:2506.02864"
+    ),
+    "gdpo": Entry(
+        "each_group_std, whiten_rows", "old", "ppo_clip", "seq-mean-token-mean", "rollouts", "arXiv:2601.05242"
+    ),
 }
 
 
