@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from offrl.estimators.compose import Estimator, Spec
+from offrl.estimators.group_losses import GroupEstimator
 from offrl.estimators.rollouts import Rollouts
 from offrl.llm.text import Responses
 
@@ -117,3 +118,12 @@ def terms(settings: LossSettings, kl: str | None = "k3") -> list[tuple[Spec, flo
 def clip(settings: ClipSettings) -> tuple[str, dict[str, float]]:
     """PPO's mask."""
     return "ppo_clip", {"low": settings.clip_low, "high": settings.clip_high}
+
+
+def coupled(loss: GroupEstimator, batch: TextRollouts, now: Tensor) -> Tensor:
+    """Advantages that stand for a loss which couples the rows of a group: (B, T), for ``before_update``.
+
+    With denominator ``current`` and aggregation ``seq-mean-token-sum`` their gradient is that of the loss over all rows of
+    the update, however these are split afterwards.
+    """
+    return loss.weights(now, batch) * batch.mask.any(dim=1).sum()

@@ -269,14 +269,15 @@ def test_shares_of_equal_groups():
 
 
 @pytest.mark.slow
-def test_grpo_learns_t1():
-    """From random weights to a fifth of right answers in 1200 updates (0.8 is the aim: see docs/llm.md)."""
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_grpo_learns_t1(seed):
+    """Four fifths of right answers in 400 updates from random weights, about 20 CPU seconds (docs/llm.md)."""
     from offrl.llm.evaluate import evaluate
 
-    made = learner("grpo", double=False, prompts=32, group=16, lr=1e-3, seed=0)
+    made = learner("grpo", double=False, prompts=32, group=16, lr=1e-3, seed=seed)
     first = evaluate(made.policy, made.task, prompts=512, samples=4, seed=0, name="first").accuracy
-    for _ in range(1200):
+    for _ in range(400):
         made.update()
     last = evaluate(made.policy, made.task, prompts=512, samples=4, seed=0, name="last").accuracy
     assert first < 0.05
-    assert last > 0.2
+    assert last > 0.8

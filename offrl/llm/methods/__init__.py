@@ -51,6 +51,9 @@ METHODS = {
     "beta_norm": Entry(
         "beta_norm", "old", "ppo_clip, dual_clip", "seq-mean-token-sum", "rollouts", "arXiv:2506.02864"
     ),
+    "clip_cov": Entry("group_std", "old", "ppo_clip, unpicked", "token-mean", "rollouts", "arXiv:2505.22617"),
+    "kl_cov": Entry("group_std", "old", "-", "token-mean", "rollouts", "arXiv:2505.22617"),
+    "real": Entry("real_weights", "current", "-", "seq-mean-token-sum", "rollouts", "arXiv:2602.05630"),
     "gdpo": Entry(
         "each_group_std, whiten_rows", "old", "ppo_clip", "seq-mean-token-mean", "rollouts", "arXiv:2601.05242"
     ),
