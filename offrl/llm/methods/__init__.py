@@ -48,6 +48,7 @@ METHODS = {
     "gmpo": Entry(
         "group_std", "geometric", "log_clip", "seq-mean-token-mean", "rollouts", "arXiv:2507.20673"
     ),
+    "copg": Entry("contrast (a group loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2406.19185"),
 }
 
 
