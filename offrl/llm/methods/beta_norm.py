@@ -23,7 +23,7 @@ from offrl.errors import ConfigError
 from offrl.estimators.advantages import each_reward
 from offrl.estimators.compose import Estimator, compose
 from offrl.estimators.groups import Groups
-from offrl.llm.method import ClipSettings, Memory, Method, TextRollouts, clip, terms
+from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,26 +103,24 @@ def estimator(settings: BetaNormConfig, length: int) -> Estimator:
     )
 
 
-def measured(settings: BetaNormConfig, batch: TextRollouts, memory: Memory) -> dict[str, Tensor]:
-    """Means over rewards of alpha and beta, and the largest factor of a group that teaches."""
-    groups = Groups(batch.group_ids)
-    columns = batch.components.unbind(dim=1) if settings.decompose else [batch.rewards]
-    alphas, betas, largest = [], [], []
-    for column in columns:
-        x = scaled(column, settings.low, settings.high)
-        rates = groups.mean(x)
-        alpha, beta = fitted(rates)
-        factors = reciprocal(rates, alpha, beta, settings.cap)
-        alphas.append(alpha)
-        betas.append(beta)
-        largest.append(factors.where(groups.std(x) > 0, 0.0).max())
-    return {
-        "alpha": torch.stack(alphas).mean(), "beta": torch.stack(betas).mean(),
-        "largest_factor": torch.stack(largest).max(),
-    }  # fmt: skip
+class BetaNorm(Companion):
+    """Reports the fit: means over rewards of alpha and beta, and the largest factor of a group that teaches."""
+
+    metrics = ("alpha", "beta", "largest_factor")
+
+    def chosen(self, batch: TextRollouts) -> tuple[TextRollouts, dict[str, Tensor]]:
+        """All of the batch."""
+        s, groups = self.settings, Groups(batch.group_ids)
+        columns = batch.components.unbind(dim=1) if s.decompose else [batch.rewards]
+        alphas, betas, largest = [], [], []
+        for x in (scaled(column, s.low, s.high) for column in columns):
+            rates = groups.mean(x)
+            alpha, beta = fitted(rates)
+            alphas.append(alpha)
+            betas.append(beta)
+            largest.append(reciprocal(rates, alpha, beta, s.cap).where(groups.std(x) > 0, 0.0).max())
+        means = {"alpha": torch.stack(alphas).mean(), "beta": torch.stack(betas).mean()}
+        return batch, means | {"largest_factor": torch.stack(largest).max()}
 
 
-METHOD = Method(
-    config=BetaNormConfig, estimator=estimator, grouped=True, measured=measured,
-    measures=("alpha", "beta", "largest_factor"),
-)  # fmt: skip
+METHOD = Method(config=BetaNormConfig, estimator=estimator, grouped=True, companion=BetaNorm)

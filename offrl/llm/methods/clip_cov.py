@@ -21,7 +21,7 @@ from offrl.estimators.compose import Estimator, compose
 from offrl.estimators.covariance import covariances, largest
 from offrl.estimators.masks import ppo_clip
 from offrl.estimators.ratios import ratio
-from offrl.llm.method import ClipSettings, Memory, Method, TextRollouts, clip, terms
+from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,24 +65,33 @@ def estimator(settings: ClipCovConfig, length: int) -> Estimator:
 def candidates(settings: ClipCovConfig, batch: TextRollouts, now: Tensor) -> Tensor:
     """Chosen, unclipped tokens with a covariance in the band; (B, T) bool."""
     assert batch.advantages is not None
-    assert batch.old_log_probs is not None
     found = covariances(now, batch.advantages, batch.mask)
     low, high = settings.cov_low, settings.cov_high
     if settings.quantiles:
         ordered = found[batch.mask].sort().values
         low, high = (float(ordered[round(q * (len(ordered) - 1))]) for q in (low, high))
-    free = ppo_clip(
-        ratio(now - batch.old_log_probs), batch.advantages[:, None], low=settings.clip_low, high=settings.clip_high
-    )
+    old = now if batch.old_log_probs is None else batch.old_log_probs  # in the only update of a batch
+    bounds = {"low": settings.clip_low, "high": settings.clip_high}
+    free = ppo_clip(ratio(now - old), batch.advantages[:, None], **bounds)
     return batch.mask & free & (found > low) & (found < high)
 
 
-def pick(settings: ClipCovConfig, batch: TextRollouts, now: Tensor, memory: Memory) -> TextRollouts:
+def pick(
+    settings: ClipCovConfig, batch: TextRollouts, now: Tensor, generator: torch.Generator
+) -> TextRollouts:
     """The batch with ``factors`` 0 at the tokens that lose their gradient."""
-    draws = torch.rand(now.shape, generator=memory.generator).to(now.device)
+    draws = torch.rand(now.shape, generator=generator).to(now.device)
     number = max(1, int(settings.share * int(batch.mask.sum())))
     picked = largest(draws, candidates(settings, batch, now), number)
     return batch.replace(factors=(~picked).to(now.dtype))
 
 
-METHOD = Method(config=ClipCovConfig, estimator=estimator, grouped=True, before_update=pick)
+class ClipCov(Companion):
+    """Picks before every update."""
+
+    def masked(self, batch: TextRollouts) -> tuple[TextRollouts, dict[str, Tensor]]:
+        """With ``factors``."""
+        return pick(self.settings, batch, self.log_probs(batch), self.learner.streams["method"]), {}
+
+
+METHOD = Method(config=ClipCovConfig, estimator=estimator, grouped=True, companion=ClipCov)

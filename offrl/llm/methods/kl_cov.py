@@ -18,7 +18,7 @@ from torch import Tensor
 from offrl.errors import ConfigError
 from offrl.estimators.compose import Estimator, compose
 from offrl.estimators.covariance import covariances, largest
-from offrl.llm.method import LossSettings, Memory, Method, TextRollouts, terms
+from offrl.llm.method import Companion, LossSettings, Method, TextRollouts, terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +47,20 @@ def estimator(settings: KLCovConfig, length: int) -> Estimator:
     return compose(advantage="group_std", regularizers=[*terms(settings), (held, settings.penalty)])
 
 
-def pick(settings: KLCovConfig, batch: TextRollouts, now: Tensor, memory: Memory) -> TextRollouts:
+def pick(settings: KLCovConfig, batch: TextRollouts, now: Tensor) -> TextRollouts:
     """The batch with ``factors`` 1 at the tokens that are held."""
     assert batch.advantages is not None
     number = max(1, int(settings.share * int(batch.mask.sum())))
     picked = largest(covariances(now, batch.advantages, batch.mask), batch.mask, number)
     return batch.replace(factors=picked.to(now.dtype))
+
+
+class KLCov(Companion):
+    """Picks before every update."""
+
+    def masked(self, batch: TextRollouts) -> tuple[TextRollouts, dict[str, Tensor]]:
+        """With ``factors``."""
+        return pick(self.settings, batch, self.log_probs(batch)), {}
 
 
 def unfit(settings: KLCovConfig, options: Any, task: Any) -> str | None:
@@ -63,4 +71,4 @@ def unfit(settings: KLCovConfig, options: Any, task: Any) -> str | None:
     return None
 
 
-METHOD = Method(config=KLCovConfig, estimator=estimator, grouped=True, before_update=pick, unfit=unfit)
+METHOD = Method(config=KLCovConfig, estimator=estimator, grouped=True, companion=KLCov, unfit=unfit)

@@ -10,7 +10,7 @@ softplus(log sum_{others} exp(s / tau) + log sum_{rewarded} exp(-s / tau)).
 
 Source: arXiv:2602.05630; Red-RL/REAL.
 Departures: rewarded means above the mean of the group, as in modelscope/ms-swift; with rewards 0 and 1 that is the authors'
-reward of 1. The weights of an update are found from all of its responses, so that micro-batches need no whole groups.
+reward of 1. All forms divide by the number of all groups; the authors divide ``bce`` by the responses of groups with both.
 """
 
 from dataclasses import dataclass
@@ -21,10 +21,9 @@ from torch import Tensor
 
 from offrl.errors import ConfigError
 from offrl.estimators.aggregation import sequence_mean
-from offrl.estimators.compose import Estimator, compose
-from offrl.estimators.group_losses import group_loss
+from offrl.estimators.group_losses import GroupEstimator, group_loss
 from offrl.estimators.groups import Groups
-from offrl.llm.method import LossSettings, Memory, Method, TextRollouts, coupled, terms
+from offrl.llm.method import LossSettings, Method, terms
 
 Form = Literal["anchored", "bce", "product"]
 
@@ -64,7 +63,7 @@ def real(
     x, good, inner = logits[both], good[both], Groups(groups.index[both])
     if form == "bce":
         single = softplus(torch.where(good, -x, x))
-        return found.index_add(0, inner.ids, inner.sum(single)) * (len(groups.ids) / len(x))
+        return found.index_add(0, inner.ids, inner.mean(single))
     bad_side = inner.logsumexp(x.masked_fill(good, -torch.inf))
     good_side = inner.logsumexp((-x).masked_fill(~good, -torch.inf))
     if form == "anchored":
@@ -77,15 +76,10 @@ def softplus(x: Tensor) -> Tensor:
     return torch.logaddexp(x, torch.zeros_like(x))
 
 
-def estimator(settings: REALConfig, length: int) -> Estimator:
-    """The composition; ``real_weights`` are its advantages."""
-    return compose(denominator="current", aggregation="seq-mean-token-sum", regularizers=terms(settings))
+def estimator(settings: REALConfig, length: int) -> GroupEstimator:
+    """The loss."""
+    how = {"tau": settings.tau, "form": settings.form}
+    return group_loss((real, how), regularizers=terms(settings))
 
 
-def real_weights(settings: REALConfig, batch: TextRollouts, now: Tensor, memory: Memory) -> TextRollouts:
-    """The batch with the loss's weights on grad log pi as advantages."""
-    loss = group_loss((real, {"tau": settings.tau, "form": settings.form}))
-    return batch.replace(advantages=coupled(loss, batch, now))
-
-
-METHOD = Method(config=REALConfig, estimator=estimator, grouped=True, before_update=real_weights)
+METHOD = Method(config=REALConfig, estimator=estimator, grouped=True, coupled=True)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from offrl.llm.method import Memory, TextRollouts
+from offrl.llm.method import TextRollouts
 
 
 @pytest.fixture
-def memory():
-    """seed -> a method's memory, empty."""
-    return lambda seed=0: Memory({}, torch.Generator().manual_seed(seed))
+def stream():
+    """seed -> a random stream."""
+    return lambda seed=0: torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

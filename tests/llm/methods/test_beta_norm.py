@@ -151,8 +151,8 @@ def test_the_learner_reports_parameters_and_uses_the_settings(decompose):
     want = torch.stack([of_one(column, batch.group_ids, **how) for column in columns]).mean(dim=0)
     torch.testing.assert_close(batch.advantages, want)
     assert batch.advantages.abs().max() > 0.01
-    found = made.method.measured(made.settings, batch, made.memory)
-    assert set(found) == set(made.method.measures)
+    found = made.companion.chosen(batch)[1]
+    assert set(found) == set(made.companion.metrics) <= set(made.metrics)
     assert 1.0 <= float(found["alpha"])
     assert 0.0 < float(found["largest_factor"]) <= 7.0
 

@@ -7,7 +7,7 @@ from offrl.errors import ConfigError
 from offrl.estimators.compose import compose
 from offrl.estimators.covariance import covariances
 from offrl.llm.methods import load_method
-from offrl.llm.methods.clip_cov import candidates
+from offrl.llm.methods.clip_cov import candidates, pick
 
 METHOD = load_method("clip_cov")
 
@@ -43,22 +43,22 @@ def test_the_band_and_the_clip_decide_who_may_be_picked(batch_of):
 
 
 @pytest.mark.parametrize(("share", "number"), [(1e-4, 1), (0.1, 3), (0.25, 9), (1.0, None)])
-def test_so_many_are_picked_and_only_from_those(share, number, batch_of, memory):
+def test_so_many_are_picked_and_only_from_those(share, number, batch_of, stream):
     now, batch = batch_of()
     settings = METHOD.config(share=share, cov_low=-0.5, cov_high=0.9)
     free = candidates(settings, batch, now)
     tokens = int(batch.mask.sum())
     number = min(max(1, int(share * tokens)), int(free.sum()))
-    picked = METHOD.before_update(settings, batch, now, memory()).factors == 0
+    picked = pick(settings, batch, now, stream()).factors == 0
     assert int(picked.sum()) == number
     assert not (picked & ~free).any()
 
 
-def test_picked_tokens_lose_their_gradient_and_the_others_keep_it(batch_of, memory):
+def test_picked_tokens_lose_their_gradient_and_the_others_keep_it(batch_of, stream):
     now, batch = batch_of()
     settings = METHOD.config(share=0.3, **WIDE)
     estimator = METHOD.estimator(settings, 6)
-    picked = METHOD.before_update(settings, batch, now, memory())
+    picked = pick(settings, batch, now, stream())
     plain = compose(advantage="group_std", mask=("ppo_clip", {"low": 1.0, "high": 1.0}))
     found, without = gradient(estimator, now, picked), gradient(plain, now, batch)
     off = picked.factors == 0
@@ -67,21 +67,21 @@ def test_picked_tokens_lose_their_gradient_and_the_others_keep_it(batch_of, memo
     assert torch.equal(found[~off], without[~off])  # the mean still divides by all tokens
 
 
-def test_without_candidates_it_is_ppo(batch_of, memory):
+def test_without_candidates_it_is_ppo(batch_of, stream):
     now, batch = batch_of()
     settings = METHOD.config(cov_low=50.0, cov_high=60.0, clip_low=0.2, clip_high=0.3)
     estimator = METHOD.estimator(settings, 6)
-    picked = METHOD.before_update(settings, batch, now, memory())
+    picked = pick(settings, batch, now, stream())
     ppo = compose(advantage="group_std", mask=("ppo_clip", {"low": 0.2, "high": 0.3}))
     assert torch.equal(gradient(estimator, now, picked), gradient(ppo, now, batch))
     assert torch.equal(estimator.surrogate(now, picked), ppo.surrogate(now, batch))
 
 
-def test_the_choice_is_random_and_the_methods_own(batch_of, memory):
+def test_the_choice_is_random_and_the_methods_own(batch_of, stream):
     now, batch = batch_of()
     settings = METHOD.config(share=0.2, **WIDE)
-    draws = [METHOD.before_update(settings, batch, now, memory(s)).factors for s in range(200)]
-    assert torch.equal(draws[0], METHOD.before_update(settings, batch, now, memory(0)).factors)
+    draws = [pick(settings, batch, now, stream(s)).factors for s in range(200)]
+    assert torch.equal(draws[0], pick(settings, batch, now, stream(0)).factors)
     often = 1 - torch.stack(draws).mean(dim=0)
     assert often[~batch.mask].max() == 0
     free = candidates(settings, batch, now)

@@ -8,13 +8,12 @@ import torch
 from offrl.errors import ConfigError
 from offrl.estimators.compose import compose
 from offrl.estimators.covariance import covariances
-from offrl.llm.method import Memory
 from offrl.llm.methods import load_method
+from offrl.llm.methods.kl_cov import pick
 from offrl.llm.options import LLMOptions
 from offrl.llm.session import build
 
 METHOD = load_method("kl_cov")
-MEMORY = Memory({}, torch.Generator())
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def free(now, batch):
 def test_the_largest_covariances_are_held(share, batch_of):
     now, batch = batch_of()
     tokens = int(batch.mask.sum())
-    found = METHOD.before_update(METHOD.config(share=share), batch, now, MEMORY).factors
+    found = pick(METHOD.config(share=share), batch, now).factors
     number = max(1, int(share * tokens))
     assert int(found.sum()) == number
     cov = covariances(now, batch.advantages, batch.mask)
@@ -49,7 +48,7 @@ def test_the_gradient_by_hand(batch_of):
     """Of a held token -r A plus the penalty times the sign of its log-ratio, of another -r A, over the tokens."""
     now, batch = batch_of()
     settings = METHOD.config(share=0.4, penalty=0.7)
-    batch = METHOD.before_update(settings, batch, now, MEMORY)
+    batch = pick(settings, batch, now)
     found, tokens = gradient(settings, now, batch), int(batch.mask.sum())
     signs = set()
     for i, t in batch.mask.nonzero().tolist():
@@ -67,7 +66,7 @@ def test_there_is_no_clip(batch_of):
     now, batch = batch_of()
     ratio = (now - batch.old_log_probs).exp()
     settings = METHOD.config(share=1e-9)
-    batch = METHOD.before_update(settings, batch, now, MEMORY)
+    batch = pick(settings, batch, now)
     far = batch.mask & ((ratio > 1.5) | (ratio < 0.6)) & (batch.factors == 0)
     assert far.any()
     found, want = gradient(settings, now, batch), free(now, batch)
@@ -78,7 +77,7 @@ def test_there_is_no_clip(batch_of):
 def test_in_the_first_update_of_a_batch_the_penalty_does_nothing(batch_of):
     now, batch = batch_of()
     settings = METHOD.config(share=0.5)
-    batch = METHOD.before_update(settings, batch, batch.old_log_probs, MEMORY)
+    batch = pick(settings, batch, batch.old_log_probs)
     assert batch.factors.sum() > 5
     assert torch.equal(gradient(settings, batch.old_log_probs, batch), free(batch.old_log_probs, batch))
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from offrl.errors import ConfigError
-from offrl.estimators.compose import score_loss
 from offrl.estimators.group_losses import group_loss
 from offrl.estimators.rollouts import Rollouts
 from offrl.llm.methods import load_method
 from offrl.llm.methods.real import real
+
+METHOD = load_method("real")
 
 
 def loss_of(means, rewards, ids=None, tau=0.5, form="anchored"):
@@ -76,8 +77,7 @@ def test_groups_of_one_kind_weigh_nothing_but_are_counted(form):
     found = torch.autograd.grad(estimator.loss(leaf, batch), leaf)[0]
     assert found[2:].abs().max() == 0
     alone = torch.autograd.grad(estimator.loss(leaf[:2], batch.rows(torch.tensor([0, 1]))), leaf)[0]
-    divided = 1 if form == "bce" else 3  # bce is a mean over the responses of groups with both kinds
-    torch.testing.assert_close(found, alone / divided)
+    torch.testing.assert_close(found[:2], alone[:2] / 3)
     assert found[:2].abs().min() > 0.01
     nothing = estimator.loss(leaf[2:], batch.rows(torch.tensor([2, 3, 4, 5])))
     assert float(nothing.detach()) == 0.0
@@ -98,19 +98,20 @@ def test_means_over_the_chosen_tokens_and_groups_by_id():
 
 
 def test_detached_advantages_give_the_same_gradient(drifted):
-    """The hook's (B, T) advantages on a whole batch of two updates' worth of drift."""
-    method = load_method("real")
     now, batch = drifted()
     leaf = now.clone().requires_grad_()
-    loss = group_loss((real, {"tau": 0.5, "form": "anchored"})).loss(leaf, batch)
-    want = torch.autograd.grad(loss, leaf)[0]
-    held = method.before_update(method.config(), batch, now, None)
-    found = torch.autograd.grad(method.estimator(method.config(), 6).loss(leaf, held), leaf)[0]
-    assert want.abs().max() > 0.01
+    estimator = METHOD.estimator(METHOD.config(), 6)
+    want = torch.autograd.grad(estimator.loss(leaf, batch), leaf)[0]
+    weights = estimator.weights(now, batch)
+    found = torch.autograd.grad(-(weights * leaf).where(batch.mask, 0.0).sum(), leaf)[0]
     torch.testing.assert_close(found, want, atol=1e-12, rtol=1e-9)
-    torch.testing.assert_close(
-        torch.autograd.grad(score_loss(held.advantages, leaf, batch.mask, "seq-mean-token-sum"), leaf)[0], want
-    )
+    means = ((now - batch.old_log_probs) * batch.mask).sum(1) / batch.lengths.double()
+    good = batch.rewards > torch.stack([batch.rewards[i % 3 :: 3].mean() for i in range(12)])
+    for i in range(12):
+        group = [j for j in range(12) if j % 3 == i % 3]
+        each = closed_form([float(means[j]) for j in group], [bool(good[j]) for j in group], 0.5)
+        a = torch.tensor(each[group.index(i)], dtype=torch.float64) / 3 / batch.lengths[i].double()
+        torch.testing.assert_close(want[i], torch.where(batch.mask[i], a, 0.0), atol=1e-12, rtol=1e-9)
 
 
 def test_limits_of_tau():
@@ -154,4 +155,4 @@ def test_graded_rewards_are_split_at_their_mean():
 
 def test_tau_must_be_positive():
     with pytest.raises(ConfigError, match="tau must be positive"):
-        load_method("real").config(tau=0.0)
+        METHOD.config(tau=0.0)
