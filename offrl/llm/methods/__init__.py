@@ -55,6 +55,7 @@ METHODS = {
     "kl_cov": Entry("group_std", "old", "-", "token-mean", "rollouts", "arXiv:2505.22617"),
     "real": Entry("real (a group loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2602.05630"),
     "p3o": Entry("pairs (a group loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2310.00212"),
+    "fdpg": Entry("pseudo_reward", "proposal", "-", "seq-mean-token-sum", "rollouts", "arXiv:2302.08215"),
     "gdpo": Entry(
         "each_group_std, whiten_rows", "old", "ppo_clip", "seq-mean-token-mean", "rollouts", "arXiv:2601.05242"
     ),
