@@ -20,8 +20,8 @@ from offrl.training.seeding import stream
 
 PRESETS = ("tiny:dense", "tiny:medium", "tiny:moe", "tiny:table")
 INITIAL_STD = 0.05
-"""Of random weights. At transformers' 0.02, meant for wide models, states of tiny ones hardly depend on the prompt at first,
-and policies collapse before they tell prompts apart."""
+"""Of random weights. At transformers' 0.02, meant for wide models, states of tiny ones hardly depend on the prompt at
+first, and policies collapse before they tell prompts apart."""
 FORBIDDEN = -1e9
 """Logit of a token that must not be sampled; finite, so that 0 times it is 0."""
 

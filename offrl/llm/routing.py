@@ -1,7 +1,7 @@
 """Which experts the routers of a mixture choose: recorded while a model reads tokens, and forced on it later.
 
-Only the choice is replaced. The chosen experts' weights are the current router's probabilities, normalized over them as usual,
-so that routers keep their gradient.
+Only the choice is replaced. The chosen experts' weights are the current router's probabilities, normalized over them as
+usual, so that routers keep their gradient.
 
 Source: routing replay as in volcengine/verl; arXiv:2507.18071, arXiv:2512.01374.
 """

@@ -60,7 +60,12 @@ METHODS = {
         "group_mean", "rollout", "decoupled_clip", "seq-mean-token-sum", "rollouts", "arXiv:2512.01374"
     ),
     "gdpo": Entry(
-        "each_group_std, whiten_rows", "old", "ppo_clip", "seq-mean-token-mean", "rollouts", "arXiv:2601.05242"
+        "each_group_std, whiten_rows",
+        "old",
+        "ppo_clip",
+        "seq-mean-token-mean",
+        "rollouts",
+        "arXiv:2601.05242",
     ),
     "copg": Entry("contrast (a group loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2406.19185"),
 }

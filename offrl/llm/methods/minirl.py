@@ -3,9 +3,9 @@
     loss = -mean_i sum_t M_it sg(min(pi / mu, cap)) A_i log pi(a_it | s_it),     A_i = R_i - mean of the group
     M = 0 where A > 0 and pi / pi_old > 1 + high, or A < 0 and pi / pi_old < 1 - low
 
-mu is what sampling recorded. With ``replay`` the experts of a mixture are held during updates: R2 takes those that training
-chose before the first update (the first one is not changed), R3 those that sampling chose (both ratios come closer to 1, and
-the first update is one of another policy).
+mu is what sampling recorded. With ``replay`` the experts of a mixture are held during updates: R2 takes those that
+training chose before the first update (the first one is not changed), R3 those that sampling chose (both ratios come
+closer to 1, and the first update is one of another policy).
 
 Source: arXiv:2512.01374; replay: volcengine/verl.
 Departures: no code of the authors is known. Groups of equal rewards are kept. No load-balancing loss is added.
@@ -65,7 +65,9 @@ class Replay(Companion):
             responses = draw()
         first, *rest = passes
         copies = self.learner.options.group
-        of_prompts = first.view(len(responses.tokens) // copies, -1, *first.shape[1:]).repeat_interleave(copies, 0)
+        of_prompts = first.view(len(responses.tokens) // copies, -1, *first.shape[1:]).repeat_interleave(
+            copies, 0
+        )
         later = torch.stack(rest, dim=1) if rest else of_prompts[:, :0]
         return responses, {"prompt_routes": of_prompts, "routes": later}
 

@@ -83,7 +83,8 @@ def test_weights_correct_what_another_engine_sampled():
     right = METHOD.estimator(METHOD.config(cap=1e9), 1)
     plain = compose(denominator="old", aggregation="seq-mean-token-sum")
     found, biased = (
-        torch.autograd.grad(estimator.loss(log_probs, batch), leaf, retain_graph=True)[0] for estimator in (right, plain)
+        torch.autograd.grad(estimator.loss(log_probs, batch), leaf, retain_graph=True)[0]
+        for estimator in (right, plain)
     )
     torch.testing.assert_close(found, want, atol=1e-12, rtol=1e-9)
     assert (biased - want).abs().max() > 0.02
@@ -148,7 +149,9 @@ def test_a_models_own_experts_change_nothing_and_others_do(active):
     with forced(policy, [passes[0], other]):
         changed = log_probs()
     assert (changed - plain).abs().max() > 1e-3
-    torch.testing.assert_close(changed[:, 0], plain[:, 0], atol=1e-6, rtol=0)  # no token of the response is read yet
+    torch.testing.assert_close(
+        changed[:, 0], plain[:, 0], atol=1e-6, rtol=0
+    )  # no token of the response is read yet
     after = log_probs()  # nothing stays behind
     torch.testing.assert_close(after, plain, atol=1e-6, rtol=0)
 
