@@ -5,10 +5,10 @@
     M = 0 for max(1, floor(share x tokens)) random tokens with low < c < high that the clip leaves alone, else 1
 
 Source: arXiv:2505.22617; PRIME-RL/Entropy-Mechanism-of-RL.
-Departures: means and choice are over all tokens of an update, where the authors' code takes each micro-batch for itself,
-so that --micro-batch changes nothing. Groups of equal rewards are kept; the authors sample others in their place. The
-defaults are the authors', for models whose log-probabilities spread widely; with ``quantiles`` the band is relative,
-which tiny models need (--quantiles --cov-low 0.95 --cov-high 0.999 --share 0.01).
+Departures: means and choice are over all tokens of an update, where the authors' code takes each micro-batch for
+itself, so that --micro-batch changes nothing. Groups of equal rewards are kept; the authors sample others in their
+place. The defaults are the authors', for models whose log-probabilities spread widely; with ``quantiles`` the band is
+relative, which tiny models need (--quantiles --cov-low 0.95 --cov-high 0.999 --share 0.01).
 """
 
 from dataclasses import dataclass

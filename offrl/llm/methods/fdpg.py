@@ -3,8 +3,8 @@
     P(y|x) = a(y|x) exp(R / beta), or a R with R >= 0;     p = P / Z(x);     a the model that training began with
     loss = -mean_i sg(pi / q) (-f'(pi / p) - b) log pi(y_i|x),     of whole responses, q what sampled
 
-f' for six divergences: offrl/estimators/divergences.py. Z of each prompt is the mean of P / q over all of its samples so
-far; b is a moving average of -f' from before the update. Prompts whose Z is still 0 are skipped.
+f' for six divergences: offrl/estimators/divergences.py. Z of each prompt is the mean of P / q over all of its samples
+so far; b is a moving average of -f' from before the update. Prompts whose Z is still 0 are skipped.
 
 Source: arXiv:2302.08215; naver/disco.
 Departures: q is always what sampled the batch; the variant with a copy that is exchanged when the policy is better is

@@ -1,4 +1,4 @@
-"""T5, three rewards of unequal difficulty for one response: the task on which sums of rewards lose one of them.
+"""T5, three rewards of unequal difficulty for one response.
 
 Prompt: k = 2 to 4 digits and "=". A response has up to eight tokens out of the digits 0 to 4, "?" and the end. It earns
 1 each if
