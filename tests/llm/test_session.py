@@ -42,9 +42,12 @@ CASES = {
     "ppo": ({"kl": 0.1}, {"engine": "int8", "task": "t2"}),
     "dapo": ({}, {"task": "t2"}),
     "sft": ({"noise": 0.3}, {"group": 1, "task": "t2"}),
-    "clip_cov": ({"quantiles": True, "cov_low": 0.5, "cov_high": 1.0, "share": 0.1}, {"minibatches": 2}),
+    "clip_cov": (
+        {"quantiles": True, "cov_low": 0.5, "cov_high": 1.0, "share": 0.1},
+        {"minibatches": 2, "task": "t2"},
+    ),
     "fdpg": ({}, {"model": "tiny:table", "task": "t3"}),
-    "minirl": ({"replay": "R3"}, {"model": "tiny:moe", "engine": "fp8", "delay": 1}),
+    "minirl": ({"replay": "R3"}, {"model": "tiny:moe", "engine": "fp8", "delay": 1, "task": "t2"}),
     "rloo": ({"kl": 1.0}, {"model": "tiny:table", "task": "t3"}),
 }
 
