@@ -28,7 +28,7 @@ from offrl.training.run_dir import RunDir
 class GenerateOptions:
     """Draw synthetic trajectories from a run of policy_guided_diffusion, guided by a policy or not.
 
-    The same options give the same bytes. Stopped, the same command goes on where it was: finished batches are kept in
+    The same options give the same bytes, whatever the file is called. Stopped, the same command goes on where it was: finished batches are kept in
     FILE.hdf5.parts until the file is written.
     """
 
@@ -132,7 +132,7 @@ def main(argv: list[str]) -> int:
             identity={"provenance": facts["synthetic"], "threads": o.threads, "device": device.type},
             progress=show,
         )
-    dataset = OfflineDataset.from_fields(fields, {"name": out.stem, **facts})
+    dataset = OfflineDataset.from_fields(fields, facts)
     write_d4rl(dataset, out)
     drop_parts(out)
     if not o.quiet:
