@@ -48,6 +48,9 @@ METHODS = {
     "gmpo": Entry(
         "group_std", "geometric", "log_clip", "seq-mean-token-mean", "rollouts", "arXiv:2507.20673"
     ),
+    "capo": Entry(
+        "group_std", "old", "ppo_clip", "seq-mean-token-mean", "tokens of small moves", "arXiv:2510.00819"
+    ),
     "copg": Entry("contrast (a group loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2406.19185"),
 }
 
