@@ -220,7 +220,7 @@ def test_the_table_tells_the_parts(name):
     method, entry = load_method(name), METHODS[name]
     estimator = method.estimator(method.config(), LIMIT)
     if isinstance(estimator, GroupEstimator):
-        assert entry.advantage == f"{estimator.part.name} (a group loss)"
+        assert entry.advantage == f"{estimator.part.name} (a loss)"
         assert (entry.denominator, entry.mask, entry.aggregation) == ("-", "-", f"mean of {estimator.per}")
         return
     assert ", ".join(part.name for part in estimator.advantage) == entry.advantage
