@@ -1,6 +1,6 @@
 """HPT: prompts that no rollout, or too few, solve are learnt from a demonstration; the others by policy gradient.
 
-    solved > gate    1/G sum_i 1/T_max sum_t r A_i,    A_i = R_i - mean of the group's samples, as Dr. GRPO without a clip
+    solved > gate    1/G sum_i 1/T_max sum_t r A_i,    A_i = R_i - mean of the group's samples: Dr. GRPO without a clip
     solved <= gate   sft 1/L sum_t log pi of the demonstration
     loss = -mean over prompts
 

@@ -7,9 +7,9 @@
 The ratio estimates |grad J|^2 / (|grad J|^2 + variance), the step of largest guaranteed gain on a smooth objective.
 
 Source: arXiv:2511.23310.
-Departures: a reconstruction. The paper's abstract was read, its estimators and constants were not; the formulas follow from
-its statements. The step's argument is about plain gradients: with AdamW the ratio only scales the learning rate. Proxies:
-``energy`` sum_t |e_a - pi|^2, ``last_layer`` sum_t |e_a - pi|^2 |h_t|^2, ``length``.
+Departures: a reconstruction. The paper's abstract was read, its estimators and constants were not; the formulas follow
+from its statements. The step's argument is about plain gradients: with AdamW the ratio only scales the learning rate.
+Proxies: ``energy`` sum_t |e_a - pi|^2, ``last_layer`` sum_t |e_a - pi|^2 |h_t|^2, ``length``.
 """
 
 from dataclasses import dataclass
@@ -70,16 +70,17 @@ class Signal(Companion):
         if self.settings.proxy == "length":
             return batch.replace(baseline_weights=batch.lengths.to(batch.rewards))
         policy, temperature = self.learner.policy, self.learner.options.temperature
-        sizes = torch.zeros_like(batch.rollout_log_probs)
+        head, bias = policy.head.to(policy.bias.dtype), policy.bias
+        sizes = torch.zeros_like(batch.mask, dtype=bias.dtype)
         for rows, scores in self.learner.scored(batch):
             chosen = batch.mask[rows].nonzero()
-            for part in (chosen[piece] for piece in chunks(len(chosen), len(policy.head))):
-                hidden = scores.hidden[part[:, 0], part[:, 1]].to(policy.head.dtype)
+            for part in (chosen[piece] for piece in chunks(len(chosen), len(head))):
+                hidden = scores.hidden[part[:, 0], part[:, 1]].to(bias.dtype)
                 place = rows[part[:, 0]], part[:, 1]
-                found = energy((hidden @ policy.head.T + policy.bias) / temperature, batch.tokens[place])
+                found = energy((hidden @ head.T + bias) / temperature, batch.tokens[place])
                 if self.settings.proxy == "last_layer":
                     found = found * hidden.square().sum(dim=1)
-                sizes[place] = found.to(sizes)
+                sizes[place] = found
         return batch.replace(baseline_weights=sizes.sum(dim=1).to(batch.rewards))
 
     def pieces(self, batch: TextRollouts) -> list[Tensor]:

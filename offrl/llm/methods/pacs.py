@@ -4,7 +4,7 @@
     loss = mean_i w_i BCE(sigmoid(psi_i), R_i)     w_i = G / (2 responses with that label), 1 in a group of one label
 
 The gradient runs through all s_j: that of a policy gradient with advantage beta (e_i - mean_{j != i} e_j),
-e_i = w_i (R_i - sigmoid(psi_i)), which fades as labels and scores agree. That is the only trust region: there is no clip.
+e_i = w_i (R_i - sigmoid(psi_i)), which fades as labels and scores agree. This is the trust region: there is no clip.
 
 Source: arXiv:2509.02522.
 Departures: padding is masked; pi_old is the policy that the batch was sampled with, as in the published code.
