@@ -72,7 +72,7 @@ def batch_of(made):
 
 
 def test_equal_norms_give_rloo_and_lengths_give_opo():
-    made = learner({"proxy": "length", "leave_one_out": True, "adapt": False}, task="t1")
+    made = learner({"proxy": "length", "adapt": False}, task="t1")
     batch = batch_of(made)
     assert torch.equal(batch.baseline_weights, batch.mask.sum(1).double())
     assert batch.baseline_weights.unique().numel() > 1
@@ -193,3 +193,5 @@ def test_one_prompt_has_no_halves():
     assert learner({"adapt": False}, minibatches=4).companion.shares == [1.0]
     with pytest.raises(ConfigError, match="decay"):
         METHOD.config(decay=1.0)
+    with pytest.raises(ConfigError, match="floor has no effect without adapt"):
+        METHOD.config(adapt=False, floor=0.5)
