@@ -141,7 +141,7 @@ def dry_run(name: str, settings: Any, options: Any) -> int:
 
     learner = build(name, settings, options)
     size = sum(p.numel() for p in learner.parameters)
-    facts = plan(learner.method, options, learner.task, size, learner.policy.head.shape[1])
+    facts = plan(learner.method, settings, options, learner.task, size, learner.policy.head.shape[1])
     for key, value in facts.items():
         print(f"{key:20} {value}")
     return 0

@@ -1,6 +1,7 @@
 """One step of training: sample a batch of groups, score it, update. Everything that varies comes from the method."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +11,18 @@ from torch import Tensor, nn
 from offrl.errors import ConfigError
 from offrl.estimators.advantages import gae, next_values, rewards_at_end
 from offrl.estimators.aggregation import sequence_sum
-from offrl.estimators.groups import Groups
+from offrl.estimators.groups import Groups, whole_groups
 from offrl.estimators.rollouts import Counts, count
 from offrl.llm.engine import Engine
 from offrl.llm.generate import sample
-from offrl.llm.method import LossSettings, Method, TextRollouts
+from offrl.llm.method import Companion, LossSettings, Method, TextRollouts
 from offrl.llm.options import LLMOptions
-from offrl.llm.rollouts import demonstrated, first_groups, group_shares, joined, rollouts
+from offrl.llm.rollouts import component_names, demonstrated, first_groups, group_shares, joined, rollouts
 from offrl.llm.score import Scores, score
 from offrl.llm.tasks.task import Task
 from offrl.training.seeding import stream
 
-STREAMS = ("prompts", "sampling", "minibatches", "demonstrations")
+STREAMS = ("prompts", "sampling", "minibatches", "demonstrations", "method")
 SAMPLED = ("reward", "success", "zero_variance", "all_right", "all_wrong", "length")
 UPDATED = (
     "loss",
@@ -63,8 +64,10 @@ class Learner:
         self.options = options
         self.estimator = method.estimator(settings, task.max_response)
         self.device = policy.bias.device
-        self.reference = copy.deepcopy(policy) if settings.kl != 0.0 else None
+        self.reference = copy.deepcopy(policy) if settings.kl != 0.0 or method.reference else None
         self.engine = Engine(policy, options.delay, options.engine)
+        if method.answers and not hasattr(task, "final_answers"):
+            raise ConfigError(f"task {task.name} does not say what the final answer of a response is")
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.critic: nn.Linear | None = None
         if method.critic:
@@ -76,24 +79,39 @@ class Learner:
         self.streams = {
             name: stream(options.seed, name, self.device if name == "sampling" else "cpu") for name in STREAMS
         }
-        self.updates, self.rollouts, self.tokens = 0, 0, 0
+        self.steps, self.updates, self.rollouts, self.tokens = 0, 0, 0, 0
+        self.companion = (method.companion or Companion)(settings, self)
         self.shown = Shown([], [], [])
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of what ``update`` returns."""
-        prompts = self.task.prompts(1, torch.Generator().manual_seed(0))
-        names = self.task.rewards(
-            prompts, demonstrated(torch.zeros(1, self.task.max_response, dtype=torch.int64))
-        )
-        return (*SAMPLED, *(f"reward_{name}" for name in names), *UPDATED)
+        names = component_names(self.task)
+        return (*SAMPLED, *(f"reward_{name}" for name in names), *UPDATED, *self.companion.metrics)
+
+    @property
+    def progress(self) -> float:
+        """0 in the first step, 1 in the last."""
+        return min(1.0, self.steps / max(self.options.steps - 1, 1))
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update."""
+        warmup = self.options.warmup
+        return self.options.lr * (min(1.0, (self.updates + 1) / warmup) if warmup else 1.0)
 
     def update(self) -> dict[str, Tensor]:
         """One batch of rollouts and the updates from it; returns its metrics."""
+        metrics = self._step()
+        self.steps += 1
+        return metrics
+
+    def _step(self) -> dict[str, Tensor]:
         batch, metrics = self._collect()
         if len(batch.rewards) == 0:  # every group was alike: nothing to learn from
             return metrics
-        batch = self._prepared(batch)
+        batch, chosen = self.companion.chosen(self._prepared(batch))
+        metrics |= chosen
         sums: dict[str, Tensor] = {}
         number = 0
         for _ in range(self.options.reuse):
@@ -165,7 +183,8 @@ class Learner:
         self, prompts: Any, responses: Any, ids: Tensor, *, demo: bool = False
     ) -> tuple[TextRollouts, dict[str, Tensor]]:
         components = self.task.rewards(prompts, responses)
-        outcome = torch.stack([*components.values()]).sum(dim=0)
+        each = torch.stack([*components.values()], dim=1)
+        outcome = each.sum(dim=1)
         success = self.task.success(prompts, responses)
         metrics = {"reward": outcome.mean(), "success": success.float().mean()}
         metrics |= group_shares(outcome, ids, success)
@@ -174,6 +193,10 @@ class Learner:
         if self.method.shaped is not None:
             outcome = self.method.shaped(self.settings, outcome, responses, prompts.limits)
         self.tokens += int(responses.mask.sum())
+        batch = rollouts(prompts, responses, outcome, ids, each, demo=demo)
+        batch = batch.replace(cut=self._cut(batch) & ~batch.demo)
+        if self.method.answers:
+            batch = batch.replace(answer_ids=self.task.final_answers(prompts, responses))
         text = self.task.vocabulary.text
         some = range(0, len(prompts), max(len(prompts) // 4, 1))
         self.shown = Shown(
@@ -181,7 +204,14 @@ class Learner:
             [text(responses.tokens[i]) for i in some],
             [float(outcome[i]) for i in some],
         )
-        return rollouts(prompts, responses, outcome, ids, demo=demo), metrics
+        return batch, metrics
+
+    def _cut(self, batch: TextRollouts) -> Tensor:
+        """(B,) bool: responses as long as allowed that did not end, where the task lets them end."""
+        ends, lengths = self.policy.ends, batch.mask.sum(dim=1)
+        last = batch.tokens.gather(1, (lengths - 1).clamp(min=0)[:, None])[:, 0]
+        can_end = (self.policy.bias[ends] == 0).any()
+        return can_end & (lengths >= batch.limits) & ~torch.isin(last, ends)
 
     # what is known before the first update
 
@@ -197,6 +227,7 @@ class Learner:
             following = next_values(values, mask=mask)
             returns = values + gae(batch.rewards, values, following, mask=mask, discount=1.0, lam=lam)
             batch = batch.replace(values=values, next_values=following, returns=returns)
+        batch = self.companion.measured(batch)
         return batch.replace(advantages=self.estimator.advantages(batch))
 
     def _old(self, batch: TextRollouts) -> tuple[Tensor | None, Tensor | None]:
@@ -228,6 +259,12 @@ class Learner:
             return log_probs, None
         return log_probs, torch.cat([self.critic(s.hidden)[..., 0] for s in found])
 
+    @torch.no_grad()
+    def scored(self, batch: TextRollouts, *, entropy: bool = False) -> Iterator[tuple[Tensor, Scores]]:
+        """Rows of each micro-batch and what the current policy says of them, without gradient."""
+        for rows in self._parts(batch):
+            yield rows, self._score(batch.rows(rows), self.policy, entropy)
+
     def _score(self, batch: TextRollouts, policy: Any, entropy: bool = False) -> Scores:
         owners = Groups(batch.group_ids).index  # rows of a group answer one prompt
         first = torch.zeros_like(owners).scatter(0, owners, torch.arange(len(owners), device=owners.device))
@@ -250,24 +287,35 @@ class Learner:
         return [torch.isin(ids, part).nonzero()[:, 0] for part in parts if len(part)]
 
     def _parts(self, batch: TextRollouts) -> tuple[Tensor, ...]:
-        rows = torch.arange(len(batch.tokens), device=self.device)
-        return torch.split(rows, self.options.micro_batch or len(rows))
+        micro, size = self.options.micro_batch, len(batch.tokens)
+        if self.method.coupled and micro:
+            return tuple(whole_groups(batch.group_ids, micro))
+        return torch.split(torch.arange(size, device=self.device), micro or size)
 
     def _update(self, batch: TextRollouts) -> dict[str, Tensor]:
         """One update from a minibatch, its gradient summed over micro-batches under global counts."""
+        batch, masked = self.companion.masked(batch)
         counts = count(batch.mask, batch.group_ids)
-        self.optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
-        for rows in self._parts(batch):
-            found = self.accumulate(batch.rows(rows), counts)
-            sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+        gradients: list[list[Tensor]] = []
+        pieces = self.companion.pieces(batch)
+        for piece in (batch.rows(rows) for rows in pieces):
+            self.optimizer.zero_grad()
+            for rows in self._parts(piece):
+                found = self.accumulate(piece.rows(rows), counts)
+                sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+            if len(pieces) > 1:
+                gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters])
+        for parameter, *parts in zip(self.parameters, *gradients, strict=True) if gradients else ():
+            parameter.grad = torch.stack(parts).sum(dim=0)
+        factor, rates = self.companion.rate(gradients)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm)
-        share = min(1.0, (self.updates + 1) / self.options.warmup) if self.options.warmup else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = share * self.options.lr
-        self.optimizer.step()
+            group["lr"] = self.lr * float(factor)
+        if masked == {} or bool(batch.mask.any()):  # nothing kept: not even momentum moves
+            self.optimizer.step()
         self.updates += 1
-        return sums | {"grad_norm": norm}
+        return sums | masked | rates | {"grad_norm": norm}
 
     def accumulate(self, batch: TextRollouts, counts: Counts) -> dict[str, Tensor]:
         """Add the gradient of a part of a batch; returns its share of the metrics."""
@@ -306,7 +354,8 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "engine": self.engine.state_dict(),
             "streams": {name: g.get_state() for name, g in self.streams.items()},
-            "counters": [self.updates, self.rollouts, self.tokens],
+            "companion": self.companion.state_dict(),
+            "counters": [self.steps, self.updates, self.rollouts, self.tokens],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -322,4 +371,5 @@ class Learner:
         self.engine.load_state_dict(state["engine"])
         for name, saved in state["streams"].items():
             self.streams[name].set_state(saved.cpu())
-        self.updates, self.rollouts, self.tokens = state["counters"]
+        self.companion.load_state_dict(state["companion"])
+        self.steps, self.updates, self.rollouts, self.tokens = state["counters"]

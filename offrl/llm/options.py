@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from offrl.errors import ConfigError
 from offrl.llm.method import Method
@@ -16,7 +16,7 @@ class LLMOptions:
     model: str = "tiny:dense"
     """tiny:dense, tiny:medium, tiny:moe, tiny:table; or a folder: a run, or a Hugging Face model made by one."""
     task: str = "t1"
-    """What is learnt: t1, t2, t2-hard, t3 ('offrl llm list' says what they are)."""
+    """What is learnt: t1, t2, t2-hard, t3, t5, t5-conditioned ('offrl llm list' says what they are)."""
     steps: int = 500
     """Batches of rollouts; each is learnt from in reuse x minibatches updates."""
     seed: int = 0
@@ -92,9 +92,9 @@ class LLMOptions:
         return self.prompts * self.group // self.minibatches
 
 
-def divisors(number: int) -> str:
-    """``1, 2, 4 or 8``."""
-    found = [str(n) for n in range(1, number + 1) if number % n == 0]
+def divisors(number: int, times: int = 1) -> str:
+    """``1, 2, 4 or 8``, each times a number."""
+    found = [str(n * times) for n in range(1, number + 1) if number % n == 0]
     return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} or {found[-1]}"
 
 
@@ -106,6 +106,11 @@ def check(name: str, method: Method, options: LLMOptions) -> None:
     """
     if method.grouped and options.group < 2:
         raise ConfigError(f"{name} compares the responses of a group: --group must be 2 or more")
+    if method.coupled and options.micro_batch % options.group:
+        raise ConfigError(
+            f"micro_batch is {options.micro_batch}, but {name} compares the responses of a group within its loss; it "
+            f"can be {divisors(options.prompts // options.minibatches, options.group)}"
+        )
     if method.data == "demonstrations":
         if options.group != 1:
             raise ConfigError(f"{name} learns from one demonstration a prompt: pass --group 1")
@@ -114,11 +119,14 @@ def check(name: str, method: Method, options: LLMOptions) -> None:
             raise ConfigError(f"{name} samples nothing: leave --{wrong[0]} out")
 
 
-def plan(method: Method, options: LLMOptions, task: Task, parameters: int, width: int) -> dict[str, str]:
+def plan(
+    method: Method, settings: Any, options: LLMOptions, task: Task, parameters: int, width: int
+) -> dict[str, str]:
     """What a step does, in words: name -> value.
 
     Args:
         method: that is trained.
+        settings: of the method.
         options: of the run.
         task: of the run.
         parameters: of the model.
@@ -141,4 +149,4 @@ def plan(method: Method, options: LLMOptions, task: Task, parameters: int, width
         "rollouts in all": str(rows * options.steps if method.data != "demonstrations" else 0),
         "parameters": f"{parameters:,}".replace(",", " "),
         "peak memory": f"about {memory / 1e6:.0f} MB beside the libraries (rough)",
-    }
+    } | method.facts(settings, options)

@@ -103,6 +103,8 @@ def build(name: str, settings: Any, options: LLMOptions) -> Learner:
     """
     method, task = load_method(name), load_task(options.task)
     check(name, method, options)
+    if method.unfit is not None and (reason := method.unfit(settings, options, task)):
+        raise ConfigError(f"{name}: {reason}")
     seed_globally(options.seed)
     torch.set_num_threads(options.threads)
     policy = load_model(options.model, task, options.seed).to(resolve_device(options.device))

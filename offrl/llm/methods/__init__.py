@@ -48,6 +48,18 @@ METHODS = {
     "gmpo": Entry(
         "group_std", "geometric", "log_clip", "seq-mean-token-mean", "rollouts", "arXiv:2507.20673"
     ),
+    "beta_norm": Entry(
+        "beta_norm", "old", "ppo_clip, dual_clip", "seq-mean-token-sum", "rollouts", "arXiv:2506.02864"
+    ),
+    "clip_cov": Entry("group_std", "old", "ppo_clip, unpicked", "token-mean", "rollouts", "arXiv:2505.22617"),
+    "kl_cov": Entry("group_std", "old", "-", "token-mean", "rollouts", "arXiv:2505.22617"),
+    "real": Entry("real (a group loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2602.05630"),
+    "p3o": Entry("pairs (a group loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2310.00212"),
+    "fdpg": Entry("pseudo_reward", "proposal", "-", "seq-mean-token-sum", "rollouts", "arXiv:2302.08215"),
+    "gdpo": Entry(
+        "each_group_std, whiten_rows", "old", "ppo_clip", "seq-mean-token-mean", "rollouts", "arXiv:2601.05242"
+    ),
+    "copg": Entry("contrast (a group loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2406.19185"),
 }
 
 
