@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -294,8 +294,9 @@ class Learner:
 
     def _update(self, batch: TextRollouts) -> dict[str, Tensor]:
         """One update from a minibatch, its gradient summed over micro-batches under global counts."""
+        whole = count(batch.mask, batch.group_ids)
         batch, masked = self.companion.masked(batch)
-        counts = count(batch.mask, batch.group_ids)
+        counts = replace(whole, tokens=count(batch.mask).tokens)  # a row without a token left is still a row
         sums: dict[str, Tensor] = {}
         gradients: list[list[Tensor]] = []
         pieces = self.companion.pieces(batch)

@@ -43,6 +43,8 @@ CASES = {
     "dapo": ({}, {"task": "t2"}),
     "sft": ({"noise": 0.3}, {"group": 1, "task": "t2"}),
     "rloo": ({"kl": 1.0}, {"model": "tiny:table", "task": "t3"}),
+    "capo": ({"tau_f": 0.1, "tau_h": 1e9}, {"task": "t2", "minibatches": 2}),
+    "copg": ({"kl": 0.5}, {"task": "t2", "micro_batch": 8, "minibatches": 2}),
 }
 
 
