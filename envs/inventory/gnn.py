@@ -10,9 +10,13 @@ cost and mean and spread of demand, or past demand and days from Christmas. Supp
 nothing.
 f, g, h are ELU perceptrons, the outputs of f and g ELU too, the same at all nodes and edges unless ``typed``.
 
-With ``echelon``, all of it in units of the demand D that reaches a node, and wishes start from what lanes' targets lack:
+With ``echelon``, all of it in units of the demand D that reaches a node, and wishes start from what a lane's target
+lacks (l of :mod:`positions`, 0 on self-loops), so that the first policy holds its stock near its targets:
 
-    q_ij = D_j softplus_5(l_ij / D_j + h(e_ij)),  softplus_5(z) = log(1 + exp(5 z)) / 5,  l of ``positions``, 0 on self-loops
+    q_ij = D_j softplus_5(l_ij / D_j + h(e_ij)),   softplus_5(z) = log(1 + exp(5 z)) / 5
+
+The published start orders the same whatever the stock; what it then learns overshoots, and gradients through the
+rollout grow by a factor a period.
 
 Back-ends, equal to rounding: ``static`` (blocks by node and edge, stacked products; no further library), ``union`` (one
 big graph of all scenarios) and ``hetero`` (tables by kind of node and lane), the last two on torch-geometric.

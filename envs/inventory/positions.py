@@ -2,8 +2,8 @@
 
     D_n     mean demand that reaches node n: a store's own, upstream sum_j s_j D_j over the nodes j that n supplies
     EP_n    IP_n + sum_j s_j EP_j, IP_n the stock of n, on hand and on the way        s_j = 1 / suppliers of j
-    l_e     s_j (L_e D_j + C_j - EP_j) for lane e into j;  C_j the same cover, L_f D_k + C_k, of the lanes f that j sends
-            on (weighted s_k), at a store D_j: demand until what is ordered now has been sold
+    C_n     D_n at a store, upstream sum_j s_j (L_e D_j + C_j) over its lanes e to nodes j: demand from arrival to sale
+    l_e     s_j (L_e D_j + C_j - EP_j) for lane e into j
 
 On a chain, orders of exactly l_e are Clark and Scarf's echelon base-stock policy without safety stock.
 """

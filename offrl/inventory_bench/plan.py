@@ -98,16 +98,21 @@ def other_cells() -> Iterator[tuple[str, dict[str, Any]]]:
 def sample_cells() -> Iterator[tuple[str, dict[str, Any]]]:
     """Test cost by number of training paths: 3,000 updates of 32 paths, two seeds, dense net and graph net.
 
-    An update of 50 periods costs 0.1 s however few paths it has, so that the eight seeds of a line, each with its own
-    number of paths, train as one stack; 4 and 16 paths fill a batch of 32 by repeating, which leaves their gradient as it
-    is. Nets are narrow.
+    A rollout costs the same time however few paths it has, so that the eight seeds of a line, each with its own number of
+    paths, train as one stack; 4 and 16 paths fill a batch of 32 by repeating, which leaves their gradient as it is. Nets
+    are narrow and rollouts half as long as the setting's.
     """
     for setting in SAMPLED:
         for policy, hidden in (("mlp_network", (128, 128, 128)), ("gnn", (16, 16))):
             for seed in range(8):
                 paths = (4, 16, 256, 8192)[seed // 2]
                 config = {"policy": policy, "batch_size": 32, "hidden": hidden, "lr": 1e-3, "lr_decay": True}
-                run: dict[str, Any] = {"setting": setting, "scenarios": 8192, "first_paths": (paths,)}
+                run: dict[str, Any] = {
+                    "setting": setting,
+                    "scenarios": 8192,
+                    "first_paths": (paths,),
+                    "train_periods": 25,
+                }
                 run |= {"seeds": (seed,), "dev_scenarios": 512, "test_scenarios": 1024, "steps": 3000}
                 cell = {"kind": "gap", "config": {**config, "patience": 0}}
                 name = f"sample-{setting}-{policy}-n{paths}-s{seed}"

@@ -61,6 +61,8 @@ class InventoryOptions:
     """Test paths; 0: as the protocol says."""
     first_paths: tuple[int, ...] = ()
     """One number a seed: it trains on the first so many training paths alone. Empty: on all."""
+    train_periods: int = 0
+    """Periods of training paths; 0: as the setting says. Long enough for an order to be sold several times over."""
     protocol: Literal["quick", "paper"] = "quick"
     """Test size: quick is 4096 paths of 1000 periods (fewer paths beyond ten stores), paper what the setting says."""
     rounding: Rounding = "auto"
@@ -86,7 +88,7 @@ class InventoryOptions:
         for name in ("steps", "log_every", "eval_every", "checkpoint_every", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("scenarios", "dev_scenarios", "test_scenarios"):
+        for name in ("scenarios", "dev_scenarios", "test_scenarios", "train_periods"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not self.seeds or any(s < 0 for s in self.seeds) or len(set(self.seeds)) < len(self.seeds):
@@ -97,7 +99,8 @@ class InventoryOptions:
         setting = load_setting(self.setting, data=self.data, **self.vary)
         sizes = {"train": self.scenarios, "dev": self.dev_scenarios}
         given: dict[str, Any] = {name: count for name, count in sizes.items() if count}
-        setting = test_sized(setting.resized(**given), self.protocol)
+        periods = {"train": self.train_periods} if self.train_periods else None
+        setting = test_sized(setting.resized(periods=periods, **given), self.protocol)
         return setting.resized(test=self.test_scenarios) if self.test_scenarios else setting
 
 

@@ -135,14 +135,13 @@ def test_without_nets_a_chain_has_the_orders_of_an_echelon_policy():
 def test_scaling_stock_and_demand_scales_orders(name):
     setting, scenarios = drawn(name)
     facts = DemandFacts.of(setting, scenarios)
-    orders = []
+    orders, stock = [], torch.rand(scenarios.initial.shape, dtype=torch.float64)
     for c in (1.0, 40.0):
         scaled = dataclasses.replace(
             facts, means=tuple(c * m for m in facts.means), stds=tuple(c * s for s in facts.stds)
         )
         policy = make_policy("gnn", setting.network, scaled, [torch.Generator().manual_seed(0)], echelon=True)
         many = dataclasses.replace(scenarios, demands=c * scenarios.demands)
-        stock = torch.rand(scenarios.initial.shape, dtype=torch.float64) if not orders else stock
         orders.append(policy.double()(many.observe(c * 9 * stock, 3)))
     torch.testing.assert_close(orders[1], 40 * orders[0], rtol=1e-6, atol=1e-6)
 
