@@ -98,9 +98,9 @@ def other_cells() -> Iterator[tuple[str, dict[str, Any]]]:
 def sample_cells() -> Iterator[tuple[str, dict[str, Any]]]:
     """Test cost by number of training paths: 3,000 updates of 32 paths, two seeds, dense net and graph net.
 
-    A rollout costs the same time however few paths it has, so that the eight seeds of a line, each with its own number of
-    paths, train as one stack; 4 and 16 paths fill a batch of 32 by repeating, which leaves their gradient as it is. Nets
-    are narrow and rollouts half as long as the setting's.
+    A rollout takes as long with few paths as with some hundreds, so that the eight seeds of a line, each with its own
+    number of paths, train as one stack; 4 and 16 paths fill a batch of 32 by repeating, which leaves their gradient as
+    it is. Nets are narrow and rollouts half as long as the setting's.
     """
     for setting in SAMPLED:
         for policy, hidden in (("mlp_network", (128, 128, 128)), ("gnn", (16, 16))):
