@@ -96,35 +96,34 @@ def other_cells() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def sample_cells() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Test cost by number of training paths: 3,000 updates of 32 paths, two seeds, dense net and graph net.
+    """Test cost by number of training paths: 3,000 updates of 16 paths, two seeds, dense net and graph net.
 
     A rollout takes as long with few paths as with some hundreds, so that the eight seeds of a line, each with its own
-    number of paths, train as one stack; 4 and 16 paths fill a batch of 32 by repeating, which leaves their gradient as
-    it is. Nets are narrow and rollouts half as long as the setting's.
+    number of paths, train as one stack; 4 paths fill a batch of 16 by repeating, which leaves their gradient as it is.
+    Nets are narrow and rollouts of 20 periods, three times the time from an order outside to its sale.
     """
     for setting in SAMPLED:
         for policy, hidden in (("mlp_network", (128, 128, 128)), ("gnn", (16, 16))):
             for seed in range(8):
                 paths = (4, 16, 256, 8192)[seed // 2]
-                config = {"policy": policy, "batch_size": 32, "hidden": hidden, "lr": 1e-3, "lr_decay": True}
+                config = {"policy": policy, "batch_size": 16, "hidden": hidden, "lr": 1e-3, "lr_decay": True}
                 run: dict[str, Any] = {
                     "setting": setting,
                     "scenarios": 8192,
                     "first_paths": (paths,),
-                    "train_periods": 25,
+                    "train_periods": 20,
                 }
-                run |= {"seeds": (seed,), "dev_scenarios": 512, "test_scenarios": 1024, "steps": 3000}
+                run |= {"seeds": (seed,), "dev_scenarios": 256, "test_scenarios": 1024, "steps": 3000}
                 cell = {"kind": "gap", "config": {**config, "patience": 0}}
                 name = f"sample-{setting}-{policy}-n{paths}-s{seed}"
-                yield name, {**cell, "run": {**run, "eval_every": 250, "log_every": 250}}
+                yield name, {**cell, "run": {**run, "eval_every": 500, "log_every": 500}}
 
 
 def transfer_cells() -> Iterator[tuple[str, dict[str, Any]]]:
     """A graph policy of three stores on up to fifty, without another update."""
-    config = {**GNN, "batch_size": 64}
-    run = {"setting": "transshipment_backlogged", "vary": {"stores": 3.0}, "steps": 3000, "scenarios": 8192}
-    run |= {"dev_scenarios": 2048, "eval_every": 150, "log_every": 100}
-    cell = {"kind": "transfer", "config": config, "run": run, "stores": [3, 5, 10, 20, 50], "paths": 1024}
+    run: dict[str, Any] = {"setting": "transshipment_backlogged", "vary": {"stores": 3.0}, "steps": 600}
+    run |= {"scenarios": 8192, "dev_scenarios": 1024, "eval_every": 60, "log_every": 100}
+    cell = {"kind": "transfer", "config": GNN, "run": run, "stores": [3, 5, 10, 20, 50], "paths": 512}
     yield "transfer-transshipment_backlogged-gnn-S3", cell
 
 

@@ -137,7 +137,7 @@ def samples(cells: Cells, found: Raw) -> Table:
         cost = (f"{r['cost']:.4f}", f"{r['cost_se']:.4f}")
         rows.append([name.removeprefix("sample-"), *cost, _percent(r, 2)[0], _seconds(r)])
     text = (
-        "Test cost after 3000 updates of 32 paths and 25 periods, by number of training paths; two seeds, graph nets "
+        "Test cost after 3000 updates of 16 paths and 20 periods, by number of training paths; two seeds, graph nets "
         "of width 16 and dense ones of width 128 with the same step sizes. The graph net starts from echelon "
         "positions, the dense one from nothing. Where no bound is known, the gap is missing and the figure shows the "
         "excess over the best cost found."
