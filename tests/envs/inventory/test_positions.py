@@ -173,15 +173,16 @@ def test_gradients_do_not_grow_along_the_chain():
     assert norms[1] < 100
 
 
-@pytest.mark.parametrize("name", ["serial_system", "transshipment_backlogged"])
-def test_twenty_updates_are_near_the_optimum(name):
-    """Within 10 %; as published, the chain is at four times the optimum then and its gradients at norms of 100."""
+@pytest.mark.parametrize(("name", "bound"), [("serial_system", 6.8986), ("transshipment_backlogged", 5.7537)])
+def test_ten_updates_are_near_the_optimum(name, bound):
+    """Within 12 %; as published, costs are 16 and 50 times the optimum then, and gradients have norms of 100."""
     options = {"lead_time": 1, "underage_cost": 4} if name == "serial_system" else {"stores": 3}
-    bound = {"serial_system": 6.8986, "transshipment_backlogged": 5.7537}[name]
-    setting = load_setting(name, **options).resized(train=512, dev=128)
+    setting = load_setting(name, **options)
+    setting = setting.resized(train=240, dev=128, periods={"train": 25, "dev": 60})
     paths, dev = setting.draw("train"), setting.draw("dev")
-    config = HDPOConfig(policy="gnn", lr=5e-3, lr_decay=True, hidden=(16, 16), rounds=1)
-    learner = HDPO(paths, DemandFacts.of(setting, paths), config, (0,), 20)
-    for rows in torch.arange(480).view(20, 1, 24):
-        learner.update(rows)
-    assert float(evaluate(learner.policy(), dev, ignore=60).mean()) < 1.1 * bound
+    config = HDPOConfig(policy="gnn", lr=1e-2, lr_decay=True, hidden=(16, 16), rounds=1)
+    learner = HDPO(paths, DemandFacts.of(setting, paths), config, (0,), 10)
+    for rows in torch.arange(240).view(10, 1, 24):
+        norm = learner.update(rows)["gradient_norm"]
+    assert float(norm) < 10
+    assert float(evaluate(learner.policy(), dev, ignore=30).mean()) < 1.12 * bound
