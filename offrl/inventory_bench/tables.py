@@ -96,8 +96,8 @@ def gaps(cells: Cells, found: Raw) -> Table:
         ])  # fmt: skip
     head = ("case", "policy", "cost", "optimum", "gap %", "s.e. %", "target %", "CPU s")
     text = (
-        "L: lead time, p: underage cost, S: stores, against Federgruen and Zipkin's lower bound (not paired). Graph nets "
-        "(gnn) are in their echelon form, of width 16."
+        "L: lead time, p: underage cost, S: stores, against Federgruen and Zipkin's lower bound (not paired). Graph "
+        "nets (gnn) are in their echelon form, of width 16."
     )
     return Table("Gap to the optimum", text, head, rows)
 
