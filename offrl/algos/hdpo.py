@@ -78,7 +78,9 @@ class HDPOConfig:
     typed: bool = False
     """For gnn: a net of its own for each kind of node and lane."""
     normalize: bool = False
-    """Feed nets stock divided by the mean demand; the published nets see raw units."""
+    """Feed dense nets stock divided by the mean demand; the published nets see raw units."""
+    echelon: bool = True
+    """For gnn: units of each node's demand, and orders that start from what a lane's target lacks; off as published."""
     lr: float | None = None
     """Adam step size; None: the published one of the policy."""
     max_grad_norm: float | None = None
@@ -128,6 +130,8 @@ class HDPOConfig:
         for name in ("discount", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.normalize and self.policy == "gnn":
+            raise ConfigError("normalize is for dense nets; echelon gives gnn units of its own")
         if self.lr is not None and not self.lr > 0:
             raise ConfigError(f"lr must be above 0, got {self.lr}")
         if self.truncation and self.checkpoint_periods and self.truncation % self.checkpoint_periods:
@@ -227,17 +231,34 @@ def _detached(state: Any) -> Any:
 
 
 class Permutations:
-    """Minibatches of row numbers: every seed shuffles all rows, takes them in turn, and shuffles again."""
+    """Minibatches of row numbers: every seed shuffles all rows, takes them in turn, and shuffles again.
 
-    def __init__(self, rows: int, batch_size: int, seeds: int) -> None:
+    Args:
+        rows: all there are.
+        batch_size: rows a seed takes, at most ``rows``; the last batch of an epoch may be short.
+        seeds: S.
+        first: a seed's rows are its first so many, and its batches never short: they go on in the next
+            shuffle, which repeats rows where there are fewer than a batch. Empty: all rows.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seeds: int, first: Sequence[int] = ()) -> None:
         self.size, self.batch_size, self.seeds = rows, min(batch_size, rows), seeds
-        self.order, self.at = torch.empty(seeds, 0, dtype=torch.int64), rows
+        if first and (len(first) != seeds or not all(1 <= n <= rows for n in first)):
+            raise ConfigError(
+                f"first_paths must be a number from 1 to {rows} for each of {seeds} seeds, got {tuple(first)}"
+            )
+        self.first, self.at = tuple(first), rows
+        self.order: Tensor | list[Tensor] = torch.empty(seeds, 0, dtype=torch.int64)
+        if first:
+            self.order = [torch.empty(0, dtype=torch.int64)] * seeds
 
     def __len__(self) -> int:
         return self.size
 
     def sample(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """(S, B) int64; the last batch of an epoch may be short."""
+        """(S, B) int64."""
+        if isinstance(self.order, list):
+            return torch.stack([self._own(k, g) for k, g in enumerate(generators)])
         if self.at >= self.size:
             drawn = [torch.randperm(self.size, generator=g, device=g.device) for g in generators]
             self.order, self.at = torch.stack(drawn), 0
@@ -245,13 +266,24 @@ class Permutations:
         self.at += self.batch_size
         return rows
 
+    def _own(self, seed: int, g: torch.Generator) -> Tensor:
+        """The next rows of a seed with its own number of them."""
+        assert isinstance(self.order, list)
+        left = self.order[seed].to(g.device)
+        while len(left) < self.batch_size:
+            left = torch.cat([left, torch.randperm(self.first[seed], generator=g, device=g.device)])
+        self.order[seed] = left[self.batch_size :]
+        return left[: self.batch_size]
+
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch stands."""
-        return {"order": self.order, "at": self.at}
+        order = list(self.order) if isinstance(self.order, list) else self.order
+        return {"order": order, "at": self.at}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
-        self.order, self.at = state["order"].clone(), state["at"]
+        order = state["order"]
+        self.order, self.at = list(order) if isinstance(order, list) else order.clone(), state["at"]
 
 
 class HDPO:
@@ -278,6 +310,7 @@ class HDPO:
         device = train.initial.device
         options: dict[str, Any] = {"hidden": config.hidden} if config.hidden else {}
         options |= {k: getattr(config, k) for k in ("rounds", "typed", "normalize") if getattr(config, k)}
+        options |= {"echelon": config.echelon} if config.policy == "gnn" else {}
         self.net = make_policy(config.policy, train.network, facts, streams(seeds, "init", device), **options)
         params: list[Tensor] = [p for p in self.net.parameters() if p.requires_grad]
         if not self.net.trainable or not params:
