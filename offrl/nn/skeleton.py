@@ -1,4 +1,4 @@
-"""Saved policies looked at without their weights: sizes, settings, action box and normalizers of gigabytes in no time."""
+"""Saved policies looked at without their weights: sizes, settings, action box, normalizers."""
 
 from pathlib import Path
 
