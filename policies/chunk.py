@@ -31,6 +31,7 @@ from offrl.errors import PolicyError
 from offrl.nn.policy import Bounds, Policy, wrong_observations
 from offrl.policies.composition import Denoiser
 
+Input: TypeAlias = tuple[str, tuple[int, ...]]  # name and shape of a part of an observation
 Family: TypeAlias = Literal["diffusion", "flow"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 LEVELS = 100  # of the diffusion; a flow's time is told in the same range
@@ -130,6 +131,8 @@ class ChunkPolicy(RecedingHorizon):
         widths, step_embed: of the network.
         denoising_steps: noise levels of a plan.
         stochastic: draw each step of a diffusion from its posterior (DDPM) instead of following the ODE (DDIM).
+        inputs: name and shape of each part of an observation, in order; images are (H, W, C). None: one part,
+            'observation'.
     """
 
     kind: ClassVar[str] = "chunk"
@@ -149,9 +152,11 @@ class ChunkPolicy(RecedingHorizon):
         step_embed: int = 128,
         denoising_steps: int = 10,
         stochastic: bool = False,
+        inputs: Sequence[tuple[str, Sequence[int]]] | None = None,
         observation_clip: None = None,
     ) -> None:
         super().__init__(obs_dim, act_dim, action_low, action_high)
+        self.inputs = check_inputs(inputs, obs_dim)
         check_chunk(family, horizon, n_obs, n_act, widths, denoising_steps, stochastic)
         self.family, self.horizon, self.n_obs, self.n_act = family, horizon, n_obs, n_act
         self.widths, self.step_embed = tuple(widths), step_embed
@@ -170,7 +175,8 @@ class ChunkPolicy(RecedingHorizon):
         """Constructor arguments as JSON values."""
         names = ("family", "horizon", "n_obs", "n_act", "step_embed", "denoising_steps", "stochastic")
         own = {name: getattr(self, name) for name in names}
-        return super().config() | own | {"widths": list(self.widths)}
+        inputs = [[name, list(shape)] for name, shape in self.inputs]
+        return super().config() | own | {"widths": list(self.widths), "inputs": inputs}
 
     def set_normalizers(self, observations: AffineNormalizer, actions: AffineNormalizer) -> None:
         """Copy in what maps observations and actions to the network's units."""
@@ -257,6 +263,17 @@ def check_chunk(
         raise PolicyError(
             f"denoising_steps must be at most {LEVELS}, the trained levels, got {denoising_steps}"
         )
+
+
+def check_inputs(inputs: Sequence[tuple[str, Sequence[int]]] | None, obs_dim: int) -> tuple[Input, ...]:
+    """The parts of an observation, checked (PolicyError)."""
+    if inputs is None:
+        return (("observation", (obs_dim,)),)
+    found = tuple((str(name), tuple(int(n) for n in shape)) for name, shape in inputs)
+    total = sum(math.prod(shape) for _, shape in found)
+    if total != obs_dim or any(len(shape) not in (1, 3) or min(shape) < 1 for _, shape in found):
+        raise PolicyError(f"the inputs {found} do not make up {obs_dim} numbers")
+    return found
 
 
 def copy_weights(policy: ChunkPolicy, weights: dict[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ from offrl.errors import PolicyError
 from offrl.nn.policy import Policy
 from offrl.policies.chunk import ChunkPolicy, RecedingHorizon, drawer
 from offrl.policies.composition import OPERATORS, Composition, Operator, check_weights
+from offrl.policies.wiring import Piece, see
 
 Mode: TypeAlias = Operator | Literal["action_average"]
 MODES: tuple[str, ...] = (*OPERATORS, "action_average")
@@ -26,6 +27,7 @@ class ComposedPolicy(RecedingHorizon):
     Args:
         parents: two or more chunk policies for the same action box.
         columns: which columns of the observation each sees; None: all of it, the same for each.
+        wires: instead of columns, the pieces that each sees, images resized and laid out; see offrl.policies.wiring.
         obs_dim: columns of the environment's observation; None: that of the first parent.
         operator: of ``Composition``, or ``action_average``.
         weights: likewise.
@@ -44,6 +46,7 @@ class ComposedPolicy(RecedingHorizon):
         parents: Sequence[Policy],
         *,
         columns: Sequence[Sequence[int]] | None = None,
+        wires: Sequence[Sequence[Piece | dict[str, Any]]] | None = None,
         obs_dim: int | None = None,
         operator: Mode = "convex",
         weights: Sequence[float] | None = None,
@@ -66,7 +69,8 @@ class ComposedPolicy(RecedingHorizon):
         self.parents = tuple(f"parent_{number}" for number in range(1, len(chunky) + 1))
         for name, parent in zip(self.parents, chunky, strict=True):
             self.add_module(name, parent)
-        self.columns = _columns(chunky, columns, self.obs_dim)
+        self.wires = None if wires is None else _wires(chunky, wires, self.obs_dim)
+        self.columns = None if self.wires is not None else _columns(chunky, columns, self.obs_dim)
         self.n_obs = max(p.n_obs for p in chunky)
         self.operator, self.stochastic, self.temperature = operator, stochastic, temperature
         self.denoising_steps = first.denoising_steps if denoising_steps is None else denoising_steps
@@ -90,7 +94,10 @@ class ComposedPolicy(RecedingHorizon):
         names = ("obs_dim", "operator", "n_act", "denoising_steps", "stochastic", "temperature")
         own = {name: getattr(self, name) for name in (*names, "allow_anisotropic")}
         weights = None if self.operator == "and" else self.weights
-        return own | {"weights": weights, "columns": self.columns}
+        seen: dict[str, Any] = {"columns": self.columns}
+        if self.wires is not None:
+            seen = {"wires": [[piece.to_json() for piece in pieces] for pieces in self.wires]}
+        return own | seen | {"weights": weights}
 
     def composition(self) -> Composition:
         """The denoisers of the parents, composed."""
@@ -108,15 +115,19 @@ class ComposedPolicy(RecedingHorizon):
         """The parents."""
         return [cast(ChunkPolicy, getattr(self, name)) for name in self.parents]
 
-    def _histories(self, history: Tensor) -> list[Tensor]:
-        pairs = zip(self.chunky(), self.columns, strict=True)
-        return [history[:, self.n_obs - p.n_obs :, columns] for p, columns in pairs]
+    def histories(self, history: Tensor) -> list[Tensor]:
+        """What each parent sees (B, To_i, O_i) of the last observations (B, To, O)."""
+        recent = [history[:, self.n_obs - p.n_obs :] for p in self.chunky()]
+        if self.wires is not None:
+            return [see(pieces, rows) for pieces, rows in zip(self.wires, recent, strict=True)]
+        assert self.columns is not None
+        return [rows[:, :, columns] for rows, columns in zip(recent, self.columns, strict=True)]
 
     def plan(
         self, history: Tensor, generator: torch.Generator | None = None, *, zero: bool = False
     ) -> Tensor:
         """Actions to carry out (B, Ta, A)."""
-        seen, parents = self._histories(history), self.chunky()
+        seen, parents = self.histories(history), self.chunky()
         if self.operator == "action_average":
             plans = [
                 w
@@ -133,6 +144,20 @@ class ComposedPolicy(RecedingHorizon):
         return actions[:, c.now : c.now + self.n_act]
 
 
+def _wires(
+    parents: Sequence[ChunkPolicy], wires: Sequence[Sequence[Piece | dict[str, Any]]], obs_dim: int
+) -> list[list[Piece]]:
+    """The pieces of each parent, checked."""
+    if len(wires) != len(parents):
+        raise PolicyError(f"wires must name those of {len(parents)} policies, got {len(wires)}")
+    out = [[w if isinstance(w, Piece) else Piece.from_json(w) for w in pieces] for pieces in wires]
+    for number, (p, pieces) in enumerate(zip(parents, out, strict=True), 1):
+        inside = all(0 <= w.start < w.stop <= obs_dim for w in pieces)
+        if not inside or sum(w.width for w in pieces) != p.obs_dim:
+            raise PolicyError(f"the wires of policy {number} do not make up its {p.obs_dim} numbers")
+    return out
+
+
 def _columns(
     parents: Sequence[ChunkPolicy], columns: Sequence[Sequence[int]] | None, obs_dim: int
 ) -> list[list[int]]:
@@ -147,3 +172,36 @@ def _columns(
                 f"of {obs_dim}"
             )
     return given
+
+
+class ViewedPolicy(Policy):
+    """A policy that sees some pieces of the environment's observation.
+
+    Args:
+        policy: what acts.
+        pieces: what it sees.
+        obs_dim: numbers of the environment's observation.
+    """
+
+    kind: ClassVar[str] = "viewed"
+
+    def __init__(self, policy: Policy, pieces: Sequence[Piece], obs_dim: int) -> None:
+        super().__init__(obs_dim, policy.act_dim, policy.action_low, policy.action_high)
+        self.policy, self.pieces = policy, list(pieces)
+
+    def act(
+        self,
+        observations: Tensor,
+        state: Any = None,
+        *,
+        deterministic: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Any]:
+        """The policy's actions (B, A) on what it sees."""
+        seen = see(self.pieces, observations)
+        return self.policy.act(seen, state, deterministic=deterministic, generator=generator)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """The policy's actions (B, A) at an episode's first step."""
+        actions: Tensor = self.policy(see(self.pieces, observations))
+        return actions

@@ -117,6 +117,11 @@ def align(parents: Sequence[Denoiser], allow_anisotropic: bool = False) -> list[
     return out
 
 
+def normalizer_ratios(actions: Sequence[AffineNormalizer]) -> list[Tensor]:
+    """Scale of each normalizer over that of the first, (A,) each."""
+    return [n.scale / actions[0].scale for n in actions]
+
+
 def _one_number(ratio: Tensor) -> bool:
     return float(ratio.max() / ratio.min()) <= 1 + RATIO_TOLERANCE
 

@@ -113,6 +113,7 @@ class ChunkLearner:
     def __init__(self, problem: Problem, config: ChunkConfig) -> None:
         self.config, self.box = config, ActionBox(problem.action_low, problem.action_high)
         self.obs_dim, self.act_dim = problem.obs_dim, problem.act_dim
+        self.inputs = problem.inputs or None
         self.observation_units = AffineNormalizer.limits(problem.observations.cpu().numpy())
         self.action_units = AffineNormalizer.limits(problem.actions.cpu().numpy())
         self.net = ConditionalUNet(
@@ -165,7 +166,8 @@ class ChunkLearner:
 
     def policy(self, seed: int = 0) -> ChunkPolicy:
         """The averaged policy of one seed."""
-        policy = ChunkPolicy(self.obs_dim, self.act_dim, self.box.low, self.box.high, **self.config.acting)
+        acting = self.config.acting | {"inputs": self.inputs}
+        policy = ChunkPolicy(self.obs_dim, self.act_dim, self.box.low, self.box.high, **acting)
         policy.set_normalizers(self.observation_units, self.action_units)
         average = zip(self.names, self.training.average, strict=True)
         copy_weights(policy, {name: p[seed] for name, p in average})
