@@ -82,10 +82,9 @@ class Learner:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of what ``update`` returns."""
-        prompts = self.task.prompts(1, torch.Generator().manual_seed(0))
-        names = self.task.rewards(
-            prompts, demonstrated(torch.zeros(1, self.task.max_response, dtype=torch.int64))
-        )
+        prompts = self.task.prompts(1, torch.Generator().manual_seed(0)).rows(slice(0))
+        nothing = demonstrated(torch.zeros(0, self.task.max_response, dtype=torch.int64))
+        names = self.task.rewards(prompts, nothing)
         return (*SAMPLED, *(f"reward_{name}" for name in names), *UPDATED)
 
     def update(self) -> dict[str, Tensor]:
@@ -131,7 +130,7 @@ class Learner:
         if method.data != "rollouts":
             noise = getattr(self.settings, "noise", 0.0)
             tokens = task.demonstrations(prompts, self.streams["demonstrations"], noise)
-            demonstrations = demonstrated(tokens.to(self.device))
+            demonstrations = demonstrated(tokens.to(self.device), task.vocabulary.pad)
         prompts = prompts.to(self.device)
         groups = number * o.prompts + torch.arange(o.prompts, device=self.device)
         parts: list[TextRollouts] = []
@@ -177,8 +176,8 @@ class Learner:
         text = self.task.vocabulary.text
         some = range(0, len(prompts), max(len(prompts) // 4, 1))
         self.shown = Shown(
-            [text(prompts.tokens[i]) for i in some],
-            [text(responses.tokens[i]) for i in some],
+            [text(prompts.tokens[i][prompts.mask[i]]) for i in some],
+            [text(responses.tokens[i][responses.mask[i]]) for i in some],
             [float(outcome[i]) for i in some],
         )
         return rollouts(prompts, responses, outcome, ids, demo=demo), metrics

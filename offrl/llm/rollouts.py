@@ -10,10 +10,10 @@ from offrl.llm.method import TextRollouts
 from offrl.llm.text import PAD, Prompts, Responses
 
 
-def demonstrated(tokens: Tensor) -> Responses:
+def demonstrated(tokens: Tensor, pad: int = PAD) -> Responses:
     """Responses of unknown origin: everything up to the padding was chosen."""
-    mask = tokens != PAD
-    return Responses(tokens, mask, torch.zeros(tokens.shape, device=tokens.device))
+    mask = tokens != pad
+    return Responses(tokens.clamp(min=0), mask, torch.zeros(tokens.shape, device=tokens.device))
 
 
 def rollouts(
