@@ -34,7 +34,9 @@ def two_steps(rng: random.Random) -> tuple[str, str, int]:
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     a, b = rng.randint(2, 9), rng.randint(3, 9)
     c = rng.randint(1, a * b - 1)
-    text = f"{name} fills {a} bags with {b} {thing} each and gives {c} {thing} away. How many {thing} are left?"
+    text = (
+        f"{name} fills {a} bags with {b} {thing} each and gives {c} {thing} away. How many {thing} are left?"
+    )
     return text, f"{a} x {b} - {c}", a * b - c
 
 
@@ -47,7 +49,12 @@ def rows(count: int, rng: random.Random, seen: set[str]) -> list[dict[str, objec
         if text in seen:
             continue
         seen.add(text)
-        row = {"prompt": text + ASK, "answer": str(answer), "response": f"{formula} = {answer}", "level": level}
+        row = {
+            "prompt": text + ASK,
+            "answer": str(answer),
+            "response": f"{formula} = {answer}",
+            "level": level,
+        }
         found.append(row)
     return found
 

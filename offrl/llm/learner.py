@@ -63,7 +63,8 @@ class Learner:
         self.options = options
         self.estimator = method.estimator(settings, task.max_response)
         self.device = policy.bias.device
-        self.reference = copy.deepcopy(policy) if settings.kl != 0.0 else None
+        frozen = {id(p): p for p in policy.parameters() if not p.requires_grad}  # shared, not copied
+        self.reference = copy.deepcopy(policy, frozen) if settings.kl != 0.0 else None
         self.engine = Engine(policy, options.delay, options.engine)
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.critic: nn.Linear | None = None
@@ -299,9 +300,9 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
         return {
-            "policy": self.policy.state_dict(),
+            "policy": trained(self.policy),
             "critic": None if self.critic is None else self.critic.state_dict(),
-            "reference": None if self.reference is None else self.reference.state_dict(),
+            "reference": None if self.reference is None else trained(self.reference),
             "optimizer": self.optimizer.state_dict(),
             "engine": self.engine.state_dict(),
             "streams": {name: g.get_state() for name, g in self.streams.items()},
@@ -310,15 +311,27 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
-        self.policy.load_state_dict(state["policy"])
+        _restore(self.policy, state["policy"])
         for name in ("critic", "reference"):
             module = getattr(self, name)
             if (module is None) != (state[name] is None):
                 raise ConfigError(f"the saved state has {'no ' if module else 'a '}{name}")
             if module is not None:
-                module.load_state_dict(state[name])
+                _restore(module, state[name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.engine.load_state_dict(state["engine"])
         for name, saved in state["streams"].items():
             self.streams[name].set_state(saved.cpu())
         self.updates, self.rollouts, self.tokens = state["counters"]
+
+
+def trained(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module without its frozen parameters."""
+    names = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in names}
+
+
+def _restore(module: nn.Module, state: dict[str, Tensor]) -> None:
+    if state.keys() != trained(module).keys():
+        raise ConfigError("the saved state is that of another model")
+    module.load_state_dict(state, strict=False)

@@ -1,7 +1,7 @@
 """Policies: causal language models of transformers, tiny ones from random weights among them, and a table.
 
-Others come by folder, GGUF file or ``hf:ID`` (``offrl.llm.pretrained``), any architecture whose logits are one product of
-its last states: each is compared with its own plain forward pass when it is loaded.
+Others come by folder, GGUF file or ``hf:ID`` (``offrl.llm.pretrained``), any architecture whose logits are one product
+of its last states: each is compared with its own plain forward pass when it is loaded.
 
 ``tiny:dense``   2 layers of width 64        ``tiny:medium``  4 layers of width 128
 ``tiny:moe``     dense with 4 experts, 2 active             ``tiny:table``   one row of logits a prefix (task t3)
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from offrl.errors import ConfigError
+from offrl.llm.lora import add_adapter
 from offrl.llm.pretrained import folder_of, load_causal, require_transformers
 from offrl.llm.tasks.prompts import PromptTask
 from offrl.llm.tasks.string_target import LENGTH, SYMBOLS, StringTarget
@@ -78,6 +79,7 @@ class Transformer(nn.Module):
     def __init__(self, model: Any, allowed: Tensor, pad: int, ends: list[int]) -> None:
         super().__init__()
         self.model, self.pad = model, pad
+        self.adapters: tuple[Any, ...] = ()  # peft's view of the same model, in a tuple so that it is no second module
         taken = inspect.signature(model.get_decoder().forward).parameters
         self.cache_name = "cache" if "cache" in taken else "past_key_values"
         self.takes_positions = "position_ids" in taken
@@ -148,8 +150,9 @@ class Transformer(nn.Module):
         return states
 
     def save(self, directory: Path, task: Task) -> None:
-        """A Hugging Face directory with model, generation settings and tokenizer."""
-        self.model.save_pretrained(directory)
+        """A Hugging Face directory: the model, or the adapter alone, and the tokenizer."""
+        for model in self.adapters or (self.model,):
+            model.save_pretrained(directory)
         task.vocabulary.tokenizer().save_pretrained(directory)
 
 
@@ -200,16 +203,25 @@ class Table(nn.Module):
         save_file({"logits": self.logits.detach().contiguous()}, directory / "table.safetensors")
 
 
-def load_model(name: str, task: Task, seed: int) -> Transformer | Table:
-    """A preset with random weights of ``seed``, or the model of a run or of a Hugging Face directory.
+def load_model(name: str, task: Task, seed: int, lora_rank: int = 0) -> Transformer | Table:
+    """A preset with random weights of ``seed``, or a model from a run, a Hugging Face folder, a GGUF file or the hub.
+
+    Args:
+        name: of the model.
+        task: that it is for.
+        seed: of random weights.
+        lora_rank: of an adapter to train instead of the weights; 0: none.
 
     Raises:
         ConfigError: an unknown name, or a model that the task does not fit.
         MissingExtraError: without transformers.
     """
+    tabular = (folder_of(name) / "table.safetensors").is_file()
+    if lora_rank and (name.startswith("tiny:") or tabular):
+        raise ConfigError(f"{name} is too small for an adapter: leave --lora-rank out")
     if name.startswith("tiny:"):
         return _preset(name, task, seed)
-    if (folder_of(name) / "table.safetensors").is_file():
+    if tabular:
         from safetensors.torch import load_file
 
         return Table(_string_target(task), load_file(folder_of(name) / "table.safetensors")["logits"])
@@ -217,7 +229,9 @@ def load_model(name: str, task: Task, seed: int) -> Transformer | Table:
     size = len(model.get_input_embeddings().weight)
     if isinstance(task, PromptTask):
         if task.highest >= size:
-            raise ConfigError(f"{name} knows {size} tokens, its tokenizer makes token {task.highest} of a prompt")
+            raise ConfigError(
+                f"{name} knows {size} tokens, its tokenizer makes token {task.highest} of a prompt"
+            )
         policy = Transformer(model, task.allowed, task.vocabulary.filler, task.vocabulary.ends)
     else:
         if size != len(words):
@@ -227,6 +241,8 @@ def load_model(name: str, task: Task, seed: int) -> Transformer | Table:
             )
         policy = Transformer(model, task.allowed, PAD, [EOS])
     _check(policy, name, task)
+    if lora_rank:
+        policy.adapters = (add_adapter(model, lora_rank, name, seed),)
     return policy
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from offrl.errors import ConfigError, MissingExtraError
+from offrl.llm.lora import CONFIG, base_of, merged
 
 HUB = "hf:"
 
@@ -104,7 +105,9 @@ def load_tokenizer(name: str) -> Subwords:
         ConfigError: there is none.
     """
     if name.startswith("tiny:"):
-        raise ConfigError(f"{name} has no tokenizer: prompts of text need a Hugging Face model or a GGUF file")
+        raise ConfigError(
+            f"{name} has no tokenizer: prompts of text need a Hugging Face model or a GGUF file"
+        )
     require_transformers()
     from transformers import AutoTokenizer
 
@@ -117,11 +120,14 @@ def load_tokenizer(name: str) -> Subwords:
 
 
 def load_causal(name: str) -> Any:
-    """A causal language model in float32.
+    """A causal language model in float32; a saved adapter comes merged into its base.
 
     Raises:
         ConfigError: there is none, or only as a pickle.
     """
+    folder = folder_of(name)
+    if (folder / CONFIG).is_file():
+        return merged(load_causal(base_of(folder)), folder)
     require_transformers()
     from transformers import AutoModelForCausalLM
 
@@ -144,7 +150,7 @@ def _where(name: str) -> tuple[str, dict[str, Any]]:
     options["local_files_only"] = True
     if path.suffix == ".gguf" and path.is_file():
         return str(path.parent), options | {"gguf_file": path.name}
-    if not (path / "config.json").is_file():
+    if not ((path / "config.json").is_file() or (path / CONFIG).is_file()):
         raise ConfigError(
             f"{name!r} is neither a folder with a model, a GGUF file, hf:ID, nor tiny:dense, tiny:medium, "
             "tiny:moe, tiny:table"

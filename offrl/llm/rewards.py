@@ -1,6 +1,6 @@
 """Rewards of text: built-in verifiers and functions from files, weighted; those of TRL and verl fit as they are.
 
-A specification is ``NAME`` or ``FILE.py:FUNCTION``, then ``=WEIGHT`` if it is not 1. A function has one of two signatures:
+A specification is ``NAME`` or ``FILE.py:FUNCTION``, then ``=WEIGHT`` if it is not 1. Two signatures are known:
 
     f(completions, **kwargs) -> list of float or None            huggingface/trl: prompts and all columns are in kwargs
     f(data_source, solution_str, ground_truth, extra_info) -> float, or a dict with "score"       volcengine/verl

@@ -75,7 +75,7 @@ def start(name: str, settings: Any, options: LLMOptions, reporter: Reporter | No
 
 def anywhere(options: Options) -> Options:
     """The same options with absolute paths, for a run that is resumed from another folder."""
-    paths = {
+    paths: dict[str, Any] = {
         name: str(Path(given).resolve())
         for name in ("model", "dataset", "eval_dataset", "chat_template")
         if (given := getattr(options, name)) and Path(given).exists()
@@ -122,7 +122,8 @@ def build(name: str, settings: Any, options: LLMOptions) -> Learner:
     check(name, method, options)
     seed_globally(options.seed)
     torch.set_num_threads(options.threads)
-    policy = load_model(options.model, task, options.seed).to(resolve_device(options.device))
+    policy = load_model(options.model, task, options.seed, options.lora_rank)
+    policy = policy.to(resolve_device(options.device))
     return Learner(method, settings, task, policy, options)
 
 
@@ -148,7 +149,8 @@ def _config(name: str, settings: Any, options: LLMOptions) -> dict[str, Any]:
     return {
         "algorithm": name, "algorithm_file": None, "algorithm_sha256": None, "preset": None,
         "settings": dataclasses.asdict(settings), "llm": own, "dataset": options.dataset or None,
-        "dataset_name": options.task_name, "dataset_sha256": data_sha256(options), "rows": "prompts", "env_id": None, "env_kwargs": {}, "env_flatten": [],
+        "dataset_name": options.task_name, "dataset_sha256": data_sha256(options),
+        "rows": "prompts", "env_id": None, "env_kwargs": {}, "env_flatten": [],
         "reference_returns": None, "seed": options.seed, "steps": options.steps, "log_every": options.log_every,
         "eval_every": options.eval_every, "eval_episodes": options.eval_prompts, "final_episodes": 0,
         "checkpoint_every": options.checkpoint_every, "workers": 1, "device": options.device,

@@ -44,9 +44,18 @@ def model(kind):
     wide |= {"max_position_embeddings": 300}
     torch.manual_seed(0)
     made = {
-        "llama": lambda: LlamaForCausalLM(LlamaConfig(**sizes, **wide, num_key_value_heads=2, tie_word_embeddings=True)),
+        "llama": lambda: LlamaForCausalLM(
+            LlamaConfig(**sizes, **wide, num_key_value_heads=2, tie_word_embeddings=True)
+        ),
         "qwen2": lambda: Qwen2ForCausalLM(
-            Qwen2Config(**sizes, **wide, num_key_value_heads=2, use_sliding_window=True, sliding_window=6, max_window_layers=1)
+            Qwen2Config(
+                **sizes,
+                **wide,
+                num_key_value_heads=2,
+                use_sliding_window=True,
+                sliding_window=6,
+                max_window_layers=1,
+            )
         ),
         "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**sizes, n_embd=32, n_layer=2, n_head=4, n_positions=300)),
         "phi": lambda: PhiForCausalLM(PhiConfig(**sizes, **wide)),

@@ -9,7 +9,10 @@ import pytest
 from offrl.errors import DatasetError, MissingExtraError
 from offrl.llm.data import field, load_rows
 
-ROWS = [{"prompt": "1+1?", "answer": "2", "reward_model": {"ground_truth": "2"}}, {"prompt": "é", "answer": None}]
+ROWS = [
+    {"prompt": "1+1?", "answer": "2", "reward_model": {"ground_truth": "2"}},
+    {"prompt": "é", "answer": None},
+]
 
 
 def test_jsonl_and_parquet_give_the_same_rows(tmp_path):
@@ -38,7 +41,9 @@ def test_keys_go_into_dictionaries():
     assert field(ROWS[0], "reward_model.ground_truth", "a") == "2"
     assert field({"a.b": 1, "a": {"b": 2}}, "a.b", "x") == 1
     for key in ("question", "reward_model.text", "prompt.x"):
-        with pytest.raises(DatasetError, match=f"a has no {key!r}; its columns are prompt, answer, reward_model"):
+        with pytest.raises(
+            DatasetError, match=f"a has no {key!r}; its columns are prompt, answer, reward_model"
+        ):
             field(ROWS[0], key, "a")
 
 

@@ -18,7 +18,12 @@ from offrl.llm.score import score
 from offrl.llm.tasks import load_task, task_for
 
 USUAL = data._jsonl
-KINDS = ["llama", "qwen2", "gpt2", "phi"]  # tied head; a sliding window; absolute positions; a head with a bias
+KINDS = [
+    "llama",
+    "qwen2",
+    "gpt2",
+    "phi",
+]  # tied head; a sliding window; absolute positions; a head with a bias
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +32,9 @@ def _few_prompts(monkeypatch):
 
 
 def made(model, **given):
-    options = LLMOptions(**{"model": model, "task": "arithmetic", "max_response": 10, "max_prompt": 200, **given})
+    options = LLMOptions(
+        **{"model": model, "task": "arithmetic", "max_response": 10, "max_prompt": 200, **given}
+    )
     task = task_for(options)
     return task, load_model(model, task, 0)
 
@@ -101,13 +108,15 @@ def test_a_row_ends_with_any_end_token(hugging_face, tmp_path):
 
 def test_prompts_follow_the_chat_template(hugging_face, tmp_path):
     words = load_tokenizer(hugging_face())
-    raw = [*"hi".encode()]
     ids = words.prompt("hi", "auto")
     assert (ids[0], ids.count(256), ids.count(257)) == (256, 2, 1)
     assert words.text(torch.tensor(ids)) == "user: hiassistant: "
-    assert words.prompt([{"role": "system", "content": "x"}, {"role": "user", "content": "hi"}], "auto")[0] == 256
+    assert (
+        words.prompt([{"role": "system", "content": "x"}, {"role": "user", "content": "hi"}], "auto")[0]
+        == 256
+    )
     assert words.text(torch.tensor(words.prompt("hi", "none"))) == "hi"
-    assert len(words.prompt("hi", "none")) == len(raw)
+    assert len(words.prompt("hi", "none")) == 2
     own = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     assert words.text(torch.tensor(words.prompt("hi", own))) == "[hi]"
     plain = Subwords(load_tokenizer(hugging_face("llama", None)).tokenizer(), [])
@@ -120,7 +129,10 @@ def write_gguf(path, model, tokenizer):
     """A Llama as llama.cpp has it: rows of queries and keys interleaved for its rotary positions."""
     from gguf import GGUFWriter
 
-    config, heads = model.config, {"q": model.config.num_attention_heads, "k": model.config.num_key_value_heads}
+    config, heads = (
+        model.config,
+        {"q": model.config.num_attention_heads, "k": model.config.num_key_value_heads},
+    )
     out = GGUFWriter(str(path), "llama")
     out.add_context_length(config.max_position_embeddings)
     out.add_embedding_length(config.hidden_size)
@@ -167,7 +179,9 @@ def test_a_gguf_file_is_the_model_that_it_was_made_from(hugging_face, byte_token
     assert task.vocabulary.ends == [257]
     assert task.vocabulary.text(torch.tensor(task.tokens[0])) == task.asked[0]
     ids = torch.tensor([task.tokens[0][:20]])
-    torch.testing.assert_close(policy.model(input_ids=ids).logits, original(input_ids=ids).logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        policy.model(input_ids=ids).logits, original(input_ids=ids).logits, atol=1e-4, rtol=0
+    )
     assert "Converting" not in capfd.readouterr().err
 
 
@@ -217,7 +231,10 @@ def test_pickled_weights_are_refused(hugging_face, tmp_path):
 def test_code_beside_a_model_is_not_run(hugging_face, tmp_path):
     folder = Path(shutil.copytree(hugging_face(), tmp_path / "m"))
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "own", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
+    config |= {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(ConfigError, match="cannot be loaded"):
@@ -255,7 +272,7 @@ def test_a_tokenizer_with_more_words_than_the_model_is_fine_until_a_prompt_has_o
 
 def test_what_does_not_fit_is_one_line(hugging_face, tmp_path):
     for given, says in (
-        ({"max_prompt": 295}, "reads at most 300 tokens, but prompts of 295 and responses of 10"),
+        ({"max_response": 200}, "reads at most 300 tokens, but prompts of 1.. and responses of 200"),
         ({"model": str(tmp_path)}, "has no tokenizer|neither a folder"),
         ({"model": "tiny:dense"}, "tiny:dense has no tokenizer"),
     ):

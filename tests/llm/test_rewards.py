@@ -5,7 +5,7 @@ import pytest
 from offrl.errors import ConfigError
 from offrl.llm.rewards import Asked, absolute, load_reward, load_rewards, split_weight
 
-OWN = '''
+OWN = """
 SEEN = {}
 
 def short(completions, **kwargs):
@@ -26,7 +26,7 @@ def neither(text): return 0.0
 def broken(completions): raise KeyError("oh")
 def too_few(completions): return [1.0]
 def endless(completions): return [float("inf")] * len(completions)
-'''
+"""
 
 
 @pytest.fixture

@@ -55,5 +55,7 @@ def test_math_says_what_is_missing(monkeypatch):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="there are integer, regex:PATTERN, math, python, and FILE.py:FUNCTION"):
+    with pytest.raises(
+        ConfigError, match="there are integer, regex:PATTERN, math, python, and FILE.py:FUNCTION"
+    ):
         load_verifier("exact")

@@ -57,8 +57,9 @@ def task_for(options: "DataOptions") -> Task:
         return _prompts(options, options.dataset, options.eval_dataset)
     own = resources.files("offrl.llm.tasks")
     files = [str(own / f"arithmetic{part}.jsonl") for part in ("", "_held_out")]
-    keys = {"prompt_key": "prompt", "answer_key": "answer", "reward": options.reward or ("integer",)}
-    return _prompts(dataclasses.replace(options, **keys), files[0], options.eval_dataset or files[1])
+    rewards = options.reward or ("integer",)
+    given = dataclasses.replace(options, prompt_key="prompt", answer_key="answer", reward=rewards)
+    return _prompts(given, files[0], options.eval_dataset or files[1])
 
 
 def _prompts(options: "DataOptions", uri: str, held_out: str) -> "PromptTask":
@@ -82,4 +83,5 @@ def _prompts(options: "DataOptions", uri: str, held_out: str) -> "PromptTask":
     found = task(uri)
     if held_out:
         found.held_out = task(held_out)
+        found.max_prompt = max(found.max_prompt, found.held_out.max_prompt)
     return found

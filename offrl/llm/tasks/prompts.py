@@ -1,7 +1,7 @@
 """Prompts of a data set as a task: text in, text out, rewarded by verifiers and functions.
 
-Each row is a prompt (text, or messages with role and content) with its answer. A response is right where the first reward
-is above 1/2. Optional columns: ``response``, a demonstration (else the answer is one); ``level``, a difficulty from 1.
+Each row is a prompt (text, or messages with role and content) with its answer. A response is right where the first
+reward is above 1/2. Optional columns: ``response``, a demonstration (else the answer is one); ``level``, a difficulty from 1.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class PromptTask:
         rewards: at least one.
         prompt_key: column of the prompts.
         answer_key: column of the answers.
-        max_prompt: longer prompts are left out.
+        max_prompt: longer prompts are left out, in tokens.
         max_response: tokens at most.
         template: "auto", "none" or a chat template.
     """
@@ -46,9 +46,11 @@ class PromptTask:
         template: str = "auto",
     ) -> None:
         if not rewards:
-            raise ConfigError(f"what is a right response to {name}? pass --reward, for instance --reward integer")
+            raise ConfigError(
+                f"what is a right response to {name}? pass --reward, for instance --reward integer"
+            )
         self.name, self.vocabulary, self.components = name, vocabulary, list(rewards)
-        self.max_prompt, self.max_response = max_prompt, max_response
+        self.max_response = max_response
         self.held_out: PromptTask | None = None
         asked = [field(row, prompt_key, name) for row in rows]
         tokens = [vocabulary.prompt(prompt, template) for prompt in asked]
@@ -58,6 +60,7 @@ class PromptTask:
         self.left_out = len(rows) - len(kept)
         self.rows, self.asked = [rows[i] for i in kept], [asked[i] for i in kept]
         self.tokens = [tokens[i] for i in kept]
+        self.max_prompt = max(map(len, self.tokens))
         self.answers = [field(row, answer_key, name) for row in self.rows]
         self.difficulty = torch.tensor([int(row.get("level", 1)) for row in self.rows])
         if int(self.difficulty.min()) < 1:
@@ -91,9 +94,7 @@ class PromptTask:
         """Components times their weights."""
         return {
             reward.name: reward.weight * self._tensor(values, prompts)
-            for reward, values in zip(
-                self.components, self._values(prompts, responses).values(), strict=True
-            )
+            for reward, values in zip(self.components, self._values(prompts, responses).values(), strict=True)
         }
 
     def success(self, prompts: Prompts, responses: Responses) -> Tensor:
@@ -123,7 +124,10 @@ class PromptTask:
         if noise:
             raise ConfigError(f"demonstrations of {self.name} are text: noise must be 0")
         rows = [self.rows[i] for i in prompts.ids.tolist()]
-        texts = [str(row.get("response", self.answers[i])) for row, i in zip(rows, prompts.ids.tolist(), strict=True)]
+        texts = [
+            str(row.get("response", self.answers[i]))
+            for row, i in zip(rows, prompts.ids.tolist(), strict=True)
+        ]
         ids = [self.vocabulary.response(text)[: self.max_response] for text in texts]
         width = max(map(len, ids))
         return torch.tensor([row + [self.vocabulary.pad] * (width - len(row)) for row in ids])

@@ -68,7 +68,10 @@ def test_a_reward_is_asked_once_for_a_batch_and_not_for_its_names(tmp_path, hugg
     calls = []
     usual = task.components[0]
     task.components[0] = dataclasses.replace(usual, call=lambda asked: calls.append(1) or usual.call(asked))
-    assert list(task.rewards(task.prompts(1, generator()).rows(slice(0)), responses(task, ["1"]))) == ["integer", "regex"]
+    assert list(task.rewards(task.prompts(1, generator()).rows(slice(0)), responses(task, ["1"]))) == [
+        "integer",
+        "regex",
+    ]
     assert calls == []
     prompts, given = task.chosen(torch.tensor([0])), responses(task, ["1"])
     task.rewards(prompts, given), task.success(prompts, given)
