@@ -16,6 +16,7 @@ import torch
 from offrl.errors import ConfigError, MissingExtraError
 from offrl.training.seeding import stream
 
+HUB = "hf:"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -29,6 +30,7 @@ def add_adapter(model: Any, rank: int, base: str, seed: int) -> Any:
         seed: of the adapter's random half.
     """
     peft = _peft()
+    model.name_or_path = base = base.removeprefix(HUB)
     transposed = any(type(module).__name__ == "Conv1D" for module in model.modules())
     config = peft.LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
@@ -40,8 +42,9 @@ def add_adapter(model: Any, rank: int, base: str, seed: int) -> Any:
 
 
 def base_of(folder: Path) -> str:
-    """The model that a saved adapter belongs to."""
-    return str(json.loads((folder / CONFIG).read_text())["base_model_name_or_path"])
+    """The model that a saved adapter belongs to: a path that exists, or a name on the hub."""
+    base = str(json.loads((folder / CONFIG).read_text())["base_model_name_or_path"])
+    return base if Path(base).exists() else HUB + base
 
 
 def merged(model: Any, folder: Path) -> Any:

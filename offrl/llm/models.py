@@ -151,8 +151,10 @@ class Transformer(nn.Module):
 
     def save(self, directory: Path, task: Task) -> None:
         """A Hugging Face directory: the model, or the adapter alone, and the tokenizer."""
-        for model in self.adapters or (self.model,):
-            model.save_pretrained(directory)
+        for adapter in self.adapters:
+            adapter.save_pretrained(directory, save_embedding_layers=False)  # "auto" would ask the network
+        if not self.adapters:
+            self.model.save_pretrained(directory)
         task.vocabulary.tokenizer().save_pretrained(directory)
 
 
@@ -242,7 +244,7 @@ def load_model(name: str, task: Task, seed: int, lora_rank: int = 0) -> Transfor
         policy = Transformer(model, task.allowed, PAD, [EOS])
     _check(policy, name, task)
     if lora_rank:
-        policy.adapters = (add_adapter(model, lora_rank, name, seed),)
+        policy.adapters = (add_adapter(model, lora_rank, str(folder_of(name)), seed),)
     return policy
 
 

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from offrl.errors import ConfigError, MissingExtraError
-from offrl.llm.lora import CONFIG, base_of, merged
-
-HUB = "hf:"
+from offrl.llm.lora import CONFIG, HUB, base_of, merged
 
 
 class Subwords:
@@ -93,7 +91,7 @@ def require_transformers() -> None:
 
 
 def folder_of(name: str) -> Path:
-    """Of a run its model, else the folder itself."""
+    """Of a run its model, else what was named."""
     path = Path(name)
     return path / "model" if (path / "model").is_dir() else path
 
