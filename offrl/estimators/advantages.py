@@ -242,7 +242,9 @@ def whiten(
     return white if center else white + mean
 
 
-def each_reward(components: Tensor, advantage: Callable[[Tensor], Tensor], weights: Sequence[float] = ()) -> Tensor:
+def each_reward(
+    components: Tensor, advantage: Callable[[Tensor], Tensor], weights: Sequence[float] = ()
+) -> Tensor:
     """sum_k w_k advantage(r_k): several rewards, each turned into an advantage before they are added; (B, K) -> (B,).
 
     Args:

@@ -1,7 +1,7 @@
 """How much each token drives the entropy down: its part of the covariance of log-probability and advantage.
 
-For a softmax over actions, a step of size eta along the natural gradient changes the entropy by -eta Cov(log pi, A), along
-the plain gradient by -eta Cov(log pi, pi A), up to eta^2, with a drawn from pi.
+For a softmax over actions, a step of size eta along the natural gradient changes the entropy by -eta Cov(log pi, A),
+along the plain gradient by -eta Cov(log pi, pi A), up to eta^2, with a drawn from pi.
 
 Source: arXiv:2505.22617.
 """
@@ -27,7 +27,7 @@ def covariances(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
 
 
 def largest(values: Tensor, among: Tensor, number: int) -> Tensor:
-    """True at the ``number`` largest values of those ``among`` which it may choose, all if there are fewer; any shape."""
+    """True at the ``number`` largest values of those ``among`` which it may choose, all if there are fewer."""
     number = min(number, int(among.sum()))
     flat = values.masked_fill(~among, -torch.inf).flatten()
     picked = torch.zeros_like(flat, dtype=torch.bool)

@@ -64,7 +64,8 @@ class Learner:
         self.options = options
         self.estimator = method.estimator(settings, task.max_response)
         self.device = policy.bias.device
-        self.reference = copy.deepcopy(policy) if settings.kl != 0.0 or method.reference else None
+        frozen = {id(p): p for p in policy.parameters() if not p.requires_grad}  # shared, not copied
+        self.reference = copy.deepcopy(policy, frozen) if settings.kl != 0.0 or method.reference else None
         self.engine = Engine(policy, options.delay, options.engine)
         if method.answers and not hasattr(task, "final_answers"):
             raise ConfigError(f"task {task.name} does not say what the final answer of a response is")
@@ -149,7 +150,7 @@ class Learner:
         if method.data != "rollouts":
             noise = getattr(self.settings, "noise", 0.0)
             tokens = task.demonstrations(prompts, self.streams["demonstrations"], noise)
-            demonstrations = demonstrated(tokens.to(self.device))
+            demonstrations = demonstrated(tokens.to(self.device), task.vocabulary.pad)
         prompts = prompts.to(self.device)
         groups = number * o.prompts + torch.arange(o.prompts, device=self.device)
         parts: list[TextRollouts] = []
@@ -200,8 +201,8 @@ class Learner:
         text = self.task.vocabulary.text
         some = range(0, len(prompts), max(len(prompts) // 4, 1))
         self.shown = Shown(
-            [text(prompts.tokens[i]) for i in some],
-            [text(responses.tokens[i]) for i in some],
+            [text(prompts.tokens[i][prompts.mask[i]]) for i in some],
+            [text(responses.tokens[i][responses.mask[i]]) for i in some],
             [float(outcome[i]) for i in some],
         )
         return batch, metrics
@@ -349,9 +350,9 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
         return {
-            "policy": self.policy.state_dict(),
+            "policy": trained(self.policy),
             "critic": None if self.critic is None else self.critic.state_dict(),
-            "reference": None if self.reference is None else self.reference.state_dict(),
+            "reference": None if self.reference is None else trained(self.reference),
             "optimizer": self.optimizer.state_dict(),
             "engine": self.engine.state_dict(),
             "streams": {name: g.get_state() for name, g in self.streams.items()},
@@ -361,16 +362,28 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
-        self.policy.load_state_dict(state["policy"])
+        _restore(self.policy, state["policy"])
         for name in ("critic", "reference"):
             module = getattr(self, name)
             if (module is None) != (state[name] is None):
                 raise ConfigError(f"the saved state has {'no ' if module else 'a '}{name}")
             if module is not None:
-                module.load_state_dict(state[name])
+                _restore(module, state[name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.engine.load_state_dict(state["engine"])
         for name, saved in state["streams"].items():
             self.streams[name].set_state(saved.cpu())
         self.companion.load_state_dict(state["companion"])
         self.steps, self.updates, self.rollouts, self.tokens = state["counters"]
+
+
+def trained(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module without its frozen parameters."""
+    names = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in names}
+
+
+def _restore(module: nn.Module, state: dict[str, Tensor]) -> None:
+    if state.keys() != trained(module).keys():
+        raise ConfigError("the saved state is that of another model")
+    module.load_state_dict(state, strict=False)

@@ -11,16 +11,16 @@ from offrl.llm.tasks.task import Task
 from offrl.llm.text import PAD, Prompts, Responses
 
 
-def demonstrated(tokens: Tensor) -> Responses:
+def demonstrated(tokens: Tensor, pad: int = PAD) -> Responses:
     """Responses of unknown origin: everything up to the padding was chosen."""
-    mask = tokens != PAD
-    return Responses(tokens, mask, torch.zeros(tokens.shape, device=tokens.device))
+    mask = tokens != pad
+    return Responses(tokens.clamp(min=0), mask, torch.zeros(tokens.shape, device=tokens.device))
 
 
 def component_names(task: Task) -> tuple[str, ...]:
     """Of a task's rewards, in the order of ``TextRollouts.components``."""
-    prompts = task.prompts(1, torch.Generator().manual_seed(0))
-    return tuple(task.rewards(prompts, demonstrated(torch.zeros(1, task.max_response, dtype=torch.int64))))
+    prompts = task.prompts(1, torch.Generator().manual_seed(0)).rows(slice(0))
+    return tuple(task.rewards(prompts, demonstrated(torch.zeros(0, task.max_response, dtype=torch.int64))))
 
 
 def rollouts(

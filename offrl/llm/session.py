@@ -4,11 +4,12 @@ Order at a step where something is due: evaluation, rows, checkpoint.
 """
 
 import dataclasses
+import hashlib
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from offrl.llm.evaluate import Evaluation, evaluate
 from offrl.llm.learner import Learner
 from offrl.llm.methods import load_method
 from offrl.llm.models import load_model
-from offrl.llm.options import LLMOptions, check
-from offrl.llm.tasks import load_task
+from offrl.llm.options import DataOptions, LLMOptions, check
+from offrl.llm.rewards import absolute
+from offrl.llm.tasks import task_for
+from offrl.llm.tasks.task import Task
 from offrl.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from offrl.training.loop import MetricMeans
 from offrl.training.options import resolve_device, settings_from_json
@@ -31,6 +34,7 @@ from offrl.training.runner import require_exactness
 from offrl.training.seeding import seed_globally
 from offrl.training.session import graceful_stop
 
+Options = TypeVar("Options", bound=DataOptions)
 COUNTERS = ("updates", "rollouts", "tokens")
 SAMPLE_COLUMNS = ("step", "prompt", "response", "reward")
 
@@ -56,16 +60,27 @@ def start(name: str, settings: Any, options: LLMOptions, reporter: Reporter | No
     """
     reporter = reporter or Reporter("quiet", options.steps)
     options = dataclasses.replace(options, device=resolve_device(options.device))
-    if Path(options.model).is_dir():
-        options = dataclasses.replace(options, model=str(Path(options.model).resolve()))
+    options = anywhere(options)
     learner = build(name, settings, options)
     run = RunDir.create(options.out, _config(name, settings, options))
     size = sum(p.numel() for p in learner.parameters)
     reporter.note(
-        f"{name} on {options.task}: {options.model} ({spaced(size)} parameters), {options.prompts} prompts x "
+        f"{name} on {options.task_name}: {options.model} ({spaced(size)} parameters), {options.prompts} prompts x "
         f"{options.group} responses a step, run directory {run.path}"
     )
+    if left_out := getattr(learner.task, "left_out", 0):
+        reporter.note(f"{left_out} prompts are longer than {options.max_prompt} tokens: left out")
     return _go(run, learner, options, reporter, restore=False)
+
+
+def anywhere(options: Options) -> Options:
+    """The same options with absolute paths, for a run that is resumed from another folder."""
+    paths: dict[str, Any] = {
+        name: str(Path(given).resolve())
+        for name in ("model", "dataset", "eval_dataset", "chat_template")
+        if (given := getattr(options, name)) and Path(given).exists()
+    }
+    return dataclasses.replace(options, **paths, reward=tuple(map(absolute, options.reward)))
 
 
 def resume(directory: Path, reporter: Reporter | None = None, *, allow_inexact: bool = False) -> LLMResult:
@@ -86,6 +101,8 @@ def resume(directory: Path, reporter: Reporter | None = None, *, allow_inexact: 
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{directory} was edited or made by another version: {error}") from None
     reporter = reporter or Reporter("quiet", options.steps)
+    if data_sha256(options) != run.config["dataset_sha256"]:
+        raise CheckpointError(f"{options.dataset} is no longer the data set that {directory} was trained on")
     learner = build(run.config["algorithm"], settings, options)
     return _go(run, learner, options, reporter, restore=True)
 
@@ -101,13 +118,14 @@ def build(name: str, settings: Any, options: LLMOptions) -> Learner:
     Raises:
         ConfigError: what does not fit together.
     """
-    method, task = load_method(name), load_task(options.task)
+    method, task = load_method(name), task_for(options)
     check(name, method, options)
     if method.unfit is not None and (reason := method.unfit(settings, options, task)):
         raise ConfigError(f"{name}: {reason}")
     seed_globally(options.seed)
     torch.set_num_threads(options.threads)
-    policy = load_model(options.model, task, options.seed).to(resolve_device(options.device))
+    policy = load_model(options.model, task, options.seed, options.lora_rank)
+    policy = policy.to(resolve_device(options.device))
     return Learner(method, settings, task, policy, options)
 
 
@@ -121,13 +139,20 @@ def _go(
         return session.go()
 
 
+def data_sha256(options: DataOptions) -> str:
+    """Of the data set's file; empty where there is none."""
+    path = Path(options.dataset)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if options.dataset and path.is_file() else ""
+
+
 def _config(name: str, settings: Any, options: LLMOptions) -> dict[str, Any]:
     """``config.json``: the fields of every run, and the engine's own."""
     own = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()}
     return {
         "algorithm": name, "algorithm_file": None, "algorithm_sha256": None, "preset": None,
-        "settings": dataclasses.asdict(settings), "llm": own, "dataset": None, "dataset_name": options.task,
-        "dataset_sha256": "", "rows": "prompts", "env_id": None, "env_kwargs": {}, "env_flatten": [],
+        "settings": dataclasses.asdict(settings), "llm": own, "dataset": options.dataset or None,
+        "dataset_name": options.task_name, "dataset_sha256": data_sha256(options),
+        "rows": "prompts", "env_id": None, "env_kwargs": {}, "env_flatten": [],
         "reference_returns": None, "seed": options.seed, "steps": options.steps, "log_every": options.log_every,
         "eval_every": options.eval_every, "eval_episodes": options.eval_prompts, "final_episodes": 0,
         "checkpoint_every": options.checkpoint_every, "workers": 1, "device": options.device,
@@ -148,7 +173,8 @@ class Session:
     def __init__(self, run: RunDir, learner: Learner, options: LLMOptions, reporter: Reporter) -> None:
         self.run, self.learner, self.options, self.reporter = run, learner, options, reporter
         self.record = Record(run, (*learner.metrics, *COUNTERS), ())
-        levels = [f"level_{k}" for k in range(1, learner.task.levels + 1)] if learner.task.levels > 1 else []
+        self.asked: Task = getattr(learner.task, "held_out", None) or learner.task
+        levels = [f"level_{k}" for k in range(1, self.asked.levels + 1)] if self.asked.levels > 1 else []
         columns = ["step", *COUNTERS, "sampled", "greedy", f"pass_at_{options.eval_samples}", "length"]
         measured = sorted(learner.task.measures(learner.policy))
         self.accuracy = run.table("accuracy.csv", [*columns, *levels, *measured])
@@ -223,7 +249,7 @@ class Session:
         """Accuracies now: eval.csv, accuracy.csv."""
         o, learner = self.options, self.learner
         found = evaluate(
-            learner.policy, learner.task, prompts=o.eval_prompts, samples=o.eval_samples, seed=o.seed,
+            learner.policy, self.asked, prompts=o.eval_prompts, samples=o.eval_samples, seed=o.seed,
             name=str(self.step), temperature=o.temperature,
         )  # fmt: skip
         first = EvaluationResult(

@@ -205,9 +205,7 @@ def test_parts_of_a_batch_add_up_under_global_counts(name):
     torch.testing.assert_close(parts, whole, atol=1e-12, rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in METHODS if load_method(n).grouped and n not in OWN]
-)
+@pytest.mark.parametrize("name", [n for n in METHODS if load_method(n).grouped and n not in OWN])
 def test_groups_are_found_by_id(name):
     _, batch = ragged()
     estimator = load_method(name).estimator(load_method(name).config(), LIMIT)

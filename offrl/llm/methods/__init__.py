@@ -57,7 +57,12 @@ METHODS = {
     "p3o": Entry("pairs (a group loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2310.00212"),
     "fdpg": Entry("pseudo_reward", "proposal", "-", "seq-mean-token-sum", "rollouts", "arXiv:2302.08215"),
     "gdpo": Entry(
-        "each_group_std, whiten_rows", "old", "ppo_clip", "seq-mean-token-mean", "rollouts", "arXiv:2601.05242"
+        "each_group_std, whiten_rows",
+        "old",
+        "ppo_clip",
+        "seq-mean-token-mean",
+        "rollouts",
+        "arXiv:2601.05242",
     ),
     "capo": Entry(
         "group_std", "old", "ppo_clip", "seq-mean-token-mean", "tokens of small moves", "arXiv:2510.00819"

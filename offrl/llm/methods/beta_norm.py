@@ -1,15 +1,16 @@
-"""BNPO (here ``beta_norm``): centred rewards over the density of a Beta distribution fitted to the groups' success rates.
+"""BNPO (``beta_norm``): centred rewards over the density of a Beta distribution fitted to the groups' success rates.
 
     A_i = (R_i - p) / Beta(p; alpha, beta),     p the mean reward of the group, R in {0, 1}
     alpha = max(1, 1 + a/3), beta = max(1, 1 + b/3),     Beta(a, b) with the mean and variance of p over the batch
     loss = -mean_i sum_t min(r A, clip(r; low, high) A), at least c A where A < 0
 
-alpha = beta = 1 is the mean-centred policy gradient, alpha = beta = 3/2 is GRPO times pi / 8. With ``decompose``, A is the
-mean over the rewards of a task, each with parameters of its own.
+alpha = beta = 1 is the mean-centred policy gradient, alpha = beta = 3/2 is GRPO times pi / 8. With ``decompose``, A
+is the mean over the rewards of a task, each with parameters of its own.
 
 Source: arXiv:2506.02864; changyi7231/BNPO.
-Departures: not huggingface/trl's ``bnpo``, which names a mean over tokens. 1 / density is at most ``cap`` (the authors': 1e6).
-Groups whose rates are all equal, for which there is no fit, have alpha = beta = 1. All rewards share one range.
+Departures: not huggingface/trl's ``bnpo``, which names a mean over tokens. 1 / density is at most ``cap`` (the
+authors': 1e6). Groups whose rates are all equal, for which there is no fit, have alpha = beta = 1. All rewards share
+one range.
 """
 
 from collections.abc import Callable
@@ -70,7 +71,9 @@ def scaled(rewards: Tensor, low: float, high: float) -> Tensor:
     x = (rewards - low) / (high - low)
     if bool((x < -1e-6).any() | (x > 1.0 + 1e-6).any()):
         found = f"{float(rewards.min()):g} to {float(rewards.max()):g}"
-        raise ConfigError(f"beta_norm: rewards of {found} are not in {low:g} to {high:g}; give --low and --high")
+        raise ConfigError(
+            f"beta_norm: rewards of {found} are not in {low:g} to {high:g}; give --low and --high"
+        )
     return x.clamp(0.0, 1.0)
 
 

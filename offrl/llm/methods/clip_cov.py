@@ -5,10 +5,10 @@
     M = 0 for max(1, floor(share x tokens)) random tokens with low < c < high that the clip leaves alone, else 1
 
 Source: arXiv:2505.22617; PRIME-RL/Entropy-Mechanism-of-RL.
-Departures: means and choice are over all tokens of an update, where the authors' code takes each micro-batch for itself, so
-that --micro-batch changes nothing. Groups of equal rewards are kept; the authors sample others in their place. The defaults
-are the authors', for models whose log-probabilities spread widely; with ``quantiles`` the band is relative, which tiny models
-need (--quantiles --cov-low 0.95 --cov-high 0.999 --share 0.01).
+Departures: means and choice are over all tokens of an update, where the authors' code takes each micro-batch for
+itself, so that --micro-batch changes nothing. Groups of equal rewards are kept; the authors sample others in their
+place. The defaults are the authors', for models whose log-probabilities spread widely; with ``quantiles`` the band is
+relative, which tiny models need (--quantiles --cov-low 0.95 --cov-high 0.999 --share 0.01).
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class ClipCovConfig(ClipSettings):
             raise ConfigError(f"share must be above 0 and at most 1, got {self.share}")
         if not self.cov_low < self.cov_high:
             raise ConfigError(f"cov_low must be below cov_high, got {self.cov_low} and {self.cov_high}")
-        if self.quantiles and not (0.0 <= self.cov_low and self.cov_high <= 1.0):
+        if self.quantiles and not (self.cov_low >= 0.0 and self.cov_high <= 1.0):
             raise ConfigError(
                 f"quantiles are between 0 and 1, got cov_low {self.cov_low} and cov_high {self.cov_high}"
             )

@@ -3,12 +3,12 @@
     P(y|x) = a(y|x) exp(R / beta), or a R with R >= 0;     p = P / Z(x);     a the model that training began with
     loss = -mean_i sg(pi / q) (-f'(pi / p) - b) log pi(y_i|x),     of whole responses, q what sampled
 
-f' for six divergences: offrl/estimators/divergences.py. Z of each prompt is the mean of P / q over all of its samples so far;
-b is a moving average of -f' from before the update. Prompts whose Z is still 0 are skipped.
+f' for six divergences: offrl/estimators/divergences.py. Z of each prompt is the mean of P / q over all of its samples
+so far; b is a moving average of -f' from before the update. Prompts whose Z is still 0 are skipped.
 
 Source: arXiv:2302.08215; naver/disco.
-Departures: q is always what sampled the batch; the variant with a copy that is exchanged when the policy is better is not
-here, nor is disco's bound on Z. Log-ratios are cut at +-20. Targets by moments: ``fit_moments``.
+Departures: q is always what sampled the batch; the variant with a copy that is exchanged when the policy is better is
+not here, nor is disco's bound on Z. Log-ratios are cut at +-20. Targets by moments: ``fit_moments``.
 """
 
 import math
@@ -48,14 +48,17 @@ class FDPGConfig(LossSettings):
 
 
 def proposal(log_probs: Tensor, rollout_log_probs: Tensor, mask: Tensor) -> Tensor:
-    """pi / q of whole responses; (B, 1)."""
+    """Pi / q of whole responses; (B, 1)."""
     return ratio(sequence_sum(log_probs - rollout_log_probs, mask))[:, None]
 
 
 def estimator(settings: FDPGConfig, length: int) -> Estimator:
     """The composition."""
     return compose(
-        advantage=pseudo_reward, denominator=proposal, aggregation="seq-mean-token-sum", regularizers=terms(settings)
+        advantage=pseudo_reward,
+        denominator=proposal,
+        aggregation="seq-mean-token-sum",
+        regularizers=terms(settings),
     )
 
 
@@ -81,7 +84,9 @@ class FDPG(Companion):
         if self.settings.target == "exponential":
             return log_a + batch.rewards / self.settings.beta
         if bool((batch.rewards < 0).any()):
-            raise ConfigError(f"fdpg: the pointwise target needs rewards >= 0, got {float(batch.rewards.min()):g}")
+            raise ConfigError(
+                f"fdpg: the pointwise target needs rewards >= 0, got {float(batch.rewards.min()):g}"
+            )
         return log_a + batch.rewards.log()
 
     def log_z(self, batch: TextRollouts) -> Tensor:

@@ -6,8 +6,9 @@
 A as in GRPO, r not clipped. In the first update of a batch pi is pi_old, and the penalty has no gradient.
 
 Source: arXiv:2505.22617; PRIME-RL/Entropy-Mechanism-of-RL, where the share is in percent.
-Departures: means and choice are over all tokens of an update, where the authors' code takes each micro-batch for itself.
-Groups of equal rewards are kept; the authors sample others in their place. Refused where each batch has one update only.
+Departures: means and choice are over all tokens of an update, where the authors' code takes each micro-batch for
+itself. Groups of equal rewards are kept; the authors sample others in their place. Refused where each batch has one
+update only.
 """
 
 from dataclasses import dataclass

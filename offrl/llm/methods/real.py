@@ -4,13 +4,14 @@
     loss of a group = log(1 + sum_{rewarded} exp(-s_i / tau)) + log(1 + sum_{others} exp(s_i / tau))
     loss = sum over groups with both kinds / number of all groups
 
-No response weighs more than 1 / tau, and those on the right side of 0 fade, so that there is no clip. ``bce`` is the mean of
-single cross-entropies of s / tau over the responses of groups with both kinds; ``product`` compares the two kinds alone:
-softplus(log sum_{others} exp(s / tau) + log sum_{rewarded} exp(-s / tau)).
+No response weighs more than 1 / tau, and those on the right side of 0 fade, so that there is no clip. ``bce`` is the
+mean of single cross-entropies of s / tau over the responses of groups with both kinds; ``product`` compares the two
+kinds alone: softplus(log sum_{others} exp(s / tau) + log sum_{rewarded} exp(-s / tau)).
 
 Source: arXiv:2602.05630; Red-RL/REAL.
-Departures: rewarded means above the mean of the group, as in modelscope/ms-swift; with rewards 0 and 1 that is the authors'
-reward of 1. All forms divide by the number of all groups; the authors divide ``bce`` by the responses of groups with both.
+Departures: rewarded means above the mean of the group, as in modelscope/ms-swift; with rewards 0 and 1 that is the
+authors' reward of 1. All forms divide by the number of all groups; the authors divide ``bce`` by the responses of
+groups with both.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """T5, three rewards of unequal difficulty for one response: the task on which sums of rewards lose one of them.
 
-Prompt: k = 2 to 4 digits and "=". A response has up to eight tokens out of the digits modulo 5, "?" and the end. It earns 1 each
+Prompt: k = 2 to 4 digits and "=". A response has up to eight tokens out of the digits modulo 5, "?" and the end. It
+earns 1 each
 
     format     its first token is "?", and the last before its end is a digit
     length     at most k + 1 tokens come before its end
@@ -67,7 +68,8 @@ class MultiReward:
 
     def demonstrations(self, prompts: Prompts, generator: torch.Generator, noise: float) -> Tensor:
         """"?", the running sums and the end; with probability ``noise`` each, without "?", up to two digits longer
-        before the sums, and each sum another digit."""  # fmt: skip
+        before the sums, and each sum another digit.
+        """  # fmt: skip
         count = len(prompts)
         chance = torch.rand(count, 2 + self.max_response, generator=generator) < noise
         other = torch.randint(BASE, (count, self.max_response + 2), generator=generator).tolist()

@@ -15,7 +15,6 @@ from offrl.llm.options import LLMOptions
 from offrl.llm.session import build
 
 
-
 def advantages(columns, ids=None, weights=()):
     components = torch.tensor(columns, dtype=torch.float64).T
     ids = torch.zeros(len(components), dtype=torch.int64) if ids is None else torch.tensor(ids)
@@ -53,7 +52,8 @@ def test_opposite_rewards_cancel_unless_their_weights_differ():
 
 
 @pytest.mark.parametrize(
-    ("size", "rewards", "want"), [(2, 2, (2, 3, 3)), (3, 2, (4, 6, 6)), (4, 2, (7, 10, 14)), (3, 3, (6, 10, 10))]
+    ("size", "rewards", "want"),
+    [(2, 2, (2, 3, 3)), (3, 2, (4, 6, 6)), (4, 2, (7, 10, 14)), (3, 3, (6, 10, 10))],
 )
 def test_how_many_advantages_can_be_told_apart(size, rewards, want):
     """Distinct sorted advantages over all rewards of a group: GRPO, without its std, GDPO. Counted in the paper."""

@@ -75,7 +75,7 @@ def test_there_is_no_clip(batch_of):
 
 
 def test_in_the_first_update_of_a_batch_the_penalty_does_nothing(batch_of):
-    now, batch = batch_of()
+    _, batch = batch_of()
     settings = METHOD.config(share=0.5)
     batch = pick(settings, batch, batch.old_log_probs)
     assert batch.factors.sum() > 5

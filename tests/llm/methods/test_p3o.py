@@ -86,9 +86,7 @@ def by_hand(log_rho, rewards, form, e):
 @pytest.mark.parametrize("form", FORMS)
 def test_the_value_by_hand(form, drifted):
     now, batch = drifted()
-    found = pairs(
-        now, batch.old_log_probs, batch.rewards, batch.group_ids, batch.mask, clip=0.3, form=form
-    )
+    found = pairs(now, batch.old_log_probs, batch.rewards, batch.group_ids, batch.mask, clip=0.3, form=form)
     log_rho = ((now - batch.old_log_probs) * batch.mask).sum(1)
     for group in range(3):
         rows = (batch.group_ids == group).nonzero()[:, 0]
@@ -172,7 +170,12 @@ def test_long_responses_do_not_overflow():
     x = torch.full((2, 1), 300.0, dtype=torch.float64, requires_grad=True)
     for form in FORMS:
         loss = pairs(
-            x, torch.zeros_like(x), torch.tensor([1.0, 0.0]), torch.zeros(2, dtype=torch.int64), clip=0.2, form=form
+            x,
+            torch.zeros_like(x),
+            torch.tensor([1.0, 0.0]),
+            torch.zeros(2, dtype=torch.int64),
+            clip=0.2,
+            form=form,
         )
         assert torch.isfinite(torch.autograd.grad(loss.sum(), x)[0]).all()
 
