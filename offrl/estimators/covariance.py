@@ -27,7 +27,7 @@ def covariances(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
 
 
 def largest(values: Tensor, among: Tensor, number: int) -> Tensor:
-    """True at the ``number`` largest values of those ``among`` which it may choose, all if there are fewer."""
+    """True at the ``number`` largest values where ``among`` is, at all of these if there are fewer; any shape."""
     number = min(number, int(among.sum()))
     flat = values.masked_fill(~among, -torch.inf).flatten()
     picked = torch.zeros_like(flat, dtype=torch.bool)

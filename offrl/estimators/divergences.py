@@ -11,8 +11,8 @@ so that -f' is a reward for policy gradients, with L = log pi - log p:
     chi2           E_pi[(p / pi - 1)^2]               1 - exp(-2 L)
     reverse_chi2   E_p[(pi / p - 1)^2]                2 (exp(L) - 1)
 
-L is cut at +-20. Outcomes that the target excludes have L = inf: kl, tv and js reward them with 0, -1/2 and -log 2,
-the others with what the cut leaves, which is little for chi2 and enormous for reverse_chi2.
+L is cut at +-20. Outcomes that the target excludes have L = inf: kl, tv and js reward them with 0, -1/2 and -log 2, the
+others with what the cut leaves: -21, -1, and an enormous punishment by reverse_chi2.
 
 Source: f-DPG, arXiv:2302.08215; moments: arXiv:2012.11635.
 """

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -157,15 +158,12 @@ class Learner:
         found: dict[str, Tensor] = {}
         if method.data != "demonstrations":
             sampler = self.engine.sampler(self.policy)
-            responses = sample(
-                sampler,
-                prompts,
-                copies=o.group,
-                temperature=o.temperature,
-                generator=self.streams["sampling"],
-            )
+            how = {"temperature": o.temperature, "generator": self.streams["sampling"]}
+            draw = partial(sample, sampler, prompts, copies=o.group, **how)
+            responses, fields = self.companion.sampled(sampler, draw)
             many, ids = prompts.repeat(o.group), groups.repeat_interleave(o.group)
             batch, found = self._rewarded(many, responses, ids)
+            batch = batch.replace(**fields)
             if method.greedy_baseline:
                 best = sample(self.policy, prompts, temperature=0.0)
                 baseline = torch.stack([*task.rewards(prompts, best).values()]).sum(dim=0)
@@ -270,10 +268,11 @@ class Learner:
         owners = Groups(batch.group_ids).index  # rows of a group answer one prompt
         first = torch.zeros_like(owners).scatter(0, owners, torch.arange(len(owners), device=owners.device))
         first = first[: int(owners.max()) + 1]
-        return score(
-            policy, batch.prompt_tokens[first], batch.prompt_mask[first], batch.tokens, batch.mask,
-            temperature=self.options.temperature, entropy=entropy, owners=owners,
-        )  # fmt: skip
+        with self.companion.scoring(batch, policy, first):
+            return score(
+                policy, batch.prompt_tokens[first], batch.prompt_mask[first], batch.tokens, batch.mask,
+                temperature=self.options.temperature, entropy=entropy, owners=owners,
+            )  # fmt: skip
 
     # updates
 

@@ -1,6 +1,7 @@
 """What a method file gives to the engine."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,6 +43,10 @@ class TextRollouts(Rollouts):
     """(B,) what a row weighs in the baseline of the others, for methods that measure it."""
     factors: Tensor | None = None
     """(B, T) what a companion decided about each token before an update."""
+    prompt_routes: Tensor | None = None
+    """(B, P, layers, k) int64, experts that prompt tokens must take (MiniRL)."""
+    routes: Tensor | None = None
+    """(B, T - 1, layers, k) int64, experts that tokens of the response must take when they are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +124,14 @@ class Companion:
     def log_probs(self, batch: TextRollouts) -> Tensor:
         """What the current policy says of a batch, without gradient; (B, T)."""
         return torch.cat([scores.log_probs for _, scores in self.learner.scored(batch)])
+
+    def sampled(self, sampler: Any, draw: Callable[[], Responses]) -> tuple[Responses, dict[str, Tensor]]:
+        """The responses that ``draw`` gives, and further fields of their rows; ``sampler`` is what draws."""
+        return draw(), {}
+
+    def scoring(self, batch: TextRollouts, policy: Any, first: Tensor) -> AbstractContextManager[None]:
+        """Around each reading of a batch by a policy, whose prompts are those of the rows ``first``."""
+        return nullcontext()
 
     def measured(self, batch: TextRollouts) -> TextRollouts:
         """With fields that its advantages read; once a batch, before them."""

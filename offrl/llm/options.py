@@ -69,7 +69,7 @@ class LLMOptions(DataOptions):
     """Responses of one forward and backward pass; must divide a minibatch's. 0: all. Gradients do not depend on it."""
     delay: int = 0
     """Sample with the parameters of this many batches ago."""
-    engine: Literal["exact", "bf16", "int8"] = "exact"
+    engine: Literal["exact", "bf16", "fp8", "int8"] = "exact"
     """Round the weights that sample, as another engine would."""
     bypass: bool = False
     """Take what sampling recorded for log pi_old, instead of computing it again with the current parameters."""

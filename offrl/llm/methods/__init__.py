@@ -56,6 +56,9 @@ METHODS = {
     "real": Entry("real (a group loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2602.05630"),
     "p3o": Entry("pairs (a group loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2310.00212"),
     "fdpg": Entry("pseudo_reward", "proposal", "-", "seq-mean-token-sum", "rollouts", "arXiv:2302.08215"),
+    "minirl": Entry(
+        "group_mean", "rollout", "decoupled_clip", "seq-mean-token-sum", "rollouts", "arXiv:2512.01374"
+    ),
     "gdpo": Entry(
         "each_group_std, whiten_rows",
         "old",

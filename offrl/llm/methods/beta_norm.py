@@ -4,13 +4,12 @@
     alpha = max(1, 1 + a/3), beta = max(1, 1 + b/3),     Beta(a, b) with the mean and variance of p over the batch
     loss = -mean_i sum_t min(r A, clip(r; low, high) A), at least c A where A < 0
 
-alpha = beta = 1 is the mean-centred policy gradient, alpha = beta = 3/2 is GRPO times pi / 8. With ``decompose``, A
-is the mean over the rewards of a task, each with parameters of its own.
+alpha = beta = 1 is the mean-centred policy gradient, alpha = beta = 3/2 is GRPO times pi / 8. With ``decompose``, A is
+the mean over the rewards of a task, each with parameters of its own.
 
 Source: arXiv:2506.02864; changyi7231/BNPO.
-Departures: not huggingface/trl's ``bnpo``, which names a mean over tokens. 1 / density is at most ``cap`` (the
-authors': 1e6). Groups whose rates are all equal, for which there is no fit, have alpha = beta = 1. All rewards share
-one range.
+Departures: not huggingface/trl's ``bnpo``, which names a mean over tokens. 1 / density is at most ``cap``, theirs 1e6.
+Groups whose rates are all equal, for which there is no fit, have alpha = beta = 1. All rewards share one range.
 """
 
 from collections.abc import Callable

@@ -7,8 +7,7 @@ A as in GRPO, r not clipped. In the first update of a batch pi is pi_old, and th
 
 Source: arXiv:2505.22617; PRIME-RL/Entropy-Mechanism-of-RL, where the share is in percent.
 Departures: means and choice are over all tokens of an update, where the authors' code takes each micro-batch for
-itself. Groups of equal rewards are kept; the authors sample others in their place. Refused where each batch has one
-update only.
+itself. Groups of equal rewards are kept; the authors sample others in their place. Refused with one update a batch.
 """
 
 from dataclasses import dataclass

@@ -1,12 +1,11 @@
 """P3O: pairs of responses to one prompt; only the difference of their rewards counts.
 
     R_i = r_i - kl sum_t log(pi_old / ref)            rho_i = pi(y_i) / pi_old(y_i) of the whole response
-    separate   -1/2 sum_{i in 1, 2} min(sg(rho_j)(R_i - R_j) rho_i, sg(clip(rho_j))(R_i - R_j) clip(rho_i))
+    separate   -1/2 sum_i min(sg(rho_j)(R_i - R_j) rho_i, sg(clip(rho_j))(R_i - R_j) clip(rho_i)),     j the other
     joint      -1/2 min(sg(rho_1 rho_2)(R_1 - R_2) D, sg(clip(rho_1 rho_2))(R_1 - R_2) clip(D; -e, e))
 
-j is the other one of i, D = log(rho_1 / rho_2), clip(x) is within 1 - e and 1 + e, sg holds constant. The loss of a
-group is the mean over all of its pairs, which on policy is RLOO's. A reward that depends on the prompt alone changes
-nothing.
+D = log(rho_1 / rho_2), clip(x) is within 1 - e and 1 + e, sg holds constant. The loss of a group is the mean over all
+of its pairs, which on policy is RLOO's. A reward that depends on the prompt alone changes nothing.
 
 Source: arXiv:2310.00212. No code of the authors is known; the clipped forms are those of their public description.
 Departures: groups may have more than two responses. Log-ratios of whole responses are cut at +-20.

@@ -5,13 +5,13 @@
     loss = sum over groups with both kinds / number of all groups
 
 No response weighs more than 1 / tau, and those on the right side of 0 fade, so that there is no clip. ``bce`` is the
-mean of single cross-entropies of s / tau over the responses of groups with both kinds; ``product`` compares the two
-kinds alone: softplus(log sum_{others} exp(s / tau) + log sum_{rewarded} exp(-s / tau)).
+mean over a group of single cross-entropies of s / tau; ``product`` compares the two kinds alone, by
+log(1 + sum_{others} exp(s / tau) sum_{rewarded} exp(-s / tau)).
 
 Source: arXiv:2602.05630; Red-RL/REAL.
 Departures: rewarded means above the mean of the group, as in modelscope/ms-swift; with rewards 0 and 1 that is the
-authors' reward of 1. All forms divide by the number of all groups; the authors divide ``bce`` by the responses of
-groups with both.
+authors' reward of 1. All forms divide by the number of all groups; the authors' ``bce`` by the responses of groups with
+both kinds.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""T5, three rewards of unequal difficulty for one response: the task on which sums of rewards lose one of them.
+"""T5, three rewards of unequal difficulty for one response.
 
-Prompt: k = 2 to 4 digits and "=". A response has up to eight tokens out of the digits modulo 5, "?" and the end. It
-earns 1 each
+Prompt: k = 2 to 4 digits and "=". A response has up to eight tokens out of the digits 0 to 4, "?" and the end. It earns
+1 each if
 
     format     its first token is "?", and the last before its end is a digit
     length     at most k + 1 tokens come before its end
