@@ -12,7 +12,8 @@ from offrl.errors import ConfigError
 from offrl.estimators.aggregation import row_mean, row_sum, token_mean
 from offrl.estimators.group_losses import GroupEstimator
 from offrl.estimators.groups import whole_groups
-from offrl.estimators.rollouts import Rollouts, count
+from offrl.estimators.rollouts import count
+from offrl.llm.method import TextRollouts
 from offrl.llm.methods import METHODS, load_method
 
 FILES = sorted(Path(offrl.llm.methods.__file__).parent.glob("[!_]*.py"))
@@ -28,7 +29,9 @@ def ragged(seed=0):
     log_probs = (old + 0.4 * torch.randn(shape, generator=g, dtype=torch.float64)).requires_grad_()
     mask = torch.arange(shape[1]) < torch.tensor(LENGTHS)[:, None]
     rewards = torch.tensor([1.0, 0.0, 0.0, 2.0, 0.5, 1.0, 0.0], dtype=torch.float64)
-    batch = Rollouts(
+    batch = TextRollouts(
+        cut=torch.tensor(DEMO), answer_ids=torch.tensor(IDS) % 3, baseline_weights=mask.sum(1).double(),
+        prompt_tokens=mask.long(), prompt_mask=mask, tokens=mask.long(), limits=mask.sum(1),
         mask=mask, old_log_probs=old, rollout_log_probs=old, ref_log_probs=0.9 * old, rewards=rewards, group_ids=torch.tensor(IDS),
         demo=torch.tensor(DEMO),
         baseline_rewards=torch.tensor([0.3, 0.1, 0.3, 0.1, 0.1, 0.3, 0.1], dtype=torch.float64),
@@ -218,7 +221,7 @@ def test_the_table_tells_the_parts(name):
     method, entry = load_method(name), METHODS[name]
     estimator = method.estimator(method.config(), LIMIT)
     if isinstance(estimator, GroupEstimator):
-        assert entry.advantage == f"{estimator.part.name} (a group loss)"
+        assert entry.advantage == f"{estimator.part.name} (a loss)"
         assert (entry.denominator, entry.mask, entry.aggregation) == ("-", "-", f"mean of {estimator.per}")
         return
     assert ", ".join(part.name for part in estimator.advantage) == entry.advantage

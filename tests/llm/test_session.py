@@ -47,12 +47,14 @@ CASES = {
     "minirl": ({"replay": "R3"}, {"model": "tiny:moe", "engine": "fp8", "delay": 1}),
     "rloo": ({"kl": 1.0}, {"model": "tiny:table", "task": "t3"}),
     "capo": ({"tau_f": 0.1, "tau_h": 1e9}, {"task": "t2", "minibatches": 2}),
+    "d3s": ({}, {"task": "t2", "minibatches": 2}),
+    "oblr_po": ({}, {"task": "t2"}),
+    "hpt": ({}, {"task": "t2", "minibatches": 2}),
     "copg": ({"kl": 0.5}, {"task": "t2", "micro_batch": 8, "minibatches": 2}),
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("step", [2, 5])
+@pytest.mark.parametrize(("name", "step"), [(name, 5) for name in CASES] + [("grpo", 2), ("ppo", 2)])
 def test_a_stopped_run_goes_on_bit_for_bit(name, step, tmp_path, monkeypatch):
     """Stopped before the first checkpoint, and between a checkpoint and rows written after it."""
     settings, how = CASES[name]

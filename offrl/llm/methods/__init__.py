@@ -67,10 +67,31 @@ METHODS = {
         "rollouts",
         "arXiv:2601.05242",
     ),
+    "hpt": Entry(
+        "by_prompt (a loss)", "-", "-", "mean of groups", "samples or demonstration", "arXiv:2509.04419"
+    ),
+    "adora": Entry(
+        "group_std, reweighted", "old", "ppo_clip", "seq-mean-token-mean", "rollouts", "arXiv:2602.10019"
+    ),
     "capo": Entry(
         "group_std", "old", "ppo_clip", "seq-mean-token-mean", "tokens of small moves", "arXiv:2510.00819"
     ),
-    "copg": Entry("contrast (a group loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2406.19185"),
+    "copg": Entry("contrast (a loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2406.19185"),
+    "copo": Entry(
+        "local_and_global",
+        "old",
+        "ppo_clip, dual_clip",
+        "seq-mean-token-mean",
+        "rollouts",
+        "arXiv:2508.04138",
+    ),
+    "d3s": Entry(
+        "group_std", "old", "ppo_clip", "seq-mean-token-mean", "spread rows, tokens", "arXiv:2509.22115"
+    ),
+    "oblr_po": Entry(
+        "group_weighted", "old", "ppo_clip", "seq-mean-token-sum", "rollouts", "arXiv:2511.23310"
+    ),
+    "pacs": Entry("classification (a loss)", "-", "-", "mean of rows", "rollouts", "arXiv:2509.02522"),
 }
 
 

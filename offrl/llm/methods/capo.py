@@ -54,55 +54,53 @@ class Curvature(Companion):
 
     def __init__(self, settings: CAPOConfig, learner: Any) -> None:
         super().__init__(settings, learner)
-        self.moments = Moments(learner.policy.head.detach())
+        self.moments = Moments(self._head())
+
+    def _head(self) -> Tensor:
+        policy = self.learner.policy
+        head: Tensor = policy.head.detach().to(policy.bias.dtype)
+        return head
 
     @torch.no_grad()
     def masked(self, batch: TextRollouts) -> tuple[TextRollouts, dict[str, Tensor]]:
         """Tokens within the bounds; the moments take in the mean gradient of each word over its kept tokens."""
-        head = self.learner.policy.head
-        found_f, found_h = (
-            torch.zeros_like(batch.rollout_log_probs),
-            torch.zeros_like(batch.rollout_log_probs),
-        )
+        head, temperature = self._head(), self.learner.options.temperature
+        m_h, m_f = (torch.zeros_like(batch.mask, dtype=head.dtype) for _ in range(2))
         gradient, times = torch.zeros_like(head), torch.zeros_like(head[:, 0])
         for rows, scores in self.learner.scored(batch):
             chosen = batch.mask[rows].nonzero()
-            lines = rows[chosen[:, 0]], chosen[:, 1]
-            states = (
-                scores.hidden[chosen[:, 0], chosen[:, 1]].to(head.dtype) / self.learner.options.temperature
-            )
-            for part in chunks(len(chosen), self.settings.top_k * head.shape[1]):
-                place = lines[0][part], lines[1][part]
-                m_h, m_f = self._token(batch, place, states[part], gradient, times)
-                found_h[place], found_f[place] = m_h.to(found_h), m_f.to(found_f)
+            for part in (chosen[piece] for piece in chunks(len(chosen), self.settings.top_k * head.shape[1])):
+                states = scores.hidden[part[:, 0], part[:, 1]].to(head.dtype) / temperature
+                logits = states @ head.T + self.learner.policy.bias / temperature
+                place = rows[part[:, 0]], part[:, 1]
+                m_h[place], m_f[place] = self._moves(batch, place, states, logits, gradient, times)
         self.moments.update(gradient / times.clamp(min=1)[:, None], times > 0)
-        keep = batch.mask & self.kept(found_h, found_f)
+        keep = batch.mask & self.kept(m_h, m_f)
         metrics = {"rejected": 1.0 - keep.sum() / batch.mask.sum()}
-        for name, x in (("m_f_95", found_f), ("m_h_95", found_h.abs())):
-            metrics[name] = x[batch.mask].quantile(0.95)
+        metrics |= {
+            f"{name}_95": x[batch.mask].quantile(0.95) for name, x in (("m_f", m_f), ("m_h", m_h.abs()))
+        }
         return batch.replace(mask=keep), metrics
 
     def kept(self, m_h: Tensor, m_f: Tensor) -> Tensor:
         """Whether both are within the bounds; any shape."""
         return (m_f < self.settings.tau_f) & (m_h.abs() < self.settings.tau_h)
 
-    def _token(
-        self, batch: TextRollouts, place: Any, states: Tensor, gradient: Tensor, times: Tensor
+    def _moves(
+        self, batch: TextRollouts, place: Any, states: Tensor, logits: Tensor, gradient: Tensor, times: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Both moves of some tokens; adds the kept ones' gradients, by word, and how often a word occurs."""
-        policy, o = self.learner.policy, self.learner.options
-        logits = (states @ policy.head.T) + policy.bias / o.temperature
         ids, pi, v = likeliest(logits, batch.tokens[place], self.settings.top_k)
         assert batch.advantages is not None
         a = batch.advantages[place[0]].to(pi)
         g = (a[:, None] * v)[:, :, None] * states[:, None]
         step = self.moments.direction(g, ids) if self.settings.optimizer == "adam" else g
-        m_h, m_f = predicted(
-            v, pi, a, (g * step).sum(dim=(1, 2)), (step @ states[:, :, None])[..., 0], self.learner.lr
-        )
+        u = (step @ states[:, :, None])[..., 0]
+        m_h, m_f = predicted(v, pi, a, (g * step).sum(dim=(1, 2)), u, self.learner.lr)
         keep = self.kept(m_h, m_f)
-        gradient.index_add_(0, ids[keep].flatten(), g[keep].flatten(0, 1))
-        times.index_add_(0, ids[keep].flatten(), torch.ones_like(ids[keep].flatten(), dtype=times.dtype))
+        words = ids[keep].flatten()
+        gradient.index_add_(0, words, g[keep].flatten(0, 1))
+        times.index_add_(0, words, torch.ones_like(words, dtype=times.dtype))
         return m_h, m_f
 
     def state_dict(self) -> dict[str, Any]:
