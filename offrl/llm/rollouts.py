@@ -65,6 +65,12 @@ def joined(parts: list[TextRollouts], pad: int = PAD) -> TextRollouts:
     return TextRollouts(**fields)
 
 
+def moved(batch: TextRollouts, device: torch.device) -> TextRollouts:
+    """The same on another device."""
+    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return batch.replace(**{name: x.to(device) for name, x in fields.items() if isinstance(x, Tensor)})
+
+
 def first_groups(batch: TextRollouts, count: int) -> TextRollouts:
     """The rows of the ``count`` groups with the smallest ids."""
     kept = batch.group_ids.unique()[:count]

@@ -6,6 +6,7 @@ Order at a step where something is due: evaluation, rows, checkpoint.
 import dataclasses
 import hashlib
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from offrl.llm.learner import Learner
 from offrl.llm.methods import load_method
 from offrl.llm.models import load_model
 from offrl.llm.options import DataOptions, LLMOptions, check
+from offrl.llm.parallel import Ranks, join
 from offrl.llm.rewards import absolute
 from offrl.llm.tasks import task_for
 from offrl.llm.tasks.task import Task
@@ -61,8 +63,12 @@ def start(name: str, settings: Any, options: LLMOptions, reporter: Reporter | No
     reporter = reporter or Reporter("quiet", options.steps)
     options = dataclasses.replace(options, device=resolve_device(options.device))
     options = anywhere(options)
-    learner = build(name, settings, options)
-    run = RunDir.create(options.out, _config(name, settings, options))
+    ranks = join()
+    learner = build(name, settings, options, ranks)
+    config = _config(name, settings, options)
+    if ranks.rank:
+        return _aside(learner, config, options, None)
+    run = RunDir.create(options.out, config)
     size = sum(p.numel() for p in learner.parameters)
     reporter.note(
         f"{name} on {options.task_name}: {options.model} ({spaced(size)} parameters), {options.prompts} prompts x "
@@ -100,10 +106,12 @@ def resume(directory: Path, reporter: Reporter | None = None, *, allow_inexact: 
         options = dataclasses.replace(options, out=Path(options.out))
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{directory} was edited or made by another version: {error}") from None
-    reporter = reporter or Reporter("quiet", options.steps)
+    reporter, ranks = reporter or Reporter("quiet", options.steps), join()
     if data_sha256(options) != run.config["dataset_sha256"]:
         raise CheckpointError(f"{options.dataset} is no longer the data set that {directory} was trained on")
-    learner = build(run.config["algorithm"], settings, options)
+    learner = build(run.config["algorithm"], settings, options, ranks)
+    if ranks.rank:
+        return _aside(learner, run.config, options, directory)
     return _go(run, learner, options, reporter, restore=True)
 
 
@@ -112,8 +120,8 @@ def is_llm(directory: Path) -> bool:
     return "llm" in RunDir(directory).config
 
 
-def build(name: str, settings: Any, options: LLMOptions) -> Learner:
-    """The learner of a run.
+def build(name: str, settings: Any, options: LLMOptions, ranks: Ranks | None = None) -> Learner:
+    """The learner of a run, in one of the processes that train it.
 
     Raises:
         ConfigError: what does not fit together.
@@ -126,7 +134,17 @@ def build(name: str, settings: Any, options: LLMOptions) -> Learner:
     torch.set_num_threads(options.threads)
     policy = load_model(options.model, task, options.seed, options.lora_rank)
     policy = policy.to(resolve_device(options.device))
-    return Learner(method, settings, task, policy, options)
+    return Learner(method, settings, task, policy, options, ranks)
+
+
+def _aside(learner: Learner, config: dict[str, Any], options: LLMOptions, restored: Path | None) -> LLMResult:
+    """The part of a process that is not the first: it does the same, and what it writes is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDir.create(Path(folder), config)
+        session = Session(run, learner, options, Reporter("quiet", options.steps))
+        if restored is not None:
+            session.restore(restored)
+        return session.go()
 
 
 def _go(
@@ -184,9 +202,9 @@ class Session:
         self.step, self.seconds = 0, 0.0
         self.last: EvaluationResult | None = None
 
-    def restore(self) -> None:
-        """Load the last checkpoint and forget the rows written after it."""
-        state, note = load_checkpoint(self.run.path, self.options.device)
+    def restore(self, directory: Path | None = None) -> None:
+        """Load the last checkpoint, of this run or of another directory, and forget the rows written after it."""
+        state, note = load_checkpoint(directory or self.run.path, self.options.device)
         if state is None:
             for table in self.tables:
                 table.clear()
@@ -196,7 +214,8 @@ class Session:
             self.means.load_state_dict(state["means"])
             set_rng_state(state["rng"])
             self.step, self.seconds, self.record.best = state["step"], state["seconds"], state["best"]
-            for table, size in zip(self.tables, state["sizes"], strict=True):
+            sizes = state["sizes"] if directory is None else [table.sync() for table in self.tables]
+            for table, size in zip(self.tables, sizes, strict=True):
                 table.truncate(size)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
@@ -227,7 +246,7 @@ class Session:
         began, before = time.monotonic(), self.step
         if self.step == 0:
             self._evaluate()
-        while self.step < o.steps and not asked:
+        while self.step < o.steps and not self.learner.ranks.any(asked):
             self.means.add(self.learner.update())
             self.step += 1
             step, last = self.step, self.step == o.steps
@@ -238,7 +257,7 @@ class Session:
             if last or step % o.log_every == 0:
                 self._rows((step - before) / max(self.seconds - self._logged, 1e-9))
                 before = step
-            if last or asked or step % o.checkpoint_every == 0:
+            if last or self.learner.ranks.any(asked) or step % o.checkpoint_every == 0:
                 self._checkpoint()
             self.reporter.progress(step, rate, force=last)
             began = time.monotonic()
@@ -286,6 +305,8 @@ class Session:
             "learner": self.learner.state_dict(), "means": self.means.state_dict(), "rng": rng_state(),
             "sizes": [table.sync() for table in self.tables],
         }  # fmt: skip
+        if self.learner.ranks.rank:
+            return
         new, old = self.run.path / "model-next", self.run.path / "model"
         shutil.rmtree(new, ignore_errors=True)
         self.learner.policy.save(new, self.learner.task)
