@@ -219,13 +219,16 @@ def test_a_run_keeps_the_version_of_its_setting(tmp_path, monkeypatch):
 
 
 def test_options_are_checked_and_sizes_follow_the_protocol(tmp_path, monkeypatch):
-    for wrong in ({"steps": 0}, {"seeds": ()}, {"seeds": (1, 1)}, {"scenarios": -1}):
+    for wrong in ({"steps": 0}, {"seeds": ()}, {"seeds": (1, 1)}, {"scenarios": -1}, {"train_periods": -1}):
         with pytest.raises(ConfigError):
             options(tmp_path, **wrong)
     setting = options(tmp_path, vary={"lead_time": 2.0}).load()
     assert setting.splits["train"].scenarios == 64
     assert setting.network.lead_times == (2,)
     assert (setting.splits["test"].scenarios, setting.splits["test"].periods) == (32, 40)
+    own = options(tmp_path, test_scenarios=10, train_periods=30).load().splits
+    assert (own["test"].scenarios, own["test"].periods, own["test"].ignore) == (10, 40, 24)
+    assert (own["train"].periods, own["dev"].periods) == (30, 100)
     paper = options(tmp_path, protocol="paper").load().splits["test"]
     assert (paper.scenarios, paper.periods, paper.ignore) == (32768, 5000, 3000)
     assert test_sized(setting, "quick").splits["test"].ignore == 24
