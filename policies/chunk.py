@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from offrl.data.normalize import AffineNormalizer
 from offrl.diffusion.conditional_unet import ConditionalUNet
-from offrl.diffusion.parameterization import to_x0
+from offrl.diffusion.parameterization import Kind, to_x0
 from offrl.diffusion.schedules import VP, Flow
 from offrl.diffusion.steppers import ode_step, sde_step
 from offrl.errors import PolicyError
@@ -199,9 +199,13 @@ class ChunkPolicy(RecedingHorizon):
         else:
             alpha = float(self.schedule.alpha(rho))
             sigma, x, time = alpha * rho, alpha * u, float(self.schedule.time(rho))
-        kind: Literal["eps", "flow"] = "eps" if self.family == "diffusion" else "flow"
         out = self.unet(x, torch.full((len(u),), time, dtype=u.dtype, device=u.device), condition)
-        return to_x0(kind, out, x, alpha, sigma)
+        return to_x0(self.output, out, x, alpha, sigma)
+
+    @property
+    def output(self) -> Kind:
+        """What the network puts out."""
+        return "eps" if self.family == "diffusion" else "flow"
 
     def denoiser(self) -> Denoiser:
         """The face for compositions."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from offrl.errors import PolicyError
 from offrl.nn.policy import Policy
 from offrl.policies.chunk import ChunkPolicy, RecedingHorizon, drawer
-from offrl.policies.composition import OPERATORS, Composition, Operator, check_weights
+from offrl.policies.composition import OPERATORS, Composition, Matching, Operator, check_weights
 from offrl.policies.wiring import Piece, see
 
 Mode: TypeAlias = Operator | Literal["action_average"]
@@ -32,7 +32,8 @@ class ComposedPolicy(RecedingHorizon):
         operator: of ``Composition``, or ``action_average``.
         weights: likewise.
         n_act: actions carried out before the next plan; None: the smallest of the parents'.
-        denoising_steps, stochastic, temperature, allow_anisotropic: of ``Composition``; None: the first parent's steps.
+        denoising_steps, stochastic, temperature, allow_anisotropic, matching: of ``Composition``;
+            None: the first parent's steps.
 
     Raises:
         PolicyError: parents that do not fit each other.
@@ -55,6 +56,7 @@ class ComposedPolicy(RecedingHorizon):
         stochastic: bool = False,
         temperature: float = 1.0,
         allow_anisotropic: bool = False,
+        matching: Matching = "mean",
     ) -> None:
         chunky = [p for p in parents if isinstance(p, ChunkPolicy)]
         if len(chunky) != len(parents) or len(parents) < 2:
@@ -74,7 +76,7 @@ class ComposedPolicy(RecedingHorizon):
         self.n_obs = max(p.n_obs for p in chunky)
         self.operator, self.stochastic, self.temperature = operator, stochastic, temperature
         self.denoising_steps = first.denoising_steps if denoising_steps is None else denoising_steps
-        self.allow_anisotropic = allow_anisotropic
+        self.allow_anisotropic, self.matching = allow_anisotropic, matching
         blend: Operator = "convex" if operator == "action_average" else operator
         self.weights = check_weights(blend, weights, len(chunky))
         self.blend = blend
@@ -92,7 +94,7 @@ class ComposedPolicy(RecedingHorizon):
     def config(self) -> dict[str, Any]:
         """Constructor arguments as JSON values; the parents are in folders of their own."""
         names = ("obs_dim", "operator", "n_act", "denoising_steps", "stochastic", "temperature")
-        own = {name: getattr(self, name) for name in (*names, "allow_anisotropic")}
+        own = {name: getattr(self, name) for name in (*names, "allow_anisotropic", "matching")}
         weights = None if self.operator == "and" else self.weights
         seen: dict[str, Any] = {"columns": self.columns}
         if self.wires is not None:
@@ -109,6 +111,7 @@ class ComposedPolicy(RecedingHorizon):
             stochastic=self.stochastic,
             temperature=self.temperature,
             allow_anisotropic=self.allow_anisotropic,
+            matching=self.matching,
         )
 
     def chunky(self) -> list[ChunkPolicy]:

@@ -22,7 +22,7 @@ from offrl.evaluation.rollout import EvaluationResult, Evaluator
 from offrl.evaluation.sources import load_source
 from offrl.nn.policy import Policy, save_policy
 from offrl.policies.composed import ComposedPolicy, ViewedPolicy
-from offrl.policies.composition import Operator
+from offrl.policies.composition import RATIO_TOLERANCE, Matching, Operator, normalizer_ratios
 from offrl.policies.search import Search, Weights, paired_gain, search_weights, simplex
 from offrl.policies.wiring import Piece
 
@@ -72,7 +72,9 @@ class ComposeOptions:
     stochastic: bool = False
     """Posterior steps (DDPM) instead of the ODE's."""
     allow_anisotropic: bool = False
-    """Go on where the action normalizers differ by another factor in each dim: not exact."""
+    """Go on where the action normalizers differ by another factor in each dim: not exact (renormalizing is)."""
+    matching: Matching = "levels"
+    """How, then: levels asks a policy once for each factor, top_up adds the missing noise, mean takes one level."""
     episodes: int = 50
     """Report episodes of each policy and control."""
     search_episodes: int = 50
@@ -202,6 +204,7 @@ def compose(
         "denoising_steps": options.denoising_steps or None,
         "stochastic": options.stochastic,
         "allow_anisotropic": options.allow_anisotropic,
+        "matching": options.matching,
     }
     return ComposedPolicy(parents, **(settings | changed)).eval()
 
@@ -275,6 +278,9 @@ def summarize(
         "weights": None if options.operator == "and" else chosen.weights,
         "denoising_steps": chosen.denoising_steps,
         "mismatch": chosen.mismatch,
+        "normalizer_ratios": [
+            r.tolist() for r in normalizer_ratios([p.denoiser().actions for p in chosen.chunky()])
+        ],
         "measure": "return" if results["composition"].successes is None else "success",
         "episodes": options.episodes,
         "seed": options.seed,
@@ -303,6 +309,12 @@ def describe(summary: dict[str, Any]) -> str:
     )
     if (worst := max(summary["mismatch"])) > 1e-6:
         lines.append(f"noise levels are matched up to a factor {np.exp(worst):.3f} (nearest trained levels)")
+    if any(max(row) > (1 + RATIO_TOLERANCE) * min(row) for row in summary["normalizer_ratios"]):
+        for number, row in enumerate(summary["normalizer_ratios"][1:], 2):
+            table = " ".join(f"{x:.4g}" for x in row)
+            lines.append(
+                f"action normalizers of policies {number} and 1, factor in each dim, not exact: {table}"
+            )
     lines.append(
         f"{'':22}{summary['measure']:>9}   gain of the composition, 95 % interval of the paired mean"
     )

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from offrl.data.environments import EnvSpec
-from offrl.errors import USER_ERRORS, ConfigError
+from offrl.data.dataset import OfflineDataset
+from offrl.data.environments import EnvSpec, key_columns
+from offrl.errors import USER_ERRORS, ConfigError, DatasetError
 from offrl.evaluation.environments import make_env, shown_parts
 from offrl.evaluation.sources import source_facts, split_source
 from offrl.nn.policy import Policy
@@ -84,6 +86,45 @@ def inputs_of(policy: Policy, source: str, setting: Setting) -> Parts:
     if split_source(source)[0] == "run" and source_facts(source).env == setting.spec:
         return setting.shown
     return [("observation", (policy.obs_dim,))]
+
+
+def inputs_columns(data: OfflineDataset, policy: ChunkPolicy) -> np.ndarray:
+    """What a policy would have seen at each recorded step, (N, O), by the names of its inputs.
+
+    Raises:
+        DatasetError: a part was not recorded, or has another width.
+    """
+    return named_columns(data, policy.inputs)
+
+
+def named_columns(data: OfflineDataset, parts: Parts) -> np.ndarray:
+    """Parts of recorded observations side by side, (N, O) float32, found by name.
+
+    Raises:
+        DatasetError: a part was not recorded, or has another width.
+    """
+    if [name for name, _ in parts] == ["observation"] and int(np.prod(parts[0][1])) == data.obs_dim:
+        return data.flat_observations()
+    columns = []
+    for name, shape in parts:
+        key, part = key_columns(name)
+        field = (
+            "observations"
+            if key == "observation" and "observations" in data.fields
+            else f"observations.{key}"
+        )
+        if field not in data.fields:
+            raise DatasetError(
+                f"the demonstrations have no {key!r}; they have "
+                + ", ".join(k for k in data.fields if k.startswith("observations"))
+            )
+        values = data.fields[field].reshape(data.num_steps, -1)[:, part]
+        if values.shape[1] != int(np.prod(shape)):
+            raise DatasetError(
+                f"{name!r} has {values.shape[1]} numbers in the demonstrations, not {sizes(shape)}"
+            )
+        columns.append(values.astype(np.float32))
+    return np.concatenate(columns, axis=1)
 
 
 def check_all(

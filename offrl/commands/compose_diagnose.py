@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from offrl.commands.compose_check import Setting
+from offrl.commands.compose_check import Setting, named_columns
 from offrl.data.dataset import OfflineDataset
-from offrl.data.environments import key_columns
 from offrl.data.windows import windows
 from offrl.errors import DatasetError
 from offrl.policies.composed import ComposedPolicy
@@ -22,7 +21,7 @@ def diagnose(policy: ComposedPolicy, data: OfflineDataset, setting: Setting, see
     Raises:
         DatasetError: the demonstrations lack what the environment shows, or are too short or too few.
     """
-    observations = shown_columns(data, setting)
+    observations = named_columns(data, setting.shown)
     c = policy.composition()
     rows, _ = windows(data.episode_starts, c.rows, pad_before=c.now, pad_after=policy.n_act - 1)
     if len(rows) < 2 or data.num_episodes < 2:
@@ -38,32 +37,6 @@ def diagnose(policy: ComposedPolicy, data: OfflineDataset, setting: Setting, see
     products = error_products(c, conditions, chunks, torch.Generator().manual_seed(seed))
     groups = np.searchsorted(data.episode_starts, rows[:, c.now], side="right")
     return hint(products, groups, seed=seed)
-
-
-def shown_columns(data: OfflineDataset, setting: Setting) -> np.ndarray:
-    """What the environment would have shown at each recorded step, (N, O), found by name.
-
-    Raises:
-        DatasetError: a part was not recorded.
-    """
-    columns = []
-    for name, shape in setting.shown:
-        key, part = key_columns(name)
-        field = (
-            "observations"
-            if key == "observation" and "observations" in data.fields
-            else f"observations.{key}"
-        )
-        if field not in data.fields:
-            raise DatasetError(
-                f"the demonstrations have no {key!r}, which {setting.spec.env_id} shows; they have "
-                + ", ".join(k for k in data.fields if k.startswith("observations"))
-            )
-        values = data.fields[field].reshape(data.num_steps, -1)[:, part]
-        if values.shape[1] != int(np.prod(shape)):
-            raise DatasetError(f"{key!r} has {values.shape[1]} numbers in the demonstrations, not {shape}")
-        columns.append(values.astype(np.float32))
-    return np.concatenate(columns, axis=1)
 
 
 def summary_of(found: Hint) -> dict[str, Any]:

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from offrl.cli import main
+from offrl.commands.compose_check import Setting, named_columns
 from offrl.data.environments import named_environment
+from offrl.data.load import load_dataset
 from offrl.data.normalize import AffineNormalizer
 from offrl.evaluation.environments import make_env, shown_parts
 from offrl.nn import policy as policy_module
@@ -177,6 +179,22 @@ def test_a_diagnosis_reads_demonstrations_by_name(tmp_path, capsys):
 def test_options_that_contradict_each_other_are_refused(parents, capsys, options, message):
     assert compose(parents, *options) == 1
     assert message in capsys.readouterr().err
+
+
+def test_some_columns_of_a_part_are_found_in_demonstrations():
+    pytest.importorskip("gymnasium_robotics")
+    setting = Setting.of(named_environment("fetch-pick-positions"))
+    data, positions = (load_dataset(f"builtin:fetch-pick-demo{view}") for view in ("", "/positions"))
+    assert np.array_equal(named_columns(data, setting.shown), positions.flat_observations())
+
+
+def test_angles_are_within_a_turn():
+    pytest.importorskip("gym_pusht")
+    env = make_env(named_environment("pusht-all"))
+    env.reset(seed=0)
+    env.unwrapped.block.angle = -1.0
+    assert env.env.observation({})["block_pose"][2] == pytest.approx(2 * np.pi - 1)
+    env.close()
 
 
 def test_pushts_views_side_by_side_are_those_of_its_own():
