@@ -53,8 +53,8 @@ METHODS = {
     ),
     "clip_cov": Entry("group_std", "old", "ppo_clip, unpicked", "token-mean", "rollouts", "arXiv:2505.22617"),
     "kl_cov": Entry("group_std", "old", "-", "token-mean", "rollouts", "arXiv:2505.22617"),
-    "real": Entry("real (a group loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2602.05630"),
-    "p3o": Entry("pairs (a group loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2310.00212"),
+    "real": Entry("real (a loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2602.05630"),
+    "p3o": Entry("pairs (a loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2310.00212"),
     "fdpg": Entry("pseudo_reward", "proposal", "-", "seq-mean-token-sum", "rollouts", "arXiv:2302.08215"),
     "minirl": Entry(
         "group_mean", "rollout", "decoupled_clip", "seq-mean-token-sum", "rollouts", "arXiv:2512.01374"

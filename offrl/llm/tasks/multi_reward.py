@@ -66,6 +66,11 @@ class MultiReward:
         """Whether the answer is right."""
         return self.rewards(prompts, responses)["correct"] > 0
 
+    def final_answers(self, prompts: Prompts, responses: Responses) -> Tensor:
+        """The token before the end, -1 for a response without one."""
+        ended, last, _ = self._end(responses)
+        return last.where(ended, -1)
+
     def demonstrations(self, prompts: Prompts, generator: torch.Generator, noise: float) -> Tensor:
         """"?", the running sums and the end; with probability ``noise`` each, without "?", up to two digits longer
         before the sums, and each sum another digit.

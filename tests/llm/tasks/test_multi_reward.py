@@ -42,6 +42,13 @@ def test_rewards(text, response, want):
     assert by_hand(load_task("t5-conditioned"), text, response) == conditioned
 
 
+def test_final_answers():
+    task = load_task("t5")
+    rows = torch.tensor([[*task.vocabulary.ids("?3"), EOS, 0], task.vocabulary.ids("?333"), [EOS, 0, 0, 0]])
+    found = task.final_answers(None, Responses(rows, rows != 0, torch.zeros(rows.shape)))
+    assert found.tolist() == [task.zero + 3, -1, -1]
+
+
 @pytest.mark.parametrize("name", ["t5", "t5-conditioned"])
 def test_demonstrations_without_noise_earn_everything(name):
     task, g = load_task(name), torch.Generator().manual_seed(0)
