@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from offrl.errors import ConfigError
 from offrl.estimators.compose import Estimator, Spec
 from offrl.estimators.group_losses import GroupEstimator
 from offrl.estimators.rollouts import Rollouts
@@ -159,6 +160,18 @@ class Companion:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
+
+
+def unused(settings: Any, reason: str, *names: str) -> None:
+    """Refuse settings that have no effect.
+
+    Raises:
+        ConfigError: one of them is not at its default.
+    """
+    defaults = {field.name: field.default for field in fields(settings)}
+    for name in names:
+        if getattr(settings, name) != defaults[name]:
+            raise ConfigError(f"{name} has no effect {reason}: leave it out")
 
 
 def terms(settings: LossSettings, kl: str | None = "k3") -> list[tuple[Spec, float]]:

@@ -1,8 +1,11 @@
 """A step of training: global counts, staleness, the KL's places, which groups are learnt from."""
 
+import types
+
 import pytest
 import torch
 
+from offrl.errors import ConfigError
 from offrl.estimators.groups import Groups
 from offrl.llm.learner import Learner
 from offrl.llm.method import Companion
@@ -10,7 +13,7 @@ from offrl.llm.methods import METHODS, load_method
 from offrl.llm.models import load_model
 from offrl.llm.options import LLMOptions
 from offrl.llm.tasks import load_task
-from offrl.llm.text import EOS
+from offrl.llm.text import EOS, Responses
 
 
 def learner(name="grpo", settings=None, *, model="tiny:dense", double=True, **options):
@@ -381,3 +384,23 @@ def test_several_advantages_are_several_surrogates():
     assert shares[0] != shares[1]
     found = estimator.diagnostics(new, both)["clip_fraction"]
     torch.testing.assert_close(found, (shares[0] + shares[1]) / 2)
+
+
+def test_a_task_without_final_answers_cannot_compare_them():
+    with pytest.raises(ConfigError, match="task t1 does not say what the final answer"):
+        without = types.SimpleNamespace(name="t1", max_response=4)
+        Learner(
+            load_method("copo"), load_method("copo").config(), without, learner().policy, learner().options
+        )
+
+
+def test_final_answers():
+    chain, strings, g = load_task("t2"), load_task("t3"), torch.Generator().manual_seed(0)
+    prompts = chain.prompts(6, g)
+    tokens = torch.arange(48).view(6, 8)
+    whole = Responses(tokens, tokens >= 0, torch.zeros(6, 8))
+    assert torch.equal(chain.final_answers(prompts, whole), 8 * torch.arange(6) + prompts.levels - 1)
+    short = Responses(tokens[:, :3], tokens[:, :3] >= 0, torch.zeros(6, 3))
+    assert torch.equal(chain.final_answers(prompts, short) >= 0, prompts.levels <= 3)
+    every = Responses(strings.strings, strings.strings >= 0, torch.zeros(1296, 4))
+    assert len(strings.final_answers(prompts, every).unique()) == 1296

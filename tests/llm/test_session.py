@@ -172,6 +172,8 @@ def test_methods_and_options_that_do_not_fit(tmp_path):
         start("sft", load_method("sft").config(), options(tmp_path))
     with pytest.raises(ConfigError, match="leave --delay out"):
         start("sft", load_method("sft").config(), options(tmp_path, group=1, delay=2))
+    with pytest.raises(ConfigError, match="copg compares .* within its loss; it can be 4, 8 or 16"):
+        start("copg", load_method("copg").config(), options(tmp_path, micro_batch=2))
     with pytest.raises(ConfigError, match="for task t3, not t1"):
         start("grpo", load_method("grpo").config(), options(tmp_path, model="tiny:table"))
     with pytest.raises(ConfigError, match="neither a folder"):

@@ -20,7 +20,7 @@ from torch import Tensor
 from offrl.estimators.compose import Estimator
 from offrl.estimators.groups import Groups
 from offrl.estimators.recipes import recipe
-from offrl.llm.method import ClipSettings, Method, clip, terms
+from offrl.llm.method import ClipSettings, Method, clip, terms, unused
 
 WEIGHTS = {"amplify": (2.0, 1.0), "attenuate": (1.0, 0.1)}
 
@@ -39,6 +39,12 @@ class ADORAConfig(ClipSettings):
     """A response is right if its reward is above this."""
     hard: float = 0.5
     """A prompt is difficult up to this share of right responses."""
+
+    def __post_init__(self) -> None:
+        if self.criterion == "length":
+            unused(self, "with criterion length", "hard")
+        if self.criterion == "difficulty":
+            unused(self, "with criterion difficulty", "empty")
 
 
 def useful(

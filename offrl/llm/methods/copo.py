@@ -21,7 +21,7 @@ from offrl.estimators.advantages import group_std
 from offrl.estimators.compose import Estimator
 from offrl.estimators.groups import Groups
 from offrl.estimators.recipes import recipe
-from offrl.llm.method import ClipSettings, Method, clip, terms
+from offrl.llm.method import ClipSettings, Method, clip, terms, unused
 
 BLENDS = (
     "soft-with-zero", "only-soft", "only-zero", "soft-with-forced", "only-forced", "only-global", "no-global",
@@ -45,6 +45,10 @@ class CoPOConfig(ClipSettings):
     def __post_init__(self) -> None:
         if self.blend.replace(" ", "-") not in BLENDS:
             raise ConfigError(f"unknown blend {self.blend!r}; there are {', '.join(BLENDS)}")
+        if "soft" not in self.blend:
+            unused(self, f"with blend {self.blend}", "steepness", "bits")
+        if self.blend.replace(" ", "-") == "no-global":
+            unused(self, "with blend no-global", "consistency")
 
 
 def answer_entropy(groups: Groups, answer_ids: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from offrl.estimators import ratios
 from offrl.estimators.aggregation import sequence_mean, sequence_sum
 from offrl.estimators.group_losses import GroupEstimator, group_loss
 from offrl.estimators.groups import Groups, solved_gate
-from offrl.llm.method import LossSettings, Method, TextRollouts, terms
+from offrl.llm.method import LossSettings, Method, TextRollouts, terms, unused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,8 @@ class HPTConfig(LossSettings):
     def __post_init__(self) -> None:
         if self.gate < -1 or not self.sft >= 0.0:
             raise ConfigError(f"gate must be -1 or more and sft 0 or more, got {self.gate} and {self.sft}")
+        if self.gate == -1:
+            unused(self, "with gate -1", "sft")
 
 
 def shared(rewards: Tensor, group_ids: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from offrl.errors import ConfigError
 from offrl.estimators.compose import Estimator, compose
 from offrl.estimators.groups import Groups
 from offrl.estimators.last_layer import chunks, energy
-from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms
+from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms, unused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,8 @@ class OBLRPOConfig(ClipSettings):
     def __post_init__(self) -> None:
         if not 0.0 <= self.decay < 1.0 or not 0.0 <= self.floor <= 1.0:
             raise ConfigError("decay must be in [0, 1) and floor in [0, 1]")
+        if not self.adapt:
+            unused(self, "without adapt", "decay", "floor")
 
 
 def factor(agreement: Tensor, size: Tensor, floor: float) -> Tensor:

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from offrl.errors import ConfigError
 from offrl.llm.method import TextRollouts
 from offrl.llm.methods import load_method
 
@@ -120,3 +121,9 @@ def test_weights_by_difficulty_keep_the_direction_those_by_length_do_not():
     by_length = expected_gradient(logits, right, lengths, criterion="length", mode="attenuate")
     assert float(cosine(by_length, truth, dim=0)) < 0.99
     assert by_length[0] / truth[0] > by_length[1] / truth[1]  # long right responses gain
+
+
+def test_settings_without_effect_are_refused():
+    for given in ({"criterion": "length", "hard": 0.3}, {"criterion": "difficulty", "empty": "vlm"}):
+        with pytest.raises(ConfigError, match="has no effect with criterion"):
+            METHOD.config(**given)

@@ -8,7 +8,6 @@ import torch
 
 from offrl.errors import ConfigError
 from offrl.estimators.groups import Groups
-from offrl.estimators.rollouts import count
 from offrl.llm.method import TextRollouts
 from offrl.llm.methods import load_method
 from offrl.llm.methods.copo import answer_entropy
@@ -194,4 +193,6 @@ def test_one_prompt_and_unknown_blends():
     assert (alone[:, 0, 1] == 0).all()
     with pytest.raises(ConfigError, match="unknown blend 'soft'"):
         METHOD.config(blend="soft")
-    assert count(batch.mask, IDS).groups == 4.0
+    for given in ({"blend": "only-zero", "bits": 2.0}, {"blend": "no-global", "consistency": True}):
+        with pytest.raises(ConfigError, match="has no effect with blend"):
+            METHOD.config(**given)

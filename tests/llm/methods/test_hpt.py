@@ -109,6 +109,8 @@ def test_each_prompt_gives_one_of_the_two_terms(gate):
 def test_settings_and_the_plan():
     with pytest.raises(ConfigError, match="gate must be -1 or more"):
         METHOD.config(gate=-2)
+    with pytest.raises(ConfigError, match="sft has no effect with gate -1"):
+        METHOD.config(gate=-1, sft=0.5)
     found = METHOD.facts(METHOD.config(), LLMOptions(minibatches=2))
     assert found == {"updates per step": "2 of 16 (all from demonstrations) to 256 responses"}
     made = learner({"gate": 4})

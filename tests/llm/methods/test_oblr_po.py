@@ -193,3 +193,5 @@ def test_one_prompt_has_no_halves():
     assert learner({"adapt": False}, minibatches=4).companion.shares == [1.0]
     with pytest.raises(ConfigError, match="decay"):
         METHOD.config(decay=1.0)
+    with pytest.raises(ConfigError, match="floor has no effect without adapt"):
+        METHOD.config(adapt=False, floor=0.5)
