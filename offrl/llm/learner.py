@@ -69,7 +69,9 @@ class Learner:
     ) -> None:
         self.ranks = ranks or Ranks()
         if options.prompts % self.ranks.size:
-            raise ConfigError(f"{self.ranks.size} processes cannot share out {options.prompts} prompts evenly")
+            raise ConfigError(
+                f"{self.ranks.size} processes cannot share out {options.prompts} prompts evenly"
+            )
         self.method, self.settings, self.task, self.policy = method, settings, task, policy
         self.options = options
         self.estimator = method.estimator(settings, task.max_response)
@@ -240,7 +242,9 @@ class Learner:
         found, parts, size = [], self._parts(batch), self.ranks.size
         for rows in parts[self.ranks.rank :: size]:
             scores = self._score(batch.rows(rows), policy)
-            found.append((scores.log_probs, None if self.critic is None else self.critic(scores.hidden)[..., 0]))
+            found.append(
+                (scores.log_probs, None if self.critic is None else self.critic(scores.hidden)[..., 0])
+            )
         everyones = self.ranks.gathered(found)
         whole = [everyones[i % size][i // size] for i in range(len(parts))]
         log_probs = torch.cat([part[0].to(self.device) for part in whole])
@@ -346,7 +350,9 @@ class Learner:
         for name, saved in state["streams"].items():
             self.streams[name].set_state(saved.cpu())
         if len(state["sampling"]) != self.ranks.size:
-            raise ConfigError(f"{len(state['sampling'])} processes trained it, now there are {self.ranks.size}")
+            raise ConfigError(
+                f"{len(state['sampling'])} processes trained it, now there are {self.ranks.size}"
+            )
         self.streams["sampling"].set_state(state["sampling"][self.ranks.rank].cpu())
         self.updates, self.rollouts, self.tokens = state["counters"]
 

@@ -79,7 +79,9 @@ class Transformer(nn.Module):
     def __init__(self, model: Any, allowed: Tensor, pad: int, ends: list[int]) -> None:
         super().__init__()
         self.model, self.pad = model, pad
-        self.adapters: tuple[Any, ...] = ()  # peft's view of the same model, in a tuple so that it is no second module
+        self.adapters: tuple[
+            Any, ...
+        ] = ()  # peft's view of the same model, in a tuple so that it is no second module
         taken = inspect.signature(model.get_decoder().forward).parameters
         self.cache_name = "cache" if "cache" in taken else "past_key_values"
         self.takes_positions = "position_ids" in taken

@@ -34,7 +34,7 @@ class DataOptions:
     max_response: int = 128
     """Tokens of the longest response to prompts of a data set."""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """integer, regex:PATTERN, math, python or FILE.py:FUNCTION, then =WEIGHT; repeatable, the first says what is right."""
+    """integer, regex:PATTERN, math, python, FILE.py:FUNCTION, then =WEIGHT; repeatable, the first says what is right"""
 
     @property
     def task_name(self) -> str:

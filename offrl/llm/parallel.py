@@ -1,8 +1,8 @@
 """Several processes, each with the whole model: prompts are shared out, rollouts exchanged, gradients added up.
 
 Started by ``accelerate launch --num_processes N -m offrl.llm train ...`` or ``torchrun --nproc-per-node N -m offrl.llm
-train ...``. Every process knows the whole batch, so that statistics and counts are those of one process; the gradient is the
-same sum, taken in another order.
+train ...``. Every process knows the whole batch, so that statistics and counts are those of one process; the gradient
+is the same sum, taken in another order.
 """
 
 import os
@@ -82,5 +82,7 @@ def join() -> Ranks:
         try:
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         except (ValueError, RuntimeError, OSError) as error:
-            raise ConfigError(f"{size} processes on {socket.gethostname()} found no way together: {error}") from None
+            raise ConfigError(
+                f"{size} processes on {socket.gethostname()} found no way together: {error}"
+            ) from None
     return Ranks(dist.get_rank(), dist.get_world_size())

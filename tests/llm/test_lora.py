@@ -43,7 +43,9 @@ def test_an_adapter_is_nothing_at_first_and_trains_alone(kind, options, hugging_
     made = built(options(model=hugging_face(kind)))
     plain = load_causal(hugging_face(kind))
     ids = torch.arange(6)[None]
-    torch.testing.assert_close(made.policy.model(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        made.policy.model(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-5, rtol=0
+    )
     before = {name: p.detach().clone() for name, p in made.policy.named_parameters()}
     for _ in range(3):
         made.update()
@@ -137,9 +139,14 @@ def test_a_run_goes_on_from_an_adapter(options):
 
 
 def test_the_base_of_an_adapter_is_a_path_or_on_the_hub(options, hugging_face, tmp_path):
-    add_adapter(load_causal(hugging_face()), 2, "hf:someone/model", 0).save_pretrained(tmp_path / "a", save_embedding_layers=False)
+    add_adapter(load_causal(hugging_face()), 2, "hf:someone/model", 0).save_pretrained(
+        tmp_path / "a", save_embedding_layers=False
+    )
     assert base_of(tmp_path / "a") == "hf:someone/model"
-    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["base_model_name_or_path"] == "someone/model"
+    assert (
+        json.loads((tmp_path / "a" / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == "someone/model"
+    )
 
 
 def test_pickled_adapters_and_tiny_models_are_refused(options, tmp_path):

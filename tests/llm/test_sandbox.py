@@ -45,9 +45,7 @@ def test_an_infinite_loop_is_stopped(monkeypatch, tmp_path):
         with contextlib.suppress(OSError):
             commands.append(path.read_bytes())
     assert not [
-        command
-        for command in commands
-        if str(tmp_path).encode() in command and b"sandbox_child" in command
+        command for command in commands if str(tmp_path).encode() in command and b"sandbox_child" in command
     ]
 
 

@@ -1,7 +1,8 @@
 """Prompts of a data set as a task: text in, text out, rewarded by verifiers and functions.
 
 Each row is a prompt (text, or messages with role and content) with its answer. A response is right where the first
-reward is above 1/2. Optional columns: ``response``, a demonstration (else the answer is one); ``level``, a difficulty from 1.
+reward is above 1/2. Optional columns: ``response``, a demonstration (else the answer is one); ``level``, a difficulty
+from 1.
 """
 
 from collections.abc import Sequence
