@@ -1,8 +1,8 @@
 """Several processes, each with the whole model: prompts are shared out, rollouts exchanged, gradients added up.
 
-Started by ``accelerate launch --num_processes N -m offrl.llm train ...`` or ``torchrun --nproc-per-node N -m
-offrl.llm train ...``. Every process knows the whole batch, so that statistics and counts are those of one process;
-the gradient is the same sum, taken in another order.
+Started by ``accelerate launch --num_processes N -m offrl.llm train ...`` or ``torchrun --nproc-per-node N -m offrl.llm
+train ...``. Every process knows the whole batch, so that statistics and counts are those of one process; the gradient
+is the same sum, taken in another order.
 """
 
 import os

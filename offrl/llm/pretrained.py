@@ -139,6 +139,25 @@ def load_causal(name: str) -> Any:
         raise ConfigError(f"{name} cannot be loaded: {_first_line(error)}") from None
 
 
+def export(run: Path, out: Path) -> None:
+    """A run's model, whole, and its tokenizer as a Hugging Face folder.
+
+    Args:
+        run: of a language model.
+        out: a folder that does not exist or is empty.
+
+    Raises:
+        ConfigError: no such model, or a folder with something in it.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists: a model is written into a new folder")
+    if not (run / "model").is_dir():
+        raise ConfigError(f"{run} is not the run of a language model")
+    model, words = load_causal(str(run)), load_tokenizer(str(run))
+    model.save_pretrained(out)
+    words.tokenizer().save_pretrained(out)
+
+
 def _where(name: str) -> tuple[str, dict[str, Any]]:
     """What transformers calls a model, and how it may load it."""
     options: dict[str, Any] = {"trust_remote_code": False}

@@ -18,7 +18,7 @@ import torch
 from offrl.errors import CheckpointError, ConfigError, Stopped
 from offrl.evaluation.rollout import EvaluationResult
 from offrl.llm.evaluate import Evaluation, evaluate
-from offrl.llm.learner import Learner
+from offrl.llm.learner import Learner, Shown
 from offrl.llm.methods import load_method
 from offrl.llm.models import load_model
 from offrl.llm.options import DataOptions, LLMOptions, check
@@ -285,6 +285,8 @@ class Session:
             f"step {self.step}: sampled {row['sampled']:.3f}, greedy {row['greedy']:.3f}, "
             f"pass@{o.eval_samples} {found.pass_at(o.eval_samples):.3f}"
         )
+        for line in completions(learner.shown):
+            self.reporter.note(line)
 
     def _rows(self, rate: float) -> None:
         means = {name: values[0] for name, values in self.means.pop().items()}
@@ -296,7 +298,7 @@ class Session:
         self.reporter.metrics = means
         shown = self.learner.shown
         for prompt, response, reward in zip(shown.prompts, shown.responses, shown.rewards, strict=True):
-            row = {"step": self.step, "prompt": prompt, "response": response, "reward": reward}
+            row = {"step": self.step, "prompt": plain(prompt), "response": plain(response), "reward": reward}
             self.samples.append(row)
 
     def _checkpoint(self) -> None:
@@ -320,6 +322,26 @@ def accuracy_row(found: Evaluation, samples: int) -> dict[str, float]:
     row = {"sampled": found.accuracy, "greedy": float(found.greedy.float().mean())}
     row |= {f"pass_at_{samples}": found.pass_at(samples), "length": float(found.lengths.float().mean())}
     return row | {f"level_{level}": value for level, value in found.by_level().items()}
+
+
+def plain(text: str) -> str:
+    """For a table: lines end with a line feed, whatever a model thought of; no NUL."""
+    return "\n".join(text.replace("\0", "\ufffd").splitlines())
+
+
+def completions(shown: Shown, width: int = 110) -> list[str]:
+    """Up to four of the last batch as lines: reward, end of the prompt, response."""
+    rows = zip(shown.rewards, shown.prompts, shown.responses, strict=True)
+    third = width // 3
+    lines = [
+        f"  {reward:7.3g}  {_line(prompt)[-third:]:>{third}} | {_line(response)[: 2 * third - 12]}"
+        for reward, prompt, response in list(rows)[:4]
+    ]
+    return ["   reward  " + "prompt | response".rjust(third + 11), *lines] if lines else []
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _result(run: RunDir, *, already: bool = False) -> LLMResult:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from offrl.cli import main
 from offrl.errors import ConfigError
 from offrl.llm import session
 from offrl.llm.learner import Learner, trained
@@ -115,6 +116,22 @@ def test_a_saved_adapter_loads_merged(options):
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     plain = load_causal(base_of(run / "model"))(input_ids=ids).logits
     assert float((plain - theirs).detach().abs().max()) > 1e-2
+
+
+def test_an_export_is_the_merged_model_with_its_tokenizer(options, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run, out = start("grpo", load_method("grpo").config(), options(steps=1)).directory, tmp_path / "out"
+    command = ["export", str(run), "--format", "huggingface", "--out", str(out)]
+    assert main(command) == 0
+    ids = torch.arange(9)[None]
+    theirs = AutoModelForCausalLM.from_pretrained(out)(input_ids=ids).logits
+    torch.testing.assert_close(load_causal(str(run))(input_ids=ids).logits, theirs, atol=1e-4, rtol=0)
+    assert AutoTokenizer.from_pretrained(out)("hi").input_ids == AutoTokenizer.from_pretrained(run / "model")("hi").input_ids
+    assert main(command) == 1
+    assert "a model is written into a new folder" in capsys.readouterr().err
+    assert main([*command[:1], str(tmp_path), *command[2:-1], str(tmp_path / "b")]) == 1
+    assert "not the run of a language model" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
