@@ -20,7 +20,7 @@ from scipy.special import betainc, gammaln
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-ROUNDS = 46
+ROUNDS = 90
 LARGEST_SIZE = np.log(200.0)
 INTERMITTENT = 0.4
 """Share of in-stock periods with sales below which an item is intermittent."""
@@ -123,12 +123,12 @@ def _search(
             other = value(mean + sign * steps[0], size)
             up = other > now
             mean, now = np.where(up, mean + sign * steps[0], mean), np.where(up, other, now)
-            steps[0][:] = np.where(up, steps[0], steps[0] * 0.75)
+            steps[0][:] = steps[0] * np.where(up, 1.2, 0.75)
             tried = np.clip(size + sign * steps[1], np.log(0.05), LARGEST_SIZE)
             other = value(mean, tried)
             up = np.bincount(group, other) > np.bincount(group, now)
             size, now = np.where(up, tried, size), np.where(up[group], other, now)
-            steps[1][:] = np.where(up, steps[1], steps[1] * 0.75)
+            steps[1][:] = steps[1] * np.where(up, 1.2, 0.75)
         if steps[0].max() < 5e-4 and steps[1].max() < 5e-3:
             break
     return np.exp(mean), np.exp(size)[group]
