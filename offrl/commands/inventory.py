@@ -16,6 +16,7 @@ SUBCOMMANDS = {  # name -> module under offrl.commands, one line for the overvie
         "read a network of your own, a workbook or a setting, and show what it is: check FILE.yaml, check net.xlsx",
     ),
     "import": ("inventory_work", "a network from stockpyl or or-gym: import stockpyl FILE.json"),
+    "demand": ("inventory_demand", "the demand behind sales: demand fit sales.csv --stock stock.csv"),
     "train": ("inventory_train", "train a policy by gradients through the simulator (HDPO)"),
     "resume": ("inventory_train", "go on with stopped runs, bit for bit"),
     "eval": ("inventory_eval", "cost of a run's or a classical policy, and its distance to the optimum"),

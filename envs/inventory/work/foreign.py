@@ -245,10 +245,7 @@ def from_or_gym(content: Entry) -> tuple[dict[str, Any], list[str]]:
         "c": [100, 90, 80], "L": [3, 5, 10],
     }  # fmt: skip
     numbers = {key: _list(given, key, default) for key, default in lists.items()}
-    m = len(numbers["L"])
-    for key, count in (("I0", m), ("h", m), ("c", m), ("r", m + 1), ("k", m + 1)):
-        if len(numbers[key]) != count:
-            raise DatasetError(f"{key} has {len(numbers[key])} values for {m} lead times; give {count}")
+    m = _counted(numbers)
     if given.get("dist", 1) != 1:
         raise DatasetError(f"dist {given['dist']!r}: only Poisson demand (dist 1) is read")
     names = ["retailer", *(f"stage {k}" for k in range(1, m))]
@@ -275,6 +272,15 @@ def from_or_gym(content: Entry) -> tuple[dict[str, Any], list[str]]:
     for lane, penalty in zip(made["lanes"], numbers["k"][1:], strict=True):
         lane["penalty"] = penalty
     return made, ["profit there is minus cost here; orders are not cut to whole numbers"]
+
+
+def _counted(numbers: Mapping[str, Sequence[float]]) -> int:
+    """The number of stages, of which every list has its share."""
+    m = len(numbers["L"])
+    for key, count in (("I0", m), ("h", m), ("c", m), ("r", m + 1), ("k", m + 1)):
+        if len(numbers[key]) != count:
+            raise DatasetError(f"{key} has {len(numbers[key])} values for {m} lead times; give {count}")
+    return m
 
 
 def _list(given: Entry, key: str, default: Sequence[float]) -> list[float]:
