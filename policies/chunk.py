@@ -14,7 +14,7 @@ Source: Diffusion Policy, arXiv:2303.04137; flow matching: arXiv:2210.02747.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
@@ -23,15 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from offrl.data.normalize import AffineNormalizer
-from offrl.diffusion.conditional_unet import ConditionalUNet
 from offrl.diffusion.parameterization import Kind, to_x0
 from offrl.diffusion.schedules import VP, Flow
 from offrl.diffusion.steppers import ode_step, sde_step
 from offrl.errors import PolicyError
 from offrl.nn.policy import Bounds, Policy, wrong_observations
 from offrl.policies.composition import Denoiser
+from offrl.policies.network import ChunkNetwork, check_inputs, check_network, denoiser_of, encode, normalized
 
-Input: TypeAlias = tuple[str, tuple[int, ...]]  # name and shape of a part of an observation
 Family: TypeAlias = Literal["diffusion", "flow"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 LEVELS = 100  # of the diffusion; a flow's time is told in the same range
@@ -133,6 +132,7 @@ class ChunkPolicy(RecedingHorizon):
         stochastic: draw each step of a diffusion from its posterior (DDPM) instead of following the ODE (DDIM).
         inputs: name and shape of each part of an observation, in order; images are (H, W, C). None: one part,
             'observation'.
+        network, vision: settings of the denoiser and of the image encoder, see ``ChunkNetwork``.
     """
 
     kind: ClassVar[str] = "chunk"
@@ -153,19 +153,26 @@ class ChunkPolicy(RecedingHorizon):
         denoising_steps: int = 10,
         stochastic: bool = False,
         inputs: Sequence[tuple[str, Sequence[int]]] | None = None,
+        network: Mapping[str, Any] | None = None,
+        vision: Mapping[str, Any] | None = None,
         observation_clip: None = None,
     ) -> None:
         super().__init__(obs_dim, act_dim, action_low, action_high)
         self.inputs = check_inputs(inputs, obs_dim)
-        check_chunk(family, horizon, n_obs, n_act, widths, denoising_steps, stochastic)
+        self.settings = check_network(network)
+        unet = self.settings["kind"] == "unet"
+        check_chunk(family, horizon, n_obs, n_act, widths if unet else (), denoising_steps, stochastic)
         self.family, self.horizon, self.n_obs, self.n_act = family, horizon, n_obs, n_act
         self.widths, self.step_embed = tuple(widths), step_embed
         self.denoising_steps, self.stochastic = denoising_steps, stochastic
-        try:
-            self.unet = ConditionalUNet(act_dim, n_obs * obs_dim, widths, step_embed)
-        except ValueError as error:
-            raise PolicyError(str(error)) from None
-        for name, width in (("observation", obs_dim), ("action", act_dim)):
+        built = ChunkNetwork(self.inputs, act_dim, horizon, n_obs, widths, step_embed, self.settings, vision)
+        self.vision = built.vision
+        for part, module in built.named_children():
+            self.add_module(part, module)
+        self.channels = sum(shape[2] for shape in built.images)
+        numbers = obs_dim - sum(math.prod(shape) for shape in built.images)
+        pairs = (("observation", numbers), ("action", act_dim), ("image", self.channels))
+        for name, width in pairs if self.channels else pairs[:2]:
             for part in NORMALIZERS:
                 start = torch.zeros(width) if part in ("shift", "offset") else torch.ones(width)
                 self.register_buffer(f"{name}_{part}", start)
@@ -176,21 +183,31 @@ class ChunkPolicy(RecedingHorizon):
         names = ("family", "horizon", "n_obs", "n_act", "step_embed", "denoising_steps", "stochastic")
         own = {name: getattr(self, name) for name in names}
         inputs = [[name, list(shape)] for name, shape in self.inputs]
-        return super().config() | own | {"widths": list(self.widths), "inputs": inputs}
+        own |= {"widths": list(self.widths), "inputs": inputs, "network": self.settings}
+        return super().config() | own | ({"vision": self.vision} if self.channels else {})
 
-    def set_normalizers(self, observations: AffineNormalizer, actions: AffineNormalizer) -> None:
-        """Copy in what maps observations and actions to the network's units."""
-        for name, normalizer in (("observation", observations), ("action", actions)):
+    def set_normalizers(
+        self,
+        observations: AffineNormalizer,
+        actions: AffineNormalizer,
+        images: AffineNormalizer | None = None,
+    ) -> None:
+        """Copy in what maps observations (without images), actions and images' channels to the network's units."""
+        given = {"observation": observations, "action": actions} | (
+            {} if images is None else {"image": images}
+        )
+        for name, normalizer in given.items():
             for part in NORMALIZERS:
                 getattr(self, f"{name}_{part}").copy_(getattr(normalizer, part))
 
-    def normalizer(self, name: Literal["observation", "action"]) -> AffineNormalizer:
-        """That of observations or actions."""
+    def normalizer(self, name: Literal["observation", "action", "image"]) -> AffineNormalizer:
+        """That of observations without images, of actions, or of images' channels."""
         return AffineNormalizer(*(getattr(self, f"{name}_{part}") for part in NORMALIZERS))
 
     def encode(self, history: Tensor) -> Tensor:
-        """What the network is told of the last observations (B, To, O): (B, To O)."""
-        return self.normalizer("observation")(history).flatten(1)
+        """What the denoiser is told of the last observations (B, To, O), once a plan: (B, To C)."""
+        images = self.normalizer("image") if self.channels else None
+        return encode(self, normalized(self.inputs, history, self.normalizer("observation"), images))
 
     def denoise(self, u: Tensor, rho: float, condition: Tensor) -> Tensor:
         """Clean chunks D(u, rho) (B, H, A), not clipped; see ``Denoiser``."""
@@ -199,7 +216,7 @@ class ChunkPolicy(RecedingHorizon):
         else:
             alpha = float(self.schedule.alpha(rho))
             sigma, x, time = alpha * rho, alpha * u, float(self.schedule.time(rho))
-        out = self.unet(x, torch.full((len(u),), time, dtype=u.dtype, device=u.device), condition)
+        out = denoiser_of(self)(x, torch.full((len(u),), time, dtype=u.dtype, device=u.device), condition)
         return to_x0(self.output, out, x, alpha, sigma)
 
     @property
@@ -257,7 +274,7 @@ def check_chunk(
         raise PolicyError("horizon, n_obs, n_act and denoising_steps must be 1 or more")
     if n_obs - 1 + n_act > horizon:
         raise PolicyError(f"n_obs - 1 + n_act must be at most horizon {horizon}, got {n_obs - 1 + n_act}")
-    if horizon % (halvings := 2 ** (len(widths) - 1)):
+    if widths and horizon % (halvings := 2 ** (len(widths) - 1)):
         raise PolicyError(
             f"horizon must be a multiple of {halvings}, by which the network halves it: {horizon}"
         )
@@ -269,20 +286,9 @@ def check_chunk(
         )
 
 
-def check_inputs(inputs: Sequence[tuple[str, Sequence[int]]] | None, obs_dim: int) -> tuple[Input, ...]:
-    """The parts of an observation, checked (PolicyError)."""
-    if inputs is None:
-        return (("observation", (obs_dim,)),)
-    found = tuple((str(name), tuple(int(n) for n in shape)) for name, shape in inputs)
-    total = sum(math.prod(shape) for _, shape in found)
-    if total != obs_dim or any(len(shape) not in (1, 3) or min(shape) < 1 for _, shape in found):
-        raise PolicyError(f"the inputs {found} do not make up {obs_dim} numbers")
-    return found
-
-
 def copy_weights(policy: ChunkPolicy, weights: dict[str, Tensor]) -> None:
-    """Fill the network with parameters by name."""
-    own: nn.Module = policy.unet
+    """Fill the networks with parameters by name."""
+    own: nn.Module = policy
     with torch.no_grad():
         for name, value in own.named_parameters():
             value.copy_(weights[name])
