@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from offrl.errors import PolicyError
-from offrl.nn.policy import Policy
-from offrl.policies.chunk import ChunkPolicy, RecedingHorizon, drawer
+from offrl.nn.policy import DiagGaussianPolicy, Policy, SquashedGaussianPolicy
+from offrl.policies.chunk import ChunkPolicy, Plans, RecedingHorizon, drawer
 from offrl.policies.composition import OPERATORS, Composition, Matching, Operator, check_weights
+from offrl.policies.gaussian import GaussianPlan
 from offrl.policies.wiring import Piece, see
 
 Mode: TypeAlias = Operator | Literal["action_average"]
@@ -58,10 +59,15 @@ class ComposedPolicy(RecedingHorizon):
         allow_anisotropic: bool = False,
         matching: Matching = "mean",
     ) -> None:
-        chunky = [p for p in parents if isinstance(p, ChunkPolicy)]
-        if len(chunky) != len(parents) or len(parents) < 2:
-            raise PolicyError("a composition needs two or more diffusion or flow chunk policies")
+        chunky = [composable(p) for p in parents]
+        if len(parents) < 2:
+            raise PolicyError("a composition needs two or more policies")
         first = chunky[0]
+        if len(spaces := {p.space for p in chunky}) > 1:
+            raise PolicyError(
+                f"the policies denoise different things: {' and '.join(sorted(spaces))}; their noise cannot be shared"
+            )
+        self.draws = not all(isinstance(p, GaussianPlan) for p in chunky)
         super().__init__(
             first.obs_dim if obs_dim is None else obs_dim, first.act_dim, first.action_low, first.action_high
         )
@@ -70,7 +76,7 @@ class ComposedPolicy(RecedingHorizon):
                 raise PolicyError("the policies act in different action boxes")
         self.parents = tuple(f"parent_{number}" for number in range(1, len(chunky) + 1))
         for name, parent in zip(self.parents, chunky, strict=True):
-            self.add_module(name, parent)
+            self.add_module(name, cast(Policy, parent))
         self.wires = None if wires is None else _wires(chunky, wires, self.obs_dim)
         self.columns = None if self.wires is not None else _columns(chunky, columns, self.obs_dim)
         self.n_obs = max(p.n_obs for p in chunky)
@@ -110,13 +116,14 @@ class ComposedPolicy(RecedingHorizon):
             steps=self.denoising_steps,
             stochastic=self.stochastic,
             temperature=self.temperature,
+            clip=self.chunky()[0].clip_bound,
             allow_anisotropic=self.allow_anisotropic,
             matching=self.matching,
         )
 
-    def chunky(self) -> list[ChunkPolicy]:
+    def chunky(self) -> list[Plans]:
         """The parents."""
-        return [cast(ChunkPolicy, getattr(self, name)) for name in self.parents]
+        return [cast(Plans, getattr(self, name)) for name in self.parents]
 
     def histories(self, history: Tensor) -> list[Tensor]:
         """What each parent sees (B, To_i, O_i) of the last observations (B, To, O)."""
@@ -133,22 +140,35 @@ class ComposedPolicy(RecedingHorizon):
         seen, parents = self.histories(history), self.chunky()
         if self.operator == "action_average":
             plans = [
-                w
-                * p.normalizer("action").inverse(p.chunk(h, generator, zero=zero))[:, p.n_obs - 1 :][
-                    :, : self.n_act
-                ]
+                w * p.to_actions(p.chunk(h, generator, zero=zero))[:, p.n_obs - 1 :][:, : self.n_act]
                 for w, p, h in zip(self.weights, parents, seen, strict=True)
             ]
             return torch.stack(plans).sum(0)
         conditions = [p.encode(h) for p, h in zip(parents, seen, strict=True)]
         draw, c = drawer(generator, zero), self.composition()
         noise = draw(history.new_empty(len(history), c.rows, self.act_dim))
-        actions = parents[0].normalizer("action").inverse(c.sample(conditions, noise, draw))
+        actions = parents[0].to_actions(c.sample(conditions, noise, draw))
         return actions[:, c.now : c.now + self.n_act]
 
 
+def composable(policy: Policy) -> Plans:
+    """A policy as one that plans: chunk policies as they are, Gaussian actors as plans of one step.
+
+    Raises:
+        PolicyError: it is neither.
+    """
+    if isinstance(policy, ChunkPolicy | GaussianPlan):
+        return policy
+    if isinstance(policy, SquashedGaussianPolicy | DiagGaussianPolicy):
+        return GaussianPlan(policy)
+    raise PolicyError(
+        f"a {policy.kind or type(policy).__name__} policy has no denoiser; a composition needs diffusion or flow chunk "
+        "policies, or Gaussian actors"
+    )
+
+
 def _wires(
-    parents: Sequence[ChunkPolicy], wires: Sequence[Sequence[Piece | dict[str, Any]]], obs_dim: int
+    parents: Sequence[Plans], wires: Sequence[Sequence[Piece | dict[str, Any]]], obs_dim: int
 ) -> list[list[Piece]]:
     """The pieces of each parent, checked."""
     if len(wires) != len(parents):
@@ -162,7 +182,7 @@ def _wires(
 
 
 def _columns(
-    parents: Sequence[ChunkPolicy], columns: Sequence[Sequence[int]] | None, obs_dim: int
+    parents: Sequence[Plans], columns: Sequence[Sequence[int]] | None, obs_dim: int
 ) -> list[list[int]]:
     """The columns of each parent, checked."""
     given = [list(range(obs_dim))] * len(parents) if columns is None else [list(c) for c in columns]

@@ -20,6 +20,7 @@ from offrl.diffusion.schedules import VP
 from offrl.diffusion.training import GrowingAverage, WarmupCosine
 from offrl.errors import DatasetError
 from offrl.policies.chunk import ChunkPolicy
+from offrl.policies.network import denoiser_of
 
 BETAS = (0.95, 0.999)
 
@@ -92,5 +93,5 @@ def denoising_loss(
     alpha, sigma = alpha[:, None, None], sigma[:, None, None]
     x = alpha * chunks + sigma * noise
     target = noise - chunks if policy.output == "flow" else from_x0(policy.output, chunks, x, alpha, sigma)
-    out = policy.unet(x, time, policy.encode(history))
+    out = denoiser_of(policy)(x, time, policy.encode(history))
     return (out - target).square().mean()

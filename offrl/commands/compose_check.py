@@ -12,11 +12,11 @@ from offrl.data.dataset import OfflineDataset
 from offrl.data.environments import EnvSpec, key_columns
 from offrl.errors import USER_ERRORS, ConfigError, DatasetError
 from offrl.evaluation.environments import make_env, shown_parts
-from offrl.evaluation.sources import source_facts, split_source
+from offrl.evaluation.sources import load_source, source_facts, split_source
 from offrl.nn.policy import Policy
 from offrl.nn.skeleton import policy_skeleton
 from offrl.policies.chunk import ChunkPolicy
-from offrl.policies.composed import ComposedPolicy
+from offrl.policies.composed import ComposedPolicy, composable
 from offrl.policies.composition import normalizer_ratios
 from offrl.policies.wiring import Parts, Piece, Wiring, read_wiring, sizes
 
@@ -144,7 +144,7 @@ def check_all(
     skeletons, failed = [], []
     for number, source in enumerate(sources, 1):
         try:
-            skeletons.append(skeleton(source))
+            skeletons.append(skeleton(source, setting))
         except USER_ERRORS as error:
             failed.append(f"policy {number}: {error}")
     if failed:
@@ -162,17 +162,17 @@ def check_all(
     return found
 
 
-def skeleton(source: str) -> Policy:
-    """A chunk policy without weights.
+def skeleton(source: str, setting: Setting) -> Policy:
+    """A policy that can be composed, without weights where it is one of this package.
 
     Raises:
         ConfigError, PolicyError, FileNotFoundError: no such policy, or one that has no denoiser.
     """
     scheme, rest = split_source(source)
-    policy = policy_skeleton(rest) if scheme == "run" else None
-    if not isinstance(policy, ChunkPolicy):
-        kind = source if policy is None else f"{source}, a {policy.kind} policy,"
-        raise ConfigError(f"{kind} has no denoiser; compose runs of diffusion_policy and flow_policy")
+    if scheme not in ("run", "sb3", "lerobot"):
+        raise ConfigError(f"{source} has no denoiser; compose chunk policies or Gaussian actors")
+    policy = policy_skeleton(rest) if scheme == "run" else load_source(source, setting.spec)
+    composable(policy)
     return policy
 
 
@@ -183,7 +183,8 @@ def width(setting: Setting) -> int:
 
 def describe(number: int, source: str, policy: Policy) -> list[str]:
     """A policy in a few lines."""
-    assert isinstance(policy, ChunkPolicy)
+    if not isinstance(policy, ChunkPolicy):
+        return [f"policy {number}: {source}: a {policy.kind} actor, one action at a time"]
     head = (
         f"policy {number}: {source}: {policy.family}, chunks of {policy.horizon}, {policy.n_obs} observations seen, "
         f"{policy.n_act} actions carried out, {policy.denoising_steps} denoising steps"
@@ -210,7 +211,7 @@ def boxes(source: str, policy: Policy, setting: Setting) -> list[str]:
 
 def ratios(policies: Sequence[Policy]) -> list[str]:
     """The table of ratios of the action normalizers."""
-    faces = [p.denoiser().actions for p in policies if isinstance(p, ChunkPolicy)]
+    faces = [composable(p).denoiser().actions for p in policies]
     if len({len(f.scale) for f in faces}) > 1:
         return []
     lines = ["action normalizers, factor to policy 1 in each action dim (one number in a row: exact)"]
