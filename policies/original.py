@@ -7,7 +7,8 @@
 The averaged weights act (``ema_model``), as in the original's evaluation. Image policies have robomimic's observation
 encoder and are refused.
 
-Source: real-stanford/diffusion_policy, workspace/base_workspace.py, policy/diffusion_{unet,transformer}_lowdim_policy.py.
+Source: real-stanford/diffusion_policy, workspace/base_workspace.py,
+policy/diffusion_{unet,transformer}_lowdim_policy.py.
 """
 
 from collections.abc import Mapping, Sequence
