@@ -1,6 +1,6 @@
 """Checkpoints of the original Diffusion Policy code as policies of this package: low-dimensional, U-Net or transformer.
 
-    payload   {cfg, state_dicts: {model, ema_model, optimizer}, pickles}, torch with dill; read as tensors and plain values
+    payload  {cfg, state_dicts: {model, ema_model, optimizer}, pickles}, torch with dill: tensors and plain values
     weights   model.*  with blocks.0.block for conv1.block, blocks.1.block for conv2.block
     units     normalizer.params_dict.{obs, action}.{scale, offset}:  z = scale x + offset
 
