@@ -254,3 +254,14 @@ def test_bounds_below_zero_are_refused():
         load_method("capo").config(tau_f=-1.0)
     with pytest.raises(ConfigError, match="top_k"):
         load_method("capo").config(top_k=1)
+
+
+def test_bounds_hold_on_both_sides():
+    moves = torch.tensor([-0.02, -0.005, 0.005, 0.02])
+    made = learner({"tau_f": 1e-4, "tau_h": 0.01})
+    assert made.companion.kept(moves, torch.zeros(4)).tolist() == [False, True, True, False]
+    assert made.companion.kept(torch.zeros(3), torch.tensor([0.0, 1e-4, 2e-4])).tolist() == [
+        True,
+        False,
+        False,
+    ]
