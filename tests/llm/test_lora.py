@@ -127,7 +127,10 @@ def test_an_export_is_the_merged_model_with_its_tokenizer(options, tmp_path, cap
     ids = torch.arange(9)[None]
     theirs = AutoModelForCausalLM.from_pretrained(out)(input_ids=ids).logits
     torch.testing.assert_close(load_causal(str(run))(input_ids=ids).logits, theirs, atol=1e-4, rtol=0)
-    assert AutoTokenizer.from_pretrained(out)("hi").input_ids == AutoTokenizer.from_pretrained(run / "model")("hi").input_ids
+    assert (
+        AutoTokenizer.from_pretrained(out)("hi").input_ids
+        == AutoTokenizer.from_pretrained(run / "model")("hi").input_ids
+    )
     assert main(command) == 1
     assert "a model is written into a new folder" in capsys.readouterr().err
     assert main([*command[:1], str(tmp_path), *command[2:-1], str(tmp_path / "b")]) == 1
