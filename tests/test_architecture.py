@@ -122,6 +122,7 @@ HEAVY = set(
         "datasets",
         "gguf",
         "math_verify",
+        "trl",
     ]
 )
 ON_SB3 = {"offrl.online"} | {
