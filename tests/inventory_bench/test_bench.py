@@ -127,6 +127,8 @@ def test_cells_of_other_numbers_of_paths_share_a_process(tmp_path, in_process):
     together = Bench(cells, tmp_path / "t", tmp_path / "t", "c")
     assert together.stacks(list(cells)) == [list(cells)]
     assert not together.run(list(cells), jobs=1, deadline=None, say=print)
+    for path in (tmp_path / "t").glob("*/*/*/seed*/config.json"):
+        assert json.loads(path.read_text())["inventory"]["first_paths"] == [4, 64]
     for name, spec in cells.items():
         alone = Bench({name: spec}, tmp_path / name, tmp_path / name, "c")
         alone.run([name], jobs=1, deadline=None, say=print)
