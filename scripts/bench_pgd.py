@@ -300,8 +300,8 @@ def speed() -> list[str]:
         f"`python scripts/bench_diffusion_speed.py`, U-Net of {found['hidden']} channels, batch 32, one thread: an "
         f"update in the training loop {1e3 * step['loop']:.0f} ms, the bare forward, backward and Adam step "
         f"{1e3 * step['bare']:.0f} ms ({found['ratio']:.2f} of the bare speed). Trajectories drawn together cost "
-        f"{1 / found['gain']:.2f} of those drawn one at a time ({found['gain']:.1f} times as fast). 1000 trajectories of "
-        f"32 steps with the sampler above, on two threads: {found['thousand']:.0f} s.",
+        f"{1 / found['gain']:.2f} of those drawn one at a time ({found['gain']:.1f} times as fast). 1000 "
+        f"trajectories of 32 steps with the sampler above, on two threads: {found['thousand']:.0f} s.",
     ]
 
 
