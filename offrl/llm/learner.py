@@ -181,8 +181,10 @@ class Learner:
         found: dict[str, Tensor] = {}
         if method.data != "demonstrations":
             sampler = self.engine.sampler(self.policy)
-            how = {"temperature": o.temperature, "generator": self.streams["sampling"]}
-            draw = partial(sample, sampler, prompts, copies=o.group, **how)
+            draw = partial(
+                sample, sampler, prompts,
+                copies=o.group, temperature=o.temperature, generator=self.streams["sampling"],
+            )  # fmt: skip
             responses, fields = self.companion.sampled(sampler, draw)
             many, ids = prompts.repeat(o.group), groups.repeat_interleave(o.group)
             batch, found = self._rewarded(many, responses, ids)

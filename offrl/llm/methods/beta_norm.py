@@ -53,8 +53,7 @@ def fitted(rates: Tensor) -> tuple[Tensor, Tensor]:
     mean = rates.mean()
     variance = rates.var() if len(rates) > 1 else torch.zeros_like(mean)
     spread = variance > 1e-8
-    k = mean * (1.0 - mean) / variance.where(spread, 1.0) - 1.0
-    k = k.where(spread, 0.0)
+    k = mean * (1.0 - mean) / variance.where(spread, 1.0) - 1.0  # below 0 without a spread: both become 1
     return (1.0 + k * mean / 3.0).clamp(min=1.0), (1.0 + k * (1.0 - mean) / 3.0).clamp(min=1.0)
 
 

@@ -82,7 +82,7 @@ class FDPG(Companion):
         assert batch.ref_log_probs is not None
         log_a = sequence_sum(batch.ref_log_probs, batch.mask)
         if self.settings.target == "exponential":
-            return log_a + batch.rewards / self.settings.beta
+            return torch.add(log_a, batch.rewards, alpha=1.0 / self.settings.beta)
         if bool((batch.rewards < 0).any()):
             raise ConfigError(
                 f"fdpg: the pointwise target needs rewards >= 0, got {float(batch.rewards.min()):g}"

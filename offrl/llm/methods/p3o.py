@@ -69,8 +69,8 @@ def pairs(
     values = torch.minimum(free * gaps, held * gaps)
     groups = Groups(group_ids)
     together = (groups.index[:, None] == groups.index).fill_diagonal_(False)
-    total = groups.sum(values.where(together, 0.0).sum(dim=1))
-    return -total / (groups.size * (groups.size - 1)).clamp(min=1)
+    total: Tensor = groups.sum(values.where(together, 0.0).sum(dim=1))
+    return total.neg().div((groups.size * (groups.size - 1)).clamp(min=1))
 
 
 def estimator(settings: P3OConfig, length: int) -> GroupEstimator:

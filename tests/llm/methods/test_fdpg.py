@@ -40,6 +40,9 @@ def test_normalizers_approach_those_of_an_enumeration():
         for prompt, value in zip(batch.prompt_ids.tolist(), log_w.tolist(), strict=True):
             weights.setdefault(prompt, []).append(math.exp(value - float(want[prompt])))
     assert set(made.companion.sums) == set(weights)
+    rows = [made.companion.sums[i] for i in batch.prompt_ids.tolist()]
+    means = torch.tensor([total - math.log(number) for total, number in rows], dtype=torch.float64)
+    torch.testing.assert_close(made.companion.log_z(batch).double(), means)
     for prompt, (total, number) in made.companion.sums.items():
         values = torch.tensor(weights[prompt]).double()
         assert number == len(values)

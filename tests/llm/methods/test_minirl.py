@@ -156,6 +156,20 @@ def test_a_models_own_experts_change_nothing_and_others_do(active):
     torch.testing.assert_close(after, plain, atol=1e-6, rtol=0)
 
 
+def test_forced_experts_weigh_what_the_router_thinks_of_them():
+    policy, _ = mixture(active=2)
+    router, g = routers(policy)[0], torch.Generator().manual_seed(0)
+    states = torch.randn(5, 32, generator=g)
+    experts = torch.tensor([[0, 1], [2, 0], [3, 1], [1, 3], [2, 3]])
+    with forced(policy, [experts[:, None].expand(5, 2, 2)]):
+        logits, weights, used = router(states)
+    p = (states @ router.weight.T).softmax(dim=-1)
+    want = torch.stack([p[i, row] / p[i, row].sum() for i, row in enumerate(experts)])
+    assert torch.equal(used, experts)
+    torch.testing.assert_close(weights, want)
+    torch.testing.assert_close(logits, states @ router.weight.T)
+
+
 def test_forced_routers_keep_their_gradient():
     policy, task = mixture(active=2)
     log_probs = reading(policy, task)
@@ -194,10 +208,12 @@ def learner(replay, **options):
     return build("minirl", METHOD.config(replay=replay, entropy=0.05), LLMOptions(**given))
 
 
-def test_r2_leaves_the_first_update_alone_and_changes_later_ones():
+@pytest.mark.parametrize("task", ["t1", "t2"])
+def test_r2_leaves_the_first_update_alone_and_changes_later_ones(task):
+    """Prompts of one length, and padded ones."""
     weights = {}
     for replay in ("none", "R2"):
-        made = learner(replay, reuse=2, lr=0.3)
+        made = learner(replay, reuse=2, lr=0.3, task=task)
         batch = made._prepared(made._collect()[0])
         batch = batch.replace(advantages=torch.linspace(-1, 1, 16))
         now = made.companion.log_probs(batch)
@@ -225,6 +241,20 @@ def test_r3_takes_the_experts_of_the_rounded_sampler():
     assert not torch.equal(own[0], passes[0])
     free = batch.replace(routes=None, prompt_routes=None)
     assert (made.companion.log_probs(batch) - made.companion.log_probs(free)).abs().max() > 1e-6
+
+
+def test_the_first_model_keeps_its_own_experts():
+    made = build(
+        "minirl",
+        METHOD.config(replay="R3", kl=0.1),
+        LLMOptions(model="tiny:moe", prompts=4, group=4, reuse=2),
+    )
+    batch = made._collect()[0]
+    swapped = batch.replace(routes=(batch.routes + 1) % 4, prompt_routes=(batch.prompt_routes + 1) % 4)
+    of_first = [made._scores(x, made.reference)[0] for x in (batch, swapped)]
+    torch.testing.assert_close(of_first[0], of_first[1])
+    of_policy = [made._scores(x, made.policy)[0] for x in (batch, swapped)]
+    assert (of_policy[0] - of_policy[1]).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("replay", ["R2", "R3"])
