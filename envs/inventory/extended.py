@@ -86,7 +86,11 @@ class ExtendedSimulator(Simulator):
     def step(self, state: State, action: Tensor, demand: Tensor) -> tuple[State, Tensor]:  # type: ignore[override]
         """As :meth:`Simulator.step`; ``action`` are orders, which are filled as far as possible."""
         wanted = action.clamp(min=0) + state.owed
-        return self.carried(state, wanted, self.project(state.stock, wanted), demand)
+        return self.carried(state, wanted, self.filled(state.stock, wanted, 0), demand)
+
+    def filled(self, stock: Tensor, wanted: Tensor, period: int) -> Tensor:
+        """The orders (B, E) that are carried out in a period, of those wanted."""
+        return self.project(stock, wanted)
 
     def carried(
         self, state: State, wanted: Tensor, sent: Tensor, demand: Tensor, shares: Tensor | None = None

@@ -263,9 +263,12 @@ class Simulator:
     def delivered(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """The stock (B, N, K) with what comes at once, by lanes of lead time 0, and the orders that come later."""
         assert self._now is not None
-        at_once = action * self._now
-        first = state[..., :1] + self.received(at_once).sum(-1, keepdim=True)
-        return torch.cat([first, state[..., 1:]], -1), action - at_once
+        first = state[..., :1] + self.at_once(action).unsqueeze(-1)
+        return torch.cat([first, state[..., 1:]], -1), action * (1 - self._now)
+
+    def at_once(self, action: Tensor) -> Tensor:
+        """(B, N) what lanes of lead time 0 bring before the demand of the same period."""
+        return self.received(action if self._now is None else action * self._now).sum(-1)
 
     def _cost(self, on_hand: Tensor, left: Tensor, over: Tensor, action: Tensor) -> Tensor:
         p = self.parameters

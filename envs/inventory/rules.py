@@ -102,7 +102,7 @@ class RuledSimulator(ExtendedSimulator):
         days = [days[period % len(days)] for days in self._days]
         return torch.tensor(days, dtype=self.dtype, device=self.device)
 
-    def lawful(self, stock: Tensor, wanted: Tensor, period: int) -> Tensor:
+    def filled(self, stock: Tensor, wanted: Tensor, period: int) -> Tensor:
         """Orders (B, E) that keep every rule, from wishes."""
         asked = self._sized(wanted.clamp(min=0) * self.open(period), down=False)
         shared = self._affordable(self.project(stock, asked))
@@ -137,7 +137,7 @@ class RuledSimulator(ExtendedSimulator):
         """As :meth:`Simulator.step`; ``action`` are wishes."""
         inner, period = state
         wanted = action.clamp(min=0) + inner.owed
-        sent = self.lawful(inner.stock, wanted, period)
+        sent = self.filled(inner.stock, wanted, period)
         after, cost = self.carried(inner, wanted, sent, demand, self._arrival(period, len(sent)))
         if bool((self._fixed != 0).any()):
             cost = cost + self.received(self._fixed * (sent.detach() > 0)).sum(-1)

@@ -23,7 +23,7 @@ offrl.estimators).
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -33,7 +33,9 @@ from torch.utils.checkpoint import checkpoint
 from offrl.envs.inventory import stochastic
 from offrl.envs.inventory.network import Simulator
 from offrl.envs.inventory.policies import POLICIES, DemandFacts, InventoryPolicy, make_policy
+from offrl.envs.inventory.rules import advice
 from offrl.envs.inventory.scenarios import Scenarios
+from offrl.envs.inventory.spec import Network
 from offrl.errors import ConfigError
 from offrl.estimators.advantages import gae, next_values
 from offrl.estimators.compose import Estimator, compose
@@ -43,7 +45,7 @@ from offrl.nn.trainable import Trainable
 from offrl.training.ranks import ALONE, Ranks
 from offrl.training.seeding import normal, streams
 
-EstimatorName = Literal["pathwise", "score", "score_rtg", "score_batch", "rloo", "a2c", "ppo"]
+EstimatorName = Literal["auto", "pathwise", "score", "score_rtg", "score_batch", "rloo", "a2c", "ppo"]
 
 PUBLISHED: dict[
     str, tuple[float, float]
@@ -91,8 +93,9 @@ class HDPOConfig:
     """Demand paths per update; 0: as the setting says."""
     patience: int = 2000
     """Updates without a better development cost after which training stops; 0: never."""
-    estimator: EstimatorName = "pathwise"
-    """pathwise is HDPO; the others estimate the same gradient from sampled orders."""
+    estimator: EstimatorName = "auto"
+    """pathwise is HDPO; the others estimate the same gradient from sampled orders. auto: pathwise, but for networks
+    whose cost jumps in the orders (fixed costs, least orders): rloo."""
     truncation: int = 0
     """Cut the gradient's way through the state every so many periods; 0: never. Biased."""
     chunk: int = 0
@@ -149,6 +152,13 @@ class HDPOConfig:
         """The bound of the gradient's norm; 0: none."""
         published = PUBLISHED.get(self.policy, (1e-3, 0.0))[1]
         return published if self.max_grad_norm is None else self.max_grad_norm
+
+
+def resolved(config: HDPOConfig, network: Network) -> HDPOConfig:
+    """The config with the estimator that ``auto`` means on a network."""
+    if config.estimator != "auto":
+        return config
+    return replace(config, estimator=advice(network)[0])  # type: ignore[arg-type]
 
 
 def estimators(config: HDPOConfig) -> Estimator:
@@ -304,6 +314,7 @@ class HDPO:
         self, train: Scenarios, facts: DemandFacts, config: HDPOConfig, seeds: Sequence[int], steps: int = 1,
         ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
+        config = resolved(config, train.network)
         if ranks.size > 1 and config.estimator != "pathwise":
             raise ConfigError(f"several processes share pathwise gradients only, not {config.estimator}")
         self.train, self.config, self.steps, self.updates, self.ranks = train, config, steps, 0, ranks
@@ -499,7 +510,7 @@ def gradient_spread(
     Returns:
         (P,) over all parameters in order, and a scalar.
     """
-    n = len(scenarios)
+    n, config = len(scenarios), resolved(config, scenarios.network)
     own = stochastic.per_scenario(policy, n)
     params = [p for p in own.parameters() if p.requires_grad]
     if config.estimator == "pathwise":

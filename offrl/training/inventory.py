@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offrl.algos.hdpo import HDPO, HDPOConfig, Permutations
+from offrl.algos.hdpo import HDPO, HDPOConfig, Permutations, resolved
 from offrl.envs.inventory.demand import Recorded
 from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy, rounded, save_policy
 from offrl.envs.inventory.protocol import AnySetting, SalesSetting
+from offrl.envs.inventory.rules import advice
 from offrl.envs.inventory.scenarios import Policy, Scenarios, evaluate
 from offrl.envs.inventory.settings import SETTINGS, load_setting
 from offrl.errors import CheckpointError, ConfigError, Stopped
@@ -171,7 +172,18 @@ def start(
             f"run director{'y' if len(runs) == 1 else 'ies'} {', '.join(str(run.path) for run in runs)}"
             + (f", {ranks.size} processes" if ranks.size > 1 else "")
         )
+        if setting.network.ruled:
+            reporter.note(_gradients(config, setting))
         return _go(runs, learner, source, dev, setting, options, reporter, restore=None)
+
+
+def _gradients(config: HDPOConfig, setting: AnySetting) -> str:
+    """Which estimator trains on ordering rules, and why."""
+    used, (best, why) = resolved(config, setting.network).estimator, advice(setting.network)
+    note = (
+        f"estimator {used}: {why}" if used == best else f"estimator {used}, as told; {best} is advised: {why}"
+    )
+    return note
 
 
 def resume(directory: Path, reporter: Reporter | None = None) -> list[InventoryResult]:
