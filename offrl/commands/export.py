@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -18,8 +19,9 @@ class ExportOptions:
 
     source: tyro.conf.Positional[str]
     """What to export: run:DIR or DIR (a run or policy folder), sb3:FILE.zip."""
-    format: Format
-    """onnx: FILE.onnx; torch: FILE.pt2, for torch.export.load; sb3: FILE.zip, for TD3.load or SAC.load."""
+    format: Format | Literal["huggingface"]
+    """onnx: FILE.onnx; torch: FILE.pt2, for torch.export.load; sb3: FILE.zip, for TD3.load or SAC.load; huggingface: a
+    new folder, of a language model's run, with its adapter merged into the base model."""
     out: Path
     """File to write; replaced if it exists."""
     env: str | None = None
@@ -29,6 +31,12 @@ class ExportOptions:
 def main(argv: list[str]) -> int:
     """``offrl export ...``."""
     options = parse(ExportOptions, "offrl export", argv)
+    if options.format == "huggingface":
+        from offrl.llm.pretrained import export
+
+        export(Path(options.source.removeprefix("run:")), options.out)
+        print(f"written to {options.out}: a Hugging Face folder")
+        return 0
     result = export_policy(options.source, options.out, options.format, env=options.env)
     print(describe(result), flush=True)
     return 0

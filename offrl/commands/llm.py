@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,16 @@ SUBCOMMANDS = {
     "eval": "accuracy and pass@k of a run, the model it began with beside it",
     "list": "the methods with their parts, and the tasks",
 }
+DATA = (
+    "task",
+    "dataset",
+    "prompt_key",
+    "answer_key",
+    "chat_template",
+    "max_prompt",
+    "max_response",
+    "reward",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +45,9 @@ class Output:
 
     @property
     def mode(self) -> str:
-        """The reporter's mode."""
+        """The reporter's mode; of several processes the first speaks."""
+        if os.environ.get("RANK", "0") != "0":
+            return "quiet"
         return "quiet" if self.quiet else "json" if self.json else "text"
 
 
@@ -52,6 +65,20 @@ class EvalOptions:
     """Of sampling, if other than the run's."""
     task: str | None = None
     """A task, if other than the run's."""
+    dataset: str | None = None
+    """Prompts of a file, if others than the run's held-out or own ones: FILE.jsonl, FILE.parquet, hf:ID[:SPLIT]."""
+    prompt_key: str | None = None
+    """Column of the prompts, if other than the run's."""
+    answer_key: str | None = None
+    """Column of the answers, if other than the run's."""
+    chat_template: str | None = None
+    """auto, none or a file, if other than the run's."""
+    max_prompt: int | None = None
+    """Longer prompts are left out, in tokens; if other than the run's."""
+    max_response: int | None = None
+    """Tokens of the longest response, if other than the run's."""
+    reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What is right, if other than in the run: integer, regex:PATTERN, math, python, FILE.py:FUNCTION."""
     base: bool = True
     """Also the model that the run began with."""
     json: bool = False
@@ -153,6 +180,7 @@ def resume(directories: list[Path], mode: str, allow_inexact: bool) -> None:
     from offrl.training.progress import Reporter
     from offrl.training.run_dir import RunDir
 
+    mode = mode if os.environ.get("RANK", "0") == "0" else "quiet"
     for directory in directories:
         reporter = Reporter(mode, RunDir(directory).config["steps"])
         summarize(go_on(directory, reporter, allow_inexact=allow_inexact), mode)
@@ -177,28 +205,40 @@ def evaluate(argv: list[str]) -> int:
     o = arguments.parse(EvalOptions, "offrl llm eval", argv)
     from offrl.llm.evaluate import evaluate as sampled
     from offrl.llm.models import load_model
-    from offrl.llm.tasks import load_task
+    from offrl.llm.tasks import task_for
     from offrl.training.run_dir import RunDir
 
     config = RunDir(o.run).config
     if "llm" not in config:
         raise ConfigError(f"{o.run} is a run of {config['algorithm']}: use offrl eval")
-    task = load_task(o.task or config["llm"]["task"])
-    temperature = o.temperature or config["llm"]["temperature"]
+    options = asked(o, config["llm"])
+    task = task_for(options)
+    task = getattr(task, "held_out", None) or task
+    temperature = o.temperature or options.temperature
     models = {"trained": str(o.run)} | ({"base": config["llm"]["model"]} if o.base else {})
     for label, model in models.items():
         policy = load_model(model, task, config["seed"])
         found = sampled(
-            policy,
-            task,
-            prompts=o.prompts,
-            samples=o.k,
-            seed=config["seed"],
-            name="eval",
-            temperature=temperature,
-        )
+            policy, task, prompts=o.prompts, samples=o.k, seed=config["seed"], name="eval", temperature=temperature
+        )  # fmt: skip
         report(label, found, o.k, o.json)
     return 0
+
+
+def asked(o: EvalOptions, recorded: dict[str, Any]) -> Any:
+    """The run's options with those of the evaluation."""
+    from offrl.llm.options import LLMOptions
+    from offrl.training.options import settings_from_json
+
+    given = {name: value for name in DATA if (value := getattr(o, name)) not in (None, ())}
+    if o.dataset or o.task:  # not those that the run held out
+        given["eval_dataset"] = ""
+    if o.task:
+        given["dataset"] = ""
+    options = settings_from_json(LLMOptions, recorded | {"model": str(o.run)} | given)
+    if not options.dataset and options.task != "arithmetic" and not o.reward:
+        options = dataclasses.replace(options, reward=())
+    return options
 
 
 def report(label: str, found: Any, k: int, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from offrl.errors import ConfigError
 from offrl.evaluation.aggregate import bootstrap_mean
 from offrl.evaluation.beyond import bandit_section, diagnostics_section
 from offrl.evaluation.charts import NOTE, Interval, curves_file, interval_chart, learning_curves, metric_chart
+from offrl.evaluation.completions import completions_section
 from offrl.evaluation.foreign import ForeignRun
 from offrl.evaluation.foreign_table import group_foreign
 from offrl.evaluation.groups import BOOTSTRAP_SEED, Curve, Group, Task, group_runs
@@ -87,6 +88,7 @@ def render_report(
         tag("header", tag("h1", escape(title)), tag("p", f"{counts}. Written by offrl {__version__}.")),
         section("Results", results(tasks, last_k, group_foreign(foreign)) + across(tasks)),
         section("Learning curves", "".join(_curves(task, i) for i, task in enumerate(tasks))),
+        section("Completions", completions_section(tasks)),
         section("Final policies", "".join(map(_final, tasks))),
         section("Beyond return", diagnostics_section(tasks)),
         section("Choosing by online episodes", bandit_section(tasks)),

@@ -11,8 +11,8 @@ from offrl.llm.generate import sample
 from offrl.llm.tasks.task import Task
 from offrl.training.seeding import stream
 
-ROWS = 2048
-"""Responses that are sampled at once."""
+ROWS, FEW_ROWS, LARGE = 2048, 128, 10_000_000
+"""Responses that are sampled at once, those of a model of many parameters, and how many are many."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,19 @@ def evaluate(
     Args:
         policy: the model.
         task: prompts and rewards.
-        prompts: how many.
+        prompts: how many; all of a data set that has fewer.
         samples: responses to each.
         seed: of the run.
         name: of the sampling stream, such as the step.
         temperature: of sampling.
     """
     device = policy.bias.device
+    prompts = min(prompts, getattr(task, "size", prompts))
+    at_once = FEW_ROWS if sum(p.numel() for p in policy.parameters()) > LARGE else ROWS
     drawn = task.prompts(prompts, stream(seed, "evaluation prompts")).to(device)
     generator = stream(seed, f"evaluation {name}", device)
     success, rewards, lengths, greedy = [], [], [], []
-    for rows in torch.arange(prompts).split(max(ROWS // samples, 1)):
+    for rows in torch.arange(prompts).split(max(at_once // samples, 1)):
         part = drawn.rows(rows.to(device))
         best = sample(policy, part, temperature=0.0)
         greedy.append(task.success(part, best))

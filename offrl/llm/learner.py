@@ -18,7 +18,16 @@ from offrl.llm.engine import Engine
 from offrl.llm.generate import sample
 from offrl.llm.method import Companion, LossSettings, Method, TextRollouts
 from offrl.llm.options import LLMOptions
-from offrl.llm.rollouts import component_names, demonstrated, first_groups, group_shares, joined, rollouts
+from offrl.llm.parallel import Ranks
+from offrl.llm.rollouts import (
+    component_names,
+    demonstrated,
+    first_groups,
+    group_shares,
+    joined,
+    moved,
+    rollouts,
+)
 from offrl.llm.score import Scores, score
 from offrl.llm.tasks.task import Task
 from offrl.training.seeding import stream
@@ -56,16 +65,29 @@ class Learner:
         task: prompts and rewards.
         policy: the model, trained in place.
         options: how to sample and update.
+        ranks: the processes that train together.
     """
 
     def __init__(
-        self, method: Method, settings: LossSettings, task: Task, policy: Any, options: LLMOptions
+        self,
+        method: Method,
+        settings: LossSettings,
+        task: Task,
+        policy: Any,
+        options: LLMOptions,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
+        if options.prompts % self.ranks.size:
+            raise ConfigError(
+                f"{self.ranks.size} processes cannot share out {options.prompts} prompts evenly"
+            )
         self.method, self.settings, self.task, self.policy = method, settings, task, policy
         self.options = options
         self.estimator = method.estimator(settings, task.max_response)
         self.device = policy.bias.device
-        self.reference = copy.deepcopy(policy) if settings.kl != 0.0 or method.reference else None
+        frozen = {id(p): p for p in policy.parameters() if not p.requires_grad}  # shared, not copied
+        self.reference = copy.deepcopy(policy, frozen) if settings.kl != 0.0 or method.reference else None
         self.engine = Engine(policy, options.delay, options.engine)
         if method.answers and not hasattr(task, "final_answers"):
             raise ConfigError(f"task {task.name} does not say what the final answer of a response is")
@@ -77,9 +99,9 @@ class Learner:
             nn.init.zeros_(self.critic.bias)
             self.parameters += list(self.critic.parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=options.lr, weight_decay=0.0)
-        self.streams = {
-            name: stream(options.seed, name, self.device if name == "sampling" else "cpu") for name in STREAMS
-        }
+        self.streams = {name: stream(options.seed, name) for name in STREAMS}
+        own = f"sampling {self.ranks.rank}" if self.ranks.rank else "sampling"
+        self.streams["sampling"] = stream(options.seed, own, self.device)
         self.steps, self.updates, self.rollouts, self.tokens = 0, 0, 0, 0
         self.companion = (method.companion or Companion)(settings, self)
         self.shown = Shown([], [], [])
@@ -150,9 +172,11 @@ class Learner:
         if method.data != "rollouts":
             noise = getattr(self.settings, "noise", 0.0)
             tokens = task.demonstrations(prompts, self.streams["demonstrations"], noise)
-            demonstrations = demonstrated(tokens.to(self.device))
-        prompts = prompts.to(self.device)
-        groups = number * o.prompts + torch.arange(o.prompts, device=self.device)
+            tokens = tokens[self.ranks.share(o.prompts)].to(self.device)
+            demonstrations = demonstrated(tokens, task.vocabulary.pad)
+        share = self.ranks.share(o.prompts)
+        prompts = prompts.rows(share).to(self.device)
+        groups = number * o.prompts + torch.arange(o.prompts, device=self.device)[share]
         parts: list[TextRollouts] = []
         found: dict[str, Tensor] = {}
         if method.data != "demonstrations":
@@ -169,15 +193,17 @@ class Learner:
                 best = sample(self.policy, prompts, temperature=0.0)
                 baseline = torch.stack([*task.rewards(prompts, best).values()]).sum(dim=0)
                 batch = batch.replace(baseline_rewards=baseline.repeat_interleave(o.group))
-                self.rollouts += len(prompts)
-                self.tokens += int(best.mask.sum())
-            self.rollouts += len(many)
+                self.rollouts += self.ranks.total(len(prompts))
+                self.tokens += self.ranks.total(int(best.mask.sum()))
+            self.rollouts += self.ranks.total(len(many))
             parts.append(batch)
         if demonstrations is not None:
             batch, of_demonstrations = self._rewarded(prompts, demonstrations, groups, demo=True)
             found = found or of_demonstrations
             parts.append(batch)
-        return joined(parts, self.policy.pad), found
+        found = {name: value / self.ranks.size for name, value in self.ranks.add(found).items()}
+        everyones = self.ranks.gathered(joined(parts, self.policy.pad))
+        return joined([moved(part, self.device) for part in everyones], self.policy.pad), found
 
     def _rewarded(
         self, prompts: Any, responses: Any, ids: Tensor, *, demo: bool = False
@@ -192,7 +218,7 @@ class Learner:
         metrics |= {f"reward_{name}": value.float().mean() for name, value in components.items()}
         if self.method.shaped is not None:
             outcome = self.method.shaped(self.settings, outcome, responses, prompts.limits)
-        self.tokens += int(responses.mask.sum())
+        self.tokens += self.ranks.total(int(responses.mask.sum()))
         batch = rollouts(prompts, responses, outcome, ids, each, demo=demo)
         batch = batch.replace(cut=self._cut(batch) & ~batch.demo)
         if self.method.answers:
@@ -200,8 +226,8 @@ class Learner:
         text = self.task.vocabulary.text
         some = range(0, len(prompts), max(len(prompts) // 4, 1))
         self.shown = Shown(
-            [text(prompts.tokens[i]) for i in some],
-            [text(responses.tokens[i]) for i in some],
+            [text(prompts.tokens[i][prompts.mask[i]]) for i in some],
+            [text(responses.tokens[i][responses.mask[i]]) for i in some],
             [float(outcome[i]) for i in some],
         )
         return batch, metrics
@@ -253,11 +279,18 @@ class Learner:
     @torch.no_grad()
     def _scores(self, batch: TextRollouts, policy: Any) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities and values of all rows, in micro-batches."""
-        found = [self._score(batch.rows(rows), policy) for rows in self._parts(batch)]
-        log_probs = torch.cat([scores.log_probs for scores in found])
+        found, parts, size = [], self._parts(batch), self.ranks.size
+        for rows in parts[self.ranks.rank :: size]:
+            scores = self._score(batch.rows(rows), policy)
+            found.append(
+                (scores.log_probs, None if self.critic is None else self.critic(scores.hidden)[..., 0])
+            )
+        everyones = self.ranks.gathered(found)
+        whole = [everyones[i % size][i // size] for i in range(len(parts))]
+        log_probs = torch.cat([part[0].to(self.device) for part in whole])
         if self.critic is None:
             return log_probs, None
-        return log_probs, torch.cat([self.critic(s.hidden)[..., 0] for s in found])
+        return log_probs, torch.cat([part[1].to(self.device) for part in whole])
 
     @torch.no_grad()
     def scored(self, batch: TextRollouts, *, entropy: bool = False) -> Iterator[tuple[Tensor, Scores]]:
@@ -288,10 +321,11 @@ class Learner:
         return [torch.isin(ids, part).nonzero()[:, 0] for part in parts if len(part)]
 
     def _parts(self, batch: TextRollouts) -> tuple[Tensor, ...]:
-        micro, size = self.options.micro_batch, len(batch.tokens)
-        if self.method.coupled and micro:
+        size = len(batch.tokens)
+        micro = self.options.micro_batch or -(-size // self.ranks.size)
+        if self.method.coupled and micro < size:
             return tuple(whole_groups(batch.group_ids, micro))
-        return torch.split(torch.arange(size, device=self.device), micro or size)
+        return torch.split(torch.arange(size, device=self.device), micro)
 
     def _update(self, batch: TextRollouts) -> dict[str, Tensor]:
         """One update from a minibatch, its gradient summed over micro-batches under global counts."""
@@ -303,11 +337,13 @@ class Learner:
         pieces = self.companion.pieces(batch)
         for piece in (batch.rows(rows) for rows in pieces):
             self.optimizer.zero_grad()
-            for rows in self._parts(piece):
+            for rows in self._parts(piece)[self.ranks.rank :: self.ranks.size]:
                 found = self.accumulate(piece.rows(rows), counts)
                 sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+            self.ranks.add_gradients(self.parameters)
             if len(pieces) > 1:
                 gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters])
+        sums = self.ranks.add(sums)
         for parameter, *parts in zip(self.parameters, *gradients, strict=True) if gradients else ():
             parameter.grad = torch.stack(parts).sum(dim=0)
         factor, rates = self.companion.rate(gradients)
@@ -350,28 +386,46 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
         return {
-            "policy": self.policy.state_dict(),
+            "policy": trained(self.policy),
             "critic": None if self.critic is None else self.critic.state_dict(),
-            "reference": None if self.reference is None else self.reference.state_dict(),
+            "reference": None if self.reference is None else trained(self.reference),
             "optimizer": self.optimizer.state_dict(),
             "engine": self.engine.state_dict(),
             "streams": {name: g.get_state() for name, g in self.streams.items()},
+            "sampling": self.ranks.gathered(self.streams["sampling"].get_state()),
             "companion": self.companion.state_dict(),
             "counters": [self.steps, self.updates, self.rollouts, self.tokens],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
-        self.policy.load_state_dict(state["policy"])
+        _restore(self.policy, state["policy"])
         for name in ("critic", "reference"):
             module = getattr(self, name)
             if (module is None) != (state[name] is None):
                 raise ConfigError(f"the saved state has {'no ' if module else 'a '}{name}")
             if module is not None:
-                module.load_state_dict(state[name])
+                _restore(module, state[name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.engine.load_state_dict(state["engine"])
         for name, saved in state["streams"].items():
             self.streams[name].set_state(saved.cpu())
+        if len(state["sampling"]) != self.ranks.size:
+            raise ConfigError(
+                f"{len(state['sampling'])} processes trained it, now there are {self.ranks.size}"
+            )
+        self.streams["sampling"].set_state(state["sampling"][self.ranks.rank].cpu())
         self.companion.load_state_dict(state["companion"])
         self.steps, self.updates, self.rollouts, self.tokens = state["counters"]
+
+
+def trained(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module without its frozen parameters."""
+    names = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in names}
+
+
+def _restore(module: nn.Module, state: dict[str, Tensor]) -> None:
+    if state.keys() != trained(module).keys():
+        raise ConfigError("the saved state is that of another model")
+    module.load_state_dict(state, strict=False)

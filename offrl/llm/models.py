@@ -1,18 +1,23 @@
 """Policies: causal language models of transformers, tiny ones from random weights among them, and a table.
 
+Others come by folder, GGUF file or ``hf:ID`` (``offrl.llm.pretrained``), any architecture whose logits are one product
+of its last states: each is compared with its own plain forward pass when it is loaded.
+
 ``tiny:dense``   2 layers of width 64        ``tiny:medium``  4 layers of width 128
 ``tiny:moe``     dense with 4 experts, 2 active             ``tiny:table``   one row of logits a prefix (task t3)
 """
 
 import inspect
-import json
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from offrl.errors import ConfigError, MissingExtraError
+from offrl.errors import ConfigError
+from offrl.llm.lora import add_adapter
+from offrl.llm.pretrained import folder_of, load_causal, require_transformers
+from offrl.llm.tasks.prompts import PromptTask
 from offrl.llm.tasks.string_target import LENGTH, SYMBOLS, StringTarget
 from offrl.llm.tasks.task import Task
 from offrl.llm.text import BOS, EOS, PAD
@@ -29,13 +34,17 @@ FORBIDDEN = -1e9
 class LanguageModel(Protocol):
     """What sampling and scoring need of a model."""
 
-    head: Tensor
-    """(V, H)."""
-    bias: Tensor
-    """(V,) added to the logits: ``FORBIDDEN`` at what may not be sampled."""
     pad: int
     ends: Tensor
     """Ids that end a response."""
+
+    @property
+    def head(self) -> Tensor:
+        """(V, H)."""
+
+    @property
+    def bias(self) -> Tensor:
+        """(V,) added to the logits: ``FORBIDDEN`` at what may not be sampled."""
 
     def hidden(self, prompt_tokens: Tensor, prompt_mask: Tensor, tokens: Tensor, owners: Tensor) -> Tensor:
         """The states that predict each token of the responses, with gradients.
@@ -62,27 +71,27 @@ class Transformer(nn.Module):
 
     Args:
         model: for instance a Qwen2ForCausalLM.
-        allowed: (V,) bool, what may be sampled; None: everything.
+        allowed: bool, what may be sampled; ids beyond its end may not.
         pad: padding id.
         ends: ids that end a response.
     """
 
-    bias: Tensor
+    forbidden: Tensor
     ends: Tensor
 
-    def __init__(self, model: Any, allowed: Tensor | None, pad: int, ends: list[int]) -> None:
+    def __init__(self, model: Any, allowed: Tensor, pad: int, ends: list[int]) -> None:
         super().__init__()
         self.model, self.pad = model, pad
-        self.decoder_takes_cache = "cache" in inspect.signature(model.get_decoder().forward).parameters
-        output = model.get_output_embeddings()
-        if getattr(output, "bias", None) is not None or getattr(
-            model.config, "final_logit_softcapping", None
-        ):
-            raise ConfigError(f"{type(model).__name__} does more than one product after its last layer")
-        bias = torch.zeros(len(output.weight), dtype=torch.float32)
-        if allowed is not None:
-            bias[: len(allowed)].masked_fill_(~allowed, FORBIDDEN)
-        self.register_buffer("bias", bias, persistent=False)
+        self.adapters: tuple[
+            Any, ...
+        ] = ()  # peft's view of the same model, in a tuple so that it is no second module
+        taken = inspect.signature(model.get_decoder().forward).parameters
+        self.cache_name = "cache" if "cache" in taken else "past_key_values"
+        self.takes_positions = "position_ids" in taken
+        size = len(model.get_output_embeddings().weight)
+        forbidden = torch.full((size,), FORBIDDEN)
+        forbidden[: len(allowed)].masked_fill_(allowed[:size], 0.0)
+        self.register_buffer("forbidden", forbidden, persistent=False)
         self.register_buffer("ends", torch.tensor(ends), persistent=False)
         self.eval()
 
@@ -91,6 +100,12 @@ class Transformer(nn.Module):
         """(V, H)."""
         weight: Tensor = self.model.get_output_embeddings().weight
         return weight
+
+    @property
+    def bias(self) -> Tensor:
+        """(V,), the model's own included."""
+        own = getattr(self.model.get_output_embeddings(), "bias", None)
+        return self.forbidden if own is None else self.forbidden + own
 
     def hidden(self, prompt_tokens: Tensor, prompt_mask: Tensor, tokens: Tensor, owners: Tensor) -> Tensor:
         """Each prompt is read once for all of its responses; see ``LanguageModel``."""
@@ -127,19 +142,24 @@ class Transformer(nn.Module):
         """Last hidden states; ``seen`` is False at padding on the left, the only one that attention could see."""
         new = ids.shape[1]
         options: dict[str, Any] = {"use_cache": True}
-        options["cache" if self.decoder_takes_cache else "past_key_values"] = cache
+        options[self.cache_name] = cache
         if bool(seen.all()):
             first = seen.shape[1] - new
-            options["position_ids"] = torch.arange(first, first + new, device=ids.device)[None]
+            positions = torch.arange(first, first + new, device=ids.device)[None]
         else:
             options["attention_mask"] = seen.long()
-            options["position_ids"] = (seen.long().cumsum(dim=1) - 1).clamp(min=0)[:, -new:]
+            positions = (seen.long().cumsum(dim=1) - 1).clamp(min=0)[:, -new:]
+        if self.takes_positions:
+            options["position_ids"] = positions
         states: Tensor = self.model.get_decoder()(input_ids=ids, **options).last_hidden_state
         return states
 
     def save(self, directory: Path, task: Task) -> None:
-        """A Hugging Face directory with model, generation settings and tokenizer."""
-        self.model.save_pretrained(directory)
+        """A Hugging Face directory: the model, or the adapter alone, and the tokenizer."""
+        for adapter in self.adapters:
+            adapter.save_pretrained(directory, save_embedding_layers=False)  # "auto" would ask the network
+        if not self.adapters:
+            self.model.save_pretrained(directory)
         task.vocabulary.tokenizer().save_pretrained(directory)
 
 
@@ -190,34 +210,76 @@ class Table(nn.Module):
         save_file({"logits": self.logits.detach().contiguous()}, directory / "table.safetensors")
 
 
-def load_model(name: str, task: Task, seed: int) -> Transformer | Table:
-    """A preset with random weights of ``seed``, or the model of a run or of a Hugging Face directory.
+def load_model(name: str, task: Task, seed: int, lora_rank: int = 0) -> Transformer | Table:
+    """A preset with random weights of ``seed``, or a model from a run, a Hugging Face folder, a GGUF file or the hub.
+
+    Args:
+        name: of the model.
+        task: that it is for.
+        seed: of random weights.
+        lora_rank: of an adapter to train instead of the weights; 0: none.
 
     Raises:
         ConfigError: an unknown name, or a model that the task does not fit.
         MissingExtraError: without transformers.
     """
+    tabular = (folder_of(name) / "table.safetensors").is_file()
+    if lora_rank and (name.startswith("tiny:") or tabular):
+        raise ConfigError(f"{name} is too small for an adapter: leave --lora-rank out")
     if name.startswith("tiny:"):
         return _preset(name, task, seed)
-    path = Path(name)
-    path = path / "model" if (path / "model").is_dir() else path
-    if (path / "table.safetensors").is_file():
+    if tabular:
         from safetensors.torch import load_file
 
-        return Table(_string_target(task), load_file(path / "table.safetensors")["logits"])
-    if not (path / "config.json").is_file():
-        raise ConfigError(f"{name!r} is neither a folder with a model nor one of {', '.join(PRESETS)}")
-    size = json.loads((path / "config.json").read_text()).get("vocab_size")
-    if size != len(task.vocabulary):
-        raise ConfigError(
-            f"{name} has a vocabulary of {size}, task {task.name} of {len(task.vocabulary)}: "
-            "it was made for another task"
-        )
-    _require_transformers()
-    from transformers import AutoModelForCausalLM
+        return Table(_string_target(task), load_file(folder_of(name) / "table.safetensors")["logits"])
+    model, words = load_causal(name), task.vocabulary
+    size = len(model.get_input_embeddings().weight)
+    if isinstance(task, PromptTask):
+        if task.highest >= size:
+            raise ConfigError(
+                f"{name} knows {size} tokens, its tokenizer makes token {task.highest} of a prompt"
+            )
+        policy = Transformer(model, task.allowed, task.vocabulary.filler, task.vocabulary.ends)
+    else:
+        if size != len(words):
+            raise ConfigError(
+                f"{name} has a vocabulary of {size}, task {task.name} of {len(words)}: "
+                "it was made for another task"
+            )
+        policy = Transformer(model, task.allowed, PAD, [EOS])
+    _check(policy, name, task)
+    if lora_rank:
+        policy.adapters = (add_adapter(model, lora_rank, str(folder_of(name)), seed),)
+    return policy
 
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
-    return Transformer(model, task.allowed, PAD, [EOS])
+
+@torch.no_grad()
+def _check(policy: Transformer, name: str, task: Task) -> None:
+    """Whether states, padding and cache do what they must, on two short prompts of unequal length.
+
+    Raises:
+        ConfigError: they do not, or the model is too short.
+    """
+    room = getattr(policy.model.config, "max_position_embeddings", None)
+    if room is not None and room < task.max_prompt + task.max_response:
+        raise ConfigError(
+            f"{name} reads at most {room} tokens, but prompts of {task.max_prompt} and responses of "
+            f"{task.max_response} are asked for"
+        )
+    ids = torch.arange(5, device=policy.bias.device)[None] % len(policy.bias)
+    tokens = torch.cat([ids, ids.flip(1)])
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[1, :2] = False
+    _, state = policy.begin(tokens[:, :-1], mask[:, :-1], 1)
+    ours = policy.advance(state, tokens[:, -1]) @ policy.head.T + policy.bias
+    rows = (tokens[:1], tokens[1:, 2:])
+    theirs = torch.cat([policy.model(input_ids=row).logits[:, -1] for row in rows])
+    scale = max(1.0, float(theirs.abs().max()))
+    if float((ours - theirs)[:, policy.forbidden == 0].abs().max()) > 1e-3 * scale:
+        raise ConfigError(
+            f"{name} ({type(policy.model).__name__}) does more than one product after its last layer, or "
+            "does not know padding on the left: it cannot be trained here"
+        )
 
 
 def _preset(name: str, task: Task, seed: int) -> Transformer | Table:
@@ -225,7 +287,7 @@ def _preset(name: str, task: Task, seed: int) -> Transformer | Table:
         return Table(_string_target(task))
     if name not in PRESETS:
         raise ConfigError(f"unknown model {name!r}; there are {', '.join(PRESETS)}, or a folder")
-    _require_transformers()
+    require_transformers()
     from transformers import MixtralConfig, MixtralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     layers, width = (4, 128) if name == "tiny:medium" else (2, 64)
@@ -248,11 +310,3 @@ def _string_target(task: Task) -> StringTarget:
     if not isinstance(task, StringTarget):
         raise ConfigError(f"tiny:table holds strings of {LENGTH} symbols: it is for task t3, not {task.name}")
     return task
-
-
-def _require_transformers() -> None:
-    try:
-        from transformers.utils import logging
-    except ImportError:
-        raise MissingExtraError("transformers", "llm") from None
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -4,19 +4,51 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
+
 from offrl.errors import ConfigError
 from offrl.llm.method import Method
 from offrl.llm.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class LLMOptions:
-    """How to run, whatever the method."""
+class DataOptions:
+    """Which model on which prompts."""
 
     model: str = "tiny:dense"
-    """tiny:dense, tiny:medium, tiny:moe, tiny:table; or a folder: a run, or a Hugging Face model made by one."""
+    """tiny:dense, tiny:medium, tiny:moe, tiny:table; a folder (a run, or a Hugging Face model), FILE.gguf, or hf:ID."""
     task: str = "t1"
-    """What is learnt: t1, t2, t2-hard, t3, t5, t5-conditioned ('offrl llm list' says what they are)."""
+    """What is learnt: t1, t2, t2-hard, t3, t5, t5-conditioned, arithmetic ('offrl llm list' says what they are)."""
+    dataset: str = ""
+    """Prompts of one's own in place of a task: FILE.jsonl, FILE.parquet, hf:ID or hf:ID:SPLIT."""
+    eval_dataset: str = ""
+    """Held-out prompts for evaluations; default: those of training."""
+    prompt_key: str = "prompt"
+    """Column of the prompts: text, or messages with role and content. Dots go into dictionaries."""
+    answer_key: str = "answer"
+    """Column of the answers."""
+    chat_template: str = "auto"
+    """auto: the tokenizer's own if it has one; none: prompts as they are; or a file with a Jinja template."""
+    max_prompt: int = 512
+    """Longer prompts of a data set are left out, in tokens."""
+    max_response: int = 128
+    """Tokens of the longest response to prompts of a data set."""
+    reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """integer, regex:PATTERN, math, python or FILE.py:FUNCTION, then =WEIGHT; repeatable, the first says what is
+    right."""
+
+    @property
+    def task_name(self) -> str:
+        """Of the task or the data set."""
+        return Path(self.dataset.removeprefix("hf:").replace(":", "-")).stem if self.dataset else self.task
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLMOptions(DataOptions):
+    """How to run, whatever the method."""
+
+    lora_rank: int = 0
+    """Train an adapter of this rank beside the frozen weights of all linear layers; 0: train all weights."""
     steps: int = 500
     """Batches of rollouts; each is learnt from in reuse x minibatches updates."""
     seed: int = 0
@@ -65,13 +97,15 @@ class LLMOptions:
     def __post_init__(self) -> None:
         for name in (
             "steps", "prompts", "group", "minibatches", "reuse", "log_every", "eval_prompts", "eval_samples",
-            "checkpoint_every", "threads",
+            "checkpoint_every", "threads", "max_prompt", "max_response",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("seed", "micro_batch", "delay", "warmup", "eval_every"):
+        for name in ("seed", "micro_batch", "delay", "warmup", "eval_every", "lora_rank"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.eval_dataset and not self.dataset and self.task != "arithmetic":
+            raise ConfigError(f"task {self.task} has its own prompts: leave --eval-dataset out")
         for name in ("temperature", "lr", "max_grad_norm"):
             if not getattr(self, name) > 0.0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")

@@ -11,16 +11,16 @@ from offrl.llm.tasks.task import Task
 from offrl.llm.text import PAD, Prompts, Responses
 
 
-def demonstrated(tokens: Tensor) -> Responses:
+def demonstrated(tokens: Tensor, pad: int = PAD) -> Responses:
     """Responses of unknown origin: everything up to the padding was chosen."""
-    mask = tokens != PAD
-    return Responses(tokens, mask, torch.zeros(tokens.shape, device=tokens.device))
+    mask = tokens != pad
+    return Responses(tokens.clamp(min=0), mask, torch.zeros(tokens.shape, device=tokens.device))
 
 
 def component_names(task: Task) -> tuple[str, ...]:
     """Of a task's rewards, in the order of ``TextRollouts.components``."""
-    prompts = task.prompts(1, torch.Generator().manual_seed(0))
-    return tuple(task.rewards(prompts, demonstrated(torch.zeros(1, task.max_response, dtype=torch.int64))))
+    prompts = task.prompts(1, torch.Generator().manual_seed(0)).rows(slice(0))
+    return tuple(task.rewards(prompts, demonstrated(torch.zeros(0, task.max_response, dtype=torch.int64))))
 
 
 def rollouts(
@@ -63,6 +63,12 @@ def joined(parts: list[TextRollouts], pad: int = PAD) -> TextRollouts:
             values = [torch.nn.functional.pad(v, (0, width - v.shape[1]), value=fill) for v in values]
         fields[field.name] = torch.cat(values)
     return TextRollouts(**fields)
+
+
+def moved(batch: TextRollouts, device: torch.device) -> TextRollouts:
+    """The same on another device."""
+    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return batch.replace(**{name: x.to(device) for name, x in fields.items() if isinstance(x, Tensor)})
 
 
 def first_groups(batch: TextRollouts, count: int) -> TextRollouts:

@@ -4,11 +4,13 @@ Order at a step where something is due: evaluation, rows, checkpoint.
 """
 
 import dataclasses
+import hashlib
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,11 +18,14 @@ import torch
 from offrl.errors import CheckpointError, ConfigError, Stopped
 from offrl.evaluation.rollout import EvaluationResult
 from offrl.llm.evaluate import Evaluation, evaluate
-from offrl.llm.learner import Learner
+from offrl.llm.learner import Learner, Shown
 from offrl.llm.methods import load_method
 from offrl.llm.models import load_model
-from offrl.llm.options import LLMOptions, check
-from offrl.llm.tasks import load_task
+from offrl.llm.options import DataOptions, LLMOptions, check
+from offrl.llm.parallel import Ranks, join
+from offrl.llm.rewards import absolute
+from offrl.llm.tasks import task_for
+from offrl.llm.tasks.task import Task
 from offrl.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from offrl.training.loop import MetricMeans
 from offrl.training.options import resolve_device, settings_from_json
@@ -31,6 +36,7 @@ from offrl.training.runner import require_exactness
 from offrl.training.seeding import seed_globally
 from offrl.training.session import graceful_stop
 
+Options = TypeVar("Options", bound=DataOptions)
 COUNTERS = ("updates", "rollouts", "tokens")
 SAMPLE_COLUMNS = ("step", "prompt", "response", "reward")
 
@@ -56,16 +62,31 @@ def start(name: str, settings: Any, options: LLMOptions, reporter: Reporter | No
     """
     reporter = reporter or Reporter("quiet", options.steps)
     options = dataclasses.replace(options, device=resolve_device(options.device))
-    if Path(options.model).is_dir():
-        options = dataclasses.replace(options, model=str(Path(options.model).resolve()))
-    learner = build(name, settings, options)
-    run = RunDir.create(options.out, _config(name, settings, options))
+    options = anywhere(options)
+    ranks = join()
+    learner = build(name, settings, options, ranks)
+    config = _config(name, settings, options)
+    if ranks.rank:
+        return _aside(learner, config, options, None)
+    run = RunDir.create(options.out, config)
     size = sum(p.numel() for p in learner.parameters)
     reporter.note(
-        f"{name} on {options.task}: {options.model} ({spaced(size)} parameters), {options.prompts} prompts x "
+        f"{name} on {options.task_name}: {options.model} ({spaced(size)} parameters), {options.prompts} prompts x "
         f"{options.group} responses a step, run directory {run.path}"
     )
+    if left_out := getattr(learner.task, "left_out", 0):
+        reporter.note(f"{left_out} prompts are longer than {options.max_prompt} tokens: left out")
     return _go(run, learner, options, reporter, restore=False)
+
+
+def anywhere(options: Options) -> Options:
+    """The same options with absolute paths, for a run that is resumed from another folder."""
+    paths: dict[str, Any] = {
+        name: str(Path(given).resolve())
+        for name in ("model", "dataset", "eval_dataset", "chat_template")
+        if (given := getattr(options, name)) and Path(given).exists()
+    }
+    return dataclasses.replace(options, **paths, reward=tuple(map(absolute, options.reward)))
 
 
 def resume(directory: Path, reporter: Reporter | None = None, *, allow_inexact: bool = False) -> LLMResult:
@@ -85,8 +106,12 @@ def resume(directory: Path, reporter: Reporter | None = None, *, allow_inexact: 
         options = dataclasses.replace(options, out=Path(options.out))
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{directory} was edited or made by another version: {error}") from None
-    reporter = reporter or Reporter("quiet", options.steps)
-    learner = build(run.config["algorithm"], settings, options)
+    reporter, ranks = reporter or Reporter("quiet", options.steps), join()
+    if data_sha256(options) != run.config["dataset_sha256"]:
+        raise CheckpointError(f"{options.dataset} is no longer the data set that {directory} was trained on")
+    learner = build(run.config["algorithm"], settings, options, ranks)
+    if ranks.rank:
+        return _aside(learner, run.config, options, directory)
     return _go(run, learner, options, reporter, restore=True)
 
 
@@ -95,20 +120,31 @@ def is_llm(directory: Path) -> bool:
     return "llm" in RunDir(directory).config
 
 
-def build(name: str, settings: Any, options: LLMOptions) -> Learner:
-    """The learner of a run.
+def build(name: str, settings: Any, options: LLMOptions, ranks: Ranks | None = None) -> Learner:
+    """The learner of a run, in one of the processes that train it.
 
     Raises:
         ConfigError: what does not fit together.
     """
-    method, task = load_method(name), load_task(options.task)
+    method, task = load_method(name), task_for(options)
     check(name, method, options)
     if method.unfit is not None and (reason := method.unfit(settings, options, task)):
         raise ConfigError(f"{name}: {reason}")
     seed_globally(options.seed)
     torch.set_num_threads(options.threads)
-    policy = load_model(options.model, task, options.seed).to(resolve_device(options.device))
-    return Learner(method, settings, task, policy, options)
+    policy = load_model(options.model, task, options.seed, options.lora_rank)
+    policy = policy.to(resolve_device(options.device))
+    return Learner(method, settings, task, policy, options, ranks)
+
+
+def _aside(learner: Learner, config: dict[str, Any], options: LLMOptions, restored: Path | None) -> LLMResult:
+    """The part of a process that is not the first: it does the same, and what it writes is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDir.create(Path(folder), config)
+        session = Session(run, learner, options, Reporter("quiet", options.steps))
+        if restored is not None:
+            session.restore(restored)
+        return session.go()
 
 
 def _go(
@@ -121,13 +157,20 @@ def _go(
         return session.go()
 
 
+def data_sha256(options: DataOptions) -> str:
+    """Of the data set's file; empty where there is none."""
+    path = Path(options.dataset)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if options.dataset and path.is_file() else ""
+
+
 def _config(name: str, settings: Any, options: LLMOptions) -> dict[str, Any]:
     """``config.json``: the fields of every run, and the engine's own."""
     own = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()}
     return {
         "algorithm": name, "algorithm_file": None, "algorithm_sha256": None, "preset": None,
-        "settings": dataclasses.asdict(settings), "llm": own, "dataset": None, "dataset_name": options.task,
-        "dataset_sha256": "", "rows": "prompts", "env_id": None, "env_kwargs": {}, "env_flatten": [],
+        "settings": dataclasses.asdict(settings), "llm": own, "dataset": options.dataset or None,
+        "dataset_name": options.task_name, "dataset_sha256": data_sha256(options),
+        "rows": "prompts", "env_id": None, "env_kwargs": {}, "env_flatten": [],
         "reference_returns": None, "seed": options.seed, "steps": options.steps, "log_every": options.log_every,
         "eval_every": options.eval_every, "eval_episodes": options.eval_prompts, "final_episodes": 0,
         "checkpoint_every": options.checkpoint_every, "workers": 1, "device": options.device,
@@ -148,7 +191,8 @@ class Session:
     def __init__(self, run: RunDir, learner: Learner, options: LLMOptions, reporter: Reporter) -> None:
         self.run, self.learner, self.options, self.reporter = run, learner, options, reporter
         self.record = Record(run, (*learner.metrics, *COUNTERS), ())
-        levels = [f"level_{k}" for k in range(1, learner.task.levels + 1)] if learner.task.levels > 1 else []
+        self.asked: Task = getattr(learner.task, "held_out", None) or learner.task
+        levels = [f"level_{k}" for k in range(1, self.asked.levels + 1)] if self.asked.levels > 1 else []
         columns = ["step", *COUNTERS, "sampled", "greedy", f"pass_at_{options.eval_samples}", "length"]
         measured = sorted(learner.task.measures(learner.policy))
         self.accuracy = run.table("accuracy.csv", [*columns, *levels, *measured])
@@ -158,9 +202,9 @@ class Session:
         self.step, self.seconds = 0, 0.0
         self.last: EvaluationResult | None = None
 
-    def restore(self) -> None:
-        """Load the last checkpoint and forget the rows written after it."""
-        state, note = load_checkpoint(self.run.path, self.options.device)
+    def restore(self, directory: Path | None = None) -> None:
+        """Load the last checkpoint, of this run or of another directory, and forget the rows written after it."""
+        state, note = load_checkpoint(directory or self.run.path, self.options.device)
         if state is None:
             for table in self.tables:
                 table.clear()
@@ -170,7 +214,8 @@ class Session:
             self.means.load_state_dict(state["means"])
             set_rng_state(state["rng"])
             self.step, self.seconds, self.record.best = state["step"], state["seconds"], state["best"]
-            for table, size in zip(self.tables, state["sizes"], strict=True):
+            sizes = state["sizes"] if directory is None else [table.sync() for table in self.tables]
+            for table, size in zip(self.tables, sizes, strict=True):
                 table.truncate(size)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
@@ -201,7 +246,7 @@ class Session:
         began, before = time.monotonic(), self.step
         if self.step == 0:
             self._evaluate()
-        while self.step < o.steps and not asked:
+        while self.step < o.steps and not self.learner.ranks.any(asked):
             self.means.add(self.learner.update())
             self.step += 1
             step, last = self.step, self.step == o.steps
@@ -212,7 +257,7 @@ class Session:
             if last or step % o.log_every == 0:
                 self._rows((step - before) / max(self.seconds - self._logged, 1e-9))
                 before = step
-            if last or asked or step % o.checkpoint_every == 0:
+            if last or self.learner.ranks.any(asked) or step % o.checkpoint_every == 0:
                 self._checkpoint()
             self.reporter.progress(step, rate, force=last)
             began = time.monotonic()
@@ -223,7 +268,7 @@ class Session:
         """Accuracies now: eval.csv, accuracy.csv."""
         o, learner = self.options, self.learner
         found = evaluate(
-            learner.policy, learner.task, prompts=o.eval_prompts, samples=o.eval_samples, seed=o.seed,
+            learner.policy, self.asked, prompts=o.eval_prompts, samples=o.eval_samples, seed=o.seed,
             name=str(self.step), temperature=o.temperature,
         )  # fmt: skip
         first = EvaluationResult(
@@ -240,6 +285,8 @@ class Session:
             f"step {self.step}: sampled {row['sampled']:.3f}, greedy {row['greedy']:.3f}, "
             f"pass@{o.eval_samples} {found.pass_at(o.eval_samples):.3f}"
         )
+        for line in completions(learner.shown):
+            self.reporter.note(line)
 
     def _rows(self, rate: float) -> None:
         means = {name: values[0] for name, values in self.means.pop().items()}
@@ -251,7 +298,7 @@ class Session:
         self.reporter.metrics = means
         shown = self.learner.shown
         for prompt, response, reward in zip(shown.prompts, shown.responses, shown.rewards, strict=True):
-            row = {"step": self.step, "prompt": prompt, "response": response, "reward": reward}
+            row = {"step": self.step, "prompt": plain(prompt), "response": plain(response), "reward": reward}
             self.samples.append(row)
 
     def _checkpoint(self) -> None:
@@ -260,6 +307,8 @@ class Session:
             "learner": self.learner.state_dict(), "means": self.means.state_dict(), "rng": rng_state(),
             "sizes": [table.sync() for table in self.tables],
         }  # fmt: skip
+        if self.learner.ranks.rank:
+            return
         new, old = self.run.path / "model-next", self.run.path / "model"
         shutil.rmtree(new, ignore_errors=True)
         self.learner.policy.save(new, self.learner.task)
@@ -273,6 +322,26 @@ def accuracy_row(found: Evaluation, samples: int) -> dict[str, float]:
     row = {"sampled": found.accuracy, "greedy": float(found.greedy.float().mean())}
     row |= {f"pass_at_{samples}": found.pass_at(samples), "length": float(found.lengths.float().mean())}
     return row | {f"level_{level}": value for level, value in found.by_level().items()}
+
+
+def plain(text: str) -> str:
+    """For a table: lines end with a line feed, whatever a model thought of; no NUL."""
+    return "\n".join(text.replace("\0", "\ufffd").splitlines())
+
+
+def completions(shown: Shown, width: int = 110) -> list[str]:
+    """Up to four of the last batch as lines: reward, end of the prompt, response."""
+    rows = zip(shown.rewards, shown.prompts, shown.responses, strict=True)
+    third = width // 3
+    lines = [
+        f"  {reward:7.3g}  {_line(prompt)[-third:]:>{third}} | {_line(response)[: 2 * third - 12]}"
+        for reward, prompt, response in list(rows)[:4]
+    ]
+    return ["   reward  " + "prompt | response".rjust(third + 11), *lines] if lines else []
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _result(run: RunDir, *, already: bool = False) -> LLMResult:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -10,11 +10,28 @@ from torch import Tensor
 PAD, BOS, EOS = 0, 1, 2
 
 
+class Words(Protocol):
+    """What a task's tokens mean."""
+
+    @property
+    def pad(self) -> int:
+        """What stands after the end of a demonstration."""
+
+    def __len__(self) -> int: ...
+
+    def text(self, ids: Tensor) -> str:
+        """One row as text."""
+
+    def tokenizer(self) -> Any:
+        """As transformers knows it."""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Ids 0, 1, 2 are padding, begin and end; the symbols follow, one character each."""
 
     symbols: str
+    pad: ClassVar[int] = PAD
 
     def __len__(self) -> int:
         return 3 + len(self.symbols)

@@ -82,3 +82,18 @@ def test_a_mistake_is_one_line(argv, code, says, capsys, tmp_path, monkeypatch):
 def test_a_run_of_another_kind_is_refused(tmp_path, capsys):
     assert main(["llm", "eval", str(tmp_path)]) == 1
     assert "not a run directory" in capsys.readouterr().err
+
+
+def test_an_evaluation_on_prompts_of_a_file(tmp_path, capsys):
+    """A tiny model cannot read text: the mistake is said before anything is sampled."""
+    assert main(["llm", "train", "grpo", "--steps", "1", "--out", str(tmp_path), *SMALL]) == 0
+    (run,) = (tmp_path / "grpo" / "t1").iterdir()
+    assert (
+        main(["llm", "eval", str(run), "--task", "t1", "--k", "2", "--prompts", "4", "--no-base", "--json"])
+        == 0
+    )
+    capsys.readouterr()
+    assert main(["llm", "eval", str(run), "--task", "t2"]) == 1
+    assert "made for another task" in capsys.readouterr().err
+    assert main(["llm", "eval", str(run), "--reward", "integer"]) == 1
+    assert "leave --reward out" in capsys.readouterr().err

@@ -33,7 +33,7 @@ def ragged(seed=0):
         cut=torch.tensor(DEMO), answer_ids=torch.tensor(IDS) % 3, baseline_weights=mask.sum(1).double(),
         prompt_tokens=mask.long(), prompt_mask=mask, tokens=mask.long(), limits=mask.sum(1),
         mask=mask, old_log_probs=old, rollout_log_probs=old, ref_log_probs=0.9 * old, rewards=rewards, group_ids=torch.tensor(IDS),
-        demo=torch.tensor(DEMO),
+        demo=torch.tensor(DEMO), prompt_ids=torch.tensor(IDS), components=torch.stack([rewards, rewards.flip(0)], dim=1),
         baseline_rewards=torch.tensor([0.3, 0.1, 0.3, 0.1, 0.1, 0.3, 0.1], dtype=torch.float64),
     )  # fmt: skip
     return log_probs, batch

@@ -1,7 +1,16 @@
-"""Tasks by name."""
+"""Tasks by name, and data sets as tasks."""
+
+import dataclasses
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from offrl.errors import ConfigError
 from offrl.llm.tasks.task import Task
+
+if TYPE_CHECKING:
+    from offrl.llm.options import DataOptions
+    from offrl.llm.tasks.prompts import PromptTask
 
 TASKS = {  # name -> what it is
     "t1": "sum of two digits modulo 10; from random weights",
@@ -10,6 +19,7 @@ TASKS = {  # name -> what it is
     "t3": "strings of 4 symbols with a known target distribution; model tiny:table",
     "t5": "sums of 2 to 4 digits with rewards for format, length and answer; after sft with noise 0.5",
     "t5-conditioned": "the same; a short response earns its length only if it is right",
+    "arithmetic": "600 word problems of one or two steps, 120 held out; a model with a tokenizer",
 }
 
 
@@ -24,6 +34,8 @@ def load_task(name: str) -> Task:
     from offrl.llm.tasks.multi_reward import MultiReward
     from offrl.llm.tasks.string_target import StringTarget
 
+    if name == "arithmetic":
+        raise ConfigError("task arithmetic is text: it needs a model with a tokenizer")
     if name == "t1":
         return ModSum()
     if name == "t3":
@@ -33,3 +45,48 @@ def load_task(name: str) -> Task:
     if name in ("t5", "t5-conditioned"):
         return MultiReward(name, conditioned=name != "t5")
     raise ConfigError(f"unknown task {name!r}; there are {', '.join(TASKS)}")
+
+
+def task_for(options: "DataOptions") -> Task:
+    """The task that a run asks for.
+
+    Raises:
+        ConfigError: an unknown name, or prompts without rewards or without a tokenizer.
+        DatasetError: a data set that cannot be read.
+    """
+    if not options.dataset and options.task != "arithmetic":
+        if options.reward:
+            raise ConfigError(f"task {options.task} has its own reward: leave --reward out")
+        return load_task(options.task)
+    if options.dataset:
+        return _prompts(options, options.dataset, options.eval_dataset)
+    own = resources.files("offrl.llm.tasks")
+    files = [str(own / f"arithmetic{part}.jsonl") for part in ("", "_held_out")]
+    rewards = options.reward or ("integer",)
+    given = dataclasses.replace(options, prompt_key="prompt", answer_key="answer", reward=rewards)
+    return _prompts(given, files[0], options.eval_dataset or files[1])
+
+
+def _prompts(options: "DataOptions", uri: str, held_out: str) -> "PromptTask":
+    from offrl.llm.data import load_rows
+    from offrl.llm.pretrained import load_tokenizer
+    from offrl.llm.rewards import load_rewards
+    from offrl.llm.tasks.prompts import PromptTask
+
+    template, rewards = options.chat_template, load_rewards(options.reward)
+    if template not in ("auto", "none"):
+        template = Path(template).read_text(encoding="utf-8")
+    words = load_tokenizer(options.model)
+
+    def task(uri: str) -> PromptTask:
+        return PromptTask(
+            options.task_name, load_rows(uri), words, rewards, prompt_key=options.prompt_key,
+            answer_key=options.answer_key, max_prompt=options.max_prompt, max_response=options.max_response,
+            template=template,
+        )  # fmt: skip
+
+    found = task(uri)
+    if held_out:
+        found.held_out = task(held_out)
+        found.max_prompt = max(found.max_prompt, found.held_out.max_prompt)
+    return found

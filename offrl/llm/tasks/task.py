@@ -5,14 +5,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from offrl.llm.text import Prompts, Responses, Vocabulary
+from offrl.llm.text import Prompts, Responses, Vocabulary, Words
 
 
 class Task(Protocol):
     """Prompts, and rewards of responses."""
 
     name: str
-    vocabulary: Vocabulary
     max_prompt: int
     """Tokens of the longest prompt."""
     max_response: int
@@ -21,6 +20,10 @@ class Task(Protocol):
     """Difficulties are 1 .. levels."""
     allowed: Tensor
     """(V,) bool: what may be sampled."""
+
+    @property
+    def vocabulary(self) -> Words:
+        """What tokens mean."""
 
     def prompts(self, count: int, generator: torch.Generator) -> Prompts:
         """Random prompts, on the CPU."""
@@ -35,7 +38,7 @@ class Task(Protocol):
         """(N,) int64, equal for equal final answers to a prompt, -1 where there is none."""
 
     def demonstrations(self, prompts: Prompts, generator: torch.Generator, noise: float) -> Tensor:
-        """(N, T) tokens of a good response each, padded on the right.
+        """(N, T) tokens of a good response each, padded on the right with ``vocabulary.pad``.
 
         ``noise`` is the share of the tokens that are random instead.
         """

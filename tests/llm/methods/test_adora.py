@@ -33,7 +33,7 @@ def table(dtype=torch.float64):
     batch = TextRollouts(
         mask=mask, rewards=rewards.to(dtype), group_ids=ids, cut=cut.bool(), demo=cut > 2,
         rollout_log_probs=0.0 * mask, old_log_probs=0.0 * mask, prompt_tokens=ids[:, None],
-        prompt_mask=ids[:, None] >= 0, tokens=mask.long(), limits=torch.full_like(ids, 8),
+        prompt_mask=ids[:, None] >= 0, tokens=mask.long(), limits=torch.full_like(ids, 8), prompt_ids=ids, components=rewards[:, None],
     )  # fmt: skip
     return batch.rows(ORDER)
 

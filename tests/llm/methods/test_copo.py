@@ -32,7 +32,7 @@ def ragged(spread=0.4):
     batch = TextRollouts(
         mask=torch.arange(4) < lengths[:, None], old_log_probs=old, rollout_log_probs=old, rewards=REWARDS,
         group_ids=IDS, answer_ids=ANSWERS, demo=torch.zeros(12).bool(), prompt_tokens=IDS[:, None],
-        prompt_mask=IDS[:, None] > 0, tokens=torch.ones(12, 4).long(), limits=torch.full((12,), 4),
+        prompt_mask=IDS[:, None] > 0, tokens=torch.ones(12, 4).long(), limits=torch.full((12,), 4), prompt_ids=IDS, components=REWARDS[:, None],
     )  # fmt: skip
     return (old + spread * normal(12, 4, seed=1)).requires_grad_(), batch
 

@@ -1,0 +1,87 @@
+"""Prompt data sets: rows of JSONL, Parquet or the hub, as dictionaries."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from offrl.errors import DatasetError, MissingExtraError
+
+Row = dict[str, Any]
+
+
+def load_rows(uri: str) -> list[Row]:
+    """All rows of a data set.
+
+    Args:
+        uri: FILE.jsonl, FILE.parquet, or hf:ID (its train split), hf:ID:SPLIT.
+
+    Raises:
+        DatasetError: no such file, another format, a damaged row, no rows.
+        MissingExtraError: pyarrow or datasets is not installed.
+    """
+    if uri.startswith("hf:"):
+        rows = _hub(uri)
+    elif uri.endswith(".jsonl"):
+        rows = _jsonl(Path(uri))
+    elif uri.endswith(".parquet"):
+        rows = _parquet(Path(uri))
+    else:
+        raise DatasetError(f"{uri!r} must be FILE.jsonl, FILE.parquet or hf:ID")
+    if not rows:
+        raise DatasetError(f"{uri} has no rows")
+    return rows
+
+
+def field(row: Row, key: str, uri: str) -> Any:
+    """A value of a row; dots go into dictionaries: ``reward_model.ground_truth``.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    value: Any = row
+    for part in [key] if key in row else key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise DatasetError(f"{uri} has no {key!r}; its columns are {', '.join(map(str, row))}")
+        value = value[part]
+    return value
+
+
+def _jsonl(path: Path) -> list[Row]:
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise DatasetError(f"{path} is not text in UTF-8") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DatasetError(f"{path}, line {number}: {error.msg}") from None
+        if not isinstance(row, dict):
+            raise DatasetError(f"{path}, line {number}: an object was expected")
+        rows.append(row)
+    return rows
+
+
+def _parquet(path: Path) -> list[Row]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise MissingExtraError("pyarrow", "llm") from None
+    try:
+        rows: list[Row] = parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise DatasetError(f"{path} is not Parquet: {error}") from None
+    return rows
+
+
+def _hub(uri: str) -> list[Row]:
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtraError("datasets", "llm") from None
+    name, _, split = uri.removeprefix("hf:").partition(":")
+    return [dict(row) for row in datasets.load_dataset(name, split=split or "train")]

@@ -1,0 +1,1 @@
+"""Our methods inside other trainers of language models; their libraries are needed only to build a trainer."""

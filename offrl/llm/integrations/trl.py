@@ -1,0 +1,160 @@
+"""Our methods inside TRL: a GRPOTrainer whose advantages and loss are ours, everything else TRL's.
+
+    from offrl.llm.integrations.trl import trainer
+    Trainer = trainer("gmpo")
+    Trainer(model, reward_funcs=..., args=GRPOConfig(...), train_dataset=...).train()
+
+TRL samples, computes rewards, log-probabilities of the old and the reference policy, and updates. What a method asks of
+the engine beside its estimator (demonstrations, greedy responses, a critic, resampled groups, a KL in the reward) TRL's
+loop does not give: such methods are refused. Where TRL has a method itself (loss_type grpo, dr_grpo, dapo, cispo, sapo;
+GSPO through importance_sampling_level) use TRL's; differences to ours:
+
+    advantages    TRL divides by the group's standard deviation + 1e-4, we by + 1e-6
+    cispo         TRL's epsilon_high is the whole bound of the ratio, ours stands above 1
+    rloo          TRL clips the ratio of whole responses; ours has none, which is the same at the first update
+"""
+
+import dataclasses
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offrl.errors import ConfigError, MissingExtraError
+from offrl.estimators.compose import Estimator
+from offrl.estimators.rollouts import Counts, Rollouts
+from offrl.llm.methods import load_method
+
+VERSIONS = ("1.16", "1.17")
+"""From the first, below the second: the trainer's private steps that we replace may change with any minor version."""
+
+
+def loss(
+    estimator: Estimator,
+    log_probs: Tensor,
+    inputs: dict[str, Tensor],
+    *,
+    parts: float,
+    tokens: Tensor,
+    entropy: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The loss of a micro-batch as TRL adds them up, and the value of the surrogate.
+
+    Args:
+        estimator: of a method.
+        log_probs: (B, T) of the current policy, with gradient.
+        inputs: TRL's: advantages (B,), completion_mask; tool_mask, old and reference log-probabilities where there are.
+        parts: micro-batches of an update.
+        tokens: of an update, divided by the number of processes.
+        entropy: (B, T).
+    """
+    mask = inputs["completion_mask"]
+    mask = (mask * inputs["tool_mask"] if "tool_mask" in inputs else mask).bool()
+    old = inputs.get("old_per_token_logps")
+    rollouts = Rollouts(
+        mask=mask, advantages=inputs["advantages"], rewards=inputs["advantages"],
+        old_log_probs=log_probs.detach() if old is None else old,
+        ref_log_probs=inputs.get("ref_per_token_logps"), group_ids=inputs.get("group_ids"),
+        rollout_log_probs=inputs.get("sampling_per_token_logps"),
+    )  # fmt: skip
+    counts = Counts(tokens.clamp(min=1), parts * mask.any(dim=1).sum().clamp(min=1))
+    value = estimator.loss(log_probs, rollouts, counts, entropy=entropy)
+    return value, estimator.surrogate(log_probs.detach(), rollouts, counts)
+
+
+def advantages(estimator: Estimator, rewards: Tensor, group: int, mask: Tensor) -> Tensor:
+    """Of all processes' rows: (B,) rewards of groups beside each other, (B, T) mask -> (B,)."""
+    ids = torch.arange(len(rewards), device=rewards.device) // group
+    return estimator.advantages(Rollouts(rewards=rewards, group_ids=ids, mask=mask))
+
+
+def trainer(name: str, settings: Any = None) -> Any:
+    """A subclass of TRL's GRPOTrainer for a method.
+
+    Args:
+        name: of the method.
+        settings: of the method; None: its defaults.
+
+    Raises:
+        ConfigError: a method that TRL's loop cannot run, or another version of TRL.
+        MissingExtraError: without TRL.
+    """
+    method = load_method(name)
+    settings = method.config() if settings is None else settings
+    own = {
+        "demonstrations": method.data != "rollouts", "greedy responses": method.greedy_baseline,
+        "a critic": method.critic, "other groups": method.keep is not None,
+        "a KL in its reward": method.kl != "loss" and settings.kl != 0.0,
+    }  # fmt: skip
+    if wrong := [what for what, asked in own.items() if asked]:
+        raise ConfigError(
+            f"{name} needs {wrong[0]}, which TRL's loop does not give: use offrl llm train {name}"
+        )
+    if settings.kl != 0.0:
+        raise ConfigError("give the KL's coefficient as beta of GRPOConfig, so that TRL keeps a reference")
+    return _subclass(_grpo_trainer(), lambda length, beta: method.estimator(_with_kl(settings, beta), length))
+
+
+def _with_kl(settings: Any, beta: float) -> Any:
+    return dataclasses.replace(settings, kl=beta)
+
+
+def _grpo_trainer() -> Any:
+    try:
+        version = metadata.version("trl")
+        from trl import GRPOTrainer
+    except (metadata.PackageNotFoundError, ImportError):
+        raise MissingExtraError("trl", "trl") from None
+    low, high = VERSIONS
+    if not low <= version < high:
+        raise ConfigError(f"trl {version} is installed, the plug-in was tested with {low} to below {high}")
+    return GRPOTrainer
+
+
+def _subclass(base: Any, estimator_of: Callable[[int, float], Estimator]) -> Any:
+    """What is replaced: the rewards are kept on their way, the advantages computed from them, and the loss is ours."""
+
+    class Trainer(base):  # type: ignore[misc]
+        """TRL's trainer with a method of offrl."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.estimator = estimator_of(self.max_completion_length, self.beta)
+
+        def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
+            found = super()._calculate_rewards(*args, **kwargs)
+            self._rewards = (found * self.reward_weights.to(found.device)).nansum(dim=1)
+            return found
+
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            output = super()._generate_and_score_completions(inputs)
+            mask = output["completion_mask"].bool()
+            lengths = self.accelerator.gather(mask.sum(dim=1))
+            whole = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+            found = advantages(self.estimator, self._rewards, self.num_generations, whole)
+            mine = slice(
+                self.accelerator.process_index * len(mask), (self.accelerator.process_index + 1) * len(mask)
+            )
+            output["advantages"] = found[mine]
+            return output
+
+        def _compute_loss(self, model: Any, inputs: Any) -> Any:
+            ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+            seen = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+            log_probs, entropy, _ = self._get_per_token_logps_and_entropies(
+                model, ids, seen, inputs["completion_ids"].size(1), compute_entropy=True
+            )
+            mode, parts = (
+                ("train", self.current_gradient_accumulation_steps) if model.training else ("eval", 1)
+            )
+            share = parts / self.args.steps_per_generation if mode == "train" else 1.0
+            tokens = inputs["num_items_in_batch"] / self.accelerator.num_processes * share
+            value, surrogate = loss(
+                self.estimator, log_probs, inputs, parts=parts, tokens=tokens, entropy=entropy
+            )
+            self._metrics[mode]["surrogate"].append(self.accelerator.gather(surrogate).nanmean().item())
+            return value
+
+    return Trainer

@@ -1,0 +1,138 @@
+"""Prompts of a data set as a task: text in, text out, rewarded by verifiers and functions.
+
+Each row is a prompt (text, or messages with role and content) with its answer. A response is right where the first
+reward is above 1/2. Optional columns: ``response``, a demonstration (else the answer is one); ``level``, a difficulty
+from 1.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offrl.errors import ConfigError, DatasetError
+from offrl.llm.data import Row, field
+from offrl.llm.pretrained import Subwords
+from offrl.llm.rewards import Asked, Reward
+from offrl.llm.text import Prompts, Responses
+
+
+class PromptTask:
+    """Rows as prompts.
+
+    Args:
+        name: of the task.
+        rows: of the data set.
+        vocabulary: of the model.
+        rewards: at least one.
+        prompt_key: column of the prompts.
+        answer_key: column of the answers.
+        max_prompt: longer prompts are left out, in tokens.
+        max_response: tokens at most.
+        template: "auto", "none" or a chat template.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rows: list[Row],
+        vocabulary: Subwords,
+        rewards: Sequence[Reward],
+        *,
+        prompt_key: str = "prompt",
+        answer_key: str = "answer",
+        max_prompt: int = 512,
+        max_response: int = 128,
+        template: str = "auto",
+    ) -> None:
+        if not rewards:
+            raise ConfigError(
+                f"what is a right response to {name}? pass --reward, for instance --reward integer"
+            )
+        self.name, self.vocabulary, self.components = name, vocabulary, list(rewards)
+        self.max_response = max_response
+        self.held_out: PromptTask | None = None
+        asked = [field(row, prompt_key, name) for row in rows]
+        tokens = [vocabulary.prompt(prompt, template) for prompt in asked]
+        kept = [i for i, ids in enumerate(tokens) if 0 < len(ids) <= max_prompt]
+        if not kept:
+            raise DatasetError(f"all prompts of {name} are longer than max_prompt, {max_prompt} tokens")
+        self.left_out = len(rows) - len(kept)
+        self.rows, self.asked = [rows[i] for i in kept], [asked[i] for i in kept]
+        self.tokens = [tokens[i] for i in kept]
+        self.max_prompt = max(map(len, self.tokens))
+        self.answers = [field(row, answer_key, name) for row in self.rows]
+        self.difficulty = torch.tensor([int(row.get("level", 1)) for row in self.rows])
+        if int(self.difficulty.min()) < 1:
+            raise DatasetError(f"levels of {name} must be 1 or more")
+        self.levels = int(self.difficulty.max())
+        self.allowed = torch.ones(len(vocabulary), dtype=torch.bool)
+        self.highest = max(vocabulary.filler, *(max(ids) for ids in self.tokens))
+        self._last: tuple[Responses, dict[str, list[float]]] | None = None
+
+    @property
+    def size(self) -> int:
+        """Rows."""
+        return len(self.rows)
+
+    def prompts(self, count: int, generator: torch.Generator) -> Prompts:
+        """Random rows, none twice before all were drawn."""
+        rounds = -(-count // self.size)
+        order = [torch.randperm(self.size, generator=generator) for _ in range(rounds)]
+        return self.chosen(torch.cat(order)[:count])
+
+    def chosen(self, ids: Tensor) -> Prompts:
+        """Given rows."""
+        rows = [self.tokens[i] for i in ids.tolist()]
+        width = max(map(len, rows), default=1)
+        filler = self.vocabulary.filler
+        tokens = torch.tensor([[filler] * (width - len(row)) + row for row in rows]).view(len(rows), width)
+        mask = torch.arange(width) >= width - torch.tensor([len(row) for row in rows])[:, None]
+        return Prompts(tokens, mask, torch.full_like(ids, self.max_response), ids, self.difficulty[ids])
+
+    def rewards(self, prompts: Prompts, responses: Responses) -> dict[str, Tensor]:
+        """Components times their weights."""
+        return {
+            reward.name: reward.weight * self._tensor(values, prompts)
+            for reward, values in zip(self.components, self._values(prompts, responses).values(), strict=True)
+        }
+
+    def success(self, prompts: Prompts, responses: Responses) -> Tensor:
+        """Whether the first component is above 1/2."""
+        first = next(iter(self._values(prompts, responses).values()))
+        return self._tensor(first, prompts) > 0.5
+
+    def _tensor(self, values: list[float], prompts: Prompts) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=prompts.ids.device)
+
+    def _values(self, prompts: Prompts, responses: Responses) -> dict[str, list[float]]:
+        """All components, kept for the next question about the same responses."""
+        if self._last is None or self._last[0] is not responses:
+            if len(prompts) == 0:
+                return {reward.name: [] for reward in self.components}
+            ids = prompts.ids.tolist()
+            tokens = [row[kept] for row, kept in zip(responses.tokens, responses.mask, strict=True)]
+            asked = Asked(
+                [self.rows[i] for i in ids], [self.asked[i] for i in ids], [self.answers[i] for i in ids],
+                [self.vocabulary.text(row) for row in tokens], [row.tolist() for row in tokens],
+            )  # fmt: skip
+            self._last = responses, {reward.name: reward(asked) for reward in self.components}
+        return self._last[1]
+
+    def demonstrations(self, prompts: Prompts, generator: torch.Generator, noise: float) -> Tensor:
+        """Column ``response`` or the answer, cut to the longest response allowed."""
+        if noise:
+            raise ConfigError(f"demonstrations of {self.name} are text: noise must be 0")
+        rows = [self.rows[i] for i in prompts.ids.tolist()]
+        texts = [
+            str(row.get("response", self.answers[i]))
+            for row, i in zip(rows, prompts.ids.tolist(), strict=True)
+        ]
+        ids = [self.vocabulary.response(text)[: self.max_response] for text in texts]
+        width = max(map(len, ids))
+        return torch.tensor([row + [self.vocabulary.pad] * (width - len(row)) for row in ids])
+
+    def measures(self, policy: Any) -> dict[str, float]:
+        """Nothing."""
+        return {}

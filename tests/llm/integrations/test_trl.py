@@ -1,0 +1,158 @@
+"""The plug-in for TRL: its losses and gradients, recorded by scripts/record_trl.py, and what it replaces."""
+
+import json
+import sys
+import types
+from collections import defaultdict
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from offrl.errors import ConfigError, MissingExtraError
+from offrl.llm.integrations import trl
+from offrl.llm.methods import load_method
+
+RECORDED = json.loads(Path(__file__).with_name("trl.json").read_text())
+
+
+def tensors(case):
+    new, old, ref, advantages = (
+        torch.tensor(case[key], dtype=torch.float64) for key in ("new", "old", "ref", "advantages")
+    )
+    inputs = {"completion_mask": torch.tensor(case["mask"]), "advantages": advantages}
+    inputs |= {"old_per_token_logps": old, "ref_per_token_logps": ref}
+    return new.requires_grad_(), inputs
+
+
+def ours(case, name=None, **changed):
+    name, _, with_kl = (name or case["name"]).partition(" with ")
+    method = load_method(name)
+    estimator = method.estimator(method.config(**({"kl": 0.1} if with_kl else {})), RECORDED["longest"])
+    new, inputs = tensors(case)
+    value, surrogate = trl.loss(
+        estimator, new, inputs | changed, parts=RECORDED["parts"],
+        tokens=torch.tensor(float(case["tokens"])), entropy=torch.zeros_like(new),
+    )  # fmt: skip
+    value.backward()
+    return new.grad, float(value.detach()), float(surrogate)
+
+
+@pytest.mark.parametrize("case", RECORDED["cases"], ids=lambda case: case["name"])
+def test_losses_and_gradients_are_trls(case):
+    gradient, value, surrogate = ours(case)
+    want = torch.tensor(case["gradient"], dtype=torch.float64)
+    assert float(want.abs().max()) > 1e-3
+    torch.testing.assert_close(gradient, want, atol=1e-6, rtol=0)
+    if case["name"] == "cispo":  # its loss is the score-function one
+        assert value == pytest.approx(case["loss"], abs=1e-6)
+    elif case["name"] not in ("grpo with kl", "sapo", "rloo"):
+        assert surrogate == pytest.approx(case["loss"], abs=1e-6)
+
+
+def test_the_batches_reach_both_bounds_and_are_ragged():
+    for case in RECORDED["cases"]:
+        if case["name"] in ("rloo", "cispo", "sapo"):
+            continue
+        new, inputs = tensors(case)
+        mask = inputs["completion_mask"].bool()
+        ratio = (new - inputs["old_per_token_logps"]).exp().detach()[mask]
+        assert (ratio > 1.3).any()
+        assert (ratio < 0.7).any()
+        assert len(mask.sum(1).unique()) > 2
+
+
+def test_methods_differ_where_they_should():
+    case = next(case for case in RECORDED["cases"] if case["name"] == "grpo")
+    gradients = [ours(case, name)[0] for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "gmpo")]
+    for i, one in enumerate(gradients):
+        assert not any(torch.allclose(one, other, atol=1e-6) for other in gradients[:i])
+
+
+def test_tool_tokens_are_masked():
+    case = RECORDED["cases"][0]
+    tool = torch.ones(len(case["mask"]), len(case["mask"][0]), dtype=torch.int64)
+    tool[:, 0] = 0
+    gradient, _, _ = ours(case, tool_mask=tool)
+    assert (gradient[:, 0] == 0).all()
+    assert (gradient[:, 1:] != 0).any()
+
+
+def test_advantages_are_those_of_the_method():
+    rewards, mask = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0]), torch.ones(6, 3, dtype=torch.bool)
+    found = {
+        name: trl.advantages(load_method(name).estimator(load_method(name).config(), 3), rewards, 3, mask)
+        for name in ("dr_grpo", "rloo")
+    }
+    torch.testing.assert_close(found["dr_grpo"], torch.tensor([2 / 3, -1 / 3, -1 / 3, 0, 0, 0]))
+    torch.testing.assert_close(found["rloo"], torch.tensor([1.0, -0.5, -0.5, 0, 0, 0]))
+
+
+class Base:
+    """As much of TRL's trainer as the plug-in uses."""
+
+    max_completion_length, beta, num_generations = 9, 0.0, 4
+    current_gradient_accumulation_steps, reward_weights = 2, torch.tensor([1.0, 2.0])
+
+    def __init__(self):
+        self.args = types.SimpleNamespace(steps_per_generation=2)
+        self.accelerator = types.SimpleNamespace(gather=lambda x: x, num_processes=1, process_index=0)
+        self._metrics = {"train": defaultdict(list)}
+
+    def _calculate_rewards(self):
+        return torch.tensor([[1.0, 0.5], [0.0, float("nan")]] * 4)
+
+    def _generate_and_score_completions(self, case):
+        self._calculate_rewards()
+        return {"completion_mask": torch.tensor(case["mask"]), "advantages": None}
+
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        return self.new, torch.zeros_like(self.new), None
+
+
+def test_the_subclass_puts_its_advantages_and_loss_in_place(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", types.SimpleNamespace(GRPOTrainer=Base))
+    monkeypatch.setattr(metadata, "version", lambda name: "1.16.3")
+    made = trl.trainer("dr_grpo")()
+    case = next(case for case in RECORDED["cases"] if case["name"] == "dr_grpo")
+    output = made._generate_and_score_completions(case)
+    assert output["advantages"].tolist() == [1.0, -1.0] * 4
+    made.new, inputs = tensors(case)
+    ids = torch.zeros_like(inputs["completion_mask"])
+    inputs |= {
+        "prompt_ids": ids,
+        "prompt_mask": ids,
+        "completion_ids": ids,
+        "num_items_in_batch": torch.tensor(50.0),
+    }
+    value = made._compute_loss(types.SimpleNamespace(training=True), inputs)
+    value.backward()
+    torch.testing.assert_close(
+        made.new.grad, torch.tensor(case["gradient"], dtype=torch.float64), atol=1e-6, rtol=0
+    )
+    assert made._metrics["train"]["surrogate"] == pytest.approx([case["loss"]])
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("sft", "demonstrations"), ("remax", "greedy responses"), ("ppo", "a critic"), ("dapo", "other groups"),
+        ("gprpo", "unknown method"),
+    ],
+)  # fmt: skip
+def test_what_trls_loop_cannot_give_is_refused(name, says):
+    with pytest.raises(ConfigError, match=says):
+        trl.trainer(name)
+
+
+def test_settings_and_versions_that_do_not_fit(monkeypatch):
+    with pytest.raises(ConfigError, match="as beta of GRPOConfig"):
+        trl.trainer("grpo", load_method("grpo").config(kl=0.1))
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(MissingExtraError, match=r"offrl\[trl\]"):
+        trl.trainer("grpo")
+    monkeypatch.setitem(sys.modules, "trl", types.SimpleNamespace(GRPOTrainer=Base))
+    monkeypatch.setattr(metadata, "version", lambda name: "1.17.0")
+    with pytest.raises(ConfigError, match=r"trl 1.17.0 is installed.*tested with 1.16 to below 1.17"):
+        trl.trainer("grpo")

@@ -1,0 +1,65 @@
+"""Rows of prompts from files and the hub."""
+
+import json
+import sys
+import types
+
+import pytest
+
+from offrl.errors import DatasetError, MissingExtraError
+from offrl.llm.data import field, load_rows
+
+ROWS = [
+    {"prompt": "1+1?", "answer": "2", "reward_model": {"ground_truth": "2"}},
+    {"prompt": "é", "answer": None},
+]
+
+
+def test_jsonl_and_parquet_give_the_same_rows(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    (tmp_path / "a.jsonl").write_text("\n\n".join(json.dumps(row) for row in ROWS), encoding="utf-8")
+    assert load_rows(str(tmp_path / "a.jsonl")) == ROWS
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS[:1]), tmp_path / "a.parquet")
+    assert load_rows(str(tmp_path / "a.parquet")) == ROWS[:1]
+
+
+def test_the_hub_is_asked_for_a_split(monkeypatch):
+    calls = []
+    fake = types.SimpleNamespace(load_dataset=lambda *a, **k: calls.append((a, k)) or [{"prompt": "x"}])
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    assert load_rows("hf:someone/set") == [{"prompt": "x"}]
+    load_rows("hf:someone/set:test")
+    assert calls == [(("someone/set",), {"split": "train"}), (("someone/set",), {"split": "test"})]
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match="datasets"):
+        load_rows("hf:someone/set")
+
+
+def test_keys_go_into_dictionaries():
+    assert field(ROWS[0], "reward_model.ground_truth", "a") == "2"
+    assert field({"a.b": 1, "a": {"b": 2}}, "a.b", "x") == 1
+    for key in ("question", "reward_model.text", "prompt.x"):
+        with pytest.raises(
+            DatasetError, match=f"a has no {key!r}; its columns are prompt, answer, reward_model"
+        ):
+            field(ROWS[0], key, "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", b'{"prompt": 1}\n{"prompt"', "line 2"),
+        ("a.jsonl", b"[1]", "line 1: an object"),
+        ("a.jsonl", b"\xff\xfe", "UTF-8"),
+        ("a.jsonl", b"\n", "has no rows"),
+        ("a.parquet", b"PAR", "is not Parquet"),
+        ("a.csv", b"", "must be FILE.jsonl"),
+    ],
+)
+def test_a_damaged_file_is_one_line(name, content, says, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DatasetError, match=says) as caught:
+        load_rows(str(tmp_path / name))
+    assert "\n" not in str(caught.value)

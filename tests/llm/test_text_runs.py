@@ -1,0 +1,179 @@
+"""Runs on prompts of text, from files to what is printed of them."""
+
+import csv
+import json
+
+import pytest
+
+from offrl.cli import main
+from offrl.errors import CheckpointError
+from offrl.llm.learner import Shown
+from offrl.llm.session import completions, plain, resume
+from offrl.training.run_dir import Table
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, numbers in (("train", range(8)), ("test", range(20, 23))):
+        rows = [{"q": f"{i}+1", "a": i + 1, "level": 1 + i % 2} for i in numbers]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own.py").write_text(
+        "def short(completions, **kwargs):\n    return [-len(c) for c in completions]\n"
+    )
+    return tmp_path
+
+
+def train(model, *more):
+    given = [
+        "--model",
+        model,
+        "--dataset",
+        "train.jsonl",
+        "--prompt-key",
+        "q",
+        "--answer-key",
+        "a",
+        "--reward",
+    ]
+    given += [
+        "integer",
+        "--reward",
+        "own.py:short=0.1",
+        "--prompts",
+        "2",
+        "--group",
+        "4",
+        "--max-response",
+        "5",
+    ]
+    given += [
+        "--eval-prompts",
+        "50",
+        "--eval-samples",
+        "2",
+        "--device",
+        "cpu",
+        "--log-every",
+        "1",
+        "--out",
+        "runs",
+    ]
+    return main(["llm", "train", "grpo", *given, *more])
+
+
+def test_a_run_on_a_file_from_training_to_report(files, hugging_face, capsys):
+    assert train(hugging_face(), "--steps", "2", "--eval-dataset", "test.jsonl", "--lora-rank", "2") == 0
+    out = capsys.readouterr().out
+    assert "grpo on train" in out
+    assert "prompt | response" in out
+    (run,) = (files / "runs" / "grpo" / "train").iterdir()
+    with open(run / "metrics.csv", newline="") as file:
+        row = list(csv.DictReader(file))[-1]
+    assert float(row["reward_short"]) == pytest.approx(float(row["reward"]) - float(row["reward_integer"]))
+    assert -0.5 <= float(row["reward_short"]) <= 0
+    with open(run / "samples.csv", newline="") as file:
+        samples = list(csv.DictReader(file))
+    assert all(sample["prompt"].startswith("user: ") for sample in samples)
+    assert len((run / "eval.csv").read_text().splitlines()) == 1 + 2 * 3
+    config = json.loads((run / "config.json").read_text())
+    assert config["llm"]["reward"] == ["integer", f"{files / 'own.py'}:short=0.1"]
+    assert len(config["dataset_sha256"]) == 64
+    assert main(["report", str(run), "--out", "report.html"]) == 0
+    assert "Completions" in (files / "report.html").read_text()
+
+
+def test_an_evaluation_takes_prompts_and_rewards_of_its_own(files, hugging_face, capsys):
+    assert train(hugging_face(), "--steps", "1", "-q") == 0
+    (run,) = (files / "runs" / "grpo" / "train").iterdir()
+    evaluate = ["llm", "eval", str(run), "--json", "--k", "4"]
+    assert main([*evaluate, "--dataset", "test.jsonl", "--reward", "regex:."]) == 0
+    trained, base = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (trained["model"], base["model"]) == ("trained", "base")
+    assert trained["avg@4"][0] > 0.5
+    assert set(trained["levels"]) == {"1", "2"}
+    assert main([*evaluate, "--no-base", "--max-response", "1"]) == 0
+    own = json.loads(capsys.readouterr().out)
+    assert own["avg@4"][0] < 0.5
+
+
+def test_a_changed_data_set_is_not_resumed(files, hugging_face):
+    assert train(hugging_face(), "--steps", "1", "-q") == 0
+    (run,) = (files / "runs" / "grpo" / "train").iterdir()
+    (run / "final_returns.npz").unlink()
+    with open(files / "train.jsonl", "a") as file:
+        file.write('{"q": "", "a": 1}\n')
+    with pytest.raises(CheckpointError, match="no longer the data set"):
+        resume(run)
+
+
+def test_demonstrations_of_a_file_are_learnt(files, hugging_face, capsys):
+    given = [
+        "--model",
+        hugging_face(),
+        "--task",
+        "arithmetic",
+        "--prompts",
+        "4",
+        "--steps",
+        "3",
+        "--device",
+        "cpu",
+    ]
+    given += [
+        "--max-response",
+        "20",
+        "--lr",
+        "0.01",
+        "--eval-prompts",
+        "2",
+        "--eval-samples",
+        "2",
+        "--log-every",
+        "1",
+    ]
+    assert main(["llm", "train", "sft", *given, "-q", "--out", "runs"]) == 0
+    (run,) = (files / "runs" / "sft" / "arithmetic").iterdir()
+    with open(run / "metrics.csv", newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert losses[-1] < losses[0]
+    with open(run / "metrics.csv", newline="") as file:
+        assert all(float(row["success"]) == 1 for row in csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["--task", "arithmetic"], 1, "tiny:dense has no tokenizer"),
+        (["--dataset", "none.csv", "--reward", "correct"], 1, "unknown verifier 'correct'"),
+        (["--lora-rank", "-1"], 2, "lora_rank must be 0 or more"),
+        (["--reward", "integer"], 1, "leave --reward out"),
+        (["--model", "none.gguf", "--task", "arithmetic"], 1, "neither a folder"),
+    ],
+)
+def test_a_mistake_is_one_line(argv, code, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["llm", "train", "grpo", *argv]) == code
+    err = capsys.readouterr().err
+    assert says in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_what_a_model_says_does_not_break_a_table(tmp_path):
+    table = Table(tmp_path / "t.csv", ["response", "reward"])
+    for text in ("a\rb", "a\r\nb", 'a"b,\n', "a\0b", "a\x0bb\u2028c"):
+        table.append({"response": plain(text), "reward": 1.0})
+    with open(tmp_path / "t.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["response"] for row in rows] == ["a\nb", "a\nb", 'a"b,', "a\ufffdb", "a\nb\nc"]
+
+
+def test_completions_are_lines_of_one_width():
+    shown = Shown(["long " * 50 + "end?", "a\nb"], ["x" * 500, "y\nz"], [1.0, -0.25])
+    _, *lines = completions(shown, 60)
+    assert len(lines) == 2
+    assert all(len(line) <= 62 and "\n" not in line for line in lines)
+    assert "end? | xxx" in lines[0]
+    assert lines[1].startswith("    -0.25")
+    assert lines[1].endswith("a b | y z")
+    assert completions(Shown([], [], [])) == []
