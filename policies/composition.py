@@ -15,7 +15,14 @@ noise's sizes in the posterior step (2 rho d and sqrt(2 rho d) for small d = rho
 
 Policies may differ in schedule, parameterization, length and history of their chunks, and in one scalar factor between
 their action normalizers z_i = r_i z + o_i: policy i is asked at (r_i u + o_i, r_i rho). Rows are aligned in time, "now"
-on "now"; a row that only some policies cover is theirs alone. Where a policy has trained levels only, these make the
+on "now"; a row that only some policies cover is theirs alone. Ratios that differ between action dims stretch the noise,
+which no isotropic network was trained on; if allowed, policy i is asked
+
+    mean     once, at the geometric mean of the ratios
+    levels   once for each ratio r, at r rho; of each answer the dims of that ratio count: exact for independent dims
+    top_up   once, at the largest ratio, after noise was added in the other dims: D for a noisier chunk
+
+Where a policy has trained levels only, these make the
 grid; a second one's are the nearest in ln rho, and how far they are is reported.
 
 Source: GPC, arXiv:2510.01068; SuperDiff, arXiv:2412.17762; (u, rho): arXiv:2206.00364.
@@ -38,6 +45,8 @@ from offrl.errors import ConfigError
 
 Operator: TypeAlias = Literal["convex", "product", "or", "and"]
 OPERATORS: tuple[Operator, ...] = get_args(Operator)
+Matching: TypeAlias = Literal["mean", "levels", "top_up"]
+MATCHINGS: tuple[Matching, ...] = get_args(Matching)
 Noise: TypeAlias = Callable[[Tensor], Tensor]
 RATIO_TOLERANCE = 1e-5  # relative, between the columns' ratios of two normalizers
 
@@ -70,33 +79,68 @@ class Alignment:
     ratio: Tensor  # (A,)
     offset: Tensor  # (A,)
     scale: float  # the ratio as one number
+    matching: Matching = "mean"  # where the ratio is no single number
 
     @property
     def same(self) -> bool:
         """Whether both spaces are one, to the bit."""
         return bool((self.ratio == 1).all() and (self.offset == 0).all())
 
-    def ask(self, parent: Denoiser, u: Tensor, rho: float, condition: Any) -> Tensor:
-        """D of the policy in the common space, on its rows (B, H_i, A)."""
+    @property
+    def scales(self) -> list[float]:
+        """Ratios of the noise levels at which the policy is asked: several only if levels are matched per dim."""
+        one = _one_number(self.ratio) or self.matching != "levels"
+        return [self.scale] if one else sorted(set(self.ratio.tolist()))
+
+    def ask(self, parent: Denoiser, u: Tensor, rho: float, condition: Any, draw: Noise) -> Tensor:
+        """D of the policy in the common space, on its rows (B, H_i, A).
+
+        Args:
+            parent: the policy.
+            u: noisy chunk in the common space.
+            rho: its level there.
+            condition: of the policy.
+            draw: noise for ``top_up``.
+        """
         own = u[:, self.rows]
         if self.same:
-            return parent.denoise(own, rho, condition)
+            return parent.denoise(own, nearest(parent, rho * self.scale)[0], condition)
         shift = 0.0 if math.isinf(rho) else self.offset  # pure noise has no place
         scale = 1.0 if math.isinf(rho) else self.ratio
-        return (parent.denoise(own * scale + shift, rho, condition) - self.offset) / self.ratio
+        own = own * scale + shift
+        if self.matching == "top_up" and not math.isinf(rho):
+            missing = (self.scale**2 - self.ratio**2).clamp(min=0.0).sqrt()
+            own = own + rho * missing * draw(own)
+        answers = [parent.denoise(own, nearest(parent, rho * scale)[0], condition) for scale in self.scales]
+        out = answers[0]
+        for scale, answer in zip(self.scales[1:], answers[1:], strict=True):
+            out = torch.where(self.ratio == scale, answer, out)
+        return (out - self.offset) / self.ratio
 
 
-def align(parents: Sequence[Denoiser], allow_anisotropic: bool = False) -> list[Alignment]:
+def nearest(parent: Denoiser, rho: float) -> tuple[float, float]:
+    """The level at which a policy can be asked, and how far it is in ln rho: the nearest trained one."""
+    if parent.levels is None:
+        return rho, 0.0
+    index, gap = parent.levels.nearest(rho)
+    return float(parent.levels.rho[index]), gap
+
+
+def align(
+    parents: Sequence[Denoiser], allow_anisotropic: bool = False, matching: Matching = "mean"
+) -> list[Alignment]:
     """Rows and units of each policy in the common chunk: the union of their steps, in the first one's units.
 
     Args:
         parents: two or more policies.
-        allow_anisotropic: go on where the ratio of the normalizers differs between action dims, with the geometric mean
-            as ratio of the noise levels: no longer exact.
+        allow_anisotropic: go on where the ratio of the normalizers differs between action dims: no longer exact.
+        matching: how then; see the module's text.
 
     Raises:
         ConfigError: other numbers of action dims, or ratios that differ.
     """
+    if matching not in MATCHINGS:
+        raise ConfigError(f"unknown matching {matching!r}; known are {', '.join(MATCHINGS)}")
     widths = [len(p.actions.scale) for p in parents]
     if len(set(widths)) > 1:
         raise ConfigError(f"the policies have different numbers of action dims: {widths}")
@@ -112,9 +156,16 @@ def align(parents: Sequence[Denoiser], allow_anisotropic: bool = False) -> list[
         same = torch.equal(ratio, torch.ones_like(ratio)) and offset.abs().max() <= RATIO_TOLERANCE
         offset = torch.zeros_like(offset) if same else offset
         begin = first - parent.now
-        scale = float(ratio.double().log().mean().exp())
-        out.append(Alignment(slice(begin, begin + parent.rows), ratio, offset, 1.0 if same else scale))
+        mean, most = float(ratio.double().log().mean().exp()), float(ratio.max())
+        scale = most if matching == "top_up" and not _one_number(ratio) else mean
+        rows = slice(begin, begin + parent.rows)
+        out.append(Alignment(rows, ratio, offset, 1.0 if same else scale, matching))
     return out
+
+
+def normalizer_ratios(actions: Sequence[AffineNormalizer]) -> list[Tensor]:
+    """Scale of each normalizer over that of the first, (A,) each."""
+    return [n.scale / actions[0].scale for n in actions]
 
 
 def _one_number(ratio: Tensor) -> bool:
@@ -126,7 +177,8 @@ def _ratio_table(number: int, ratio: Tensor) -> str:
     return (
         f"the action normalizers of policies 1 and {number + 1} differ by another factor in each action dim "
         f"({table}): their noise has different shapes and cannot be matched exactly; "
-        "--allow-anisotropic goes on with the geometric mean"
+        "best retrain one on the other's units ('offrl policy renormalize'), or go on with --allow-anisotropic, which "
+        "is not exact (--matching levels, top_up or mean)"
     )
 
 
@@ -161,12 +213,8 @@ def common_grid(
     for rho in rhos[:-1]:
         asked = []
         for i, (parent, a) in enumerate(zip(parents, alignments, strict=True)):
-            own = rho * a.scale
-            if parent.levels is not None:
-                index, gap = parent.levels.nearest(own)
-                own = float(parent.levels.rho[index])
-                worst[i] = max(worst[i], gap)
-            asked.append(own)
+            worst[i] = max(worst[i], *(nearest(parent, rho * scale)[1] for scale in a.scales), 0.0)
+            asked.append(nearest(parent, rho * a.scale)[0])
         grid.append(Level(rho, tuple(asked)))
     return [*grid, Level(0.0, ())], worst
 
@@ -182,7 +230,7 @@ class Composition:
         stochastic: posterior steps (DDPM) instead of the ODE's; ``or`` and ``and`` always take them.
         clip: bound of the combined clean chunk in normalized actions; None for none.
         temperature: T of ``or``.
-        allow_anisotropic: see ``align``.
+        allow_anisotropic, matching: see ``align``.
 
     Attributes:
         grid: the levels.
@@ -204,12 +252,13 @@ class Composition:
         clip: float | None = 1.0,
         temperature: float = 1.0,
         allow_anisotropic: bool = False,
+        matching: Matching = "mean",
     ) -> None:
         if len(parents) < 2:
             raise ConfigError(f"a composition needs two or more policies, got {len(parents)}")
         self.parents, self.operator = list(parents), operator
         self.weights = check_weights(operator, weights, len(parents))
-        self.alignments = align(parents, allow_anisotropic)
+        self.alignments = align(parents, allow_anisotropic, matching)
         self.grid, self.mismatch = common_grid(parents, self.alignments, steps)
         self.stochastic = stochastic or operator in ("or", "and")
         if self.stochastic and math.isinf(self.grid[0].rho):
@@ -235,7 +284,7 @@ class Composition:
         u = noise if math.isinf(self.grid[0].rho) else self.grid[0].rho * noise
         log_p = u.new_zeros(len(self.parents), len(u))
         for level, after in pairwise(self.grid):
-            clean = self.clean(u, level, conditions)
+            clean = self.clean(u, level, conditions, draw)
             z = draw(u) if self.stochastic else torch.zeros_like(u)
             x0 = self.combine(clean, u, level.rho, after.rho, z, log_p)
             x0 = x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
@@ -248,12 +297,14 @@ class Composition:
             u = moved
         return u
 
-    def clean(self, u: Tensor, level: Level, conditions: Sequence[Any]) -> Tensor:
+    def clean(
+        self, u: Tensor, level: Level, conditions: Sequence[Any], draw: Noise = torch.randn_like
+    ) -> Tensor:
         """D_i on the common rows (n, B, H, A), 0 where a policy covers none or is not asked."""
         out = u.new_zeros(len(self.parents), *u.shape)
         for i, (parent, a) in enumerate(zip(self.parents, self.alignments, strict=True)):
             if self.asked[i]:
-                out[i, :, a.rows] = a.ask(parent, u, level.asked[i], conditions[i])
+                out[i, :, a.rows] = a.ask(parent, u, level.rho, conditions[i], draw)
         return out
 
     def combine(

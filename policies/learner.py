@@ -6,8 +6,9 @@ after it; the rows that are missing repeat the first or last one and are trained
 
 from __future__ import annotations  # evaluated annotations of inner functions cannot be compiled
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,13 +18,16 @@ from torch.func import functional_call
 from offrl.data.batch import Batch
 from offrl.data.normalize import AffineNormalizer
 from offrl.data.windows import windows
-from offrl.diffusion.conditional_unet import ConditionalUNet, init_weights
+from offrl.diffusion.conditional_unet import init_weights
 from offrl.diffusion.training import AveragedTraining, GrowingAverage, WarmupCosine
+from offrl.diffusion.transformer import BETAS as TRANSFORMER_BETAS
+from offrl.diffusion.transformer import DiffusionTransformer, decays
 from offrl.errors import ConfigError, PolicyError
 from offrl.nn.actor_critic import ActionBox, check_optimization
 from offrl.nn.gradients import compiled, gradients
 from offrl.nn.mlp import Params
-from offrl.policies.chunk import ChunkPolicy, Family, check_chunk, copy_weights
+from offrl.policies.chunk import ChunkPolicy, Family, copy_weights
+from offrl.policies.network import ChunkNetwork, Input, check_inputs, normalized, split
 from offrl.training.problem import Problem
 
 LEVEL_WIDTHS = (1, 2, 4)  # of the U-Net, times ``hidden``
@@ -40,10 +44,23 @@ class ChunkConfig:
     """Last observations that the policy sees (To)."""
     n_act: int = 8
     """Actions carried out before the next plan (Ta)."""
+    denoiser: Literal["unet", "transformer"] = "unet"
+    """Network: the 1-D U-Net, or the transformer (its published settings: preset transformer)."""
     hidden: int = 64
-    """Channels of the U-Net's first level, a multiple of 8; the others have 2 and 4 times as many."""
+    """Channels of the U-Net's first level, a multiple of 8; the others have 2 and 4 times as many. A quarter of the
+    transformer's width."""
     step_embed: int = 128
-    """Width of the time features."""
+    """Width of the U-Net's time features."""
+    layers: int = 8
+    """Layers of the transformer."""
+    heads: int = 4
+    """Attention heads of the transformer."""
+    dropout: float = 0.01
+    """Share that the transformer drops in training."""
+    crop: float = 0.875
+    """Side of the part of each image that is seen, anywhere in training, the middle when acting; 1 is all of it."""
+    keypoints: int = 32
+    """Features of the spatial softmax over an image."""
     denoising_steps: int = 10
     """Noise levels of a plan when acting."""
     lr: float = 1e-4
@@ -51,7 +68,7 @@ class ChunkConfig:
     warmup_steps: int = 500
     """Updates over which the step size rises to lr."""
     weight_decay: float = 1e-6
-    """Every parameter shrinks by the step size times this each update."""
+    """Parameters shrink by the step size times this each update; of the transformer only matrices."""
     ema_power: float = 0.75
     """The averaged weights, which act, keep 1 - n^-power of themselves at update n."""
     batch_size: int = 64
@@ -74,7 +91,26 @@ class ChunkConfig:
         """How the policy is sampled, and its sizes: arguments of ``ChunkPolicy``."""
         names = ("horizon", "n_obs", "n_act", "step_embed", "denoising_steps")
         own = {name: getattr(self, name) for name in names}
-        return own | {"family": self.family, "widths": self.widths, "stochastic": False}
+        return own | {
+            "family": self.family,
+            "widths": self.widths,
+            "stochastic": False,
+            "network": self.network,
+        }
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The denoiser's settings."""
+        if self.denoiser == "unet":
+            return {"kind": "unet"}
+        own = {"layers": self.layers, "heads": self.heads, "dropout": self.dropout}
+        return {"kind": "transformer", "width": 4 * self.hidden} | own
+
+    def vision(self, inputs: Sequence[Input]) -> dict[str, Any]:
+        """The image encoder's settings for observations made of these parts."""
+        images = [shape for _, shape in inputs if len(shape) == 3]
+        sides = [round(self.crop * side) for side in images[0][:2]] if images else None
+        return {"crop": None if self.crop == 1 else sides, "keypoints": self.keypoints}
 
     def __post_init__(self) -> None:
         check_optimization(self)
@@ -82,11 +118,11 @@ class ChunkConfig:
             raise ConfigError(f"warmup_steps must be 1 or more, got {self.warmup_steps}")
         if self.weight_decay < 0 or not 0 < self.ema_power <= 1:
             raise ConfigError("weight_decay must be 0 or more, ema_power in (0, 1]")
-        sizes = {name: value for name, value in self.acting.items() if name != "step_embed"}
+        if not 0.0 < self.crop <= 1.0:
+            raise ConfigError(f"crop must be in (0, 1], got {self.crop}")
         try:
-            check_chunk(**sizes)
             with torch.device("meta"):
-                ConditionalUNet(1, 1, self.widths, self.step_embed)
+                ChunkPolicy(1, 1, **self.acting)
         except (PolicyError, ValueError) as error:
             raise ConfigError(str(error)) from None
 
@@ -113,20 +149,30 @@ class ChunkLearner:
     def __init__(self, problem: Problem, config: ChunkConfig) -> None:
         self.config, self.box = config, ActionBox(problem.action_low, problem.action_high)
         self.obs_dim, self.act_dim = problem.obs_dim, problem.act_dim
-        self.observation_units = AffineNormalizer.limits(problem.observations.cpu().numpy())
+        self.inputs = check_inputs(problem.inputs or None, self.obs_dim)
+        self.vision = config.vision(self.inputs)
+        seen = numbers_of(self.inputs, problem.observations).cpu().numpy()
+        self.observation_units = AffineNormalizer.limits(seen)
         self.action_units = AffineNormalizer.limits(problem.actions.cpu().numpy())
-        self.net = ConditionalUNet(
-            self.act_dim, config.n_obs * self.obs_dim, config.widths, config.step_embed
-        ).to(problem.device)
+        channels = sum(shape[2] for _, shape in self.inputs if len(shape) == 3)
+        one = np.ones(channels)
+        self.image_units = AffineNormalizer.build(0 * one, 2 * one, -one) if channels else None
+        sizes = (config.horizon, config.n_obs, config.widths, config.step_embed)
+        self.net = ChunkNetwork(self.inputs, self.act_dim, *sizes, config.network, self.vision)
+        self.net.to(problem.device)
         initial = init_weights(self.net, problem.streams("init"))
         self.names = list(initial)
+        plain = config.denoiser == "unet"
         self.training = AveragedTraining(
             list(initial.values()),
             WarmupCosine(config.lr, problem.steps, config.warmup_steps),
             GrowingAverage(config.ema_power),
-            betas=BETAS,
+            betas=BETAS if plain else TRANSFORMER_BETAS,
             weight_decay=config.weight_decay,
+            decayed=None if plain else [decays(name) for name in self.names],
         )
+        self.drops = problem.streams("dropout")
+        self.crops = problem.streams("crop")
         self.noise = problem.streams("noise")
         self._gradients = compiled(self.gradients) if problem.compile else self.gradients
 
@@ -140,23 +186,52 @@ class ChunkLearner:
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step on the windows' chunks."""
-        seen = self.observation_units(batch.observations[:, :, : self.config.n_obs]).flatten(2)
+        raw = batch.observations[:, :, : self.config.n_obs]
+        seen = normalized(self.inputs, raw, self.observation_units, self.image_units)
+        seen = seen if self.net.images else seen.flatten(2)
         chunks = self.action_units(batch.actions)
-        grads, metrics = self._gradients(seen, chunks, *self.draw(chunks))
+        extras = self.draw_extras(chunks.shape[1])
+        grads, metrics = self._gradients(seen, chunks, *self.draw(chunks), *extras)
         self.training.apply(grads)
         return metrics
 
+    def draw_extras(self, batch: int) -> tuple[Tensor | None, list[Tensor] | None]:
+        """Corners of the crops (S, B To, cameras, 2), and what the dropout keeps; None where there is none."""
+        corners, keeps = None, None
+        if self.net.images and self.vision["crop"] is not None:
+            shape = (batch * self.config.n_obs, len(self.net.images))
+            free = [
+                side - part + 1
+                for side, part in zip(self.net.images[0][:2], self.vision["crop"], strict=True)
+            ]
+            drawn = [
+                torch.stack([torch.randint(n, shape, generator=g, device=g.device) for n in free], dim=2)
+                for g in self.crops
+            ]
+            corners = torch.stack(drawn)
+        if isinstance(self.net.denoiser, DiffusionTransformer):
+            keeps = self.net.denoiser.draw_keeps(batch, self.drops) or None
+        return corners, keeps
+
     def gradients(
-        self, seen: Tensor, chunks: Tensor, times: Tensor, noise: Tensor
+        self,
+        seen: Tensor,
+        chunks: Tensor,
+        times: Tensor,
+        noise: Tensor,
+        corners: Tensor | None = None,
+        keeps: list[Tensor] | None = None,
     ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """Gradients of the mean squared error for chunks (S, B, H, A) after observations (S, B, To O)."""
+        """Gradients of the mean squared error for chunks (S, B, H, A) after normalized observations (S, B, To O)."""
         x, told, target = self.example(chunks, times, noise)
 
         def loss(params: Params) -> tuple[Tensor, dict[str, Tensor]]:
             errors = []
             for seed in range(len(x)):  # convolutions of one seed fill the machine already
                 own = {name: p[seed] for name, p in zip(self.names, params, strict=True)}
-                out = functional_call(self.net, own, (x[seed], told[seed], seen[seed]))
+                places = None if corners is None else corners[seed]
+                kept = None if keeps is None else [k[seed] for k in keeps]
+                out = functional_call(self.net, own, (x[seed], told[seed], seen[seed], places, kept))
                 errors.append((out - target[seed]).square().mean())
             per_seed = torch.stack(errors)
             return per_seed.sum(), {"loss": per_seed}
@@ -165,18 +240,30 @@ class ChunkLearner:
 
     def policy(self, seed: int = 0) -> ChunkPolicy:
         """The averaged policy of one seed."""
-        policy = ChunkPolicy(self.obs_dim, self.act_dim, self.box.low, self.box.high, **self.config.acting)
-        policy.set_normalizers(self.observation_units, self.action_units)
+        acting = self.config.acting | {"inputs": self.inputs, "vision": self.vision}
+        policy = ChunkPolicy(self.obs_dim, self.act_dim, self.box.low, self.box.high, **acting)
+        policy.set_normalizers(self.observation_units, self.action_units, self.image_units)
         average = zip(self.names, self.training.average, strict=True)
         copy_weights(policy, {name: p[seed] for name, p in average})
         return policy.to(self.box.low.device).eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """The network, its average and optimizer, and the noise streams."""
-        return {"training": self.training.state_dict(), "noise": [g.get_state() for g in self.noise]}
+        """The network, its average and optimizer, and the streams of noise, dropout and crops."""
+        streams = {name: [g.get_state() for g in own] for name, own in self._streams().items()}
+        return {"training": self.training.state_dict(), **streams}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self.training.load_state_dict(state["training"])
-        for generator, saved in zip(self.noise, state["noise"], strict=True):
-            generator.set_state(saved.cpu())
+        for name, own in self._streams().items():
+            for generator, saved in zip(own, state.get(name, []), strict=name in state):
+                generator.set_state(saved.cpu())
+
+    def _streams(self) -> dict[str, list[torch.Generator]]:
+        return {"noise": self.noise, "drops": self.drops, "crops": self.crops}
+
+
+def numbers_of(inputs: Sequence[Input], flat: Tensor) -> Tensor:
+    """The columns (..., D) of all parts that are no images."""
+    parts = zip(inputs, split(inputs, flat), strict=True)
+    return torch.cat([part for (_, shape), part in parts if len(shape) != 3], dim=-1)

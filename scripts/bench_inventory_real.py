@@ -39,7 +39,7 @@ TRAINED = {  # cell -> settings of HDPO, updates
     "favorita_one_store-fixed_quantile": (TAU, 150),
     "favorita_one_store-base_stock": (TAU | {"lr": 1.0}, 80),
     "favorita_21_stores-data_driven": (BIG | {"lr": 1e-3}, 300),
-    "favorita_21_stores-gnn": (BIG, 100),
+    "favorita_21_stores-gnn": (BIG | {"normalize": False, "hidden": (16, 16)}, 100),
 }
 UNTRAINED = (
     "favorita_one_store-quantile_nv", "favorita_one_store-returns_nv", "favorita_one_store-just_in_time",

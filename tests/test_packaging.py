@@ -19,7 +19,7 @@ FOLDERS = {
     "envs": "offrl/envs",
     "policies": "offrl/policies",
 }  # in the checkout -> in the wheel
-DATA = (".txt", ".css", ".js", ".typed", ".json", ".npz", ".hdf5", ".safetensors")
+DATA = (".txt", ".css", ".js", ".typed", ".json", ".npz", ".hdf5", ".safetensors", ".jsonl")
 
 
 def sources() -> dict[str, Path]:

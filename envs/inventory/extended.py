@@ -85,14 +85,29 @@ class ExtendedSimulator(Simulator):
 
     def step(self, state: State, action: Tensor, demand: Tensor) -> tuple[State, Tensor]:  # type: ignore[override]
         """As :meth:`Simulator.step`; ``action`` are orders, which are filled as far as possible."""
-        network, U, stock = self.network, self.network.upstream, state.stock
         wanted = action.clamp(min=0) + state.owed
-        sent = self.project(stock, wanted)
+        return self.carried(state, wanted, self.filled(state.stock, wanted, 0), demand)
+
+    def filled(self, stock: Tensor, wanted: Tensor, period: int) -> Tensor:
+        """The orders (B, E) that are carried out in a period, of those wanted."""
+        return self.project(stock, wanted)
+
+    def carried(
+        self, state: State, wanted: Tensor, sent: Tensor, demand: Tensor, shares: Tensor | None = None
+    ) -> tuple[State, Tensor]:
+        """One period with the orders ``sent``, of those ``wanted``; ``shares`` (B, E, K): how they arrive."""
+        network, U, stock, later = self.network, self.network.upstream, state.stock, sent
         used = self.shipped(sent) / self._yield
+        if self._now is not None:
+            stock, later = self.delivered(stock, sent)
         left = stock[..., 0] - torch.cat([used, demand], 1)
         over = left.clamp(min=0)
         kept = over[:, U:] if network.lost_sales else left[:, U:]
-        moved = apply(_Move, stock, torch.cat([left[:, :U], kept], 1), sent, self._slots, self._layers)
+        after = torch.cat([left[:, :U], kept], 1)
+        if shares is None:
+            moved = apply(_Move, stock, after, later, self._slots, self._layers)
+        else:
+            moved = self.arriving(stock, after, later, shares)
         dues = state.dues + (self.received(sent).unsqueeze(-1) * self._dues).sum(-2)
         held = (
             torch.cat([moved[:, :U, 0].clamp(min=0), over[:, U:]], 1)
@@ -107,6 +122,14 @@ class ExtendedSimulator(Simulator):
         owed = wanted - sent if network.owes_orders else torch.zeros_like(sent)
         backlog = torch.zeros_like(short) if network.lost_sales else short
         return State(moved, owed, backlog, later), cost
+
+    def arriving(self, stock: Tensor, after: Tensor, sent: Tensor, shares: Tensor) -> Tensor:
+        """The next stock, (B, N, K), where each order arrives in parts."""
+        parts = (sent.unsqueeze(-1) * shares).transpose(1, 2)  # (B, K, E)
+        come = self.received(parts.flatten(0, 1)).sum(-1).unflatten(0, parts.shape[:2]).transpose(1, 2)
+        first = stock[..., 1:2] if self.shape[1] > 1 else torch.zeros_like(stock)
+        rest = [stock[..., 2:], torch.zeros_like(first)] if self.shape[1] > 1 else []
+        return torch.cat([after.unsqueeze(-1) + first, *rest], -1) + come
 
     def _money(
         self, stock: Tensor, held: Tensor, short: Tensor, sent: Tensor, used: Tensor, unfilled: Tensor
@@ -123,10 +146,15 @@ class ExtendedSimulator(Simulator):
 def simulator_of(
     network: Network,
     parameters: Parameters | None = None,
+    deliveries: Tensor | None = None,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Simulator:
-    """The simulator that a network needs."""
+    """The simulator that a network needs; ``deliveries`` as in ``Scenarios``."""
+    if network.ruled:
+        from offrl.envs.inventory.rules import RuledSimulator
+
+        return RuledSimulator(network, parameters, deliveries, device=device, dtype=dtype)
     kind = ExtendedSimulator if network.extended else Simulator
     return kind(network, parameters, device=device, dtype=dtype)

@@ -10,12 +10,20 @@ cost and mean and spread of demand, or past demand and days from Christmas. Supp
 nothing.
 f, g, h are ELU perceptrons, the outputs of f and g ELU too, the same at all nodes and edges unless ``typed``.
 
+With ``echelon``, all of it in units of the demand D that reaches a node, and wishes start from what a lane's target
+lacks (l of :mod:`positions`, 0 on self-loops), so that the first policy holds its stock near its targets:
+
+    q_ij = D_j softplus_5(l_ij / D_j + h(e_ij)),   softplus_5(z) = log(1 + exp(5 z)) / 5
+
+The published start orders the same whatever the stock; what it then learns overshoots, and gradients through the
+rollout grow by a factor a period.
+
 Back-ends, equal to rounding: ``static`` (blocks by node and edge, stacked products; no further library), ``union`` (one
 big graph of all scenarios) and ``hetero`` (tables by kind of node and lane), the last two on torch-geometric.
 
 Source: arXiv:2306.11246; neural_networks.py of MatiasAlvo/Neural_inventory_control at commit 4d77c14.
 Departures: orders are by lane, so that a lane that does not exist gets nothing (the official code books by rank);
-lead times are each scenario's own; lanes to customers are not scored, which changes no order.
+lead times are each scenario's own; lanes to customers are not scored, which changes no order; ``echelon`` is ours.
 """
 
 from collections.abc import Sequence
@@ -28,6 +36,7 @@ from torch.nn import functional as F
 
 from offrl.envs.inventory.graph import Graph, Sum
 from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy
+from offrl.envs.inventory.positions import Positions
 from offrl.envs.inventory.scenarios import Observation
 from offrl.envs.inventory.shipping import Shipping
 from offrl.envs.inventory.spec import Network
@@ -36,6 +45,7 @@ from offrl.nn.elu_mlp import EluMLP, elu_mlp
 
 BACKENDS = ("static", "union", "hetero")
 ALL = "all"
+SHARP = 5.0  # of the softplus with ``echelon``: an order of one mean demand is on its straight part
 IN_CACHE = 12288  # edges times scenarios, each 32 to 96 numbers: 1.5 to 5 MB
 
 
@@ -80,7 +90,7 @@ class GNN(InventoryPolicy):
         rounds: R; 0: as many as the longest way from the first node to a store has lanes.
         typed: a perceptron of its own for every kind of node and of edge.
         backend: how it is computed.
-        normalize: feed stock and demand in units of the stores' mean demand, and multiply orders by it.
+        echelon: units of each node's own demand, and wishes that start from what the lane's target lacks.
     """
 
     name = "gnn"
@@ -88,26 +98,26 @@ class GNN(InventoryPolicy):
     def __init__(
         self, network: Network, facts: DemandFacts, generators: Sequence[torch.Generator],
         hidden: tuple[int, ...] = (32, 32), rounds: int = 0, typed: bool = False, backend: str = "static",
-        normalize: bool = False,
+        echelon: bool = False,
     ) -> None:  # fmt: skip
         self.graph = graph = Graph(network)
         rounds = rounds or max(graph.depth, 1)
         super().__init__(
-            network, facts, generators, hidden=hidden, rounds=rounds, typed=typed, backend=backend, normalize=normalize
+            network, facts, generators, hidden=hidden, rounds=rounds, typed=typed, backend=backend, echelon=echelon
         )  # fmt: skip
         if backend not in BACKENDS:
             raise ConfigError(f"policy gnn: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         if rounds < 1 or not hidden or any(size < 1 for size in hidden):
             raise ConfigError(f"policy gnn: rounds and hidden must be 1 or more, got {rounds} and {hidden}")
-        self.rounds, self.unit = rounds, sum(facts.means) / len(facts.means) if normalize else 1.0
-        if not self.unit > 0:
-            raise ConfigError("policy gnn: normalize needs a positive mean demand")
+        self.rounds = rounds
+        self.positions = Positions(network, facts.means, self.device) if echelon else None
         self.shipping = Shipping(network, self.device)
         self.costly = any(edge.cost for edge in network.edges)
         self.static = 2 + ((facts.history + facts.calendar) if facts.history else 2)
-        self._nets(hidden, generators, typed, 0.5 if normalize else 5.0)
+        self._nets(hidden, generators, typed, 0.0 if echelon else 5.0)
         keeps = [node.holds for node in network.nodes[: network.upstream]]
         self.keeps = [sum(keeps[:n]) if own else sum(keeps) for n, own in enumerate(keeps)]
+        self.receivers = torch.tensor(graph.targets[: graph.scored], device=self.device)
         self.sums: dict[Any, tuple[Sum, Sum, Sum]] = {}
         self.indices: dict[Any, Any] = {}
 
@@ -151,14 +161,23 @@ class GNN(InventoryPolicy):
             parts = self._parts(x)
             many = zip(x.chunk(parts, -1), times.chunk(parts, -1), strict=True)
             found = [self._static(some, own).unflatten(0, (self.copies, -1)) for some, own in many]
-            return torch.cat(found, 1).flatten(0, 1)
-        run = _union if self.options["backend"] == "union" else _hetero
-        x, times = x.permute(1, 3, 0, 2), times.permute(1, 3, 0, 2)  # (S, b, nodes or edges, features)
-        return torch.cat([run(self, x[seed], times[seed], seed) for seed in range(self.copies)])
+            scored = torch.cat(found, 1).flatten(0, 1)
+        else:
+            run = _union if self.options["backend"] == "union" else _hetero
+            x, times = x.permute(1, 3, 0, 2), times.permute(1, 3, 0, 2)  # (S, b, nodes or edges, features)
+            scored = torch.cat([run(self, x[seed], times[seed], seed) for seed in range(self.copies)])
+        if self.positions is None:
+            return scored
+        demands = self.positions.demands(seen)
+        start = self.positions.lacking(seen, demands) / demands[..., self.receivers[: self.graph.lanes]]
+        return scored + F.pad(start, (0, scored.shape[1] - start.shape[1]))
 
     def orders(self, logits: Tensor, seen: Observation) -> Tensor:
         """Softplus, then proportional shares of what is on hand."""
-        wishes = F.softplus(logits) if self.unit == 1.0 else F.softplus(logits) * self.unit
+        if self.positions is None:
+            wishes = F.softplus(logits)
+        else:
+            wishes = F.softplus(logits, SHARP) * self.positions.demands(seen)[..., self.receivers]
         lanes, keep = self.graph.lanes, None
         if wishes.shape[1] > lanes:
             keep = wishes[:, lanes:]
@@ -169,7 +188,10 @@ class GNN(InventoryPolicy):
     def features(self, seen: Observation) -> Tensor:
         """X of all nodes, (N, S, F, b) with b rows a seed."""
         stock, p, first = self.split(seen.stock).permute(2, 0, 3, 1), seen.parameters, self.network.upstream
-        stock = stock if self.unit == 1.0 else stock / self.unit
+        units = None
+        if self.positions is not None:
+            units = self._by_row(self.positions.demands(seen))[:, :, None]
+            stock = stock / units
         nodes, seeds, _, rows = stock.shape
         static = stock.new_zeros(nodes, seeds, self.static, rows)
         static[:, :, 0] = self._by_row(p.holding)
@@ -180,14 +202,15 @@ class GNN(InventoryPolicy):
         static[first:, :, 1] = self._by_row(p.underage[..., first:])
         if not self.facts.history:
             known = torch.tensor([self.facts.means, self.facts.stds], dtype=stock.dtype, device=stock.device)
-            static[first:, :, 2:] = known.T[:, None, :, None] / self.unit
+            known = known.T[:, None, :, None]
+            static[first:, :, 2:] = known if units is None else known / units[first:]
             return torch.cat([stock, static], 2)
         if seen.past_demand is None:
             raise ConfigError(f"policy gnn was made for {self.facts.history} periods of past demand")
         past = self.split(seen.past_demand).permute(2, 0, 3, 1)
-        static[first:, :, 2 : 2 + self.facts.history] = past / self.unit
+        static[first:, :, 2 : 2 + self.facts.history] = past if units is None else past / units[first:]
         if self.facts.calendar:
-            static[first:, :, -1] = (seen.days_from_christmas or 0.0) / (100.0 if self.unit != 1.0 else 1.0)
+            static[first:, :, -1] = (seen.days_from_christmas or 0.0) / (1.0 if units is None else 100.0)
         return torch.cat([stock, static], 2)
 
     def lead_times(self, seen: Observation) -> Tensor:

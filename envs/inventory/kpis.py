@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from offrl.envs.inventory.extended import ExtendedSimulator
 from offrl.envs.inventory.network import Simulator
 from offrl.envs.inventory.scenarios import Rollout, Scenarios
 from offrl.errors import ConfigError
@@ -96,6 +97,8 @@ def kpis(result: Rollout, scenarios: Scenarios, ignore: int = 0) -> KPIs:
     start = ignore + scenarios.history
     demand = scenarios.demands[start : start + periods - ignore].double()
     before = stocks[..., 0]
+    if any(edge.lead_time == 0 and network.slot(edge) < 0 for edge in network.edges):
+        before = before + torch.stack([simulator.at_once(a) for a in sent])
     ordered = torch.stack([simulator.received(a).sum(-1) for a in sent])
     shipped = torch.stack([simulator.shipped(a) for a in sent])
     if network.extended:
@@ -137,9 +140,10 @@ def _sent(result: Rollout, simulator: Simulator) -> Tensor:
     if not network.extended:
         return result.actions
     owed, sent = torch.zeros_like(result.actions[0]), []
-    for stock, action in zip(result.stocks[:-1], result.actions, strict=True):
+    assert isinstance(simulator, ExtendedSimulator)
+    for t, (stock, action) in enumerate(zip(result.stocks[:-1], result.actions, strict=True)):
         wanted = action.clamp(min=0) + owed
-        sent.append(simulator.project(stock, wanted))
+        sent.append(simulator.filled(stock, wanted, t))
         owed = wanted - sent[-1] if network.owes_orders else owed
     return torch.stack(sent)
 

@@ -15,7 +15,8 @@ in every mode.
 
 Source: arXiv:2306.11246 and its official code (MatiasAlvo/Neural_inventory_control, commit 4d77c14).
 Departures: edges are indexed, so that a lane that does not exist has no entry and cannot receive an order; lead times
-may differ by scenario; one column (all lead times 1) works; the state is never changed in place.
+may differ by scenario; one column (all lead times 1) works; the state is never changed in place. With
+``same_period`` a lane of lead time 0 adds to x_n0 of its store before the demand of the same period.
 """
 
 import copy
@@ -175,7 +176,13 @@ class Simulator:
         width = self.shape[1]
         times, network = parameters.lead_times.to(self.device), self.network
         own = torch.tensor([e.lead_time - network.slot(e) for e in network.edges], device=self.device)
+        now = [edge.lead_time == 0 and network.slot(edge) < 0 for edge in network.edges]
+        self._now = torch.tensor(now, dtype=self.dtype, device=self.device) if any(now) else None
         columns = times - own  # the slot that an order joins
+        if any(now):
+            columns = (
+                columns + torch.tensor(now, device=self.device).long()
+            )  # joins the stock before the demand
         if int(columns.min()) < 0 or int(columns.max()) >= width:
             raise ConfigError(
                 f"lead times must be in 1 .. {width} (the columns of the state), "
@@ -186,7 +193,9 @@ class Simulator:
         self._costly = bool((cast[2] != 0).any())
         targets = torch.tensor(network.targets, device=self.device)
         self._slots = (targets * width + columns).reshape(-1, len(self.network.edges))
-        self._last_slot = self._plain_in and times.ndim == 1 and bool((columns == width - 1).all())
+        self._last_slot = (
+            self._now is None and self._plain_in and times.ndim == 1 and bool((columns == width - 1).all())
+        )
 
     def on(self, parameters: Parameters) -> Self:
         """The same simulator with the parameters of other scenarios."""
@@ -234,8 +243,10 @@ class Simulator:
         Returns:
             The next state, and the cost of each node, (B, N), money of this period.
         """
-        upstream = self.network.upstream
+        upstream, later = self.network.upstream, action
         outflow = torch.cat([self.shipped(action), demand], 1) if upstream else demand
+        if self._now is not None:
+            state, later = self.delivered(state, action)
         on_hand = state[..., 0]
         left = on_hand - outflow
         over = left.clamp(min=0)
@@ -246,8 +257,18 @@ class Simulator:
         if self._last_slot and self.shape[1] > 1:
             first = (after + state[..., 1]).unsqueeze(-1)
             return torch.cat([first, state[..., 2:], action.unsqueeze(-1)], -1), cost
-        moved = apply(_Move, state, after, action, self._slots, self._layers)
+        moved = apply(_Move, state, after, later, self._slots, self._layers)
         return moved, cost
+
+    def delivered(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """The stock (B, N, K) with what comes at once, by lanes of lead time 0, and the orders that come later."""
+        assert self._now is not None
+        first = state[..., :1] + self.at_once(action).unsqueeze(-1)
+        return torch.cat([first, state[..., 1:]], -1), action * (1 - self._now)
+
+    def at_once(self, action: Tensor) -> Tensor:
+        """(B, N) what lanes of lead time 0 bring before the demand of the same period."""
+        return self.received(action if self._now is None else action * self._now).sum(-1)
 
     def _cost(self, on_hand: Tensor, left: Tensor, over: Tensor, action: Tensor) -> Tensor:
         p = self.parameters

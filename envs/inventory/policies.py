@@ -249,7 +249,12 @@ def network_from_json(values: dict[str, Any]) -> Network:
         k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k not in ("nodes", "edges")
     }
     nodes = tuple(Node(**node) for node in values["nodes"])
-    return Network(nodes=nodes, edges=tuple(Edge(**edge) for edge in values["edges"]), **rest)
+    edges = tuple(Edge(**{k: _tuples(v) for k, v in edge.items()}) for edge in values["edges"])
+    return Network(nodes=nodes, edges=edges, **rest)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def rounded(policy: Policy, network: Network, how: str = "feasible") -> Policy:

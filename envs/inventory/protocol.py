@@ -91,7 +91,17 @@ class Setting:
             initial=torch.from_numpy(stock).to(dtype),
             demands=torch.from_numpy(np.ascontiguousarray(demands)).to(dtype),
             parameters=Parameters.of(self.network, dtype),
+            deliveries=self._deliveries(split),
         )
+
+    def _deliveries(self, split: Split) -> torch.Tensor | None:
+        """Which receipts the orders get, (T, n, E); a stream of its own, so that demand does not depend on it."""
+        ways = [len(edge.receipts) for edge in self.network.edges]
+        if not any(ways):
+            return None
+        random = np.random.RandomState(split.demand_seed + 7919)
+        drawn = random.random_sample((split.scenarios, split.periods, len(ways))).transpose(1, 0, 2)
+        return torch.from_numpy((drawn * np.maximum(ways, 1)).astype(np.int64))
 
     def _demands(self, count: int, periods: int, split: Split, keep: slice) -> tuple[np.ndarray, np.ndarray]:
         """Rows ``keep`` of a draw of ``count``, (n, S, T) float32, and the mean of all by store."""

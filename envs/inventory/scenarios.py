@@ -50,6 +50,8 @@ class Scenarios:
     history: int = 0
     calendar: tuple[float, ...] | None = None
     """Days from the nearest Christmas for each of the H + T periods."""
+    deliveries: Tensor | None = None
+    """(T, n, E) int64: which of its lane's receipts the order of a period gets; None where deliveries do not vary."""
 
     def __post_init__(self) -> None:
         n, nodes, width = self.initial.shape
@@ -79,19 +81,26 @@ class Scenarios:
             initial=self.initial[index],
             demands=self.demands[:, index],
             parameters=self.parameters.rows(index),
+            deliveries=None if self.deliveries is None else self.deliveries[:, index],
         )
 
     def to(self, device: torch.device | str) -> "Scenarios":
         """On another device."""
         parameters = Parameters(*(value.to(device) for value in self.parameters))
+        deliveries = None if self.deliveries is None else self.deliveries.to(device)
         return replace(
-            self, initial=self.initial.to(device), demands=self.demands.to(device), parameters=parameters
-        )
+            self, initial=self.initial.to(device), demands=self.demands.to(device), parameters=parameters,
+            deliveries=deliveries,
+        )  # fmt: skip
 
     def simulator(self) -> Simulator:
         """One for these scenarios."""
         return simulator_of(
-            self.network, self.parameters, device=self.initial.device, dtype=self.initial.dtype
+            self.network,
+            self.parameters,
+            self.deliveries,
+            device=self.initial.device,
+            dtype=self.initial.dtype,
         )
 
     def observe(self, stock: Tensor, period: int) -> Observation:

@@ -65,6 +65,22 @@ class Edge:
     """What the target pays its source for a unit; in the sum over nodes it cancels, unless the source is outside."""
     capacity: float = math.inf
     """Most units in a period."""
+    fixed_cost: float = 0.0
+    """Per order of any size."""
+    min_order: float = 0.0
+    """Least units of an order that is placed."""
+    pack: float = 0.0
+    """Orders are multiples of this; 0: any amount."""
+    calendar: tuple[int, ...] = ()
+    """1 for periods in which orders are placed and 0 for others, over and over; empty: always."""
+    receipts: tuple[tuple[float, ...], ...] = ()
+    """Ways in which an order may arrive, all as likely: the shares that come after 1, 2, ... periods; empty: all of it
+    after ``lead_time``."""
+
+    @property
+    def ruled(self) -> bool:
+        """Whether orders on it are more than wishes: rules of size and day, fixed costs, deliveries that vary."""
+        return bool(self.fixed_cost or self.min_order or self.pack or self.calendar or self.receipts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +109,10 @@ class Network:
     order_penalty: tuple[float, ...] = ()
     """Per unit of an order that was not filled, one value an edge; empty: none."""
     discount: float = 1.0
+    same_period: bool = False
+    """True: a lead time of 0 is possible into a store: order, delivery, then demand."""
+    budget: float = math.inf
+    """Most money in a period for orders from outside, fixed costs included."""
     widths: tuple[int, ...] = field(default=(), repr=False)
     """Columns in use by node; empty: the longest lead time of the nodes of that kind."""
 
@@ -103,17 +123,21 @@ class Network:
         check(self)
         edges = sorted(self.edges, key=lambda e: (place.get(e.source, len(order)), place[e.target], e.source))
         object.__setattr__(self, "edges", tuple(edges))
-        longest = max(self.slot(edge) + 1 for edge in edges)
+        longest = max(max(self.slot(edge) + 1, *map(len, edge.receipts), 0) for edge in edges)
         object.__setattr__(self, "width", max(self.width, longest, *self.widths, 1))
         if not self.widths:
             kinds = {node.name: node.kind for node in order}
             widest = {
-                k: max((self.slot(e) + 1 for e in edges if kinds[e.target] == k), default=1) for k in KINDS
+                k: max((max(self.slot(e) + 1, 1) for e in edges if kinds[e.target] == k), default=1)
+                for k in KINDS
             }
             object.__setattr__(self, "widths", tuple(widest[node.kind] for node in order))
 
     def slot(self, edge: Edge) -> int:
-        """The column that an order joins: L - 1, or L at a node that ships before it receives."""
+        """The column that an order joins: L - 1, or L at a node that ships before it receives.
+
+        -1: on hand before the demand of the same period.
+        """
         return edge.lead_time - (0 if self._late(edge.target) else 1)
 
     def _late(self, name: str) -> bool:
@@ -163,7 +187,12 @@ class Network:
         )
         free = all(e.transit_cost == 0 and e.price == 0 and e.capacity == math.inf for e in self.edges)
         orders = self.owes_orders or bool(self.order_penalty)
-        return not (plain and free) or orders or self.ships_before_receiving
+        return not (plain and free) or orders or self.ships_before_receiving or self.ruled
+
+    @property
+    def ruled(self) -> bool:
+        """Whether orders must keep rules of size, day or budget, cost something each, or arrive as deliveries vary."""
+        return self.budget < math.inf or any(edge.ruled for edge in self.edges)
 
     def with_lead_times(self, lead_times: Iterable[int]) -> "Network":
         """The same network with other lead times, in edge order."""
@@ -182,6 +211,8 @@ def check(network: Network) -> None:
     _check_paths(network)
     if not 0 < network.discount <= 1:
         raise ConfigError(f"discount must be in (0, 1], got {network.discount}")
+    if not network.budget > 0:
+        raise ConfigError(f"budget must be above 0, got {network.budget}")
     if network.order_penalty and len(network.order_penalty) != len(network.edges):
         raise ConfigError(
             f"order_penalty has {len(network.order_penalty)} values for {len(network.edges)} lanes"
@@ -245,6 +276,28 @@ def _check_edges(network: Network) -> None:
         _amount(edge.price, f"{where}: price")
         if not edge.capacity > 0:
             raise ConfigError(f"{where}: capacity must be above 0, got {edge.capacity}")
+        _check_rules(edge, where)
+
+
+def _check_rules(edge: Edge, where: str) -> None:
+    for name in ("fixed_cost", "min_order", "pack"):
+        _amount(getattr(edge, name), f"{where}: {name}")
+    least = (
+        max(edge.pack * math.ceil(edge.min_order / edge.pack - 1e-9), edge.pack)
+        if edge.pack
+        else edge.min_order
+    )
+    if least > edge.capacity:
+        raise ConfigError(
+            f"{where}: the smallest order is {least:g} but capacity is {edge.capacity:g}, so that none is possible"
+        )
+    if edge.calendar and (set(edge.calendar) - {0, 1} or not any(edge.calendar)):
+        raise ConfigError(f"{where}: calendar must be of 0 and 1, with a 1 at least, got {edge.calendar}")
+    for shares in edge.receipts:
+        if not shares or min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+            raise ConfigError(
+                f"{where}: the shares of a delivery must be 0 or more and sum to 1, got {shares}"
+            )
 
 
 def _check_lead_time(network: Network, edge: Edge, where: str) -> None:
@@ -252,7 +305,12 @@ def _check_lead_time(network: Network, edge: Edge, where: str) -> None:
         raise ConfigError(f"{where}: lead_time must be a whole number of periods, got {edge.lead_time!r}")
     if edge.lead_time < 0:
         raise ConfigError(f"{where}: lead_time must not be negative, got {edge.lead_time}")
-    if network.slot(edge) < 0:
+    if network.slot(edge) < 0 and network.same_period:
+        if any(other.source == edge.target for other in network.edges):
+            raise ConfigError(
+                f"{where}: lead_time 0 is for stores; what {edge.target!r} orders now it can ship next period: give 1"
+            )
+    elif network.slot(edge) < 0:
         raise ConfigError(
             f"{where}: lead_time must be 1 or more, got 0: lead time 1 already meets the next period's demand"
         )

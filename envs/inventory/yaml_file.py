@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,19 @@ TOP = {
     "lanes",
     "demand",
     "protocol",
+    "same_period",
+    "budget",
+    "ships_before_receiving",
+    "owes_orders",
 }
 NODE = {
     "name", "kind", "holding_cost", "underage_cost", "holds", "capacity", "yield", "operating_cost", "price",
     "initial", "unit",
 }  # fmt: skip
-LANE = {"from", "to", "lead_time", "cost", "transit_cost", "price", "capacity", "unit", "period"}
+LANE = {
+    "from", "to", "lead_time", "cost", "transit_cost", "price", "capacity", "unit", "period",
+    "fixed_cost", "min_order", "pack", "calendar", "penalty",
+}  # fmt: skip
 DEMAND = {
     "normal": ({"mean", "std"}, {"correlation", "season", "clip"}),
     "poisson": ({"mean"}, {"season"}),
@@ -121,14 +129,16 @@ def _setting(content: Entry, folder: Path) -> Setting:
     nodes = tuple(_node(entry, i, units) for i, entry in enumerate(_list(content, "nodes"), 1))
     lanes = tuple(_lane(entry, i, units) for i, entry in enumerate(_list(content, "lanes"), 1))
     name = str(content.get("name", "own network"))
+    flags = ("lost_sales", "profit", "same_period", "ships_before_receiving", "owes_orders")
     network = Network(
         name=name,
         nodes=nodes,
         edges=lanes,
-        lost_sales=_flag(content, "lost_sales", False, "the file"),
-        profit=_flag(content, "profit", False, "the file"),
         discount=_number(content, "discount", "the file", 1.0),
+        budget=_number(content, "budget", "the file", float("inf")),
+        **{key: _flag(content, key, False, "the file") for key in flags},
     )
+    network = _penalized(network, content["lanes"])
     stores = [node.name for node in network.nodes if node.kind == "store"]
     demand = _demand(content["demand"], stores, units, folder)
     return Setting(
@@ -227,7 +237,23 @@ def _lane(entry: Any, number: int, units: Mapping[str, Any]) -> Edge:
         transit_cost=_number(entry, "transit_cost", where, 0.0),
         price=_number(entry, "price", where, 0.0),
         capacity=_number(entry, "capacity", where, float("inf")),
+        calendar=_calendar(entry, where),
+        **{key: _number(entry, key, where, 0.0) for key in ("fixed_cost", "min_order", "pack")},
     )
+
+
+def _calendar(entry: Entry, where: str) -> tuple[int, ...]:
+    given = entry.get("calendar", [])
+    if not isinstance(given, list) or any(isinstance(day, bool) or day not in (0, 1) for day in given):
+        raise ConfigError(f"{where}: calendar must be a list of 1 (orders are placed) and 0, got {given!r}")
+    return tuple(given)
+
+
+def _penalized(network: Network, entries: Sequence[Entry]) -> Network:
+    """The network with the lanes' ``penalty`` per unit not filled, in its own order of lanes."""
+    given = {(str(e["from"]), str(e["to"])): _number(e, "penalty", "a lane", 0.0) for e in entries}
+    penalties = tuple(given[edge.source, edge.target] for edge in network.edges)
+    return replace(network, order_penalty=penalties) if any(penalties) else network
 
 
 def _demand(entry: Any, stores: Sequence[str], units: Mapping[str, Any], folder: Path) -> Demand:

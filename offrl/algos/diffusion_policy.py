@@ -8,7 +8,9 @@ levels. The policy carries out Ta actions of a plan, then makes the next one (of
 Source: Chi et al., arXiv:2303.04137; official code real-stanford/diffusion_policy, low-dimensional U-Net.
 Departures: by default the network has 64, 128 and 256 channels (4 M parameters for PushT, official 256, 512 and 1024),
 batches 64 windows (256), and a plan takes 10 steps of the ODE, noisiest level first (100 posterior steps): for CPUs;
-preset 'official' is the published one. The cosine of the step size ends with the run.
+preset 'official' is the published one, 'transformer' the published one of PushT's transformer, whose network is the
+default size of ``--denoiser transformer``. The cosine of the step size ends with the run. Images keep a group norm and
+are cropped to 7/8 of their sides, as published for PushT (96 to 84).
 """
 
 from __future__ import annotations  # evaluated annotations of inner functions cannot be compiled
@@ -41,13 +43,21 @@ class DiffusionPolicyConfig(ChunkConfig):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
+    "transformer": {
+        "denoiser": "transformer",
+        "weight_decay": 0.1,
+        "warmup_steps": 1000,
+        "batch_size": 256,
+        "denoising_steps": 100,
+        "stochastic": True,
+    },
     "official": {
         "hidden": 256,
         "step_embed": 256,
         "batch_size": 256,
         "denoising_steps": 100,
         "stochastic": True,
-    }
+    },
 }
 
 

@@ -23,7 +23,7 @@ offrl.estimators).
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -33,7 +33,9 @@ from torch.utils.checkpoint import checkpoint
 from offrl.envs.inventory import stochastic
 from offrl.envs.inventory.network import Simulator
 from offrl.envs.inventory.policies import POLICIES, DemandFacts, InventoryPolicy, make_policy
+from offrl.envs.inventory.rules import advice
 from offrl.envs.inventory.scenarios import Scenarios
+from offrl.envs.inventory.spec import Network
 from offrl.errors import ConfigError
 from offrl.estimators.advantages import gae, next_values
 from offrl.estimators.compose import Estimator, compose
@@ -43,7 +45,7 @@ from offrl.nn.trainable import Trainable
 from offrl.training.ranks import ALONE, Ranks
 from offrl.training.seeding import normal, streams
 
-EstimatorName = Literal["pathwise", "score", "score_rtg", "score_batch", "rloo", "a2c", "ppo"]
+EstimatorName = Literal["auto", "pathwise", "score", "score_rtg", "score_batch", "rloo", "a2c", "ppo"]
 
 PUBLISHED: dict[
     str, tuple[float, float]
@@ -78,7 +80,9 @@ class HDPOConfig:
     typed: bool = False
     """For gnn: a net of its own for each kind of node and lane."""
     normalize: bool = False
-    """Feed nets stock divided by the mean demand; the published nets see raw units."""
+    """Feed dense nets stock divided by the mean demand; the published nets see raw units."""
+    echelon: bool = True
+    """For gnn: units of each node's demand, and orders that start from what a lane's target lacks; off as published."""
     lr: float | None = None
     """Adam step size; None: the published one of the policy."""
     max_grad_norm: float | None = None
@@ -89,8 +93,9 @@ class HDPOConfig:
     """Demand paths per update; 0: as the setting says."""
     patience: int = 2000
     """Updates without a better development cost after which training stops; 0: never."""
-    estimator: EstimatorName = "pathwise"
-    """pathwise is HDPO; the others estimate the same gradient from sampled orders."""
+    estimator: EstimatorName = "auto"
+    """pathwise is HDPO; the others estimate the same gradient from sampled orders. auto: pathwise, but for networks
+    whose cost jumps in the orders (fixed costs, least orders): rloo."""
     truncation: int = 0
     """Cut the gradient's way through the state every so many periods; 0: never. Biased."""
     chunk: int = 0
@@ -128,6 +133,8 @@ class HDPOConfig:
         for name in ("discount", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.normalize and self.policy == "gnn":
+            raise ConfigError("normalize is for dense nets; echelon gives gnn units of its own")
         if self.lr is not None and not self.lr > 0:
             raise ConfigError(f"lr must be above 0, got {self.lr}")
         if self.truncation and self.checkpoint_periods and self.truncation % self.checkpoint_periods:
@@ -145,6 +152,13 @@ class HDPOConfig:
         """The bound of the gradient's norm; 0: none."""
         published = PUBLISHED.get(self.policy, (1e-3, 0.0))[1]
         return published if self.max_grad_norm is None else self.max_grad_norm
+
+
+def resolved(config: HDPOConfig, network: Network) -> HDPOConfig:
+    """The config with the estimator that ``auto`` means on a network."""
+    if config.estimator != "auto":
+        return config
+    return replace(config, estimator=advice(network)[0])  # type: ignore[arg-type]
 
 
 def estimators(config: HDPOConfig) -> Estimator:
@@ -227,17 +241,34 @@ def _detached(state: Any) -> Any:
 
 
 class Permutations:
-    """Minibatches of row numbers: every seed shuffles all rows, takes them in turn, and shuffles again."""
+    """Minibatches of row numbers: every seed shuffles all rows, takes them in turn, and shuffles again.
 
-    def __init__(self, rows: int, batch_size: int, seeds: int) -> None:
+    Args:
+        rows: all there are.
+        batch_size: rows a seed takes, at most ``rows``; the last batch of an epoch may be short.
+        seeds: S.
+        first: a seed's rows are its first so many, and its batches never short: they go on in the next
+            shuffle, which repeats rows where there are fewer than a batch. Empty: all rows.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seeds: int, first: Sequence[int] = ()) -> None:
         self.size, self.batch_size, self.seeds = rows, min(batch_size, rows), seeds
-        self.order, self.at = torch.empty(seeds, 0, dtype=torch.int64), rows
+        if first and (len(first) != seeds or not all(1 <= n <= rows for n in first)):
+            raise ConfigError(
+                f"first_paths must be a number from 1 to {rows} for each of {seeds} seeds, got {tuple(first)}"
+            )
+        self.first, self.at = tuple(first), rows
+        self.order: Tensor | list[Tensor] = torch.empty(seeds, 0, dtype=torch.int64)
+        if first:
+            self.order = [torch.empty(0, dtype=torch.int64)] * seeds
 
     def __len__(self) -> int:
         return self.size
 
     def sample(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """(S, B) int64; the last batch of an epoch may be short."""
+        """(S, B) int64."""
+        if isinstance(self.order, list):
+            return torch.stack([self._own(k, g) for k, g in enumerate(generators)])
         if self.at >= self.size:
             drawn = [torch.randperm(self.size, generator=g, device=g.device) for g in generators]
             self.order, self.at = torch.stack(drawn), 0
@@ -245,13 +276,24 @@ class Permutations:
         self.at += self.batch_size
         return rows
 
+    def _own(self, seed: int, g: torch.Generator) -> Tensor:
+        """The next rows of a seed with its own number of them."""
+        assert isinstance(self.order, list)
+        left = self.order[seed].to(g.device)
+        while len(left) < self.batch_size:
+            left = torch.cat([left, torch.randperm(self.first[seed], generator=g, device=g.device)])
+        self.order[seed] = left[self.batch_size :]
+        return left[: self.batch_size]
+
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch stands."""
-        return {"order": self.order, "at": self.at}
+        order = list(self.order) if isinstance(self.order, list) else self.order
+        return {"order": order, "at": self.at}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
-        self.order, self.at = state["order"].clone(), state["at"]
+        order = state["order"]
+        self.order, self.at = list(order) if isinstance(order, list) else order.clone(), state["at"]
 
 
 class HDPO:
@@ -272,12 +314,14 @@ class HDPO:
         self, train: Scenarios, facts: DemandFacts, config: HDPOConfig, seeds: Sequence[int], steps: int = 1,
         ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
+        config = resolved(config, train.network)
         if ranks.size > 1 and config.estimator != "pathwise":
             raise ConfigError(f"several processes share pathwise gradients only, not {config.estimator}")
         self.train, self.config, self.steps, self.updates, self.ranks = train, config, steps, 0, ranks
         device = train.initial.device
         options: dict[str, Any] = {"hidden": config.hidden} if config.hidden else {}
         options |= {k: getattr(config, k) for k in ("rounds", "typed", "normalize") if getattr(config, k)}
+        options |= {"echelon": config.echelon} if config.policy == "gnn" else {}
         self.net = make_policy(config.policy, train.network, facts, streams(seeds, "init", device), **options)
         params: list[Tensor] = [p for p in self.net.parameters() if p.requires_grad]
         if not self.net.trainable or not params:
@@ -466,7 +510,7 @@ def gradient_spread(
     Returns:
         (P,) over all parameters in order, and a scalar.
     """
-    n = len(scenarios)
+    n, config = len(scenarios), resolved(config, scenarios.network)
     own = stochastic.per_scenario(policy, n)
     params = [p for p in own.parameters() if p.requires_grad]
     if config.estimator == "pathwise":

@@ -18,6 +18,7 @@ from offrl.commands.arguments import parse
 from offrl.data.environments import EnvSpec, named_environment
 from offrl.data.reference import PUSHT, Pair, normalized_score, reference_label, reference_returns
 from offrl.errors import ConfigError
+from offrl.evaluation.reproduce import Measured, measured
 from offrl.evaluation.risk import comparison, mean_interval
 from offrl.evaluation.rollout import EvaluationResult, evaluate
 from offrl.evaluation.sources import SourceFacts, load_source, source_facts
@@ -47,7 +48,8 @@ class PlayOptions:
     video: Path | None = None
     """Also film one episode, rendered off-screen: FILE.mp4 or FILE.gif."""
     expect: float | None = None
-    """Exit with 1 if the mean return is below this: if even its upper 95 % bound is."""
+    """A published result to reproduce: where the environment tells success, a number of 0 .. 1 is a success rate, else
+    it is a mean return. A warning and exit code 1 if even the upper 95 % bound here is below it."""
     json: bool = False
     """Print one JSON object."""
     out: Path | None = None
@@ -90,15 +92,22 @@ def main(argv: list[str]) -> int:
         frames = record(policy, spec, options.video, seed=options.seed, deterministic=not options.stochastic)
         if not options.json:
             print(f"film {options.video}: {frames} frames")
-    if options.expect is not None and summary["interval"][1] < options.expect:
-        low, high = summary["interval"]
-        print(
-            f"offrl: expected a mean return of {options.expect:g}, "
-            f"but its 95 % interval is {low:.1f} .. {high:.1f}",
-            file=sys.stderr,
-        )
-        return SHORTFALL
+    if options.expect is not None:
+        rate = measured(result, None if 0 <= options.expect <= 1 else "return")
+        if rate.high < options.expect:
+            print(f"offrl: {shortfall(rate, options.expect)}", file=sys.stderr)
+            return SHORTFALL
     return 0
+
+
+def shortfall(rate: Measured, expected: float) -> str:
+    """One line that says how far a policy is below what was expected of it."""
+    if rate.kind == "return":
+        return f"expected a mean return of {expected:g}, but its 95 % interval is {rate.low:.1f} .. {rate.high:.1f}"
+    return (
+        f"expected a success rate of {expected:g}, but it is {rate.mean:.2f} with a 95 % interval of "
+        f"{rate.low:.2f} .. {rate.high:.2f}: check versions, normalizers and averaged weights before building on it"
+    )
 
 
 def play(options: EvalOptions, spec: EnvSpec, policy: Policy) -> EvaluationResult:

@@ -7,10 +7,16 @@ from offrl.commands.arguments import subcommand
 SUBCOMMANDS = {  # name -> module under offrl.commands, one line for the overview
     "solve": ("inventory_solve", "the optimal policy and its cost, or a bound, where theory has one"),
     "list": ("inventory_settings", "the published settings with their options, and the policies"),
+    "init": (
+        "inventory_work",
+        "write an example workbook (or folder of CSV files) of a company, to fill with your own",
+    ),
     "check": (
         "inventory_settings",
-        "read a network of your own, or a setting, and show what it is: check FILE.yaml",
+        "read a network of your own, a workbook or a setting, and show what it is: check FILE.yaml, check net.xlsx",
     ),
+    "import": ("inventory_work", "a network from stockpyl or or-gym: import stockpyl FILE.json"),
+    "demand": ("inventory_demand", "the demand behind sales: demand fit sales.csv --stock stock.csv"),
     "train": ("inventory_train", "train a policy by gradients through the simulator (HDPO)"),
     "resume": ("inventory_train", "go on with stopped runs, bit for bit"),
     "eval": ("inventory_eval", "cost of a run's or a classical policy, and its distance to the optimum"),

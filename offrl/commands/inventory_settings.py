@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 
@@ -18,7 +19,12 @@ class Check:
     """Read a network and show what was understood: nodes, lanes, demand, protocol, and what one order goes through."""
 
     network: tyro.conf.Positional[str]
-    """A YAML file of your own, or the name of a setting; --example prints a file to start from."""
+    """A YAML file of your own, a workbook (.xlsx) or folder of CSV files ('offrl inventory init'), or the name of a
+    setting; --example prints a YAML file to start from."""
+    item: str | None = None
+    """Workbook: the item whose order is followed; default: the first."""
+    picture: Path | None = None
+    """Workbook: where the network is drawn, .png or .svg; default: beside you, NAME-network.png."""
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +38,12 @@ def main(argv: list[str]) -> int:
 
         sys.stdout.write(EXAMPLE)
         return 0
-    return _check(parse(Check, "offrl inventory check", rest).network)
+    o = parse(Check, "offrl inventory check", rest)
+    if Path(o.network).suffix.lower() in (".xlsx", ".xlsm", ".xls", ".ods") or Path(o.network).is_dir():
+        from offrl.commands.inventory_work import check_company
+
+        return check_company(o.network, o.item, o.picture)
+    return _check(o.network)
 
 
 def _list() -> int:

@@ -174,8 +174,8 @@ def dry_run(name: str, settings: Any, options: Any) -> int:
     size = sum(p.numel() for p in learner.parameters)
     frozen = sum(p.numel() for p in learner.policy.parameters() if not p.requires_grad)
     config = getattr(getattr(learner.policy, "model", None), "config", None)
-    layers = getattr(config, "num_hidden_layers", 2)
-    facts = plan(learner.method, options, learner.task, size, learner.policy.head.shape[1], layers, frozen)
+    sizes = (size, learner.policy.head.shape[1], getattr(config, "num_hidden_layers", 2), frozen)
+    facts = plan(learner.method, settings, options, learner.task, *sizes)
     for key, value in facts.items():
         print(f"{key:20} {value}")
     return 0

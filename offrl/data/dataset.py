@@ -171,6 +171,24 @@ class OfflineDataset:
         """Whether the true successor of every step was recorded."""
         return "next_" + self.flat_parts[0][0] in self.fields
 
+    @property
+    def flat_inputs(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Name and shape of each part of the flat view, in order: (D,), or (H, W, C) of images in bytes.
+
+        An array that is no dict is called 'observation'.
+        """
+        out: list[tuple[str, tuple[int, ...]]] = []
+        for key, columns in self.flat_parts:
+            name = "observation" if key == "observations" else key.removeprefix("observations.")
+            array = self.fields[key]
+            if columns != slice(None):
+                out.append((f"{name}[{columns.start}:{columns.stop}]", (columns.stop - columns.start,)))
+            elif array.ndim == 4 and array.dtype == np.uint8:
+                out.append((name, tuple(array.shape[1:])))
+            else:
+                out.append((name, (int(np.prod(array.shape[1:])),)))
+        return tuple(out)
+
     def flat_observations(self, rows: np.ndarray | None = None, *, successors: bool = False) -> np.ndarray:
         """Observations as one new float32 array (n, O); dict keys side by side in the declared order.
 

@@ -117,6 +117,7 @@ _SHORT_NAMES = {
         ("state", "state", (), 5),
         ("keypoints", "environment_state_agent_pos", ("agent_pos", "environment_state"), 18),
         ("pixels", "pixels_agent_pos", ("agent_pos", "pixels"), 27_650),
+        ("all", "environment_state_agent_pos", ("agent_pos", "block_pose", "environment_state"), 21),
     )
 }
 # Of the 25 numbers: gripper and object positions, object from gripper, fingers, rotation, velocities.

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from offrl.diffusion.layers import sinusoid
+from offrl.diffusion.transformer import DiffusionTransformer, transformer_start
 
 
 class _Sinusoid(nn.Module):
@@ -138,18 +139,32 @@ class ConditionalUNet(nn.Module):
 def init_weights(shapes: nn.Module, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
     """Fresh parameters (S, ...) by name, requiring gradients: torch's own defaults for these layers.
 
+    Convolutions over images without bias are drawn as ResNets are, N(0, 2 / fan_out); transformers as theirs.
+
     Args:
         shapes: the network; its values are not looked at.
         generators: one per seed (S).
     """
     fan_in = {}
     for name, module in shapes.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.ConvTranspose1d):
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d):
             fan_in[name] = module.weight[0].numel()
+    named = dict(shapes.named_modules())
+    attentive = tuple(
+        f"{name}." if name else "" for name, m in named.items() if isinstance(m, DiffusionTransformer)
+    )
     out = {}
     for name, value in shapes.named_parameters():
-        layer, kind = name.rsplit(".", 1)
-        if layer in fan_in:
+        layer, kind = name.rpartition(".")[::2]
+        owner = named.get(layer)
+        if attentive and name.startswith(attentive):
+            drawn = torch.stack([transformer_start(name, value.shape, g) for g in generators])
+            out[name] = drawn.requires_grad_()
+        elif isinstance(owner, nn.Conv2d) and owner.bias is None:
+            std = (2.0 / (owner.weight.numel() / owner.in_channels)) ** 0.5
+            draws = [torch.randn(value.shape, generator=g, device=g.device) for g in generators]
+            out[name] = (std * torch.stack(draws)).requires_grad_()
+        elif layer in fan_in:
             bound = fan_in[layer] ** -0.5
             draws = [2 * torch.rand(value.shape, generator=g, device=g.device) - 1 for g in generators]
             out[name] = (torch.stack(draws) * bound).requires_grad_()

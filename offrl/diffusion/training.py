@@ -81,7 +81,8 @@ class AveragedTraining:
         lr: step size of update 0, 1, ...
         average: what the average keeps of itself after each update.
         betas: of Adam's moments.
-        weight_decay: every parameter shrinks by the step size times this each update (AdamW).
+        weight_decay: parameters shrink by the step size times this each update (AdamW).
+        decayed: which of them do; None: all.
     """
 
     def __init__(
@@ -92,9 +93,12 @@ class AveragedTraining:
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
+        decayed: Sequence[bool] | None = None,
     ) -> None:
         self.net = Trainable(params, lr(0), target=True, betas=betas)
         self.lr, self.decay, self.weight_decay, self.updates = lr, average, weight_decay, 0
+        chosen = [True] * len(params) if decayed is None else decayed
+        self.decayed = [p for p, yes in zip(self.net.constant, chosen, strict=True) if yes]
 
     @property
     def params(self) -> Params:
@@ -111,7 +115,7 @@ class AveragedTraining:
         """One update with given gradients."""
         self.net.lr = self.lr(self.updates)
         if self.weight_decay:
-            torch._foreach_mul_(self.net.constant, 1.0 - self.net.lr * self.weight_decay)
+            torch._foreach_mul_(self.decayed, 1.0 - self.net.lr * self.weight_decay)
         self.net.apply(grads)
         self.updates += 1
         kept = self.decay(self.updates)

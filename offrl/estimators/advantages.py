@@ -5,7 +5,7 @@ Temporal ones take (B, T) rewards, group ones (B,) outcomes. ``terminated`` alon
 Functions that take ``advantages`` change them and can follow another in ``compose``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -240,6 +240,25 @@ def whiten(
         std = (squares / (tokens - 1).clamp(min=1)).sqrt()
     white = (advantages - mean) / (std + epsilon)
     return white if center else white + mean
+
+
+def each_reward(
+    components: Tensor, advantage: Callable[[Tensor], Tensor], weights: Sequence[float] = ()
+) -> Tensor:
+    """sum_k w_k advantage(r_k): several rewards, each turned into an advantage before they are added; (B, K) -> (B,).
+
+    Args:
+        components: (B, K).
+        advantage: (B,) -> (B,).
+        weights: K of them; none: all 1.
+    """
+    columns = components.unbind(dim=1)
+    if weights and len(weights) != len(columns):
+        raise ValueError(f"{len(weights)} weights for {len(columns)} rewards")
+    total = torch.zeros_like(columns[0])
+    for weight, column in zip(weights or [1.0] * len(columns), columns, strict=True):
+        total = total + weight * advantage(column)
+    return total
 
 
 def whiten_rows(advantages: Tensor, *, epsilon: float = 1e-8) -> Tensor:

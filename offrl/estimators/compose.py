@@ -105,7 +105,10 @@ class Estimator:
 
     @torch.no_grad()
     def advantages(self, rollouts: Rollouts) -> Tensor:
-        """Advantages of a whole batch, to be kept in it before it is split: (B,) or (B, T)."""
+        """Advantages of a whole batch, to be kept in it before it is split: (B,), (B, T), or (B, 1 or T, K).
+
+        Of K terms the surrogates are added up, each clipped by its own sign.
+        """
         step = Step(rollouts, advantages=rollouts.advantages)
         for part in self.advantage:
             step.advantages = part(step)
@@ -161,6 +164,8 @@ class Estimator:
     @torch.no_grad()
     def surrogate(self, log_probs: Tensor, rollouts: Rollouts, counts: Counts | None = None) -> Tensor:
         """The value of the clipped surrogate, to log: -aggregate(bounded ratio * advantage * shaping)."""
+        if len(terms := _terms(log_probs, rollouts)) > 1:
+            return torch.stack([self.surrogate(log_probs, term, counts) for term in terms]).sum()
         step = self._step(log_probs, rollouts)
         kept = torch.ones((), device=log_probs.device)
         factors = [part(step) for part in self.shapings]
@@ -177,10 +182,13 @@ class Estimator:
     @torch.no_grad()
     def diagnostics(self, log_probs: Tensor, rollouts: Rollouts) -> dict[str, Tensor]:
         """Scalars to log: share of chosen steps that the masks stop, and KL(old || current) by k3."""
-        kept = torch.ones_like(log_probs)
-        step = self._step(log_probs, rollouts)
-        for part in self.masks:
-            kept = kept * part(step)
+        terms = _terms(log_probs, rollouts)
+        kept = torch.zeros_like(log_probs)
+        for step in (self._step(log_probs, term) for term in terms):
+            both = torch.full_like(log_probs, 1.0 / len(terms))
+            for part in self.masks:
+                both = both * part(step)
+            kept = kept + both
         tokens = log_probs.numel() if rollouts.mask is None else rollouts.mask.sum().clamp(min=1)
         found = {"clip_fraction": masked_sum(1.0 - kept, rollouts.mask) / tokens}
         if rollouts.old_log_probs is not None:
@@ -205,6 +213,8 @@ class Estimator:
         return step
 
     def _weights(self, log_probs: Tensor, rollouts: Rollouts) -> Tensor:
+        if len(terms := _terms(log_probs, rollouts)) > 1:
+            return torch.stack([self._weights(log_probs, term) for term in terms]).sum(dim=0)
         step = self._step(log_probs, rollouts)
         weights: Tensor = step.ratio * step.advantages  # type: ignore[operator]
         for part in self.shapings:
@@ -214,6 +224,14 @@ class Estimator:
         if rollouts.mask is not None:
             weights = weights.where(rollouts.mask, 0.0)
         return weights
+
+
+def _terms(log_probs: Tensor, rollouts: Rollouts) -> list[Rollouts]:
+    """The rollouts with each of their K advantages, (B, 1 or T, K), or as they are."""
+    advantages = rollouts.advantages
+    if advantages is None or advantages.dim() <= log_probs.dim():
+        return [rollouts]
+    return [rollouts.replace(advantages=a) for a in advantages.unbind(-1)]
 
 
 def compose(
@@ -240,13 +258,13 @@ def compose(
     Raises:
         ValueError: an unknown name or setting, listing the known ones.
     """
-    masks = _parts("mask", MASKS, mask)
+    masks = parts("mask", MASKS, mask)
     return Estimator(
-        advantage=_parts("advantage", ADVANTAGES, advantage),
-        denominator=_parts("denominator", DENOMINATORS, denominator)[0],
+        advantage=parts("advantage", ADVANTAGES, advantage),
+        denominator=parts("denominator", DENOMINATORS, denominator)[0],
         masks=masks,
         bounds=tuple(_bound(part) for part in masks),
-        shapings=_parts("shaping", SHAPINGS, shaping),
+        shapings=parts("shaping", SHAPINGS, shaping),
         aggregate=aggregator(aggregation, length),
         regularizers=tuple((resolve("regularizer", REGULARIZERS, s), weight) for s, weight in regularizers),
     )
@@ -297,7 +315,8 @@ def resolve(kind: str, known: Mapping[str, Function], spec: Spec) -> Part:
     return Part(found, known[found], settings)
 
 
-def _parts(kind: str, known: Mapping[str, Function], specs: Specs) -> tuple[Part, ...]:
+def parts(kind: str, known: Mapping[str, Function], specs: Specs) -> tuple[Part, ...]:
+    """Parts from one specification, a list of them, or none."""
     listed: Sequence[Any] = specs if isinstance(specs, list) else [specs] if specs else []
     return tuple(resolve(kind, known, spec) for spec in listed)
 

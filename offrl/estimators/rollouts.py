@@ -48,7 +48,7 @@ class Rollouts:
     returns: Tensor | None = None
     """(B, T) target of the value function."""
     advantages: Tensor | None = None
-    """(B,) or (B, T), what ``Estimator.advantages`` gave."""
+    """(B,), (B, T) or (B, 1 or T, K), what ``Estimator.advantages`` gave."""
 
     def __post_init__(self) -> None:
         if self.mask is not None and self.mask.dtype != torch.bool:

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -45,6 +46,23 @@ class FlatObservation(gymnasium.ObservationWrapper[np.ndarray, Any, dict[str, np
     def _flat(self, observation: dict[str, np.ndarray]) -> np.ndarray:
         parts = [np.ravel(observation[key])[columns] for key, columns in self.parts]
         return np.concatenate(parts, dtype=np.float32)
+
+
+class PushTViews(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """PushT with the block's pose beside what its view shows: policies of different views act in one environment."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        shown: Any = env.observation_space
+        self.observation_space = spaces.Dict(
+            {**shown.spaces, "block_pose": spaces.Box(-np.inf, np.inf, (3,))}
+        )
+
+    def observation(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The view, and x, y and angle (0 .. 2 pi) of the block."""
+        block: Any = self.env.unwrapped.block  # type: ignore[attr-defined]
+        pose = np.array([*block.position, block.angle % (2 * np.pi)])
+        return {**observation, "block_pose": pose}
 
 
 class SelfContained(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -118,10 +136,32 @@ def make_env(spec: EnvSpec | str, render_mode: str | None = None) -> gymnasium.E
     try:
         if SINGLETASK in env_id:
             env = SelfContained(env)
+        if env_id == PUSHT and "block_pose" in spec.flatten:
+            env = PushTViews(env)
         return _fitted(env, env_id, spec.flatten)
     except ConfigError:
         env.close()
         raise
+
+
+def shown_parts(env: gymnasium.Env[Any, Any], spec: EnvSpec) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each part of an environment's flat observation, in order.
+
+    Args:
+        env: as from ``make_env``.
+        spec: its row; a part of an array that is no dict is named only where its meaning is known.
+    """
+    if isinstance(env, FlatObservation):
+        inner: Any = env.env.observation_space
+        parts = []
+        for name, (key, columns) in zip(env.keys, env.parts, strict=True):
+            shape = inner[key].shape
+            cut = columns != slice(None)
+            parts.append((name, (len(range(*columns.indices(math.prod(shape)))),) if cut else shape))
+        return parts
+    if spec.env_id == PUSHT:
+        return [("agent_pos", (2,)), ("block_pose", (3,))]
+    return [("observation", tuple(env.observation_space.shape or ()))]
 
 
 def env_spec(env: EnvSpec | str) -> EnvSpec:

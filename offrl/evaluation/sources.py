@@ -1,6 +1,7 @@
 """SOURCE: the name of a policy, the same in every command.
 
     run:DIR, DIR             a run directory, or any folder with policy.json and policy.safetensors
+    lerobot:DIR              a LeRobot diffusion policy, of either layout
     sb3:FILE.zip             a stable-baselines3 agent, read without running its code
     py:PACKAGE.MODULE:NAME   your own code: NAME(env_spec) returns a Policy, or a function of observations
     random                   uniform actions
@@ -30,8 +31,8 @@ from offrl.evaluation.environments import env_spec, make_env
 from offrl.nn.policy import JSON_NAME, Policy, load_policy, read_description
 from offrl.nn.random_policy import RandomPolicy
 
-FORMS = "run:DIR (or just DIR), sb3:FILE.zip, py:PACKAGE.MODULE:NAME, random, waypoint, expert"
-SCHEMES = ("run", "sb3", "py")
+FORMS = "run:DIR (or just DIR), sb3:FILE.zip, lerobot:DIR, py:PACKAGE.MODULE:NAME, random, waypoint, expert"
+SCHEMES = ("run", "sb3", "py", "lerobot")
 NAMES = ("random", "waypoint", "expert")
 
 
@@ -54,6 +55,11 @@ def load_source(text: str, spec: EnvSpec | str) -> Policy:
         from offrl.nn.sb3 import load_sb3_actor
 
         return load_sb3_actor(_existing_file(rest))
+    if scheme == "lerobot":
+        sizes = _sizes(spec)
+        reader = importlib.import_module("offrl.policies.lerobot_model")
+        found: Policy = reader.load_lerobot_policy(_existing_directory(Path(rest)), sizes.low, sizes.high)
+        return found
     if scheme == "py":
         return _load_python(rest, env_spec(spec))
     if rest == "waypoint":

@@ -71,11 +71,11 @@ class Bench:
                 )
 
     def stacks(self, names: Sequence[str]) -> list[list[str]]:
-        """Names in groups that differ in nothing but the seed: each is one process."""
+        """Names in groups that differ in nothing but the seed and its own paths: each is one process."""
         groups: dict[str, list[str]] = {}
         for name in names:
             spec = self.cells[name]
-            run = {k: v for k, v in spec.get("run", {}).items() if k != "seeds"}
+            run = {k: v for k, v in spec.get("run", {}).items() if k not in ("seeds", "first_paths")}
             groups.setdefault(json.dumps({**spec, "run": run}, default=list), []).append(name)
         return list(groups.values())
 

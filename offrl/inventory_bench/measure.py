@@ -61,6 +61,8 @@ def train(cells: Sequence[Facts], folder: Path, protocol: str) -> tuple[list[Inv
     """Results of a stack, one a cell, and CPU seconds; None of a run that was not trained in one go."""
     seeds = tuple(spec["run"].get("seeds", (0,))[0] for spec in cells)
     known = {**cells[0]["run"], "seeds": seeds, "out": str(folder), "protocol": protocol}
+    if "first_paths" in known:
+        known["first_paths"] = tuple(spec["run"]["first_paths"][0] for spec in cells)
     found = run_directories(folder)
     if found and len(found) < len(seeds):  # killed while it made a stack's folders: nothing was trained
         for directory in found:

@@ -23,7 +23,7 @@ Protocol = Literal["quick", "paper"]
 
 NET = {"policy": "mlp_one_store", "batch_size": 1024, "lr": 6e-3, "lr_decay": True, "patience": 0}
 ECHELON = {"policy": "echelon_base_stock", "batch_size": 512, "lr": 0.5, "lr_decay": True, "patience": 0}
-GNN = {"policy": "gnn", "batch_size": 256, "lr": 3e-3, "lr_decay": True, "patience": 0}
+GNN = {"policy": "gnn", "hidden": (16, 16), "batch_size": 32, "lr": 3e-3, "lr_decay": True, "patience": 0}
 TARGETS = {"backlogged": 0.1, "lost": 1.0, "lost-L4-p9": 0.5, "serial": 0.5}  # percent
 TARGETS |= {"gnn_serial": 1.0, "gnn_transshipment": 1.0, "gnn_transshipment-S10": 1.5}
 SAMPLED = ("one_warehouse_lost_demand", "transshipment_backlogged")  # settings of the sample-efficiency study
@@ -54,12 +54,12 @@ def gap_cells() -> Iterator[tuple[str, dict[str, Any]]]:
     for lead_time, p in ((1, 4), (2, 9), (4, 9), (4, 39)):
         echelon = ECHELON | ({"lr": 1.5} if p == 39 else {})  # its levels are far from the start
         yield f"gap-serial-L{lead_time}-p{p}", _gap("serial_system", lead_time, p, echelon, 800, 8192)
-        chain = GNN | {
-            "max_grad_norm": 1.0
-        }  # unbounded, gradients through four stages throw the weights away
-        yield f"gap-gnn_serial-L{lead_time}-p{p}", _gap("serial_system", lead_time, p, chain, 2000, 8192)
+        cell = _gap("serial_system", lead_time, p, GNN, 300, 8192)
+        cell["run"] |= {"dev_scenarios": 1024, "test_scenarios": 1024, "eval_every": 30}
+        yield f"gap-gnn_serial-L{lead_time}-p{p}", cell
     for stores in (5, 10):
-        cell = _gap("transshipment_backlogged", 2, 4, GNN, 2000, 8192)
+        cell = _gap("transshipment_backlogged", 2, 4, GNN, 600, 8192)
+        cell["run"] |= {"dev_scenarios": 1024, "eval_every": 60}
         cell["run"]["vary"]["stores"] = float(stores)
         yield f"gap-gnn_transshipment-S{stores}", cell
 
@@ -96,33 +96,34 @@ def other_cells() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def sample_cells() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Test cost by number of training paths: 3,000 updates of at most 32 paths, two seeds, dense net and graph net.
+    """Test cost by number of training paths: 3,000 updates of 16 paths, two seeds, dense net and graph net.
 
-    Batches of 32 keep all 32 cells together at about 2.2 core-hours: the two seeds of a pair share a process, and an
-    update of 50 periods costs 0.1 s however few paths it has.
+    A rollout takes as long with few paths as with some hundreds, so that the eight seeds of a line, each with its own
+    number of paths, train as one stack; 4 paths fill a batch of 16 by repeating, which leaves their gradient as it is.
+    Nets are narrow and rollouts of 20 periods, three times the time from an order outside to its sale.
     """
     for setting in SAMPLED:
-        for policy, lr in (("mlp_network", 1e-3), ("gnn", 1e-3)):
-            for paths in (4, 16, 256, 8192):
-                for seed in (0, 1):
-                    config = {"policy": policy, "batch_size": min(paths, 32), "lr": lr, "patience": 0}
-                    run: dict[str, Any] = {
-                        "setting": setting,
-                        "scenarios": paths,
-                        "dev_scenarios": 512,
-                        "steps": 3000,
-                    }
-                    run |= {"seeds": (seed,), "eval_every": 250, "log_every": 250}
-                    name = f"sample-{setting}-{policy}-n{paths}-s{seed}"
-                    yield name, {"kind": "gap", "config": config, "run": run}
+        for policy, hidden in (("mlp_network", (128, 128, 128)), ("gnn", (16, 16))):
+            for seed in range(8):
+                paths = (4, 16, 256, 8192)[seed // 2]
+                config = {"policy": policy, "batch_size": 16, "hidden": hidden, "lr": 1e-3, "lr_decay": True}
+                run: dict[str, Any] = {
+                    "setting": setting,
+                    "scenarios": 8192,
+                    "first_paths": (paths,),
+                    "train_periods": 20,
+                }
+                run |= {"seeds": (seed,), "dev_scenarios": 256, "test_scenarios": 1024, "steps": 3000}
+                cell = {"kind": "gap", "config": {**config, "patience": 0}}
+                name = f"sample-{setting}-{policy}-n{paths}-s{seed}"
+                yield name, {**cell, "run": {**run, "eval_every": 500, "log_every": 500}}
 
 
 def transfer_cells() -> Iterator[tuple[str, dict[str, Any]]]:
     """A graph policy of three stores on up to fifty, without another update."""
-    config = {**GNN, "batch_size": 64}
-    run = {"setting": "transshipment_backlogged", "vary": {"stores": 3.0}, "steps": 3000, "scenarios": 8192}
-    run |= {"dev_scenarios": 2048, "eval_every": 150, "log_every": 100}
-    cell = {"kind": "transfer", "config": config, "run": run, "stores": [3, 5, 10, 20, 50], "paths": 1024}
+    run: dict[str, Any] = {"setting": "transshipment_backlogged", "vary": {"stores": 3.0}, "steps": 600}
+    run |= {"scenarios": 8192, "dev_scenarios": 1024, "eval_every": 60, "log_every": 100}
+    cell = {"kind": "transfer", "config": GNN, "run": run, "stores": [3, 5, 10, 20, 50], "paths": 512}
     yield "transfer-transshipment_backlogged-gnn-S3", cell
 
 

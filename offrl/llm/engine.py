@@ -13,7 +13,7 @@ class Engine:
     Args:
         policy: as training begins.
         delay: steps that the copy lags behind.
-        rounding: exact, bf16 or int8 (symmetric, a scale a row) weights.
+        rounding: exact, bf16, int8 (symmetric, a scale a row) or fp8 (3 bits of mantissa, any exponent) weights.
     """
 
     def __init__(self, policy: torch.nn.Module, delay: int, rounding: str) -> None:
@@ -51,6 +51,9 @@ def rounded(x: Tensor, rounding: str) -> Tensor:
     """Weights as a format of fewer bits holds them, back in their own type."""
     if rounding == "bf16":
         return x.to(torch.bfloat16).to(x.dtype)
+    if rounding == "fp8":
+        mantissa, exponent = torch.frexp(x)
+        return torch.ldexp((mantissa * 16.0).round() / 16.0, exponent)
     if rounding == "int8" and x.dim() > 1:
         scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / 127.0
         return (x / scale).round() * scale

@@ -1,7 +1,9 @@
 """One step of training: sample a batch of groups, score it, update. Everything that varies comes from the method."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,19 +12,27 @@ from torch import Tensor, nn
 from offrl.errors import ConfigError
 from offrl.estimators.advantages import gae, next_values, rewards_at_end
 from offrl.estimators.aggregation import sequence_sum
-from offrl.estimators.groups import Groups
+from offrl.estimators.groups import Groups, whole_groups
 from offrl.estimators.rollouts import Counts, count
 from offrl.llm.engine import Engine
 from offrl.llm.generate import sample
-from offrl.llm.method import LossSettings, Method, TextRollouts
+from offrl.llm.method import Companion, LossSettings, Method, TextRollouts
 from offrl.llm.options import LLMOptions
 from offrl.llm.parallel import Ranks
-from offrl.llm.rollouts import demonstrated, first_groups, group_shares, joined, moved, rollouts
+from offrl.llm.rollouts import (
+    component_names,
+    demonstrated,
+    first_groups,
+    group_shares,
+    joined,
+    moved,
+    rollouts,
+)
 from offrl.llm.score import Scores, score
 from offrl.llm.tasks.task import Task
 from offrl.training.seeding import stream
 
-STREAMS = ("prompts", "sampling", "minibatches", "demonstrations")
+STREAMS = ("prompts", "sampling", "minibatches", "demonstrations", "method")
 SAMPLED = ("reward", "success", "zero_variance", "all_right", "all_wrong", "length")
 UPDATED = (
     "loss",
@@ -77,8 +87,10 @@ class Learner:
         self.estimator = method.estimator(settings, task.max_response)
         self.device = policy.bias.device
         frozen = {id(p): p for p in policy.parameters() if not p.requires_grad}  # shared, not copied
-        self.reference = copy.deepcopy(policy, frozen) if settings.kl != 0.0 else None
+        self.reference = copy.deepcopy(policy, frozen) if settings.kl != 0.0 or method.reference else None
         self.engine = Engine(policy, options.delay, options.engine)
+        if method.answers and not hasattr(task, "final_answers"):
+            raise ConfigError(f"task {task.name} does not say what the final answer of a response is")
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.critic: nn.Linear | None = None
         if method.critic:
@@ -90,23 +102,39 @@ class Learner:
         self.streams = {name: stream(options.seed, name) for name in STREAMS}
         own = f"sampling {self.ranks.rank}" if self.ranks.rank else "sampling"
         self.streams["sampling"] = stream(options.seed, own, self.device)
-        self.updates, self.rollouts, self.tokens = 0, 0, 0
+        self.steps, self.updates, self.rollouts, self.tokens = 0, 0, 0, 0
+        self.companion = (method.companion or Companion)(settings, self)
         self.shown = Shown([], [], [])
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of what ``update`` returns."""
-        prompts = self.task.prompts(1, torch.Generator().manual_seed(0)).rows(slice(0))
-        nothing = demonstrated(torch.zeros(0, self.task.max_response, dtype=torch.int64))
-        names = self.task.rewards(prompts, nothing)
-        return (*SAMPLED, *(f"reward_{name}" for name in names), *UPDATED)
+        names = component_names(self.task)
+        return (*SAMPLED, *(f"reward_{name}" for name in names), *UPDATED, *self.companion.metrics)
+
+    @property
+    def progress(self) -> float:
+        """0 in the first step, 1 in the last."""
+        return min(1.0, self.steps / max(self.options.steps - 1, 1))
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update."""
+        warmup = self.options.warmup
+        return self.options.lr * (min(1.0, (self.updates + 1) / warmup) if warmup else 1.0)
 
     def update(self) -> dict[str, Tensor]:
         """One batch of rollouts and the updates from it; returns its metrics."""
+        metrics = self._step()
+        self.steps += 1
+        return metrics
+
+    def _step(self) -> dict[str, Tensor]:
         batch, metrics = self._collect()
         if len(batch.rewards) == 0:  # every group was alike: nothing to learn from
             return metrics
-        batch = self._prepared(batch)
+        batch, chosen = self.companion.chosen(self._prepared(batch))
+        metrics |= chosen
         sums: dict[str, Tensor] = {}
         number = 0
         for _ in range(self.options.reuse):
@@ -153,15 +181,14 @@ class Learner:
         found: dict[str, Tensor] = {}
         if method.data != "demonstrations":
             sampler = self.engine.sampler(self.policy)
-            responses = sample(
-                sampler,
-                prompts,
-                copies=o.group,
-                temperature=o.temperature,
-                generator=self.streams["sampling"],
-            )
+            draw = partial(
+                sample, sampler, prompts,
+                copies=o.group, temperature=o.temperature, generator=self.streams["sampling"],
+            )  # fmt: skip
+            responses, fields = self.companion.sampled(sampler, draw)
             many, ids = prompts.repeat(o.group), groups.repeat_interleave(o.group)
             batch, found = self._rewarded(many, responses, ids)
+            batch = batch.replace(**fields)
             if method.greedy_baseline:
                 best = sample(self.policy, prompts, temperature=0.0)
                 baseline = torch.stack([*task.rewards(prompts, best).values()]).sum(dim=0)
@@ -182,7 +209,8 @@ class Learner:
         self, prompts: Any, responses: Any, ids: Tensor, *, demo: bool = False
     ) -> tuple[TextRollouts, dict[str, Tensor]]:
         components = self.task.rewards(prompts, responses)
-        outcome = torch.stack([*components.values()]).sum(dim=0)
+        each = torch.stack([*components.values()], dim=1)
+        outcome = each.sum(dim=1)
         success = self.task.success(prompts, responses)
         metrics = {"reward": outcome.mean(), "success": success.float().mean()}
         metrics |= group_shares(outcome, ids, success)
@@ -191,6 +219,10 @@ class Learner:
         if self.method.shaped is not None:
             outcome = self.method.shaped(self.settings, outcome, responses, prompts.limits)
         self.tokens += self.ranks.total(int(responses.mask.sum()))
+        batch = rollouts(prompts, responses, outcome, ids, each, demo=demo)
+        batch = batch.replace(cut=self._cut(batch) & ~batch.demo)
+        if self.method.answers:
+            batch = batch.replace(answer_ids=self.task.final_answers(prompts, responses))
         text = self.task.vocabulary.text
         some = range(0, len(prompts), max(len(prompts) // 4, 1))
         self.shown = Shown(
@@ -198,7 +230,14 @@ class Learner:
             [text(responses.tokens[i][responses.mask[i]]) for i in some],
             [float(outcome[i]) for i in some],
         )
-        return rollouts(prompts, responses, outcome, ids, demo=demo), metrics
+        return batch, metrics
+
+    def _cut(self, batch: TextRollouts) -> Tensor:
+        """(B,) bool: responses as long as allowed that did not end, where the task lets them end."""
+        ends, lengths = self.policy.ends, batch.mask.sum(dim=1)
+        last = batch.tokens.gather(1, (lengths - 1).clamp(min=0)[:, None])[:, 0]
+        can_end = (self.policy.bias[ends] == 0).any()
+        return can_end & (lengths >= batch.limits) & ~torch.isin(last, ends)
 
     # what is known before the first update
 
@@ -214,6 +253,7 @@ class Learner:
             following = next_values(values, mask=mask)
             returns = values + gae(batch.rewards, values, following, mask=mask, discount=1.0, lam=lam)
             batch = batch.replace(values=values, next_values=following, returns=returns)
+        batch = self.companion.measured(batch)
         return batch.replace(advantages=self.estimator.advantages(batch))
 
     def _old(self, batch: TextRollouts) -> tuple[Tensor | None, Tensor | None]:
@@ -252,14 +292,21 @@ class Learner:
             return log_probs, None
         return log_probs, torch.cat([part[1].to(self.device) for part in whole])
 
+    @torch.no_grad()
+    def scored(self, batch: TextRollouts, *, entropy: bool = False) -> Iterator[tuple[Tensor, Scores]]:
+        """Rows of each micro-batch and what the current policy says of them, without gradient."""
+        for rows in self._parts(batch):
+            yield rows, self._score(batch.rows(rows), self.policy, entropy)
+
     def _score(self, batch: TextRollouts, policy: Any, entropy: bool = False) -> Scores:
         owners = Groups(batch.group_ids).index  # rows of a group answer one prompt
         first = torch.zeros_like(owners).scatter(0, owners, torch.arange(len(owners), device=owners.device))
         first = first[: int(owners.max()) + 1]
-        return score(
-            policy, batch.prompt_tokens[first], batch.prompt_mask[first], batch.tokens, batch.mask,
-            temperature=self.options.temperature, entropy=entropy, owners=owners,
-        )  # fmt: skip
+        with self.companion.scoring(batch, policy, first):
+            return score(
+                policy, batch.prompt_tokens[first], batch.prompt_mask[first], batch.tokens, batch.mask,
+                temperature=self.options.temperature, entropy=entropy, owners=owners,
+            )  # fmt: skip
 
     # updates
 
@@ -274,26 +321,39 @@ class Learner:
         return [torch.isin(ids, part).nonzero()[:, 0] for part in parts if len(part)]
 
     def _parts(self, batch: TextRollouts) -> tuple[Tensor, ...]:
-        rows = torch.arange(len(batch.tokens), device=self.device)
-        return torch.split(rows, self.options.micro_batch or -(-len(rows) // self.ranks.size))
+        size = len(batch.tokens)
+        micro = self.options.micro_batch or -(-size // self.ranks.size)
+        if self.method.coupled and micro < size:
+            return tuple(whole_groups(batch.group_ids, micro))
+        return torch.split(torch.arange(size, device=self.device), micro)
 
     def _update(self, batch: TextRollouts) -> dict[str, Tensor]:
         """One update from a minibatch, its gradient summed over micro-batches under global counts."""
-        counts = count(batch.mask, batch.group_ids)
-        self.optimizer.zero_grad()
+        whole = count(batch.mask, batch.group_ids)
+        batch, masked = self.companion.masked(batch)
+        counts = replace(whole, tokens=count(batch.mask).tokens)  # a row without a token left is still a row
         sums: dict[str, Tensor] = {}
-        for rows in self._parts(batch)[self.ranks.rank :: self.ranks.size]:
-            found = self.accumulate(batch.rows(rows), counts)
-            sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
-        self.ranks.add_gradients(self.parameters)
+        gradients: list[list[Tensor]] = []
+        pieces = self.companion.pieces(batch)
+        for piece in (batch.rows(rows) for rows in pieces):
+            self.optimizer.zero_grad()
+            for rows in self._parts(piece)[self.ranks.rank :: self.ranks.size]:
+                found = self.accumulate(piece.rows(rows), counts)
+                sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+            self.ranks.add_gradients(self.parameters)
+            if len(pieces) > 1:
+                gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters])
         sums = self.ranks.add(sums)
+        for parameter, *parts in zip(self.parameters, *gradients, strict=True) if gradients else ():
+            parameter.grad = torch.stack(parts).sum(dim=0)
+        factor, rates = self.companion.rate(gradients)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm)
-        share = min(1.0, (self.updates + 1) / self.options.warmup) if self.options.warmup else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = share * self.options.lr
-        self.optimizer.step()
+            group["lr"] = self.lr * float(factor)
+        if masked == {} or bool(batch.mask.any()):  # nothing kept: not even momentum moves
+            self.optimizer.step()
         self.updates += 1
-        return sums | {"grad_norm": norm}
+        return sums | masked | rates | {"grad_norm": norm}
 
     def accumulate(self, batch: TextRollouts, counts: Counts) -> dict[str, Tensor]:
         """Add the gradient of a part of a batch; returns its share of the metrics."""
@@ -333,7 +393,8 @@ class Learner:
             "engine": self.engine.state_dict(),
             "streams": {name: g.get_state() for name, g in self.streams.items()},
             "sampling": self.ranks.gathered(self.streams["sampling"].get_state()),
-            "counters": [self.updates, self.rollouts, self.tokens],
+            "companion": self.companion.state_dict(),
+            "counters": [self.steps, self.updates, self.rollouts, self.tokens],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -354,7 +415,8 @@ class Learner:
                 f"{len(state['sampling'])} processes trained it, now there are {self.ranks.size}"
             )
         self.streams["sampling"].set_state(state["sampling"][self.ranks.rank].cpu())
-        self.updates, self.rollouts, self.tokens = state["counters"]
+        self.companion.load_state_dict(state["companion"])
+        self.steps, self.updates, self.rollouts, self.tokens = state["counters"]
 
 
 def trained(module: nn.Module) -> dict[str, Tensor]:

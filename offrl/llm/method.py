@@ -1,12 +1,16 @@
 """What a method file gives to the engine."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
+from offrl.errors import ConfigError
 from offrl.estimators.compose import Estimator, Spec
+from offrl.estimators.group_losses import GroupEstimator
 from offrl.estimators.rollouts import Rollouts
 from offrl.llm.text import Responses
 
@@ -28,6 +32,22 @@ class TextRollouts(Rollouts):
     """(B, T), padded on the right."""
     limits: Tensor
     """(B,) tokens of the longest response allowed."""
+    prompt_ids: Tensor
+    """(B,) int64, equal for equal prompts, also across batches."""
+    components: Tensor
+    """(B, K) the rewards whose sum is the outcome, as the task gave them."""
+    cut: Tensor | None = None
+    """(B,) bool: stopped by its limit, not by an end."""
+    answer_ids: Tensor | None = None
+    """(B,) int64, equal for equal final answers, -1 without one; for methods that ask for them."""
+    baseline_weights: Tensor | None = None
+    """(B,) what a row weighs in the baseline of the others, for methods that measure it."""
+    factors: Tensor | None = None
+    """(B, T) what a companion decided about each token before an update."""
+    prompt_routes: Tensor | None = None
+    """(B, P, layers, k) int64, experts that prompt tokens must take (MiniRL)."""
+    routes: Tensor | None = None
+    """(B, T - 1, layers, k) int64, experts that tokens of the response must take when they are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +76,7 @@ class Method:
 
     config: type
     """Its settings, a dataclass."""
-    estimator: Callable[[Any, int], Estimator]
+    estimator: Callable[[Any, int], Estimator | GroupEstimator]
     """(settings, longest response) -> the composition."""
     data: Literal["rollouts", "demonstrations", "both"] = "rollouts"
     """What it learns from; both: one demonstration beside the samples of each prompt."""
@@ -74,6 +94,84 @@ class Method:
     """(settings, rollouts) -> (B,) bool, whole groups worth learning from; others are sampled in their place."""
     rounds: Callable[[Any], int] = lambda settings: 1
     """How often at most it samples for one batch."""
+    coupled: bool = False
+    """Its loss couples the responses of a group, so that a micro-batch must hold whole groups."""
+    answers: bool = False
+    """It compares final answers: the task must say which are equal."""
+    reference: bool = False
+    """It needs log-probabilities of the model that training began with."""
+    unfit: Callable[[Any, Any, Any], str | None] | None = None
+    """(settings, options, task) -> why these do not go together, in one line, or None."""
+    companion: Callable[[Any, Any], "Companion"] | None = None
+    """(settings, learner) -> what it does around its estimator."""
+    facts: Callable[[Any, Any], dict[str, str]] = lambda settings, options: {}
+    """(settings, options) -> lines of --dry-run that differ from those of other methods."""
+
+
+class Companion:
+    """What a method does around its estimator, with a state of its own; hooks change nothing unless overridden.
+
+    Args:
+        settings: of the method.
+        learner: that it serves.
+    """
+
+    metrics: tuple[str, ...] = ()
+    """Names of what its hooks report."""
+
+    def __init__(self, settings: Any, learner: Any) -> None:
+        self.settings, self.learner = settings, learner
+
+    def log_probs(self, batch: TextRollouts) -> Tensor:
+        """What the current policy says of a batch, without gradient; (B, T)."""
+        return torch.cat([scores.log_probs for _, scores in self.learner.scored(batch)])
+
+    def sampled(self, sampler: Any, draw: Callable[[], Responses]) -> tuple[Responses, dict[str, Tensor]]:
+        """The responses that ``draw`` gives, and further fields of their rows; ``sampler`` is what draws."""
+        return draw(), {}
+
+    def scoring(self, batch: TextRollouts, policy: Any, first: Tensor) -> AbstractContextManager[None]:
+        """Around each reading of a batch by a policy, whose prompts are those of the rows ``first``."""
+        return nullcontext()
+
+    def measured(self, batch: TextRollouts) -> TextRollouts:
+        """With fields that its advantages read; once a batch, before them."""
+        return batch
+
+    def chosen(self, batch: TextRollouts) -> tuple[TextRollouts, dict[str, Tensor]]:
+        """What of a batch is learnt from, its advantages known; once a batch."""
+        return batch, {}
+
+    def masked(self, batch: TextRollouts) -> tuple[TextRollouts, dict[str, Tensor]]:
+        """What of a minibatch is learnt from under the current parameters; before every update."""
+        return batch, {}
+
+    def pieces(self, batch: TextRollouts) -> list[Tensor]:
+        """Rows of a minibatch whose gradients it wants to see apart; mostly one piece."""
+        return [torch.arange(len(batch.tokens), device=batch.tokens.device)]
+
+    def rate(self, gradients: list[list[Tensor]]) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """Factor on the learning rate, from the pieces' gradients (that add up to the whole; [] for one piece)."""
+        return 1.0, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What its next step depends on."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it."""
+
+
+def unused(settings: Any, reason: str, *names: str) -> None:
+    """Refuse settings that have no effect.
+
+    Raises:
+        ConfigError: one of them is not at its default.
+    """
+    defaults = {field.name: field.default for field in fields(settings)}
+    for name in names:
+        if getattr(settings, name) != defaults[name]:
+            raise ConfigError(f"{name} has no effect {reason}: leave it out")
 
 
 def terms(settings: LossSettings, kl: str | None = "k3") -> list[tuple[Spec, float]]:

@@ -24,6 +24,9 @@ from offrl.llm.text import BOS, EOS, PAD
 from offrl.training.seeding import stream
 
 PRESETS = ("tiny:dense", "tiny:medium", "tiny:moe", "tiny:table")
+INITIAL_STD = 0.05
+"""Of random weights. At transformers' 0.02, meant for wide models, states of tiny ones hardly depend on the prompt at
+first, and policies collapse before they tell prompts apart."""
 FORBIDDEN = -1e9
 """Logit of a token that must not be sampled; finite, so that 0 times it is 0."""
 
@@ -293,6 +296,7 @@ def _preset(name: str, task: Task, seed: int) -> Transformer | Table:
         "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 4,
         "max_position_embeddings": task.max_prompt + task.max_response, "tie_word_embeddings": False,
         "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "attn_implementation": "sdpa",
+        "initializer_range": INITIAL_STD,
     }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "model").initial_seed())

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -19,7 +19,7 @@ class DataOptions:
     model: str = "tiny:dense"
     """tiny:dense, tiny:medium, tiny:moe, tiny:table; a folder (a run, or a Hugging Face model), FILE.gguf, or hf:ID."""
     task: str = "t1"
-    """What is learnt: t1, t2, t2-hard, t3, arithmetic ('offrl llm list' says what they are)."""
+    """What is learnt: t1, t2, t2-hard, t3, t5, t5-conditioned, arithmetic ('offrl llm list' says what they are)."""
     dataset: str = ""
     """Prompts of one's own in place of a task: FILE.jsonl, FILE.parquet, hf:ID or hf:ID:SPLIT."""
     eval_dataset: str = ""
@@ -35,7 +35,8 @@ class DataOptions:
     max_response: int = 128
     """Tokens of the longest response to prompts of a data set."""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """integer, regex:PATTERN, math, python, FILE.py:FUNCTION, then =WEIGHT; repeatable, the first says what is right"""
+    """integer, regex:PATTERN, math, python or FILE.py:FUNCTION, then =WEIGHT; repeatable, the first says what is
+    right."""
 
     @property
     def task_name(self) -> str:
@@ -69,7 +70,7 @@ class LLMOptions(DataOptions):
     """Responses of one forward and backward pass; must divide a minibatch's. 0: all. Gradients do not depend on it."""
     delay: int = 0
     """Sample with the parameters of this many batches ago."""
-    engine: Literal["exact", "bf16", "int8"] = "exact"
+    engine: Literal["exact", "bf16", "fp8", "int8"] = "exact"
     """Round the weights that sample, as another engine would."""
     bypass: bool = False
     """Take what sampling recorded for log pi_old, instead of computing it again with the current parameters."""
@@ -126,9 +127,9 @@ class LLMOptions(DataOptions):
         return self.prompts * self.group // self.minibatches
 
 
-def divisors(number: int) -> str:
-    """``1, 2, 4 or 8``."""
-    found = [str(n) for n in range(1, number + 1) if number % n == 0]
+def divisors(number: int, times: int = 1) -> str:
+    """``1, 2, 4 or 8``, each times a number."""
+    found = [str(n * times) for n in range(1, number + 1) if number % n == 0]
     return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} or {found[-1]}"
 
 
@@ -140,6 +141,11 @@ def check(name: str, method: Method, options: LLMOptions) -> None:
     """
     if method.grouped and options.group < 2:
         raise ConfigError(f"{name} compares the responses of a group: --group must be 2 or more")
+    if method.coupled and options.micro_batch % options.group:
+        raise ConfigError(
+            f"micro_batch is {options.micro_batch}, but {name} compares the responses of a group within its loss; it "
+            f"can be {divisors(options.prompts // options.minibatches, options.group)}"
+        )
     if method.data == "demonstrations":
         if options.group != 1:
             raise ConfigError(f"{name} learns from one demonstration a prompt: pass --group 1")
@@ -150,6 +156,7 @@ def check(name: str, method: Method, options: LLMOptions) -> None:
 
 def plan(
     method: Method,
+    settings: Any,
     options: LLMOptions,
     task: Task,
     parameters: int,
@@ -161,6 +168,7 @@ def plan(
 
     Args:
         method: that is trained.
+        settings: of the method.
         options: of the run.
         task: of the run.
         parameters: that are trained.
@@ -185,4 +193,4 @@ def plan(
         "rollouts in all": str(rows * options.steps if method.data != "demonstrations" else 0),
         "parameters": spaced(parameters) + f" beside {spaced(frozen)} frozen" * (frozen > 0),
         "peak memory": f"about {memory / 1e6:.0f} MB beside the libraries (rough)",
-    }
+    } | method.facts(settings, options)

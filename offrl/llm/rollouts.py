@@ -7,6 +7,7 @@ from torch import Tensor
 
 from offrl.estimators.groups import Groups
 from offrl.llm.method import TextRollouts
+from offrl.llm.tasks.task import Task
 from offrl.llm.text import PAD, Prompts, Responses
 
 
@@ -16,10 +17,22 @@ def demonstrated(tokens: Tensor, pad: int = PAD) -> Responses:
     return Responses(tokens.clamp(min=0), mask, torch.zeros(tokens.shape, device=tokens.device))
 
 
+def component_names(task: Task) -> tuple[str, ...]:
+    """Of a task's rewards, in the order of ``TextRollouts.components``."""
+    prompts = task.prompts(1, torch.Generator().manual_seed(0)).rows(slice(0))
+    return tuple(task.rewards(prompts, demonstrated(torch.zeros(0, task.max_response, dtype=torch.int64))))
+
+
 def rollouts(
-    prompts: Prompts, responses: Responses, rewards: Tensor, group_ids: Tensor, *, demo: bool = False
+    prompts: Prompts,
+    responses: Responses,
+    rewards: Tensor,
+    group_ids: Tensor,
+    components: Tensor,
+    *,
+    demo: bool = False,
 ) -> TextRollouts:
-    """One row a response; ``prompts`` are already repeated."""
+    """One row a response; ``prompts`` are already repeated, ``components`` are (B, K)."""
     return TextRollouts(
         mask=responses.mask,
         rollout_log_probs=responses.log_probs,
@@ -30,6 +43,8 @@ def rollouts(
         prompt_mask=prompts.mask,
         tokens=responses.tokens,
         limits=prompts.limits,
+        prompt_ids=prompts.ids,
+        components=components,
     )
 
 

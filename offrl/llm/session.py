@@ -128,6 +128,8 @@ def build(name: str, settings: Any, options: LLMOptions, ranks: Ranks | None = N
     """
     method, task = load_method(name), task_for(options)
     check(name, method, options)
+    if method.unfit is not None and (reason := method.unfit(settings, options, task)):
+        raise ConfigError(f"{name}: {reason}")
     seed_globally(options.seed)
     torch.set_num_threads(options.threads)
     policy = load_model(options.model, task, options.seed, options.lora_rank)

@@ -410,6 +410,7 @@ KINDS_ELSEWHERE = {  # kind -> module and class, imported when a policy of that 
     "squashed_mixture": ("offrl.nn.mixture", "SquashedMixturePolicy"),
     "mixture": ("offrl.nn.mixture", "MixturePolicy"),
     "chunk": ("offrl.policies.chunk", "ChunkPolicy"),
+    "gaussian_plan": ("offrl.policies.gaussian", "GaussianPlan"),
     "composed": ("offrl.policies.composed", "ComposedPolicy"),
 }
 

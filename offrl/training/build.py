@@ -65,6 +65,7 @@ def build(
         normalizer=normalizer,
         returns_to_go=None if to_go is None else to_go.to(device),
         episode=torch.from_numpy(rows.episode).to(device) if method.windows else None,
+        inputs=data.flat_inputs,
         seeds=tuple(seeds) or (config["seed"],),
         steps=config["steps"],
         device=device,

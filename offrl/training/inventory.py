@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offrl.algos.hdpo import HDPO, HDPOConfig, Permutations
+from offrl.algos.hdpo import HDPO, HDPOConfig, Permutations, resolved
 from offrl.envs.inventory.demand import Recorded
 from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy, rounded, save_policy
 from offrl.envs.inventory.protocol import AnySetting, SalesSetting
+from offrl.envs.inventory.rules import advice
 from offrl.envs.inventory.scenarios import Policy, Scenarios, evaluate
 from offrl.envs.inventory.settings import SETTINGS, load_setting
 from offrl.errors import CheckpointError, ConfigError, Stopped
@@ -57,6 +58,12 @@ class InventoryOptions:
     """Training demand paths; 0: as the setting says."""
     dev_scenarios: int = 0
     """Development paths; 0: as the setting says."""
+    test_scenarios: int = 0
+    """Test paths; 0: as the protocol says."""
+    first_paths: tuple[int, ...] = ()
+    """One number a seed: it trains on the first so many training paths alone. Empty: on all."""
+    train_periods: int = 0
+    """Periods of training paths; 0: as the setting says. Long enough for an order to be sold several times over."""
     protocol: Literal["quick", "paper"] = "quick"
     """Test size: quick is 4096 paths of 1000 periods (fewer paths beyond ten stores), paper what the setting says."""
     rounding: Rounding = "auto"
@@ -82,7 +89,7 @@ class InventoryOptions:
         for name in ("steps", "log_every", "eval_every", "checkpoint_every", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("scenarios", "dev_scenarios"):
+        for name in ("scenarios", "dev_scenarios", "test_scenarios", "train_periods"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not self.seeds or any(s < 0 for s in self.seeds) or len(set(self.seeds)) < len(self.seeds):
@@ -93,8 +100,9 @@ class InventoryOptions:
         setting = load_setting(self.setting, data=self.data, **self.vary)
         sizes = {"train": self.scenarios, "dev": self.dev_scenarios}
         given: dict[str, Any] = {name: count for name, count in sizes.items() if count}
-        setting = setting.resized(**given)
-        return test_sized(setting, self.protocol)
+        periods = {"train": self.train_periods} if self.train_periods else None
+        setting = test_sized(setting.resized(periods=periods, **given), self.protocol)
+        return setting.resized(test=self.test_scenarios) if self.test_scenarios else setting
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,18 @@ def start(
             f"run director{'y' if len(runs) == 1 else 'ies'} {', '.join(str(run.path) for run in runs)}"
             + (f", {ranks.size} processes" if ranks.size > 1 else "")
         )
+        if setting.network.ruled:
+            reporter.note(_gradients(config, setting))
         return _go(runs, learner, source, dev, setting, options, reporter, restore=None)
+
+
+def _gradients(config: HDPOConfig, setting: AnySetting) -> str:
+    """Which estimator trains on ordering rules, and why."""
+    used, (best, why) = resolved(config, setting.network).estimator, advice(setting.network)
+    note = (
+        f"estimator {used}: {why}" if used == best else f"estimator {used}, as told; {best} is advised: {why}"
+    )
+    return note
 
 
 def resume(directory: Path, reporter: Reporter | None = None) -> list[InventoryResult]:
@@ -205,7 +224,8 @@ def _build(
 ) -> tuple[HDPO, Permutations, Scenarios]:
     device = ranks.device(resolve_device(options.device))
     paths = setting.draw("train").to(device)
-    source = Permutations(len(paths), config.batch_size or setting.splits["train"].batch, len(options.seeds))
+    batch = config.batch_size or setting.splits["train"].batch
+    source = Permutations(len(paths), batch, len(options.seeds), options.first_paths)
     fewest = min(source.batch_size, setting.splits["dev"].scenarios, setting.splits["test"].scenarios)
     if fewest < ranks.size:
         raise ConfigError(f"{ranks.size} processes cannot share {fewest} demand paths: start fewer")

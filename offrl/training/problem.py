@@ -63,6 +63,9 @@ class Problem:
     normalizer: ObservationNormalizer
     returns_to_go: Tensor | None = None  # (N,) of the rewards above, only if the algorithm asks for them
     episode: Tensor | None = None  # (N,) int64, number of each row's episode, only if it asks for windows
+    inputs: tuple[
+        tuple[str, tuple[int, ...]], ...
+    ] = ()  # name and shape of each part of an observation, in order
     seeds: tuple[int, ...] = (0,)
     steps: int = 1  # gradient updates of the whole run, for schedules
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

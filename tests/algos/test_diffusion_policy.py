@@ -90,7 +90,7 @@ def test_an_update_sees_the_first_observations_of_a_window_and_the_average_acts(
         learner.update(batch)
     first = batch.observations[:, :, :2]
     torch.testing.assert_close(told[0], learner.observation_units(first).flatten(2))
-    weights = dict(learner.policy().unet.named_parameters())
+    weights = dict(learner.policy().named_parameters())
     for n, average, p in zip(learner.names, learner.training.average, learner.training.params, strict=True):
         assert torch.equal(weights[n], average[0])
         assert not torch.equal(average, p)

@@ -215,6 +215,30 @@ def test_minibatches_cover_every_path_once_an_epoch():
     assert not torch.equal(first[0], first[1])
 
 
+def test_seeds_with_paths_of_their_own_take_the_first_ones_equally_often():
+    """2 rows fill a batch of 4 by repeating, 8 rows are the epochs of 8, and 6 go on in the next shuffle."""
+    source, data = Permutations(10, 4, 3, (2, 8, 6)), streams((0, 1, 2), "data")
+    batches = [source.sample(data) for _ in range(3)]
+    state = _copied(source.state_dict())
+    batches += [source.sample(data) for _ in range(3)]
+    assert all(b.shape == (3, 4) for b in batches)
+    for batch in batches:
+        assert sorted(batch[0].tolist()) == [0, 0, 1, 1]
+    for k, (n, epochs) in enumerate(((2, 12), (8, 3), (6, 4))):
+        rows = torch.cat([b[k] for b in batches]).view(epochs, n)
+        assert (rows.sort(1).values == torch.arange(n)).all()
+    assert not torch.equal(torch.cat([b[1] for b in batches[:2]]), torch.cat([b[1] for b in batches[2:4]]))
+    again, fresh = Permutations(10, 4, 3, (2, 8, 6)), streams((0, 1, 2), "data")
+    for _ in range(3):
+        again.sample(fresh)
+    other = Permutations(10, 4, 3, (2, 8, 6))
+    other.load_state_dict(state)
+    assert all(torch.equal(other.sample(fresh), batch) for batch in batches[3:])
+    for wrong in ((2, 8), (0, 8, 6), (2, 8, 11)):
+        with pytest.raises(ConfigError, match="a number from 1 to 10 for each of 3 seeds"):
+            Permutations(10, 4, 3, wrong)
+
+
 def test_two_orders_of_minibatches_agree_within_noise_and_one_repeats():
     def level(data_seed):
         algorithm = learner("one_store_backlogged", "base_stock", paths=64, periods=20, lr=0.3)

@@ -231,3 +231,14 @@ def test_the_score_of_a_single_task_is_its_success_rate():
     assert summary["return_mean"] == -65.0
     low, high = mean_interval(np.array([1.0, 1.0, 1.0, 0.0]))
     assert summary["score_interval"] == pytest.approx([100 * low, 100 * high])
+
+
+def test_expect_is_a_success_rate_where_the_environment_tells_success(capsys):
+    pytest.importorskip("gym_pusht")
+    options = ["--env", "pusht-state", "--episodes", "2"]
+    assert main(["eval", "random", *options, "--expect", "0.95"]) == 1
+    assert (
+        "expected a success rate of 0.95, but it is 0.00 with a 95 % interval of 0.00 .. 0.84"
+        in capsys.readouterr().err
+    )
+    assert main(["eval", "random", *options, "--expect", "0.8"]) == 0

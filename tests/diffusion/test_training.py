@@ -84,3 +84,14 @@ def test_resume_is_exact(average):
     assert torch.equal(whole.params[0], fresh.params[0])
     assert torch.equal(whole.average[0], fresh.average[0])
     assert whole.updates == fresh.updates == 14
+
+
+def test_only_the_chosen_parameters_decay():
+    """Without a gradient Adam's step is 0: what is left is the decay, lr times weight_decay."""
+    params = [torch.ones(1, 2, requires_grad=True), torch.ones(1, 3, requires_grad=True)]
+    training = AveragedTraining(
+        params, lambda _: 0.1, GrowingAverage(), weight_decay=0.5, decayed=[True, False]
+    )
+    training.apply([torch.zeros_like(p) for p in params])
+    torch.testing.assert_close(params[0].detach(), torch.full((1, 2), 0.95))
+    torch.testing.assert_close(params[1].detach(), torch.ones(1, 3))

@@ -110,6 +110,35 @@ def test_seeds_of_a_stack_are_those_of_single_runs(tmp_path, in_process):
     assert zero["cost"] != stack.found()[name]["cost"]
 
 
+def test_cells_of_other_numbers_of_paths_share_a_process(tmp_path, in_process):
+    """Each is what it is alone."""
+    config = {"policy": "base_stock", "batch_size": 8, "lr": 1.0, "patience": 0}
+    run = {
+        "setting": "one_store_backlogged",
+        "scenarios": 64,
+        "dev_scenarios": 16,
+        "test_scenarios": 20,
+        "steps": 6,
+    }
+    cells = {}
+    for seed, paths in enumerate((4, 64)):
+        own = {**run, "first_paths": (paths,), "seeds": (seed,), "eval_every": 3, "log_every": 3}
+        cells[f"sample-n{paths}-s{seed}"] = {"kind": "gap", "config": config, "run": own}
+    together = Bench(cells, tmp_path / "t", tmp_path / "t", "c")
+    assert together.stacks(list(cells)) == [list(cells)]
+    assert not together.run(list(cells), jobs=1, deadline=None, say=print)
+    for path in (tmp_path / "t").glob("*/*/*/seed*/config.json"):
+        assert json.loads(path.read_text())["inventory"]["first_paths"] == [4, 64]
+    for name, spec in cells.items():
+        alone = Bench({name: spec}, tmp_path / name, tmp_path / name, "c")
+        alone.run([name], jobs=1, deadline=None, say=print)
+        one, two = (bench.found()[name] for bench in (together, alone))
+        assert one["scenarios"] == 20
+        assert one["cost"] == pytest.approx(two["cost"], rel=1e-5)
+    costs = [record["cost"] for record in together.found().values()]
+    assert costs[0] != costs[1]
+
+
 def test_a_view_that_is_missing_is_made_from_the_run(tmp_path, in_process):
     bench = small(tmp_path, seeds=(0,))
     bench.run(list(bench.cells), jobs=1, deadline=None, say=lambda line: None)

@@ -21,7 +21,7 @@ def raw(excess):
     for name, spec in CELLS.items():
         if name.startswith("sample-"):
             run = spec["run"]
-            cost = 10 * (1 + excess(spec["config"]["policy"], run["scenarios"], run["seeds"][0]))
+            cost = 10 * (1 + excess(spec["config"]["policy"], run["first_paths"][0], run["seeds"][0] % 2))
             found[name] = {"cell": spec, "cost": cost, "cost_se": 0.01, "train_cpu_seconds": 3.0, **VERSIONS}
             if run["setting"].startswith("trans"):
                 found[name] |= {"reference": 10.0, "gap": cost / 10 - 1, "gap_se": 0.001}

@@ -1,14 +1,19 @@
 """A step of training: global counts, staleness, the KL's places, which groups are learnt from."""
 
+import types
+
 import pytest
 import torch
 
+from offrl.errors import ConfigError
 from offrl.estimators.groups import Groups
 from offrl.llm.learner import Learner
+from offrl.llm.method import Companion
 from offrl.llm.methods import METHODS, load_method
 from offrl.llm.models import load_model
 from offrl.llm.options import LLMOptions
 from offrl.llm.tasks import load_task
+from offrl.llm.text import EOS, Responses
 
 
 def learner(name="grpo", settings=None, *, model="tiny:dense", double=True, **options):
@@ -55,7 +60,7 @@ def test_micro_batches_change_nothing(name):
     Plain gradient steps, because Adam turns the rounding of a gradient near 0 into a whole step.
     """
     found = []
-    for micro in (0, 2):
+    for micro in (0, 4 if load_method(name).coupled else 2):
         group = {} if name == "sft" else {"group": 4}
         made = easy(name, {"kl": 0.1, "entropy": 0.05}, micro_batch=micro, minibatches=2, reuse=1, **group)
         made.optimizer = torch.optim.SGD(made.parameters, lr=0.1)
@@ -269,14 +274,133 @@ def test_shares_of_equal_groups():
 
 
 @pytest.mark.slow
-def test_grpo_learns_t1():
-    """From random weights to a fifth of right answers in 1200 updates (0.8 is the aim: see docs/llm.md)."""
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_grpo_learns_t1(seed):
+    """Four fifths of right answers in 400 updates from random weights, about 20 CPU seconds (docs/llm.md)."""
     from offrl.llm.evaluate import evaluate
 
-    made = learner("grpo", double=False, prompts=32, group=16, lr=1e-3, seed=0)
+    made = learner("grpo", double=False, prompts=32, group=16, lr=1e-3, seed=seed)
     first = evaluate(made.policy, made.task, prompts=512, samples=4, seed=0, name="first").accuracy
-    for _ in range(1200):
+    for _ in range(400):
         made.update()
     last = evaluate(made.policy, made.task, prompts=512, samples=4, seed=0, name="last").accuracy
     assert first < 0.05
-    assert last > 0.2
+    assert last > 0.8
+
+
+class Half(Companion):
+    """Learns from the first half of a batch, half of its tokens, at a quarter of the rate; counts its minibatches."""
+
+    metrics = ("kept", "pieces")
+    seen = 0
+
+    def measured(self, batch):
+        return batch.replace(baseline_weights=torch.arange(len(batch.rewards)))
+
+    def chosen(self, batch):
+        assert batch.advantages is not None
+        return batch.rows(batch.baseline_weights < len(batch.rewards) // 2), {"kept": torch.tensor(0.5)}
+
+    def masked(self, batch):
+        self.seen += 1
+        return batch.replace(mask=batch.mask & (torch.arange(batch.mask.shape[1]) < 2)), {}
+
+    def pieces(self, batch):
+        return list(torch.arange(len(batch.tokens)).tensor_split(2))
+
+    def rate(self, gradients):
+        self.gradients = gradients
+        return 0.25, {"pieces": torch.tensor(float(len(gradients)))}
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+def test_a_companion_chooses_masks_splits_and_slows():
+    made = easy("grpo", minibatches=2)
+    made.companion = Half(made.settings, made)
+    found = made.update()
+    assert made.companion.seen == 2
+    assert (float(found["kept"]), float(found["pieces"])) == (0.5, 2.0)
+    assert made.optimizer.param_groups[0]["lr"] == 0.25 * made.options.lr
+    whole = [p.grad for p in made.parameters]
+    norm = torch.cat([(a + b).flatten() for a, b in zip(*made.companion.gradients, strict=True)]).norm()
+    share = min(1.0, float(1.0 / norm))
+    for one, other, total in zip(*made.companion.gradients, whole, strict=True):
+        torch.testing.assert_close((one + other) * share, total, atol=1e-6, rtol=1e-5)
+    other = easy("grpo")
+    other.companion = Half(other.settings, other)
+    other.load_state_dict(made.state_dict())
+    assert other.companion.seen == 2
+
+
+def test_nothing_kept_moves_nothing():
+    made = easy("grpo")
+    made.update()
+    before = weights(made)
+    made.companion.masked = lambda batch: (
+        batch.replace(mask=batch.mask & False),
+        {"kept": torch.tensor(0.0)},
+    )
+    assert all(torch.isfinite(x) for x in made.update().values())
+    assert torch.equal(weights(made), before)
+
+
+def test_progress_runs_from_0_to_1():
+    made = easy("grpo", steps=3)
+    found = []
+    for _ in range(4):
+        found.append(made.progress)
+        made.update()
+    assert found == [0.0, 0.5, 1.0, 1.0]
+
+
+def test_cut_responses_are_those_that_a_limit_stopped():
+    made = learner("grpo", prompts=16)
+    batch = made._collect()[0]
+    ended = (batch.tokens == EOS).any(dim=1)
+    assert 0 < int(batch.cut.sum()) < len(ended)
+    assert torch.equal(batch.cut, ~ended)
+    assert not learner("grpo", task="t2")._collect()[0].cut.any()  # there no response can end by itself
+    assert not learner("luffy")._collect()[0].cut[16:].any()
+
+
+def test_several_advantages_are_several_surrogates():
+    made = easy("grpo", reuse=2)
+    batch = made._prepared(made._collect()[0])
+    new = batch.old_log_probs + 0.3 * torch.randn(batch.mask.shape, dtype=torch.float64)
+    parts = torch.stack([batch.advantages, 0.5 - batch.advantages], dim=-1)[:, None]
+    both, estimator = batch.replace(advantages=parts), made.estimator
+    for function in (estimator.weights, estimator.surrogate):
+        apart = [function(new, batch.replace(advantages=a)) for a in parts[:, 0].unbind(-1)]
+        torch.testing.assert_close(function(new, both), apart[0] + apart[1])
+    shares = [
+        estimator.diagnostics(new, batch.replace(advantages=a))["clip_fraction"]
+        for a in parts[:, 0].unbind(-1)
+    ]
+    assert shares[0] != shares[1]
+    found = estimator.diagnostics(new, both)["clip_fraction"]
+    torch.testing.assert_close(found, (shares[0] + shares[1]) / 2)
+
+
+def test_a_task_without_final_answers_cannot_compare_them():
+    with pytest.raises(ConfigError, match="task t1 does not say what the final answer"):
+        without = types.SimpleNamespace(name="t1", max_response=4)
+        Learner(
+            load_method("copo"), load_method("copo").config(), without, learner().policy, learner().options
+        )
+
+
+def test_final_answers():
+    chain, strings, g = load_task("t2"), load_task("t3"), torch.Generator().manual_seed(0)
+    prompts = chain.prompts(6, g)
+    tokens = torch.arange(48).view(6, 8)
+    whole = Responses(tokens, tokens >= 0, torch.zeros(6, 8))
+    assert torch.equal(chain.final_answers(prompts, whole), 8 * torch.arange(6) + prompts.levels - 1)
+    short = Responses(tokens[:, :3], tokens[:, :3] >= 0, torch.zeros(6, 3))
+    assert torch.equal(chain.final_answers(prompts, short) >= 0, prompts.levels <= 3)
+    every = Responses(strings.strings, strings.strings >= 0, torch.zeros(1296, 4))
+    assert len(strings.final_answers(prompts, every).unique()) == 1296

@@ -10,7 +10,10 @@ import torch
 import offrl.llm.methods
 from offrl.errors import ConfigError
 from offrl.estimators.aggregation import row_mean, row_sum, token_mean
-from offrl.estimators.rollouts import Rollouts, count
+from offrl.estimators.group_losses import GroupEstimator
+from offrl.estimators.groups import whole_groups
+from offrl.estimators.rollouts import count
+from offrl.llm.method import TextRollouts
 from offrl.llm.methods import METHODS, load_method
 
 FILES = sorted(Path(offrl.llm.methods.__file__).parent.glob("[!_]*.py"))
@@ -26,9 +29,11 @@ def ragged(seed=0):
     log_probs = (old + 0.4 * torch.randn(shape, generator=g, dtype=torch.float64)).requires_grad_()
     mask = torch.arange(shape[1]) < torch.tensor(LENGTHS)[:, None]
     rewards = torch.tensor([1.0, 0.0, 0.0, 2.0, 0.5, 1.0, 0.0], dtype=torch.float64)
-    batch = Rollouts(
-        mask=mask, old_log_probs=old, rollout_log_probs=old, rewards=rewards, group_ids=torch.tensor(IDS),
-        demo=torch.tensor(DEMO),
+    batch = TextRollouts(
+        cut=torch.tensor(DEMO), answer_ids=torch.tensor(IDS) % 3, baseline_weights=mask.sum(1).double(),
+        prompt_tokens=mask.long(), prompt_mask=mask, tokens=mask.long(), limits=mask.sum(1),
+        mask=mask, old_log_probs=old, rollout_log_probs=old, ref_log_probs=0.9 * old, rewards=rewards, group_ids=torch.tensor(IDS),
+        demo=torch.tensor(DEMO), prompt_ids=torch.tensor(IDS), components=torch.stack([rewards, rewards.flip(0)], dim=1),
         baseline_rewards=torch.tensor([0.3, 0.1, 0.3, 0.1, 0.1, 0.3, 0.1], dtype=torch.float64),
     )  # fmt: skip
     return log_probs, batch
@@ -106,12 +111,14 @@ def row_value(name, a, new, old, demo):
     return clipped(r, a)
 
 
+OWN = {path.stem.removeprefix("test_") for path in (Path(__file__).parent / "methods").glob("test_*.py")}
+"""Methods with a file of tests of their own."""
 BY_ROW = ("grpo", "gspo", "sapo", "gmpo")
 BY_SUM = ("reinforce", "rloo")
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "ppo"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "ppo" and name not in OWN])
 def test_the_gradient_is_that_of_the_formula(name, seed):
     log_probs, batch = ragged(seed)
     method = load_method(name)
@@ -181,7 +188,7 @@ def test_reinforce_plus_plus_can_centre_in_groups_first():
     torch.testing.assert_close(found[:, 0], torch.tensor(want, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in OWN])
 def test_parts_of_a_batch_add_up_under_global_counts(name):
     log_probs, batch = ragged()
     method = load_method(name)
@@ -195,13 +202,13 @@ def test_parts_of_a_batch_add_up_under_global_counts(name):
     extra = {"entropy": log_probs, "predicted_values": log_probs}
     whole = gradient(estimator.loss(log_probs, batch, **extra), log_probs)
     counts, parts = count(batch.mask, batch.group_ids), torch.zeros_like(whole)
-    for rows in torch.arange(len(IDS)).split(2):
+    for rows in whole_groups(batch.group_ids, 4) if method.coupled else torch.arange(len(IDS)).split(2):
         pieces = {key: value[rows] for key, value in extra.items()}
         parts += gradient(estimator.loss(log_probs[rows], batch.rows(rows), counts, **pieces), log_probs)
     torch.testing.assert_close(parts, whole, atol=1e-12, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if load_method(name).grouped])
+@pytest.mark.parametrize("name", [n for n in METHODS if load_method(n).grouped and n not in OWN])
 def test_groups_are_found_by_id(name):
     _, batch = ragged()
     estimator = load_method(name).estimator(load_method(name).config(), LIMIT)
@@ -213,6 +220,10 @@ def test_groups_are_found_by_id(name):
 def test_the_table_tells_the_parts(name):
     method, entry = load_method(name), METHODS[name]
     estimator = method.estimator(method.config(), LIMIT)
+    if isinstance(estimator, GroupEstimator):
+        assert entry.advantage == f"{estimator.part.name} (a loss)"
+        assert (entry.denominator, entry.mask, entry.aggregation) == ("-", "-", f"mean of {estimator.per}")
+        return
     assert ", ".join(part.name for part in estimator.advantage) == entry.advantage
     assert estimator.denominator.name == entry.denominator
     assert (", ".join(part.name for part in estimator.masks) or "-") == entry.mask

@@ -42,12 +42,22 @@ CASES = {
     "ppo": ({"kl": 0.1}, {"engine": "int8", "task": "t2"}),
     "dapo": ({}, {"task": "t2"}),
     "sft": ({"noise": 0.3}, {"group": 1, "task": "t2"}),
+    "clip_cov": (
+        {"quantiles": True, "cov_low": 0.5, "cov_high": 1.0, "share": 0.1},
+        {"minibatches": 2, "task": "t2"},
+    ),
+    "fdpg": ({}, {"model": "tiny:table", "task": "t3"}),
+    "minirl": ({"replay": "R3"}, {"model": "tiny:moe", "engine": "fp8", "delay": 1, "task": "t2"}),
     "rloo": ({"kl": 1.0}, {"model": "tiny:table", "task": "t3"}),
+    "capo": ({"tau_f": 0.1, "tau_h": 1e9}, {"task": "t2", "minibatches": 2}),
+    "d3s": ({}, {"task": "t2", "minibatches": 2}),
+    "oblr_po": ({}, {"task": "t2"}),
+    "hpt": ({}, {"task": "t2", "minibatches": 2}),
+    "copg": ({"kl": 0.5}, {"task": "t2", "micro_batch": 8, "minibatches": 2}),
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("step", [2, 5])
+@pytest.mark.parametrize(("name", "step"), [(name, 5) for name in CASES] + [("grpo", 2), ("ppo", 2)])
 def test_a_stopped_run_goes_on_bit_for_bit(name, step, tmp_path, monkeypatch):
     """Stopped before the first checkpoint, and between a checkpoint and rows written after it."""
     settings, how = CASES[name]
@@ -162,6 +172,8 @@ def test_methods_and_options_that_do_not_fit(tmp_path):
         start("sft", load_method("sft").config(), options(tmp_path))
     with pytest.raises(ConfigError, match="leave --delay out"):
         start("sft", load_method("sft").config(), options(tmp_path, group=1, delay=2))
+    with pytest.raises(ConfigError, match="copg compares .* within its loss; it can be 4, 8 or 16"):
+        start("copg", load_method("copg").config(), options(tmp_path, micro_batch=2))
     with pytest.raises(ConfigError, match="for task t3, not t1"):
         start("grpo", load_method("grpo").config(), options(tmp_path, model="tiny:table"))
     with pytest.raises(ConfigError, match="neither a folder"):

@@ -1,6 +1,8 @@
 """Compositions of policies whose denoisers are known in closed form (what a faithful implementation must show)."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -383,3 +385,67 @@ def test_one_policy_is_no_composition():
         Composition([gaussian()])
     with pytest.raises(ConfigError, match="leave --weights out"):
         Composition([gaussian(), gaussian()], "and", [0.5, 0.5])
+
+
+# --- action normalizers with another factor in each dim
+
+
+def skewed(ratio, correlation):
+    """Two faces of one 2-D Gaussian law, the second in units that are ``ratio`` times the first's."""
+    cov = torch.tensor([[0.09, correlation * 0.03], [correlation * 0.03, 0.01]], dtype=torch.float64)
+    mean, eye = torch.tensor([0.2, -0.1], dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+
+    def face(scale):
+        stretch = torch.tensor(scale, dtype=torch.float64)
+        own, middle = stretch[:, None] * cov * stretch, stretch * mean
+
+        def denoise(u, rho, condition):
+            if math.isinf(rho):
+                return middle.expand_as(u)
+            return middle + (u - middle) @ torch.linalg.solve(own + rho**2 * eye, own)
+
+        return Denoiser(denoise, 1, 0, affine(scale, [0.0, 0.0]))
+
+    return face([1.0, 1.0]), face(ratio)
+
+
+def biases(ratio, correlation, matching):
+    """Of a law composed with itself: error of the mean, spreads over the true ones, correlation."""
+    c = Composition(
+        skewed(ratio, correlation), steps=50, clip=None, allow_anisotropic=True, matching=matching
+    )
+    x = run(c, 8000, 2)[:, 0]
+    cov = torch.cov(x.T)
+    sd = cov.diagonal().sqrt()
+    error = (x.mean(0) - x.new_tensor([0.2, -0.1])).abs().max().item()
+    return error, (sd / sd.new_tensor([0.3, 0.1])).tolist(), (cov[0, 1] / sd.prod()).item()
+
+
+@pytest.mark.parametrize("matching", ["mean", "levels", "top_up"])
+def test_one_factor_for_all_dims_is_exact_whatever_the_matching(matching):
+    error, spreads, correlation = biases([0.25, 0.25], 0.8, matching)
+    assert (error, *spreads, correlation) == pytest.approx(same_units(0.8), abs=1e-6)
+
+
+def test_levels_for_each_dim_are_exact_where_the_dims_are_independent():
+    error, spreads, correlation = biases([0.25, 1.0], 0.0, "levels")
+    assert (error, *spreads, correlation) == pytest.approx(same_units(0.0), abs=1e-6)
+
+
+def same_units(correlation):
+    """What fifty Euler steps give without any difference of the units."""
+    error, spreads, found = biases([1.0, 1.0], correlation, "mean")
+    return error, *spreads, found
+
+
+def test_the_bias_of_each_remedy_is_what_the_page_says():
+    """Spread of either dim over the true one, and the correlation (true: 0 and 0.8), at a ratio of 1 to 4."""
+    page = (Path(__file__).parents[2] / "docs/policies.md").read_text()
+    for correlation in (0.0, 0.8):
+        for matching in ("mean", "levels", "top_up"):
+            error, spreads, found = biases([0.25, 1.0], correlation, matching)
+            assert error < 0.02, "none of them moves the mean"
+            row = re.search(rf"\| `{matching}` \| {correlation:g} \| (\S+), (\S+) \| (\S+) \|", page)
+            assert row, (matching, correlation, spreads, found)
+            told = [float(x) for x in row.groups()]
+            assert [*spreads, found] == pytest.approx(told, abs=0.03), (matching, correlation)

@@ -128,6 +128,28 @@ def test_seeds_together_equal_single_runs_also_when_one_stops_early(tmp_path):
         assert len(rows(alone, "eval.csv")) == len(rows(both[k], "eval.csv")) < 16
 
 
+def test_seeds_with_first_paths_of_their_own_equal_runs_on_fewer_paths(tmp_path):
+    """Also after a stop: 16 of 64 paths in a stack are a run of 16."""
+    stack = start(CONFIG, options(tmp_path / "a", seeds=(3, 4), first_paths=(16, 64), train_periods=20))
+    few, many = (
+        options(tmp_path / str(n), seeds=(s,), first_paths=(n,), train_periods=20)
+        for s, n in ((3, 16), (4, 64))
+    )
+    for result, own in zip(stack, (few, many), strict=True):
+        (single,) = start(CONFIG, own)
+        assert single.dev_cost == pytest.approx(result.dev_cost, rel=1e-5)
+        assert (
+            rows(single, "metrics.csv")[-1].split(",")[1][:6]
+            == rows(result, "metrics.csv")[-1].split(",")[1][:6]
+        )
+    (all_paths,) = start(CONFIG, options(tmp_path / "b", seeds=(3,), train_periods=20))
+    assert all_paths.dev_cost != stack[0].dev_cost
+    (longer,) = start(CONFIG, options(tmp_path / "c", seeds=(3,)))
+    assert rows(longer, "metrics.csv") != rows(all_paths, "metrics.csv")
+    with pytest.raises(ConfigError, match="for each of 2 seeds"):
+        start(CONFIG, options(tmp_path / "d", seeds=(3, 4), first_paths=(16,)))
+
+
 def test_patience_counts_updates_since_the_best(tmp_path):
     config = dataclasses.replace(CONFIG, patience=8, lr=4.0)
     (result,) = start(config, options(tmp_path, steps=200))
@@ -197,13 +219,16 @@ def test_a_run_keeps_the_version_of_its_setting(tmp_path, monkeypatch):
 
 
 def test_options_are_checked_and_sizes_follow_the_protocol(tmp_path, monkeypatch):
-    for wrong in ({"steps": 0}, {"seeds": ()}, {"seeds": (1, 1)}, {"scenarios": -1}):
+    for wrong in ({"steps": 0}, {"seeds": ()}, {"seeds": (1, 1)}, {"scenarios": -1}, {"train_periods": -1}):
         with pytest.raises(ConfigError):
             options(tmp_path, **wrong)
     setting = options(tmp_path, vary={"lead_time": 2.0}).load()
     assert setting.splits["train"].scenarios == 64
     assert setting.network.lead_times == (2,)
     assert (setting.splits["test"].scenarios, setting.splits["test"].periods) == (32, 40)
+    own = options(tmp_path, test_scenarios=10, train_periods=30).load().splits
+    assert (own["test"].scenarios, own["test"].periods, own["test"].ignore) == (10, 40, 24)
+    assert (own["train"].periods, own["dev"].periods) == (30, 100)
     paper = options(tmp_path, protocol="paper").load().splits["test"]
     assert (paper.scenarios, paper.periods, paper.ignore) == (32768, 5000, 3000)
     assert test_sized(setting, "quick").splits["test"].ignore == 24

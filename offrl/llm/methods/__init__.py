@@ -48,6 +48,50 @@ METHODS = {
     "gmpo": Entry(
         "group_std", "geometric", "log_clip", "seq-mean-token-mean", "rollouts", "arXiv:2507.20673"
     ),
+    "beta_norm": Entry(
+        "beta_norm", "old", "ppo_clip, dual_clip", "seq-mean-token-sum", "rollouts", "arXiv:2506.02864"
+    ),
+    "clip_cov": Entry("group_std", "old", "ppo_clip, unpicked", "token-mean", "rollouts", "arXiv:2505.22617"),
+    "kl_cov": Entry("group_std", "old", "-", "token-mean", "rollouts", "arXiv:2505.22617"),
+    "real": Entry("real (a loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2602.05630"),
+    "p3o": Entry("pairs (a loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2310.00212"),
+    "fdpg": Entry("pseudo_reward", "proposal", "-", "seq-mean-token-sum", "rollouts", "arXiv:2302.08215"),
+    "minirl": Entry(
+        "group_mean", "rollout", "decoupled_clip", "seq-mean-token-sum", "rollouts", "arXiv:2512.01374"
+    ),
+    "gdpo": Entry(
+        "each_group_std, whiten_rows",
+        "old",
+        "ppo_clip",
+        "seq-mean-token-mean",
+        "rollouts",
+        "arXiv:2601.05242",
+    ),
+    "hpt": Entry(
+        "by_prompt (a loss)", "-", "-", "mean of groups", "samples or demonstration", "arXiv:2509.04419"
+    ),
+    "adora": Entry(
+        "group_std, reweighted", "old", "ppo_clip", "seq-mean-token-mean", "rollouts", "arXiv:2602.10019"
+    ),
+    "capo": Entry(
+        "group_std", "old", "ppo_clip", "seq-mean-token-mean", "tokens of small moves", "arXiv:2510.00819"
+    ),
+    "copg": Entry("contrast (a loss)", "-", "-", "mean of groups", "rollouts", "arXiv:2406.19185"),
+    "copo": Entry(
+        "local_and_global",
+        "old",
+        "ppo_clip, dual_clip",
+        "seq-mean-token-mean",
+        "rollouts",
+        "arXiv:2508.04138",
+    ),
+    "d3s": Entry(
+        "group_std", "old", "ppo_clip", "seq-mean-token-mean", "spread rows, tokens", "arXiv:2509.22115"
+    ),
+    "oblr_po": Entry(
+        "group_weighted", "old", "ppo_clip", "seq-mean-token-sum", "rollouts", "arXiv:2511.23310"
+    ),
+    "pacs": Entry("classification (a loss)", "-", "-", "mean of rows", "rollouts", "arXiv:2509.02522"),
 }
 
 

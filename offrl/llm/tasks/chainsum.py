@@ -51,6 +51,12 @@ class ChainSum:
         """1 for the right total."""
         return {"correct": self.success(prompts, responses).float()}
 
+    def final_answers(self, prompts: Prompts, responses: Responses) -> Tensor:
+        """The k-th token."""
+        last, width = prompts.levels - 1, responses.tokens.shape[1]
+        given = responses.tokens.gather(1, last.clamp(max=width - 1)[:, None])[:, 0]
+        return given.where(last < width, -1)
+
     def success(self, prompts: Prompts, responses: Responses) -> Tensor:
         """Whether the k-th token is the total."""
         last = prompts.levels[:, None] - 1

@@ -45,6 +45,11 @@ class ModSum:
         before = responses.tokens[:, :-1] == self.answers(prompts)[:, None]
         return (before & (responses.tokens[:, 1:] == EOS) & responses.mask[:, 1:]).any(dim=1)
 
+    def final_answers(self, prompts: Prompts, responses: Responses) -> Tensor:
+        """The token before the end."""
+        following = torch.nn.functional.pad(responses.tokens[:, 1:], (0, 1))
+        return torch.where(following == EOS, responses.tokens, -1).amax(dim=1)
+
     def demonstrations(self, prompts: Prompts, generator: torch.Generator, noise: float) -> Tensor:
         """The digit, or with probability ``noise`` another one, and the end."""
         digit = noisy(self.answers(prompts)[:, None], self.zero, 10, generator, noise)

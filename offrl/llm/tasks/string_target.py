@@ -58,6 +58,11 @@ class StringTarget:
         contains, palindrome = self.features(responses.tokens)
         return contains & palindrome
 
+    def final_answers(self, prompts: Prompts, responses: Responses) -> Tensor:
+        """The string, as a number."""
+        places = len(SYMBOLS) ** torch.arange(LENGTH, device=responses.tokens.device)
+        return ((responses.tokens - self.first) * places).sum(dim=1)
+
     def base_log_probs(self) -> Tensor:
         """(1296,) log a(y), float64."""
         log_p, node = self.base_logits.log_softmax(dim=1), torch.zeros(len(self.strings), dtype=torch.int64)

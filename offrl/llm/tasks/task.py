@@ -34,6 +34,9 @@ class Task(Protocol):
     def success(self, prompts: Prompts, responses: Responses) -> Tensor:
         """(N,) bool."""
 
+    def final_answers(self, prompts: Prompts, responses: Responses) -> Tensor:
+        """(N,) int64, equal for equal final answers to a prompt, -1 where there is none."""
+
     def demonstrations(self, prompts: Prompts, generator: torch.Generator, noise: float) -> Tensor:
         """(N, T) tokens of a good response each, padded on the right with ``vocabulary.pad``.
 

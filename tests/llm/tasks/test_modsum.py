@@ -22,6 +22,9 @@ def test_a_response_earns_by_the_token_before_its_end():
     tokens = torch.tensor(rows)
     responses = Responses(tokens, tokens != 0, torch.zeros(6, 4))
     assert task.rewards(prompts, responses)["correct"].tolist() == [1, 1, 0, 0, 0, 1]
+    assert task.final_answers(prompts, responses).tolist() == [right, right, wrong, -1, -1, right]
+    short = Responses(tokens[3:4, :1], tokens[3:4, :1] != 0, torch.zeros(1, 1))
+    assert task.final_answers(prompts.rows(slice(1)), short).tolist() == [-1]
 
 
 def test_demonstrations_are_right_and_noise_is_its_share():

@@ -1,0 +1,180 @@
+"""Ordering rules as companies have them: the simulator's order step makes any wish an order that keeps all of them.
+
+A wish w >= 0 of lane e becomes an order in this sequence, each step on the result of the one before:
+
+    closed day            0
+    pack u, least m       the nearest multiple of u; below m: m if it is at least m / 2, else 0
+    capacity              at most the lane's
+    supplier              where a node is asked for more than it has or may send, all its shipments shrink by one factor
+    budget B              orders from outside shrink by one factor until sum of c a + K [a > 0] <= B
+    pack, least           down to a multiple of u, and to 0 below m: only smaller, so that the limits above still hold
+    cost                  c a + K [a > 0]
+
+Deliveries that vary: an order of period t draws one of its lane's ``receipts``, shares by period of arrival, so that it
+may come late, in parts, and after a later order. Policies then see what is under way in the last column: the
+sum is known, the dates are not.
+
+Gradients pass all steps of rounding as if these were the identity (straight-through); steps that shrink are exact.
+Fixed costs and least orders jump, which no pathwise gradient sees: ``advice`` says which estimator to use.
+
+Source: standard practice of order processing; for straight-through, arXiv:1308.3432.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from offrl.envs.inventory.extended import ExtendedSimulator, State
+from offrl.envs.inventory.network import Parameters
+from offrl.envs.inventory.spec import Network
+
+EPS = 1e-6  # what float32 may lack to the next whole pack
+
+
+class RuledState(NamedTuple):
+    """What is known before a period."""
+
+    inner: State
+    period: int
+    """t, from 0: for order days and deliveries."""
+
+
+class RuledSimulator(ExtendedSimulator):
+    """The simulator of networks whose ``ruled`` is true. Its states are :class:`RuledState`.
+
+    ``deliveries`` (T, B, E) int64 says which of its lane's receipts the order of a period gets; None: the first.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        parameters: Parameters | None = None,
+        deliveries: Tensor | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(network, parameters, device=device, dtype=dtype)
+        self.deliveries = deliveries
+        edges = network.edges
+
+        def row(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        self._pack, self._fixed = row([e.pack for e in edges]), row([e.fixed_cost for e in edges])
+        self._least = row([_least(e.min_order, e.pack) for e in edges])
+        whole = [
+            e.pack * math.floor(e.capacity / e.pack + 1e-9) if _finite(e.pack, e.capacity) else e.capacity
+            for e in edges
+        ]
+        self._lane_capacity = row(whole)
+        self._varies = any(e.receipts for e in edges)
+        self._days = [e.calendar or (1,) for e in edges]
+        self._shares = self._library() if self._varies else None
+
+    def _library(self) -> Tensor:
+        """(E, most receipts of a lane, K); a lane without has one, all after its lead time."""
+        network, width = self.network, self.shape[1]
+        ways = []
+        for edge in network.edges:
+            one_hot = tuple(float(k == network.slot(edge)) for k in range(width))
+            ways.append([(*r, *(0.0,) * (width - len(r))) for r in edge.receipts] or [one_hot])
+        most = max(map(len, ways))
+        full = [own + own[:1] * (most - len(own)) for own in ways]
+        return torch.tensor(full, dtype=self.dtype, device=self.device)
+
+    def start(self, stock: Tensor) -> RuledState:  # type: ignore[override]
+        """Period 0."""
+        return RuledState(super().start(stock), 0)
+
+    def stock(self, state: RuledState) -> Tensor:  # type: ignore[override]
+        """The stock (B, N, K) as a policy sees it."""
+        stock = state.inner.stock
+        if not self._varies or self.shape[1] == 1:
+            return stock
+        under_way = stock[..., 1:].sum(-1, keepdim=True)
+        return torch.cat([stock[..., :1], torch.zeros_like(stock[..., 1:-1]), under_way], -1)
+
+    def open(self, period: int) -> Tensor:
+        """(E,) 1 on lanes where orders are placed in a period, else 0."""
+        days = [days[period % len(days)] for days in self._days]
+        return torch.tensor(days, dtype=self.dtype, device=self.device)
+
+    def filled(self, stock: Tensor, wanted: Tensor, period: int) -> Tensor:
+        """Orders (B, E) that keep every rule, from wishes."""
+        asked = self._sized(wanted.clamp(min=0) * self.open(period), down=False)
+        shared = self._affordable(self.project(stock, asked))
+        return self._sized(shared, down=True)
+
+    def _sized(self, orders: Tensor, *, down: bool) -> Tensor:
+        """Packs and least orders; straight-through."""
+        asked, some = orders.detach(), torch.zeros_like(orders)
+        packs = asked / self._pack.where(self._pack > 0, 1.0)
+        whole = (packs * (1 + EPS) + EPS).floor() if down else packs.round()
+        sized = torch.where(self._pack > 0, whole * self._pack, asked)
+        if not down:
+            raised = torch.maximum(sized, self._least)
+            sized = torch.where((self._least > 0) & (asked >= self._least / 2), raised, sized)
+        sized = torch.where(sized >= self._least * (1 - EPS), sized, some)
+        return orders + (sized - asked)
+
+    def _affordable(self, orders: Tensor) -> Tensor:
+        """Orders from outside within the budget."""
+        if self.network.budget == math.inf:
+            return orders
+        inside = self.network.internal
+        outer = orders[:, inside:]
+        price = (self.parameters.edge_cost + self._price)[..., inside:]
+        fixed = (self._fixed[inside:] * (outer.detach() > 0)).sum(1, keepdim=True)
+        goods = (price * outer).sum(1, keepdim=True)
+        factor = (self.network.budget - fixed).clamp(min=0) / (goods + 1e-10)
+        factor = torch.where(fixed > self.network.budget, torch.zeros_like(factor), factor.clamp(max=1))
+        return torch.cat([orders[:, :inside], outer * factor], 1)
+
+    def step(self, state: RuledState, action: Tensor, demand: Tensor) -> tuple[RuledState, Tensor]:  # type: ignore[override]
+        """As :meth:`Simulator.step`; ``action`` are wishes."""
+        inner, period = state
+        wanted = action.clamp(min=0) + inner.owed
+        sent = self.filled(inner.stock, wanted, period)
+        after, cost = self.carried(inner, wanted, sent, demand, self._arrival(period, len(sent)))
+        if bool((self._fixed != 0).any()):
+            cost = cost + self.received(self._fixed * (sent.detach() > 0)).sum(-1)
+        return RuledState(after, period + 1), cost
+
+    def _arrival(self, period: int, batch: int) -> Tensor | None:
+        """(B, E, K) shares of this period's orders by column."""
+        if self._shares is None:
+            return None
+        if self.deliveries is None:
+            return self._shares[:, 0].expand(batch, -1, -1)
+        edges = torch.arange(len(self._shares), device=self.device)
+        return self._shares[edges, self.deliveries[period]]
+
+
+def _least(min_order: float, pack: float) -> float:
+    return pack * math.ceil(min_order / pack - 1e-9) if pack else min_order
+
+
+def _finite(pack: float, capacity: float) -> bool:
+    return pack > 0 and capacity < math.inf
+
+
+def advice(network: Network) -> tuple[str, str]:
+    """The estimator to train with on a network, and why."""
+    jumps = [e for e in network.edges if e.fixed_cost or e.min_order]
+    if jumps:
+        lane = f"{jumps[0].source} -> {jumps[0].target}"
+        what = "a fixed cost" if jumps[0].fixed_cost else "a least order"
+        return "rloo", (
+            f"lane {lane} has {what}: the cost jumps where an order begins, which pathwise gradients do not see, so "
+            "that orders are sampled and compared on the same demand (score function)"
+        )
+    packs = [e for e in network.edges if e.pack]
+    if packs:
+        lane = f"{packs[0].source} -> {packs[0].target}"
+        return "pathwise", (
+            f"lane {lane} has packs: gradients pass the rounding straight through, with a bias of about half a pack"
+        )
+    return "pathwise", "the cost is continuous in the orders: pathwise gradients are exact"

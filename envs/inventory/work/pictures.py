@@ -1,0 +1,69 @@
+"""Pictures of a company and its demand, as PNG or SVG files by matplotlib."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from offrl.envs.inventory.work.company import Company
+
+INK, BLUE, ORANGE, GREY = "#22303c", "#2a6f97", "#c8553d", "#9aa5b1"
+
+
+def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    """A figure without a screen, and its axes."""
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width, height), layout="constrained", dpi=110)
+    return made, made.subplots(rows, columns, squeeze=False)
+
+
+def save(made: Any, path: str | Path) -> Path:
+    """Write it; the suffix says how."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.savefig(path)
+    return path
+
+
+def draw_network(company: "Company", path: str | Path) -> Path:
+    """Suppliers, warehouses and stores from left to right; lanes with lead times, stores with mean sales."""
+    columns = [list(company.suppliers)]
+    columns += [[name for name, kind in company.places if kind == k] for k in ("warehouse", "store")]
+    most = max(map(len, columns))
+    place = {}
+    for x, names in enumerate(columns):
+        for k, name in enumerate(names):
+            place[name] = (float(x), -(k + 0.5) * most / len(names))
+    made, axes = figure(9, max(3.0, 0.42 * most + 1))
+    axis = axes[0, 0]
+    for lane in company.lanes:
+        (x0, y0), (x1, y1) = place[lane.source], place[lane.target]
+        axis.plot([x0, x1], [y0, y1], color=ORANGE if lane.ruled else BLUE, lw=1.2, alpha=0.6, zorder=1)
+        axis.text(
+            x0 + 0.72 * (x1 - x0), y0 + 0.72 * (y1 - y0), f"{lane.lead_time}", fontsize=8, color=INK, zorder=3,
+            bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8},
+        )  # fmt: skip
+    sales = np.nanmean(company.sales, axis=2) if company.sales.size else company.sales
+    for s, store in enumerate(company.stores):
+        x, y = place[store]
+        axis.text(
+            x + 0.06,
+            y,
+            f"{store}   {np.nansum(sales[:, s]):,.0f} units sold a {company.period}",
+            va="center",
+            fontsize=9,
+        )
+    for name, (x, y) in place.items():
+        axis.scatter([x], [y], s=70, color="white", edgecolor=INK, zorder=2)
+        if name not in company.stores:
+            axis.text(x, y + 0.03 * most, name, ha="center", va="bottom", fontsize=9)
+    axis.set_xlim(-0.3, 3.2)
+    axis.set_axis_off()
+    axis.set_title(
+        f"{company.name}: lead times in {company.period}s; orange lanes have ordering rules",
+        fontsize=10,
+        loc="left",
+    )
+    return save(made, path)

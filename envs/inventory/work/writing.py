@@ -1,0 +1,75 @@
+"""Tables to a workbook or to a folder of CSV files; nothing that exists is written over."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from offrl.errors import ConfigError, MissingExtraError
+
+Rows = Mapping[str, Sequence[tuple[Any, ...]]]
+
+
+def write_tables(rows: Rows, path: str | Path) -> Path:
+    """Write every table, the names of the columns first.
+
+    Args:
+        rows: name -> rows.
+        path: ``NAME.xlsx`` for a workbook, anything without a suffix for a folder of CSV files.
+
+    Raises:
+        ConfigError: it exists, or has another suffix.
+        MissingExtraError: openpyxl is not installed.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in ("", ".xlsx"):
+        raise ConfigError(f"{path}: write a workbook NAME.xlsx, or a folder (a name without a suffix)")
+    if path.exists():
+        raise ConfigError(f"{path} exists already; choose another name or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix:
+        _workbook(rows, path)
+    else:
+        path.mkdir()
+        for name, table in rows.items():
+            with open(path / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows(table)
+    return path
+
+
+def _workbook(rows: Rows, path: Path) -> None:
+    try:
+        import openpyxl
+        from openpyxl.cell import WriteOnlyCell
+        from openpyxl.styles import Alignment, Font, PatternFill
+        from openpyxl.utils import get_column_letter
+    except ImportError:
+        raise MissingExtraError("openpyxl", "inventory") from None
+    book = openpyxl.Workbook(write_only=True)
+    for name, table in rows.items():
+        sheet = book.create_sheet(name)
+        sheet.freeze_panes = "A2"
+        for k in range(len(table[0])):
+            longest = max(len(_text(row[k])) for row in table[:200])
+            sheet.column_dimensions[get_column_letter(k + 1)].width = min(max(10, longest + 2), 90)
+        head = []
+        for text in table[0]:
+            cell = WriteOnlyCell(sheet, value=text)
+            cell.font, cell.fill = Font(bold=True), PatternFill("solid", fgColor="DDE6F0")
+            cell.alignment = Alignment(vertical="top")
+            head.append(cell)
+        sheet.append(head)
+        for row in table[1:]:
+            sheet.append([_plain(value) for value in row])
+        sheet.auto_filter.ref = f"A1:{get_column_letter(len(table[0]))}{len(table)}"
+    book.save(path)
+
+
+def _text(value: Any) -> str:
+    return f"{value:%Y-%m-%d}" if isinstance(value, date) else str("" if value is None else value)
+
+
+def _plain(value: Any) -> Any:
+    """A text that a spreadsheet would run is written so that it stays a text."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "@") else value

@@ -1,0 +1,351 @@
+"""Ordering rules: every order keeps every rule; deliveries vary; gradients; the (s, S) optimum."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from offrl.algos.hdpo import HDPO, HDPOConfig, Permutations, resolved
+from offrl.envs.inventory.demand import Poisson
+from offrl.envs.inventory.extended import simulator_of
+from offrl.envs.inventory.kpis import kpis
+from offrl.envs.inventory.policies import DemandFacts, network_from_json, network_to_json
+from offrl.envs.inventory.protocol import Setting, Split
+from offrl.envs.inventory.rules import RuledSimulator, advice
+from offrl.envs.inventory.scenarios import evaluate, rollout
+from offrl.envs.inventory.settings import load_setting
+from offrl.envs.inventory.solvers.demand import parse_demand
+from offrl.envs.inventory.solvers.fixed_cost import fixed_cost
+from offrl.envs.inventory.spec import OUTSIDE, Edge, Network, Node
+from offrl.errors import ConfigError
+from offrl.training.seeding import streams
+
+STORES = [Node(name=f"s{k}", kind="store", holding_cost=1, underage_cost=9) for k in range(3)]
+RULED = Network(
+    name="ruled", lost_sales=True, budget=500.0,
+    nodes=(Node(name="A", kind="warehouse", holding_cost=0.3), Node(name="B", kind="warehouse", holding_cost=0.3), *STORES),
+    edges=(
+        Edge(source=f"{OUTSIDE} 1", target="A", lead_time=2, cost=4.0, pack=12, min_order=30, fixed_cost=25),
+        Edge(source=f"{OUTSIDE} 1", target="B", lead_time=3, cost=3.0, min_order=17.5, capacity=90.0, calendar=(1, 0, 0)),
+        Edge(source=f"{OUTSIDE} 2", target="s2", lead_time=1, cost=6.0, pack=2.5, capacity=21),
+        Edge(source="A", target="s0", lead_time=1, pack=6),
+        Edge(source="A", target="s1", lead_time=2, pack=4, min_order=7),
+        Edge(source="B", target="s1", lead_time=1, calendar=(0, 1)),
+        Edge(source="B", target="s2", lead_time=1, min_order=5, capacity=11.5),
+    ),
+)  # fmt: skip
+
+
+def random_states(count, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    simulator = simulator_of(RULED)
+    stock = 60 * torch.rand(count, *simulator.shape, generator=random)
+    whole = torch.rand(count, 1, 1, generator=random) < 0.5
+    stock = torch.where(whole, stock.round(), stock)
+    wishes = 80 * torch.rand(count, len(RULED.edges), generator=random) ** 3
+    return simulator, stock, wishes * (torch.rand(wishes.shape, generator=random) < 0.8)
+
+
+def broken_rules(orders, stock, period):
+    """Name of each rule that some order breaks."""
+    bad = set()
+    for e, edge in enumerate(RULED.edges):
+        a = orders[:, e].double()
+        if (a < 0).any():
+            bad.add("sign")
+        if edge.pack and ((a / edge.pack - (a / edge.pack).round()).abs() > 1e-4).any():
+            bad.add("pack")
+        if ((a > 0) & (a < edge.min_order * (1 - 1e-5))).any():
+            bad.add("least order")
+        if (a > edge.capacity * (1 + 1e-5)).any():
+            bad.add("capacity")
+        if edge.calendar and not edge.calendar[period % len(edge.calendar)] and (a > 0).any():
+            bad.add("order days")
+    for n in range(RULED.upstream):
+        sent = sum(orders[:, e] for e, source in enumerate(RULED.sources) if source == n)
+        if (sent > stock[:, n, 0] + 1e-3).any():
+            bad.add("stock")
+    spent = sum(
+        edge.cost * orders[:, e] + edge.fixed_cost * (orders[:, e] > 0)
+        for e, edge in enumerate(RULED.edges) if e >= RULED.internal
+    )  # fmt: skip
+    if (spent > RULED.budget * (1 + 1e-5)).any():
+        bad.add("budget")
+    return bad
+
+
+def test_every_order_keeps_every_rule_on_1e5_random_states():
+    simulator, stock, wishes = random_states(100_000)
+    assert broken_rules(wishes, stock, 0) == {
+        "pack", "least order", "capacity", "stock", "budget", "order days"
+    }  # fmt: skip
+    for period in range(6):
+        orders = simulator.filled(stock, wishes, period)
+        assert broken_rules(orders, stock, period) == set()
+        assert (orders > 0).float().mean(0)[simulator.open(period) > 0].min() > 0.03  # the rules leave orders
+
+
+def test_a_lawful_order_is_left_alone():
+    simulator, stock, wishes = random_states(20_000, seed=1)
+    once = simulator.filled(stock, wishes, 0)
+    torch.testing.assert_close(simulator.filled(stock, once, 0), once, rtol=1e-5, atol=1e-4)
+
+
+def test_wishes_become_the_nearest_order_where_nothing_binds():
+    simulator = simulator_of(replace(RULED, budget=math.inf))
+    stock = torch.full((1, *simulator.shape), 1e4)
+    lanes = [e.target + "<" + e.source for e in RULED.edges]
+
+    def order(lane, wish, period=3):
+        wishes = torch.zeros(1, len(lanes))
+        wishes[0, lanes.index(lane)] = wish
+        return float(simulator.filled(stock, wishes, period)[0, lanes.index(lane)])
+
+    assert [order("A<outside 1", w) for w in (17, 18, 40, 43, 1000)] == [0, 36, 36, 48, 996]
+    assert [order("B<outside 1", w) for w in (8, 9, 17.5, 60.2, 100)] == [
+        0,
+        17.5,
+        17.5,
+        pytest.approx(60.2),
+        90,
+    ]
+    assert order("B<outside 1", 60, period=4) == 0
+    assert [order("s2<outside 2", w) for w in (1, 1.3, 30)] == [0, 2.5, 20]
+    assert [order("s1<A", w) for w in (3, 4, 7, 9.9)] == [0, 8, 8, 8]
+
+
+def test_fixed_costs_are_paid_for_every_order_and_goods_by_unit():
+    network = Network(
+        name="one", nodes=(STORES[0],), lost_sales=True,
+        edges=(Edge(source=OUTSIDE, target="s0", lead_time=1, cost=2.0, fixed_cost=7.0, pack=5),),
+    )  # fmt: skip
+    simulator = simulator_of(network)
+    state = simulator.start(torch.zeros(3, 1, 1))
+    state, cost = simulator.step(state, torch.tensor([[0.0], [2.0], [9.0]]), torch.zeros(3, 1))
+    assert cost[:, 0].tolist() == [0.0, 0.0, 7.0 + 2.0 * 10]
+    assert simulator.stock(state)[:, 0, 0].tolist() == [0.0, 0.0, 10.0]
+
+
+def chain(receipts):
+    return Network(
+        name="one", nodes=(STORES[0],), lost_sales=False,
+        edges=(Edge(source=OUTSIDE, target="s0", lead_time=2, receipts=receipts),),
+    )  # fmt: skip
+
+
+def test_deliveries_come_late_in_parts_and_overtake_each_other():
+    network = chain(((1.0,), (0.0, 0.5, 0.0, 0.5)))
+    assert network.width == 4
+    deliveries = torch.tensor([1, 0, 0, 0, 0])[:, None, None]
+    simulator = simulator_of(network, deliveries=deliveries)
+    assert isinstance(simulator, RuledSimulator)
+    state, zero = simulator.start(torch.zeros(1, 1, 4)), torch.zeros(1, 1)
+    on_hand, seen = [], []
+    for order in (8.0, 3.0, 0.0, 0.0, 0.0):
+        state, _ = simulator.step(state, torch.tensor([[order]]), zero)
+        on_hand.append(float(simulator.stock(state)[0, 0, 0]))
+        seen.append(simulator.stock(state)[0, 0].tolist())
+    assert on_hand == [0.0, 3.0 + 4.0, 7.0, 11.0, 11.0]  # the second order is there with half of the first
+    assert seen[0] == [0.0, 0.0, 0.0, 8.0]  # under way, but not when
+    assert seen[1] == [7.0, 0.0, 0.0, 4.0]
+
+
+def ruled_setting(network, scenarios=64, periods=30):
+    splits = {name: Split(scenarios=scenarios, batch=scenarios, periods=periods, ignore=5, demand_seed=k) for k, name in
+              enumerate(("train", "dev", "test"), 1)}  # fmt: skip
+    return Setting(
+        name="ruled",
+        network=network,
+        demand=Poisson(means=(4.0,) * network.stores),
+        splits=splits,
+        integral=True,
+    )
+
+
+def test_units_are_neither_made_nor_lost():
+    edges = [
+        replace(e, receipts=((0.0, 1.0), (0.25, 0.0, 0.75))) if e.target == "A" else e for e in RULED.edges
+    ]
+    setting = ruled_setting(replace(RULED, edges=tuple(edges), width=0, widths=()))
+    scenarios = setting.draw("test", dtype=torch.float64)
+    assert scenarios.deliveries.shape == (30, 64, 7)
+    assert set(scenarios.deliveries.unique().tolist()) == {0, 1}
+    wish = torch.tensor([[6.0, 8, 5, 6, 36, 20, 5]]).double()
+    done = rollout(lambda seen: wish.expand(64, -1), scenarios, record=True)
+    simulator = scenarios.simulator()
+    received = torch.zeros(64).double()
+    for t in range(30):
+        received += simulator.filled(done.stocks[t], wish.expand(64, -1), t)[
+            :, scenarios.network.internal :
+        ].sum(1)
+    on_hand = done.stocks[:-1, :, 2:, 0]
+    sold = torch.minimum(on_hand, scenarios.demands).sum((0, 2))
+    torch.testing.assert_close(received - sold, done.stocks[-1].sum((1, 2)))
+    service = kpis(done, scenarios)
+    assert 0 < float(service.fill_rate.min()) < 1
+    rows = torch.tensor([3, 5])
+    some = rollout(lambda seen: wish.expand(2, -1), scenarios.rows(rows))
+    torch.testing.assert_close(some.costs, done.costs[:, rows])
+
+
+def test_demand_does_not_depend_on_the_deliveries():
+    with_, without = ruled_setting(chain(((1.0,), (0.0, 1.0)))), ruled_setting(chain(()))
+    assert torch.equal(with_.draw("test").demands, without.draw("test").demands)
+    assert without.draw("test").deliveries is None
+
+
+def test_gradients_pass_the_rounding_straight_through():
+    simulator, stock, wishes = random_states(64)
+    wishes.requires_grad_()
+    orders = simulator.filled(stock, wishes, 0)
+    (grad,) = torch.autograd.grad(orders[:, RULED.internal :].sum(), wishes)
+    assert (grad[:, RULED.internal :] != 0).any()
+    plain = simulator_of(replace(RULED, budget=math.inf))
+    roomy = torch.full_like(stock, 1e5)
+    (grad,) = torch.autograd.grad(plain.filled(roomy, wishes, 3).sum(), wishes)
+    under = wishes.detach() < torch.tensor([e.capacity for e in RULED.edges])
+    torch.testing.assert_close(
+        grad[under & (plain.open(3) > 0)], torch.ones(()).expand(int((under & (plain.open(3) > 0)).sum()))
+    )
+    assert (grad[:, plain.open(3) == 0] == 0).all()
+
+
+def test_the_estimator_is_chosen_by_the_rules():
+    lane = Edge(source=OUTSIDE, target="s0", lead_time=1)
+    for edge, name, word in (
+        (lane, "pathwise", "continuous"),
+        (replace(lane, pack=6), "pathwise", "straight through"),
+        (replace(lane, fixed_cost=3), "rloo", "fixed cost"),
+        (replace(lane, min_order=3), "rloo", "least order"),
+    ):
+        network = Network(name="one", nodes=(STORES[0],), edges=(edge,), lost_sales=True)
+        assert advice(network)[0] == name
+        assert word in advice(network)[1]
+        assert resolved(HDPOConfig(), network).estimator == name
+        assert resolved(HDPOConfig(estimator="score"), network).estimator == "score"
+
+
+def test_networks_with_rules_are_saved_and_read(tmp_path):
+    edges = (replace(RULED.edges[0], receipts=((0.5, 0.5), (1.0,))), *RULED.edges[1:])
+    network = replace(RULED, edges=edges)
+    import json
+
+    assert network_from_json(json.loads(json.dumps(network_to_json(network)))) == network
+    path = tmp_path / "net.yaml"
+    path.write_text("""\
+format: 1
+lost_sales: true
+same_period: true
+budget: 90
+nodes: [{name: s, kind: store, holding_cost: 1, underage_cost: 9}]
+lanes: [{from: outside, to: s, lead_time: 0, fixed_cost: 5, min_order: 3, pack: 2, calendar: [1, 0], cost: 2}]
+demand: {kind: poisson, stores: {s: {mean: 4}}}
+""")
+    own = load_setting(str(path)).network
+    assert (own.budget, own.same_period) == (90.0, True)
+    assert own.edges[0] == Edge(
+        source=OUTSIDE, target="s", lead_time=0, fixed_cost=5, min_order=3, pack=2, calendar=(1, 0), cost=2
+    )
+    path.write_text(path.read_text().replace("[1, 0]", "[2]"))
+    with pytest.raises(ConfigError, match="calendar must be a list of 1"):
+        load_setting(str(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"pack": -1}, "pack must not be negative"),
+        ({"fixed_cost": -1}, "fixed_cost must not be negative"),
+        ({"min_order": 30, "capacity": 20}, "the smallest order is 30 but capacity is 20"),
+        ({"pack": 8, "min_order": 10, "capacity": 15}, "the smallest order is 16 but capacity is 15"),
+        ({"calendar": (0, 0)}, "with a 1 at least"),
+        ({"calendar": (1, 2)}, "of 0 and 1"),
+        ({"receipts": ((0.5, 0.4),)}, "sum to 1"),
+    ],
+)
+def test_impossible_rules_are_refused(change, says):
+    lane = Edge(source=OUTSIDE, target="s0", lead_time=1)
+    with pytest.raises(ConfigError, match=says):
+        Network(name="one", nodes=(STORES[0],), edges=(replace(lane, **change),), lost_sales=True)
+
+
+def test_budget_and_lead_time_zero_are_checked():
+    with pytest.raises(ConfigError, match="budget must be above 0"):
+        replace(RULED, budget=0.0)
+    edges = [replace(e, lead_time=0) if e.target == "A" else e for e in RULED.edges]
+    with pytest.raises(ConfigError, match="lead_time 0 is for stores; what 'A' orders now"):
+        replace(RULED, edges=tuple(edges), same_period=True)
+    with pytest.raises(ConfigError, match="lead_time must be 1 or more"):
+        replace(RULED, edges=tuple(edges))
+
+
+@pytest.mark.parametrize("lost", [True, False])
+@pytest.mark.parametrize("ruled", [True, False])
+def test_lead_time_zero_covers_one_period(lost, ruled):
+    """Order up to 7, delivered at once: what is left is 7 - d; a fixed cost makes it the ruled simulator."""
+    network = Network(
+        name="one", nodes=(STORES[0],), lost_sales=lost, same_period=True,
+        edges=(Edge(source=OUTSIDE, target="s0", lead_time=0, fixed_cost=1.0 if ruled else 0.0),),
+    )  # fmt: skip
+    simulator = simulator_of(network, dtype=torch.float64)
+    state, random = simulator.start(torch.zeros(50, 1, 1).double()), np.random.default_rng(0)
+    for _ in range(5):
+        order = (7 - simulator.stock(state).sum(-1)).clamp(min=0)
+        demand = torch.from_numpy(random.poisson(5, (50, 1))).double()
+        state, cost = simulator.step(state, order, demand)
+        left = 7 - demand
+        want = left.clamp(min=0) + 9 * (-left).clamp(min=0) + float(ruled) * (order > 0)
+        torch.testing.assert_close(cost, want)
+        after = left.clamp(min=0) if lost else left
+        torch.testing.assert_close(simulator.stock(state)[..., 0], after)
+
+
+def test_gradients_of_lead_time_zero_are_exact():
+    edges = (
+        Edge(source=OUTSIDE, target="A", lead_time=1, cost=1.0), Edge(source="A", target="s0", lead_time=0),
+        Edge(source="A", target="s1", lead_time=2),
+    )  # fmt: skip
+    network = Network(
+        name="n", nodes=(RULED.nodes[0], *STORES[:2]), edges=edges, lost_sales=True, same_period=True
+    )
+    simulator = simulator_of(network, dtype=torch.float64)
+    random = torch.Generator().manual_seed(0)
+    stock = 9 * torch.rand(4, *simulator.shape, generator=random, dtype=torch.float64)
+    orders = (2 * torch.rand(4, 3, generator=random, dtype=torch.float64)).requires_grad_()
+    demand = 6 * torch.rand(4, 2, generator=random, dtype=torch.float64)
+
+    def total(a):
+        state, first = simulator.step(stock, a, demand)
+        _, second = simulator.step(state, 0.5 * a, demand)
+        return (first + second).sum()
+
+    assert torch.autograd.gradcheck(total, (orders,))
+
+
+def test_the_optimal_min_and_max_are_recovered_within_one_percent():
+    """One store, backlog, Poisson(5), lead time 1, K = 30: optimum by the exact solver; rloo, chosen by the rules."""
+    best = fixed_cost(parse_demand("poisson:5"), 1, 1.0, 9.0, 30.0)
+    network = Network(
+        name="fixed", nodes=(STORES[0],), lost_sales=False,
+        edges=(Edge(source=OUTSIDE, target="s0", lead_time=1, fixed_cost=30.0),),
+    )  # fmt: skip
+    setting = ruled_setting(network, scenarios=2048, periods=60)
+    train = setting.draw("train")
+    facts = DemandFacts(means=(5.0,), stds=(5**0.5,))
+    setting = replace(setting, demand=Poisson(means=(5.0,)))
+    train = setting.draw("train")
+    steps = 300
+    learner = HDPO(
+        train, facts, HDPOConfig(policy="s_S", lr=0.15, lr_decay=True, sigma=1.0, draws=4), [0], steps=steps
+    )
+    assert learner.config.estimator == "rloo"
+    source, data = Permutations(len(train), 128, 1), streams([0], "data", "cpu")
+    for _ in range(steps):
+        learner.update(source.sample(data))
+    policy = learner.policy()
+    test = setting.resized(test=1024, periods={"test": 500}).draw("test")
+    found = evaluate(policy, test, ignore=50)
+    cost, error = float(found.mean()), float(found.std() / 32)
+    assert best.cost - 4 * error < cost < best.cost * 1.01

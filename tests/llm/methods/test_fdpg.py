@@ -1,0 +1,152 @@
+"""f-DPG in the engine: normalizers by prompt, the baseline's order, off-policy weights, the exact target of t3."""
+
+import math
+
+import pytest
+import torch
+
+from offrl.errors import ConfigError
+from offrl.estimators.divergences import pseudo_rewards
+from offrl.llm.methods import load_method
+from offrl.llm.options import LLMOptions
+from offrl.llm.session import build
+
+METHOD = load_method("fdpg")
+
+
+def learner(settings=None, **options):
+    given = {"task": "t3", "model": "tiny:table", "prompts": 8, "group": 16, "lr": 2e-2, "max_grad_norm": 1e9}
+    made = build("fdpg", METHOD.config(**(settings or {})), LLMOptions(**given | options))
+    made.policy.double()
+    made.reference.double()
+    return made
+
+
+def exact_log_z(task):
+    """Z of each prompt, by enumeration: the shift times the mean of the features' exponentials under the base."""
+    contains, palindrome = task.features(task.strings)
+    inner = torch.logsumexp(task.base_log_probs() + 2.0 * contains + 3.0 * palindrome, dim=0)
+    return inner + task.shifts.double()
+
+
+def test_normalizers_approach_those_of_an_enumeration():
+    """The base's own draws, prompt by prompt, within three standard errors."""
+    made = learner(group=256)
+    batches = [made._prepared(made._collect()[0]) for _ in range(3)]
+    want = exact_log_z(made.task)
+    weights = {}
+    for batch in batches:
+        log_w = made.companion.log_target(batch) - batch.rollout_log_probs.sum(1)
+        for prompt, value in zip(batch.prompt_ids.tolist(), log_w.tolist(), strict=True):
+            weights.setdefault(prompt, []).append(math.exp(value - float(want[prompt])))
+    assert set(made.companion.sums) == set(weights)
+    rows = [made.companion.sums[i] for i in batch.prompt_ids.tolist()]
+    means = torch.tensor([total - math.log(number) for total, number in rows], dtype=torch.float64)
+    torch.testing.assert_close(made.companion.log_z(batch).double(), means)
+    for prompt, (total, number) in made.companion.sums.items():
+        values = torch.tensor(weights[prompt]).double()
+        assert number == len(values)
+        relative = math.exp(total - math.log(number) - float(want[prompt]))
+        assert relative == pytest.approx(float(values.mean()), rel=1e-6)
+        assert abs(relative - 1.0) < 3 * float(values.std()) / math.sqrt(number)
+
+
+def test_an_update_by_hand():
+    """Advantages of the first two updates of a batch: -f' less the baseline of before, then of what was seen."""
+    made = learner({"divergence": "kl", "window": 200}, reuse=2, delay=1)
+    made.update()  # from here on the sampler lags behind
+    before = made.companion.baseline
+    batch = made._prepared(made._collect()[0])
+    log_q = batch.rollout_log_probs.sum(1)
+    log_a = made._scores(batch, made.reference)[0].sum(1)
+    log_p = log_a + batch.rewards - made.companion.log_z(batch)
+    log_pi = made._scores(batch, made.policy)[0].sum(1)
+    pseudo = (log_p - log_pi).exp()
+    held, _ = made.companion.masked(batch)
+    torch.testing.assert_close(held.advantages, pseudo - before)
+    assert made.companion.seen == 200
+    after = before + 128 / 200 * (float(pseudo.mean()) - before)
+    assert made.companion.baseline == pytest.approx(after)
+    torch.testing.assert_close(made.companion.masked(batch)[0].advantages, pseudo - after)
+    leaf = made._scores(batch, made.policy)[0].requires_grad_()
+    (found,) = torch.autograd.grad(made.estimator.loss(leaf, held), leaf)
+    weights = (log_pi - log_q).exp() * (pseudo - before)
+    assert (log_pi - log_q).abs().max() > 0.01
+    torch.testing.assert_close(found, (-weights / 128)[:, None].expand(128, 4))
+
+
+def test_the_first_baseline_is_zero_then_the_mean():
+    made = learner({"divergence": "reverse_kl"})
+    batch = made._prepared(made._collect()[0])
+    held, _ = made.companion.masked(batch)
+    log_pi = made._scores(batch, made.policy)[0].sum(1)
+    log_p = made.companion.log_target(batch) - made.companion.log_z(batch)
+    torch.testing.assert_close(held.advantages, pseudo_rewards(log_pi, log_p, "reverse_kl"))
+    assert made.companion.baseline == pytest.approx(float(held.advantages.mean()))
+
+
+def test_the_pointwise_target_and_prompts_without_any_reward():
+    made = learner({"target": "pointwise"}, task="t1", model="tiny:dense", group=8, prompts=16)
+    batch = made._collect()[0]
+    rewards = (torch.arange(128) % 2).double() * (batch.group_ids < 8)
+    batch = made._prepared(batch.replace(rewards=rewards))
+    log_a = made._scores(batch, made.reference)[0].sum(1)
+    found = made.companion.log_target(batch)
+    torch.testing.assert_close(found, torch.where(rewards > 0, log_a, -torch.inf))
+    held, _ = made.companion.masked(batch)
+    assert torch.isfinite(held.advantages).all()
+    dead = ~torch.isfinite(made.companion.log_z(batch))
+    assert dead.any()
+    assert (held.advantages[dead] == 0).all()
+    assert (held.advantages[~dead].abs() > 0).all()
+    with pytest.raises(ConfigError, match="needs rewards >= 0"):
+        made.companion.log_target(batch.replace(rewards=rewards - 1))
+
+
+def test_a_temperature_of_rewards():
+    made = learner({"beta": 2.0})
+    batch = made._prepared(made._collect()[0])
+    log_a = batch.ref_log_probs.sum(1)
+    torch.testing.assert_close(made.companion.log_target(batch), log_a + batch.rewards / 2.0)
+
+
+def test_the_policy_approaches_the_target():
+    made = learner(group=32)
+    before = made.task.measures(made.policy)["tv_to_target"]
+    for _ in range(100):
+        metrics = made.update()
+    after = made.task.measures(made.policy)["tv_to_target"]
+    assert before > 0.3
+    assert after < 0.08
+    assert float(metrics["tv_to_target_estimate"]) < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("divergence", ["kl", "reverse_kl", "tv", "js"])
+def test_in_500_steps_it_is_there(divergence):
+    made = learner({"divergence": divergence}, group=32)
+    for _ in range(500):
+        made.update()
+    assert made.task.measures(made.policy)["tv_to_target"] < 0.02
+
+
+def test_resume_is_exact():
+    whole, cut = learner(), learner()
+    for _ in range(4):
+        whole.update()
+    for _ in range(2):
+        cut.update()
+    again = learner(seed=1)
+    again.load_state_dict(cut.state_dict())
+    for _ in range(2):
+        again.update()
+    assert torch.equal(whole.policy.logits, again.policy.logits)
+    assert whole.companion.state_dict() == again.companion.state_dict()
+    assert whole.companion.seen == 512
+
+
+def test_impossible_settings():
+    with pytest.raises(ConfigError, match="beta belongs to the exponential target"):
+        METHOD.config(target="pointwise", beta=0.5)
+    with pytest.raises(ConfigError, match="beta and window must be positive"):
+        METHOD.config(beta=0.0)
