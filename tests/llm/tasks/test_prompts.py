@@ -114,6 +114,7 @@ def test_long_prompts_are_left_out(tmp_path, hugging_face):
     task = made(tmp_path, hugging_face, max_prompt=6)
     assert (task.size, task.left_out) == (3, 3)
     assert task.asked == [row["q"] for row in ROWS[:3]]
+    assert [task.vocabulary.text(torch.tensor(ids)) for ids in task.tokens] == task.asked
     with pytest.raises(DatasetError, match="all prompts of own are longer"):
         made(tmp_path, hugging_face, max_prompt=2)
 
