@@ -14,11 +14,12 @@ from offrl.commands import arguments
 from offrl.errors import ConfigError, UsageError
 from offrl.llm.methods import METHODS, load_method
 from offrl.llm.tasks import TASKS
+from offrl.llm.verifiers import VERIFIERS
 
 SUBCOMMANDS = {
     "train": "train a model: offrl llm train METHOD --model tiny:dense --task t1",
     "eval": "accuracy and pass@k of a run, the model it began with beside it",
-    "list": "the methods with their parts, and the tasks",
+    "list": "the methods with their parts, the tasks and the rewards",
 }
 DATA = (
     "task",
@@ -124,7 +125,10 @@ def show(argv: list[str]) -> int:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print("\ntasks")
     for name, about in TASKS.items():
-        print(f"  {name:8} {about}")
+        print(f"  {name:10} {about}")
+    print("\nrewards of prompts of one's own (--dataset), besides FILE.py:FUNCTION")
+    for name, about in VERIFIERS.items():
+        print(f"  {name:14} {about}")
     return 0
 
 
@@ -168,7 +172,10 @@ def dry_run(name: str, settings: Any, options: Any) -> int:
 
     learner = build(name, settings, options)
     size = sum(p.numel() for p in learner.parameters)
-    facts = plan(learner.method, settings, options, learner.task, size, learner.policy.head.shape[1])
+    frozen = sum(p.numel() for p in learner.policy.parameters() if not p.requires_grad)
+    config = getattr(getattr(learner.policy, "model", None), "config", None)
+    sizes = (size, learner.policy.head.shape[1], getattr(config, "num_hidden_layers", 2), frozen)
+    facts = plan(learner.method, settings, options, learner.task, *sizes)
     for key, value in facts.items():
         print(f"{key:20} {value}")
     return 0

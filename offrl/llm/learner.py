@@ -17,6 +17,7 @@ from offrl.estimators.rollouts import Counts, count
 from offrl.llm.engine import Engine
 from offrl.llm.generate import sample
 from offrl.llm.method import Companion, LossSettings, Method, TextRollouts
+from offrl.llm.models import FORBIDDEN
 from offrl.llm.options import LLMOptions
 from offrl.llm.parallel import Ranks
 from offrl.llm.rollouts import (
@@ -236,7 +237,7 @@ class Learner:
         """(B,) bool: responses as long as allowed that did not end, where the task lets them end."""
         ends, lengths = self.policy.ends, batch.mask.sum(dim=1)
         last = batch.tokens.gather(1, (lengths - 1).clamp(min=0)[:, None])[:, 0]
-        can_end = (self.policy.bias[ends] == 0).any()
+        can_end = (self.policy.bias[ends] > 0.5 * FORBIDDEN).any()
         return can_end & (lengths >= batch.limits) & ~torch.isin(last, ends)
 
     # what is known before the first update

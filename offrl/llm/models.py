@@ -239,7 +239,8 @@ def load_model(name: str, task: Task, seed: int, lora_rank: int = 0) -> Transfor
             raise ConfigError(
                 f"{name} knows {size} tokens, its tokenizer makes token {task.highest} of a prompt"
             )
-        policy = Transformer(model, task.allowed, task.vocabulary.filler, task.vocabulary.ends)
+        ends = [token for token in task.vocabulary.ends if token < size]
+        policy = Transformer(model, task.allowed, task.vocabulary.filler, ends)
     else:
         if size != len(words):
             raise ConfigError(

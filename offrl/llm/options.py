@@ -9,6 +9,7 @@ import tyro
 from offrl.errors import ConfigError
 from offrl.llm.method import Method
 from offrl.llm.tasks.task import Task
+from offrl.training.progress import spaced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +155,14 @@ def check(name: str, method: Method, options: LLMOptions) -> None:
 
 
 def plan(
-    method: Method, settings: Any, options: LLMOptions, task: Task, parameters: int, width: int
+    method: Method,
+    settings: Any,
+    options: LLMOptions,
+    task: Task,
+    parameters: int,
+    width: int,
+    layers: int = 2,
+    frozen: int = 0,
 ) -> dict[str, str]:
     """What a step does, in words: name -> value.
 
@@ -163,15 +171,17 @@ def plan(
         settings: of the method.
         options: of the run.
         task: of the run.
-        parameters: of the model.
-        width: of its states.
+        parameters: that are trained.
+        width: of the model's states.
+        layers: of the model.
+        frozen: parameters that are not trained.
     """
     rows, length = options.prompts * options.group, task.max_prompt + task.max_response
     micro = options.micro_batch or options.minibatch_rows
     copies = 4 + (options.delay + 1 if options.delay else 0) + (options.engine != "exact")
     # per token: about 16 vectors a layer are kept for the backward pass, and keys and values while sampling
-    activations = 4 * micro * length * width * 40
-    memory = 4 * copies * parameters + activations
+    activations = 4 * micro * length * width * (16 * layers + 8)
+    memory = 4 * copies * parameters + 4 * frozen * (1 + (copies - 4)) + activations
     return {
         "prompts per step": str(options.prompts),
         "responses per step": f"{rows} ({options.group} a prompt)"
@@ -181,6 +191,6 @@ def plan(
         "rows of one pass": str(micro),
         "tokens per step": f"at most {rows * task.max_response} sampled, {rows * length} with prompts",
         "rollouts in all": str(rows * options.steps if method.data != "demonstrations" else 0),
-        "parameters": f"{parameters:,}".replace(",", " "),
+        "parameters": spaced(parameters) + f" beside {spaced(frozen)} frozen" * (frozen > 0),
         "peak memory": f"about {memory / 1e6:.0f} MB beside the libraries (rough)",
     } | method.facts(settings, options)

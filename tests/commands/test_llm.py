@@ -12,7 +12,16 @@ SMALL = ["--prompts", "4", "--group", "4", "--eval-prompts", "8", "--eval-sample
 def test_the_list_has_every_method_and_task(capsys):
     assert main(["llm", "list"]) == 0
     out = capsys.readouterr().out
-    for word in ("grpo", "group_std", "seq-mean-token-mean", "arXiv:2402.03300", "tested", "t2-hard"):
+    for word in (
+        "grpo",
+        "group_std",
+        "seq-mean-token-mean",
+        "arXiv:2402.03300",
+        "tested",
+        "t2-hard",
+        "arithmetic",
+        "regex:PATTERN",
+    ):
         assert word in out
 
 

@@ -97,6 +97,15 @@ def test_an_evaluation_takes_prompts_and_rewards_of_its_own(files, hugging_face,
     assert own["avg@4"][0] < 0.5
 
 
+def test_a_dry_run_counts_what_is_frozen(files, hugging_face, capsys):
+    assert train(hugging_face(), "--lora-rank", "2", "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    facts = {line[:20].strip(): line[21:] for line in lines}
+    trained, frozen = facts["parameters"].split(" beside ")
+    assert 0 < int(trained.replace(" ", "")) < int(frozen.removesuffix(" frozen").replace(" ", ""))
+    assert not (files / "runs").exists()
+
+
 def test_a_changed_data_set_is_not_resumed(files, hugging_face):
     assert train(hugging_face(), "--steps", "1", "-q") == 0
     (run,) = (files / "runs" / "grpo" / "train").iterdir()

@@ -5,6 +5,7 @@ reward is above 1/2. Optional columns: ``response``, a demonstration (else the a
 from 1.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from offrl.llm.data import Row, field
 from offrl.llm.pretrained import Subwords
 from offrl.llm.rewards import Asked, Reward
 from offrl.llm.text import Prompts, Responses
+from offrl.llm.verifiers import last_number
 
 
 class PromptTask:
@@ -103,6 +105,12 @@ class PromptTask:
         first = next(iter(self._values(prompts, responses).values()))
         return self._tensor(first, prompts) > 0.5
 
+    def final_answers(self, prompts: Prompts, responses: Responses) -> Tensor:
+        """Equal for responses whose last numbers are equal, or where there is none, their last lines."""
+        rows = zip(responses.tokens, responses.mask, strict=True)
+        texts = [self.vocabulary.text(row[kept]) for row, kept in rows]
+        return torch.tensor([answer_id(text) for text in texts], device=prompts.ids.device)
+
     def _tensor(self, values: list[float], prompts: Prompts) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=prompts.ids.device)
 
@@ -136,3 +144,12 @@ class PromptTask:
     def measures(self, policy: Any) -> dict[str, float]:
         """Nothing."""
         return {}
+
+
+def answer_id(text: str) -> int:
+    """Of the final answer in a text, the same in every process; -1 of an empty text."""
+    if (number := last_number(text)) is not None:
+        answer = repr(number)
+    elif not (answer := text.strip().splitlines()[-1].strip() if text.strip() else ""):
+        return -1
+    return int.from_bytes(hashlib.blake2b(answer.encode(), digest_size=7).digest())

@@ -80,6 +80,17 @@ def test_a_reward_is_asked_once_for_a_batch_and_not_for_its_names(tmp_path, hugg
     assert calls == [1, 1]
 
 
+def test_final_answers_are_equal_where_they_say_the_same(tmp_path, hugging_face):
+    task = made(tmp_path, hugging_face, max_response=20)
+    texts = ["is 7", "7.0", "8", "no\nyes", "yes ", "", "1 or 7"]
+    ids = task.final_answers(task.chosen(torch.zeros(7, dtype=torch.int64)), responses(task, texts)).tolist()
+    assert ids[0] == ids[1] == ids[6]
+    assert ids[3] == ids[4]
+    assert ids[5] == -1
+    assert len(set(ids)) == 4
+    assert min(ids) == -1
+
+
 def test_special_tokens_and_padding_are_not_part_of_a_response(tmp_path, hugging_face):
     task = made(tmp_path, hugging_face, reward=("regex:^7$",))
     given = responses(task, ["7", "longer"])
@@ -103,6 +114,7 @@ def test_long_prompts_are_left_out(tmp_path, hugging_face):
     task = made(tmp_path, hugging_face, max_prompt=6)
     assert (task.size, task.left_out) == (3, 3)
     assert task.asked == [row["q"] for row in ROWS[:3]]
+    assert [task.vocabulary.text(torch.tensor(ids)) for ids in task.tokens] == task.asked
     with pytest.raises(DatasetError, match="all prompts of own are longer"):
         made(tmp_path, hugging_face, max_prompt=2)
 
