@@ -1,9 +1,9 @@
 """A LeRobot diffusion policy as one of this package: the same actions for the same noise.
 
 Everything is taken from ``config.json``, whose missing entries would be another default in each version of LeRobot:
-those that shape the network or the sampler must be there. Statistics come from either layout (``offrl.policies.lerobot``).
-Parts of an observation are put in the order in which LeRobot's network is told them: state, cameras, environment
-state; images are bytes (H, W, C) here.
+those that shape the network or the sampler must be there. Statistics come from either layout, see
+``offrl.policies.lerobot``. Parts of an observation are put in the order in which LeRobot's network is told them: state,
+cameras, environment state; images are bytes (H, W, C) here.
 
 Source: huggingface/lerobot 0.4.4, policies/diffusion/modeling_diffusion.py.
 """
