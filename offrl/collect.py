@@ -4,7 +4,6 @@ Episodes 0, 1, 2, ... each have streams of their own (see ``offrl.evaluation.blo
 rows in this order, cut after ``steps`` rows. What a process records therefore depends on the episode alone.
 """
 
-import importlib.metadata
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +12,9 @@ import numpy as np
 
 from offrl.data.dataset import OfflineDataset
 from offrl.data.environments import EnvSpec
-from offrl.data.reference import MUJOCO
 from offrl.errors import ConfigError, DatasetError
 from offrl.evaluation.blocks import Env, Episode, Plan, step_limit
-from offrl.evaluation.environments import FlatObservation, env_spec, mujoco_state
+from offrl.evaluation.environments import describe_environment, env_spec
 from offrl.evaluation.pool import BlockPool
 from offrl.evaluation.rollout import Progress
 from offrl.nn.policy import Policy
@@ -205,27 +203,12 @@ def _columns(episode: Episode) -> list[tuple[str, np.ndarray]]:
 
 def _describe(env: Env, spec: EnvSpec, plan: Plan) -> dict[str, Any]:
     """The metadata that environment and plan give."""
-    box = env.action_space
-    facts: dict[str, Any] = {
-        "env_id": spec.env_id,
-        "env_kwargs": dict(spec.kwargs),
-        "gymnasium_version": importlib.metadata.version("gymnasium"),
+    return describe_environment(env, spec) | {
         "max_episode_steps": step_limit(env, plan.max_steps),
-        "action_low": box.low.tolist(),  # type: ignore[attr-defined]
-        "action_high": box.high.tolist(),  # type: ignore[attr-defined]
         "seed": plan.seed,
         "noise": plan.noise,
         "stochastic": not plan.deterministic,
     }
-    if isinstance(env, FlatObservation):
-        facts["flatten"] = list(env.keys)
-    if mujoco_state(env) is not None:
-        facts["mujoco_version"] = importlib.metadata.version("mujoco")
-    robot, _, version = spec.env_id.partition("-")
-    if pair := MUJOCO.get(robot.lower()):
-        facts["reference_returns"] = list(pair)
-        facts["reference"] = f"{version} env, D4RL reference"
-    return facts
 
 
 def _portable(metadata: dict[str, Any]) -> dict[str, Any]:

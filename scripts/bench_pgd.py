@@ -11,6 +11,7 @@ runs/bench-pgd-smoke, and is good for nothing else.
 import itertools
 import json
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 import tyro
 
+import offrl
 from offrl.data.load import load_dataset
 from offrl.data.reference import normalized_score
 from offrl.diffusion.guidance import Guidance
@@ -126,7 +128,6 @@ def quality(o: Quality) -> None:
     model = load_policy(folder(sizes, f"{o.dataset}-model-0"))
     target = load_policy(folder(sizes, f"{o.dataset}-real-0"))
     assert isinstance(model, TrajectoryModel)
-    trained = json.loads((sizes.raw / f"{o.dataset}-model-0.json").read_text())
     scale, spec = data.flat_observations().std(axis=0), dataset_env(data, None)
     assert spec is not None
     simulator, rows = Simulator(spec), []
@@ -139,7 +140,7 @@ def quality(o: Quality) -> None:
         fields = generate(model, sizes.windows * (model.length - 1), plan, target if coef else None)
         seconds = time.process_time() - began
         rows.append(measure(f"diffusion, coef {coef:g}", fields, simulator, scale, model, target, seconds))
-    budget = trained["seconds"]
+    budget = update_seconds(DATASETS[o.dataset], sizes) * sizes.model_steps
     ensemble, updates = fit_ensemble(data, model, budget)
     for noise in NOISES:
         began = time.process_time()
@@ -157,6 +158,20 @@ def quality(o: Quality) -> None:
         "versions": versions("cpu", torch_threads),
     }
     atomic_write_json(sizes.raw / f"{o.dataset}-quality.json", record)
+
+
+def update_seconds(uri: str, sizes: Sizes) -> float:
+    """CPU-seconds of an update of the denoiser: the difference of two short runs."""
+
+    def seconds(steps: int) -> float:
+        began = time.process_time()
+        with tempfile.TemporaryDirectory() as out:
+            offrl.train(
+                "policy_guided_diffusion", uri, steps=steps, hidden=sizes.hidden, out=out, progress=False
+            )
+        return time.process_time() - began
+
+    return (seconds(220) - seconds(20)) / 200
 
 
 def fit_ensemble(data: Any, model: TrajectoryModel, seconds: float) -> tuple[DynamicsEnsemble, int]:

@@ -9,11 +9,11 @@ from gymnasium import spaces
 
 from offrl import cli
 from offrl.collect import collect, collect_successes, concatenate
-from offrl.commands.collect import check_target
 from offrl.data.d4rl import read_d4rl, write_d4rl
 from offrl.data.dataset import OfflineDataset
 from offrl.data.environments import EnvSpec
 from offrl.data.load import load_dataset
+from offrl.data.write import check_target
 from offrl.errors import ConfigError, DatasetError, PolicyError
 from offrl.evaluation import pool as pool_module
 from offrl.evaluation.blocks import run_block

@@ -212,9 +212,9 @@ def test_a_generated_file_says_where_it_comes_from_and_a_method_learns_from_it(f
 
 def test_the_same_options_give_the_same_bytes_and_guidance_others(folder):
     assert draw(folder, "a.hdf5", "-q") == 0
-    assert draw(folder, "b/a.hdf5", "-q") == 0
+    assert draw(folder, "b/of_another_name.hdf5", "-q") == 0
     first = (folder / "a.hdf5").read_bytes()
-    assert first == (folder / "b/a.hdf5").read_bytes()
+    assert first == (folder / "b/of_another_name.hdf5").read_bytes()
     guide = ["--policy", str(folder / "policy"), "--guidance", "1", "--normalize-guidance", "-q"]
     assert draw(folder, "guided.hdf5", *guide) == 0
     guided = read_d4rl(folder / "guided.hdf5")

@@ -1,10 +1,8 @@
 """``offrl collect``: record a dataset with any policy."""
 
-import os
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -13,13 +11,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from offrl.collect import collect
 from offrl.commands.arguments import parse
-from offrl.data.dataset import OfflineDataset
-from offrl.errors import ConfigError, MissingExtraError
+from offrl.data.write import check_target, write_dataset
 from offrl.evaluation.environments import env_spec
 from offrl.evaluation.sources import load_source
-
-MINARI = "minari:"
-SUFFIXES = (".hdf5", ".h5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,58 +70,11 @@ def main(argv: list[str]) -> int:
             progress=show,
         )
     rate = dataset.num_steps / (time.monotonic() - began)
-    write(dataset, options.out, overwrite=options.overwrite)
+    write_dataset(dataset, options.out, overwrite=options.overwrite)
     if not options.quiet:
         print(f"{dataset.describe()}; mean return {dataset.episode_returns.mean():.1f}, {rate:,.0f} steps/s")
         print(f"written to {options.out}")
     return 0
-
-
-def check_target(out: str, *, overwrite: bool) -> None:
-    """Refuse an output that cannot be written before any step is made.
-
-    Raises:
-        ConfigError: unknown kind of output, or it exists.
-        PermissionError: its folder cannot be written.
-    """
-    if out.startswith(MINARI):
-        _check_minari(out.removeprefix(MINARI), overwrite=overwrite)
-        return
-    path = Path(out)
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"--out must be FILE.hdf5 or minari:ID, got {out!r}")
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise ConfigError(f"{out} exists already; choose another name, or pass --overwrite")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is not a folder, so {out} cannot be written")
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"no permission to write in {folder}")
-
-
-def write(dataset: OfflineDataset, out: str, *, overwrite: bool) -> None:
-    """Write to FILE.hdf5 or ``minari:ID``."""
-    if out.startswith(MINARI):
-        from offrl.data.minari import write_minari
-
-        write_minari(dataset, out.removeprefix(MINARI), overwrite=overwrite)
-    else:
-        from offrl.data.d4rl import write_d4rl
-
-        write_d4rl(dataset, out)
-
-
-def _check_minari(name: str, *, overwrite: bool) -> None:
-    try:
-        from minari.storage import get_dataset_path
-    except ImportError as error:
-        raise MissingExtraError("minari", "minari") from error
-    from offrl.data.minari import ID
-
-    if not ID.fullmatch(name):
-        raise ConfigError(f"a Minari id has the form (namespace/)name-vN, got {name!r}")
-    if get_dataset_path(name).exists() and not overwrite:
-        raise ConfigError(f"{MINARI}{name} exists already; choose another version, or pass --overwrite")
 
 
 def progress_bar(*, hidden: bool) -> Progress:

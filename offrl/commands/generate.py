@@ -9,10 +9,11 @@ import torch
 import tyro
 
 from offrl.commands.arguments import parse
-from offrl.commands.collect import check_target, progress_bar
+from offrl.commands.collect import progress_bar
 from offrl.data.d4rl import write_d4rl
 from offrl.data.dataset import OfflineDataset
 from offrl.data.environments import EnvSpec
+from offrl.data.write import check_target
 from offrl.diffusion.guidance import Guidance
 from offrl.diffusion.sampler import Sampler
 from offrl.diffusion.trajectory import TrajectoryModel
@@ -28,8 +29,8 @@ from offrl.training.run_dir import RunDir
 class GenerateOptions:
     """Draw synthetic trajectories from a run of policy_guided_diffusion, guided by a policy or not.
 
-    The same options give the same bytes. Stopped, the same command goes on where it was: finished batches are kept in
-    FILE.hdf5.parts until the file is written.
+    The same options give the same bytes, whatever the file is called. Stopped, the same command goes on where it was:
+    finished batches are kept in FILE.hdf5.parts until the file is written.
     """
 
     run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
@@ -132,7 +133,7 @@ def main(argv: list[str]) -> int:
             identity={"provenance": facts["synthetic"], "threads": o.threads, "device": device.type},
             progress=show,
         )
-    dataset = OfflineDataset.from_fields(fields, {"name": out.stem, **facts})
+    dataset = OfflineDataset.from_fields(fields, facts)
     write_d4rl(dataset, out)
     drop_parts(out)
     if not o.quiet:

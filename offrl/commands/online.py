@@ -41,15 +41,20 @@ def train_command(argv: list[str]) -> int:
     if begin.config or options.preset:
         if begin.config:
             options, settings = _recorded(begin.config, name, method)
-        preset = parse(name, argv[1:], options, settings)[0].preset
-        if preset:
-            options, settings = apply_preset(method, preset, options, settings)
+        given = parse(name, argv[1:], options, settings)[0]
+        if given.preset:
+            options = dataclasses.replace(options, env=given.env)
+            options, settings = apply_preset(method, given.preset, options, settings)
         options, settings, many, begin, output = parse(name, argv[1:], options, settings)
     if begin.dry_run:
         print_settings(settings, options, many)
         return 0
     from offrl.online.runner import start
 
+    if options.record and len(many.seeds) > 1:
+        raise ConfigError(
+            "--record names one dataset: train its seeds one at a time, each with a name of its own"
+        )
     runs = [dataclasses.replace(options, seed=seed) for seed in many.seeds or (options.seed,)]
     summarize([start(name, settings, run, reporter=Reporter(output.mode, run.steps)) for run in runs], output)
     return 0

@@ -1,6 +1,7 @@
 """Gymnasium environments as rollouts want them: a flat observation, a bounded box of actions, no checker."""
 
 import importlib
+import importlib.metadata
 import math
 import os
 import warnings
@@ -13,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from offrl.data.environments import EnvSpec, key_columns, named_environment
-from offrl.data.reference import PUSHT
+from offrl.data.reference import MUJOCO, PUSHT
 from offrl.errors import ConfigError, MissingExtraError
 
 SINGLETASK = "-singletask"  # in the ids of OGBench's environments
@@ -176,6 +177,27 @@ def mujoco_state(env: gymnasium.Env[Any, Any]) -> Any:
         if hasattr(data, "qpos") and hasattr(data, "qvel"):
             return data
     return None
+
+
+def describe_environment(env: gymnasium.Env[Any, Any], spec: EnvSpec) -> dict[str, Any]:
+    """What a dataset recorded in ``env`` says of it: id, versions, box of actions, reference returns."""
+    box = env.action_space
+    facts: dict[str, Any] = {
+        "env_id": spec.env_id,
+        "env_kwargs": dict(spec.kwargs),
+        "gymnasium_version": importlib.metadata.version("gymnasium"),
+        "action_low": box.low.tolist(),  # type: ignore[attr-defined]
+        "action_high": box.high.tolist(),  # type: ignore[attr-defined]
+    }
+    if isinstance(env, FlatObservation):
+        facts["flatten"] = list(env.keys)
+    if mujoco_state(env) is not None:
+        facts["mujoco_version"] = importlib.metadata.version("mujoco")
+    robot, _, version = spec.env_id.partition("-")
+    if pair := MUJOCO.get(robot.lower()):
+        facts["reference_returns"] = list(pair)
+        facts["reference"] = f"{version} env, D4RL reference"
+    return facts
 
 
 def _make(env_id: str, settings: dict[str, Any]) -> gymnasium.Env[Any, Any]:

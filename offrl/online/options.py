@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from offrl.errors import ConfigError
+from offrl.online.zoo import fitted, is_zoo, zoo_values
 from offrl.training.options import require_known
 
 if TYPE_CHECKING:
@@ -65,13 +66,16 @@ class OnlineOptions:
     device: str = "cpu"
     """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one, which small networks do not repay."""
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Start from the options tuned for this environment; never guessed."""
+    """Start from the options tuned for this environment, or from FILE.yml (FILE.yml:SECTION) in rl-zoo's layout; never
+    guessed."""
     num_envs: int = 1
     """Environments side by side."""
     normalize_observations: bool = False
     """Normalize observations by their running mean and standard deviation (SB3's VecNormalize)."""
     normalize_rewards: bool = False
     """Divide rewards by the running standard deviation of the return; evaluations are not."""
+    record: Annotated[str | None, tyro.conf.arg(metavar="TARGET")] = None
+    """Also keep every step of training, as FILE.hdf5 or minari:ID, e.g. to learn offline from."""
     log_every: int = 1_000
     """Environment steps between rows of metrics.csv, at the least."""
     eval_every: int = 10_000
@@ -103,11 +107,16 @@ class OnlineOptions:
 def apply_preset(
     algorithm: OnlineAlgorithm, name: str, options: OnlineOptions, settings: Any
 ) -> tuple[OnlineOptions, Any]:
-    """Options and settings with those of preset ``name``: the longest key that ``name`` starts with.
+    """Options and settings with those of preset ``name``: the longest key that ``name`` starts with, or FILE.yml.
 
     Raises:
-        ConfigError: no preset fits.
+        ConfigError: no preset fits, or something in the file that cannot be followed.
     """
+    if is_zoo(name):
+        known = {f.name for kind in (OnlineOptions, algorithm.config) for f in dataclasses.fields(kind)}
+        values = fitted(zoo_values(name, options.env, known), algorithm.config, OnlineOptions)
+        run, own = split(values)
+        return dataclasses.replace(options, **run, preset=name), dataclasses.replace(settings, **own)
     fitting = [key for key in algorithm.presets if name.startswith(key)]
     if not fitting:
         known = ", ".join(sorted(algorithm.presets)) or "none"
@@ -135,7 +144,7 @@ def choose(
         raise ConfigError(f"{name} {NOT_COMPILED}")
     run, own = split(given)
     require_known(name, algorithm.config, own, OnlineOptions)
-    options, settings = OnlineOptions(), algorithm.config()
+    options, settings = OnlineOptions(env=run.get("env")), algorithm.config()
     if preset:
         options, settings = apply_preset(algorithm, preset, options, settings)
     return dataclasses.replace(options, **run), dataclasses.replace(settings, **own)

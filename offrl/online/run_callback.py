@@ -14,12 +14,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
 from offrl.data.environments import EnvSpec
+from offrl.data.write import write_dataset
 from offrl.errors import Stopped
 from offrl.evaluation.environments import env_spec
 from offrl.evaluation.rollout import EvaluationResult, Evaluator
 from offrl.online.acting import acting_policy
 from offrl.online.checkpoint import model_state
 from offrl.online.options import ROWS, OnlineOptions
+from offrl.online.recording import forget, recorded, recording
 from offrl.training.checkpoint import rng_state, save_checkpoint
 from offrl.training.progress import Reporter
 from offrl.training.records import Record
@@ -33,7 +35,7 @@ ROLLOUT = (
 FROM_OPTIONS = (
     *("preset", "seed", "steps", "log_every", "eval_every", "eval_episodes", "final_episodes"),
     *("checkpoint_every", "workers", "device", "threads", "tensorboard", "wandb", "num_envs"),
-    *("normalize_observations", "normalize_rewards"),
+    *("normalize_observations", "normalize_rewards", "record"),
 )
 METRICS = {  # of stable-baselines3's own algorithms
     "PPO": ("policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction", "std"),
@@ -94,6 +96,7 @@ class RunCallback(BaseCallback):
         self.evaluator = Evaluator(spec, workers=c["workers"])
         self.sums: dict[str, list[float]] = {}  # metric -> sum and number since the last row
         self.seconds, self.logged, self.saved = 0.0, 0, 0  # of training; steps of the last row and checkpoint
+        self.parts = 0  # of the recorded steps
         self.result: RunResult | None = None
 
     @classmethod
@@ -144,7 +147,12 @@ class RunCallback(BaseCallback):
         result = self._evaluate(step, c["final_episodes"] or c["eval_episodes"])
         self.checkpoint()
         self.reporter.progress(step, self._rate(), force=True)
+        if target := c.get("record"):
+            dataset = recorded(self.run.path, self.parts, c)
+            write_dataset(dataset, target, overwrite=True)  # 'start' saw that it was not there
+            self.reporter.note(f"{dataset.describe()}; written to {target}")
         returns, successes = self.record.finish(result)
+        forget(self.run.path)
         self.result = run_result(self.run, returns, successes, acting_policy(self.model))
 
     def dumped(self, values: dict[str, Any], step: int) -> None:
@@ -163,6 +171,8 @@ class RunCallback(BaseCallback):
         step = self.model.num_timesteps
         self.seconds += time.monotonic() - self.began
         self.began, self.saved = time.monotonic(), step
+        if steps := recording(self.model.env):
+            self.parts = steps.save(self.run.path, self.parts)
         state = {
             "algorithm": self.config["algorithm"],
             "model": model_state(self.model),
@@ -171,6 +181,7 @@ class RunCallback(BaseCallback):
             "seconds": self.seconds,
             "sums": self.sums,
             "logged": self.logged,
+            "parts": self.parts,
             "rng": rng_state(),
             "sizes": [table.sync() for table in self.record.tables],
         }
@@ -181,6 +192,7 @@ class RunCallback(BaseCallback):
         """Go on from a checkpoint: rows written after it are forgotten."""
         self.record.best, self.seconds = state["best"], state["seconds"]
         self.sums, self.logged, self.saved = state["sums"], state["logged"], state["step"]
+        self.parts = state.get("parts", 0)
         for table, size in zip(self.record.tables, state["sizes"], strict=True):
             table.truncate(size)
 

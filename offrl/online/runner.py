@@ -11,10 +11,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from offrl.algos import load_online
 from offrl.data.environments import EnvSpec
+from offrl.data.write import check_target
 from offrl.errors import CheckpointError, ConfigError
 from offrl.evaluation.environments import env_spec, make_env
 from offrl.online.checkpoint import restore_model
 from offrl.online.options import ENVIRONMENTS, ROWS, OnlineAlgorithm, OnlineOptions
+from offrl.online.recording import Recording
 from offrl.online.run_callback import RunCallback, run_config
 from offrl.training.checkpoint import load_checkpoint, set_rng_state
 from offrl.training.options import resolve_device, settings_from_json
@@ -41,6 +43,8 @@ def start(
     options = dataclasses.replace(options, device=resolve_device(options.device))
     reporter = reporter or Reporter("quiet", options.steps)
     spec = env_spec(str(options.env))
+    if options.record:
+        check_target(options.record, overwrite=False, option="--record")
     config = run_config(algorithm, dataclasses.asdict(settings), options, spec)
     require_sinks(config)
     seed_globally(options.seed)
@@ -96,13 +100,17 @@ def build(method: OnlineAlgorithm, settings: Any, config: dict[str, Any]) -> Bas
     """The model in its environments, as the run's ``config`` says."""
     spec = EnvSpec(config["env_id"], kwargs=config["env_kwargs"], flatten=tuple(config["env_flatten"]))
     options = OnlineOptions(**{name: config[name] for name in ENVIRONMENTS})
-    env = vector_env(spec, options, getattr(settings, "discount", 0.99))
+    record = config.get("record") is not None
+    env = vector_env(spec, options, getattr(settings, "discount", 0.99), record=record)
     return method.model(settings, env, config["seed"], config["device"])
 
 
-def vector_env(env: EnvSpec | str, options: OnlineOptions, discount: float) -> VecEnv:
+def vector_env(
+    env: EnvSpec | str, options: OnlineOptions, discount: float, *, record: bool = False
+) -> VecEnv:
     """``options.num_envs`` monitored environments in this process, under VecNormalize where the options ask for it."""
     made: VecEnv = DummyVecEnv([lambda: Monitor(make_env(env)) for _ in range(options.num_envs)])
+    made = Recording(made) if record else made
     observations, rewards = options.normalize_observations, options.normalize_rewards
     if observations or rewards:
         made = VecNormalize(made, norm_obs=observations, norm_reward=rewards, gamma=discount)

@@ -1,0 +1,183 @@
+"""Hyper-parameter files in the layout of rl-baselines3-zoo, as options and settings here.
+
+A file maps environment ids, or ``default``, to options by stable-baselines3's names; ours are understood too. What has
+no counterpart is refused, unless it asks for what happens here anyway. Nothing is evaluated: of ``dict(...)`` in
+strings only literals and the two activations are read.
+
+Source: DLR-RM/rl-baselines3-zoo 2.9, ``hyperparams/*.yml``, ``exp_manager.py``.
+"""
+
+import ast
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from offrl.errors import ConfigError, MissingExtraError
+
+SUFFIXES = (".yml", ".yaml")
+MAX_BYTES = 1_000_000
+NAMES = {  # theirs -> ours
+    "n_timesteps": "steps",
+    "n_envs": "num_envs",
+    "learning_rate": "lr",
+    "gamma": "discount",
+    "n_steps": "rollout",
+    "n_epochs": "epochs",
+    "clip_range": "clip",
+    "vf_coef": "value_coefficient",
+    "ent_coef": "entropy_coefficient",
+    "norm_obs": "normalize_observations",
+    "norm_reward": "normalize_rewards",
+    "log_std_init": "log_std",
+}
+ALWAYS = {  # what they say of what is always so here
+    "policy": "MlpPolicy",
+    "use_sde": False,
+    "train_freq": 1,
+    "gradient_steps": 1,
+    "normalize_advantage": True,
+    "ortho_init": True,
+    "ent_coef": "auto",
+}
+ACTIVATIONS = {"nn.ReLU": "relu", "nn.Tanh": "tanh"}
+
+
+def is_zoo(preset: str) -> bool:
+    """Whether a preset is FILE.yml or FILE.yml:SECTION."""
+    return Path(preset).suffix in SUFFIXES or Path(preset.rpartition(":")[0]).suffix in SUFFIXES
+
+
+def zoo_values(preset: str, env: str | None, known: set[str]) -> dict[str, Any]:
+    """Options and settings of a section, by our names.
+
+    Args:
+        preset: FILE.yml, of which the section ``env`` or else ``default`` is taken, or FILE.yml:SECTION.
+        env: the environment's id.
+        known: names of the options and settings that there are.
+
+    Raises:
+        ConfigError: no such section, or something in it that cannot be followed; the message names it.
+        FileNotFoundError: no such file.
+    """
+    path, section = Path(preset), None
+    if path.suffix not in SUFFIXES:
+        name, _, section = preset.rpartition(":")
+        path = Path(name)
+    content = _load(path)
+    tried = [section] if section else [env, "default"]
+    found = next((name for name in tried if name in content), None)
+    if found is None:
+        missing, there = " or ".join(map(repr, filter(None, tried))), ", ".join(map(str, content))
+        raise ConfigError(f"{path} has no section {missing}; it has {there}; name one as {path}:SECTION")
+    try:
+        return _translated(_dict(content[found]), known)
+    except ConfigError as error:
+        raise ConfigError(f"{path}, {found}: {error}") from None
+
+
+def _load(path: Path) -> dict[Any, Any]:
+    try:
+        import yaml
+    except ImportError:
+        raise MissingExtraError("pyyaml", "sb3") from None
+    if path.stat().st_size > MAX_BYTES:
+        raise ConfigError(f"{path} has more than {MAX_BYTES:,} bytes, which is no file of hyper-parameters")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must map environments to hyper-parameters")
+    return content
+
+
+def _translated(section: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
+    given = dict(section)
+    normalize = given.pop("normalize", None)
+    if normalize is True:
+        given |= {"norm_obs": True, "norm_reward": True}
+    elif normalize:
+        given |= {"norm_obs": True, "norm_reward": True} | _dict(normalize)
+    network = _dict(given.pop("policy_kwargs", None) or {})
+    given |= _network(network)
+    values = {}
+    for name, raw in given.items():
+        ours, value = NAMES.get(name, name), _number(raw)
+        if value is None or (name in ALWAYS and value == ALWAYS[name]):
+            continue
+        if ours not in known:
+            raise ConfigError(f"{name}: {raw!r} has no counterpart here; leave it out")
+        if isinstance(value, str) and ours != "activation":
+            raise ConfigError(f"{name}: {raw!r} is no number, and there are no schedules here; give one")
+        values[ours] = value
+    return values
+
+
+def _network(given: dict[str, Any]) -> dict[str, Any]:
+    """``policy_kwargs`` by our names."""
+    found = dict(given)
+    layers = found.pop("net_arch", None)
+    if isinstance(layers, dict):
+        widths = {tuple(side) for side in layers.values()}
+        layers = list(widths.pop()) if len(widths) == 1 else layers
+    if layers is not None:
+        if not isinstance(layers, list) or len(layers) != 2 or layers[0] != layers[1]:
+            raise ConfigError(
+                f"net_arch: {layers!r} has no counterpart here: networks have two equal hidden layers"
+            )
+        found["hidden"] = layers[0]
+    activation = found.pop("activation_fn", None)
+    if activation is not None:
+        if activation not in ACTIVATIONS:
+            raise ConfigError(f"activation_fn: {activation!r} must be {' or '.join(ACTIVATIONS)}")
+        found["activation"] = ACTIVATIONS[activation]
+    return found
+
+
+def _number(value: Any) -> Any:
+    """YAML takes 1e6 and 3e-4 for strings; whole numbers become ints."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return value
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) >= 10 else value
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    """A mapping, or a string with ``dict(name=literal, ...)``."""
+    if isinstance(value, dict):
+        return dict(value)
+    try:
+        tree = ast.parse(str(value).strip(), mode="eval").body
+        found = _literal(tree)
+    except (SyntaxError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"{value!r} cannot be read: write a mapping, or dict(name=value, ...) of plain values"
+        )
+    return found
+
+
+def _literal(node: ast.expr) -> Any:
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "dict"
+        and not node.args
+    ):
+        return {str(pair.arg): _literal(pair.value) for pair in node.keywords}
+    if isinstance(node, ast.Attribute):
+        return ast.unparse(node)
+    return ast.literal_eval(node)
+
+
+def fitted(values: Mapping[str, Any], config: type, options: type) -> dict[str, Any]:
+    """``values`` with the kind of each default: 1 for a number with a decimal point becomes 1.0."""
+    defaults = {f.name: f.default for kind in (config, options) for f in dataclasses.fields(kind)}
+    return {
+        k: float(v) if isinstance(defaults[k], float) and not isinstance(v, bool) else v
+        for k, v in values.items()
+    }

@@ -1,0 +1,143 @@
+"""Files in rl-zoo's layout: every name and form that its files have, and what is refused."""
+
+import dataclasses
+
+import pytest
+
+from offrl.algos.ppo import ALGORITHM as PPO
+from offrl.algos.sac import ALGORITHM as SAC
+from offrl.cli import main
+from offrl.errors import ConfigError
+from offrl.online.options import OnlineOptions, apply_preset
+
+FILE = """
+default: &defaults
+  n_timesteps: !!float 1e5
+  policy: 'MlpPolicy'
+  gamma: 0.95
+Hopper-v5: &hopper
+  <<: *defaults
+  normalize: "dict(norm_obs=True, norm_reward=False)"
+  n_envs: 2
+  n_timesteps: !!float 1e6
+  batch_size: 32
+  n_steps: 512
+  learning_rate: 9.8e-05
+  clip_range: 0.1
+  n_epochs: 5
+  gae_lambda: 0.99
+  ent_coef: 0
+  vf_coef: 0.835671
+  max_grad_norm: 1
+  policy_kwargs: "dict(log_std_init=-2, activation_fn=nn.ReLU, net_arch=dict(pi=[256, 256], vf=[256, 256]))"
+Walker2d-v5:
+  <<: *hopper
+  normalize: true
+  learning_rate: 3e-4
+"""
+
+
+def read(tmp_path, text, env="Hopper-v5", method=PPO, section=""):
+    path = tmp_path / "zoo.yml"
+    path.write_text(text)
+    start = OnlineOptions(env=env, seed=5)
+    options, settings = apply_preset(method, f"{path}{section}", start, method.config())
+    assert (options.env, options.seed, options.preset) == (env, 5, f"{path}{section}")
+    return options, settings
+
+
+def test_a_section_in_zoo_names_is_ours(tmp_path):
+    options, settings = read(tmp_path, FILE)
+    assert (options.steps, options.num_envs) == (1_000_000, 2)
+    assert (options.normalize_observations, options.normalize_rewards) == (True, False)
+    assert dataclasses.asdict(settings) == dataclasses.asdict(PPO.config()) | {
+        "discount": 0.95,
+        "batch_size": 32,
+        "rollout": 512,
+        "lr": 9.8e-05,
+        "clip": 0.1,
+        "epochs": 5,
+        "gae_lambda": 0.99,
+        "entropy_coefficient": 0.0,
+        "value_coefficient": 0.835671,
+        "max_grad_norm": 1.0,
+        "hidden": 256,
+        "activation": "relu",
+        "log_std": -2.0,
+    }
+    assert isinstance(settings.max_grad_norm, float)
+    assert isinstance(options.steps, int)
+
+
+def test_numbers_that_yaml_takes_for_words_and_normalize_for_both(tmp_path):
+    options, settings = read(tmp_path, FILE, "Walker2d-v5")
+    assert settings.lr == 3e-4
+    assert (options.normalize_observations, options.normalize_rewards) == (True, True)
+
+
+def test_another_environment_gets_the_default_and_a_section_may_be_named(tmp_path):
+    options, settings = read(tmp_path, FILE, "Ant-v5")
+    assert (options.steps, settings.discount, settings.clip) == (100_000, 0.95, 0.2)
+    assert read(tmp_path, FILE, "Ant-v5", section=":Hopper-v5")[1].clip == 0.1
+
+
+def test_what_is_always_so_may_be_said(tmp_path):
+    text = "default: {ent_coef: auto, train_freq: 1, gradient_steps: 1, use_sde: false, learning_starts: 100, tau: 0.01}"
+    settings = read(tmp_path, text, method=SAC)[1]
+    assert (settings.learning_starts, settings.tau) == (100, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "method", "message"),
+    [
+        (
+            "default: {use_sde: true}",
+            PPO,
+            "zoo.yml, default: use_sde: True has no counterpart here; leave it out",
+        ),
+        ("default: {train_freq: 8}", SAC, "train_freq: 8 has no counterpart"),
+        ("default: {policy: CnnPolicy}", PPO, "policy: 'CnnPolicy' has no counterpart"),
+        ("default: {n_steps: 5}", SAC, "n_steps: 5 has no counterpart"),
+        ("default: {policy_kwargs: 'dict(ortho_init=False)'}", PPO, "ortho_init: False has no counterpart"),
+        ("default: {learning_rate: lin_3e-4}", PPO, "'lin_3e-4' is no number, and there are no schedules"),
+        ("default: {policy_kwargs: {net_arch: [64]}}", PPO, "two equal hidden layers"),
+        ("default: {policy_kwargs: {net_arch: [64, 32]}}", PPO, "two equal hidden layers"),
+        (
+            "default: {policy_kwargs: 'dict(net_arch=dict(pi=[64, 64], vf=[32, 32]))'}",
+            PPO,
+            "two equal hidden layers",
+        ),
+        ("default: {policy_kwargs: {activation_fn: nn.ELU}}", PPO, "must be nn.ReLU or nn.Tanh"),
+        ('default: {policy_kwargs: \'dict(a=__import__("os").system("true"))\'}', PPO, "cannot be read"),
+        ("default: {policy_kwargs: 'print(1)'}", PPO, "cannot be read"),
+        ("default: !!python/object/apply:os.system [true]", PPO, "is not YAML"),
+        ("default: {gamma: 1.5}", PPO, "discount must be in"),
+        (
+            "Hopper-v4: {gamma: 0.9}",
+            PPO,
+            "has no section 'Hopper-v5' or 'default'; it has Hopper-v4; name one as",
+        ),
+        ("- 1", PPO, "must map environments"),
+        ("a: [", PPO, "is not YAML"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_by_name(tmp_path, text, method, message):
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path, text, method=method)
+
+
+def test_a_huge_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="more than 1,000,000 bytes"):
+        read(tmp_path, "# " + "x" * 1_000_000 + FILE)
+
+
+def test_the_command_line_reads_it_and_options_given_beside_win(tmp_path, capsys):
+    path = tmp_path / "zoo.yml"
+    path.write_text(FILE)
+    command = ["train", "ppo", "--env", "Hopper-v5", "--preset", str(path), "--lr", "0.5", "--dry-run"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "0.835671" in shown
+    assert "9.8e-05" not in shown
+    assert main(["train", "ppo", "--env", "Hopper-v5", "--preset", str(tmp_path / "no.yml")]) == 1
+    assert "no.yml" in capsys.readouterr().err
