@@ -91,6 +91,7 @@ def _built(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Any) ->
     refuse(config.get("oa_step_convention", True) is not True, path, "oa_step_convention", False)
     refuse("ddim" in str(scheduler.get("_target_", "")).lower(), path, "noise_scheduler", "DDIM")
     network: dict[str, Any]
+    sizes: dict[str, Any]
     if "n_emb" in model:
         refuse(model.get("causal_attn") is not True, path, "causal_attn", model.get("causal_attn"))
         refuse(model.get("time_as_cond", True) is not True, path, "time_as_cond", False)
