@@ -111,15 +111,7 @@ def _built(
     described: LeRobotPolicy, ordered: Mapping[str, Feature], box: tuple[Sequence[float], Sequence[float]]
 ) -> ChunkPolicy:
     s, path = described.settings, described.path
-    refuse(s["beta_schedule"] != "squaredcos_cap_v2", path, "beta_schedule", s["beta_schedule"])
-    refuse(
-        s["noise_scheduler_type"] not in ("DDPM", "DDIM"),
-        path,
-        "noise_scheduler_type",
-        s["noise_scheduler_type"],
-    )
-    refuse(s["prediction_type"] not in PREDICTIONS, path, "prediction_type", s["prediction_type"])
-    refuse(s["use_film_scale_modulation"] is not True, path, "use_film_scale_modulation", False)
+    _check_settings(s, path)
     inputs = [
         (
             name,
@@ -159,6 +151,18 @@ def _built(
         )
     except (PolicyError, TypeError, ValueError, RuntimeError) as error:
         raise PolicyError(f"{path}: config.json does not describe a diffusion policy: {error}") from None
+
+
+def _check_settings(s: Mapping[str, Any], path: Any) -> None:
+    refuse(s["beta_schedule"] != "squaredcos_cap_v2", path, "beta_schedule", s["beta_schedule"])
+    refuse(
+        s["noise_scheduler_type"] not in ("DDPM", "DDIM"),
+        path,
+        "noise_scheduler_type",
+        s["noise_scheduler_type"],
+    )
+    refuse(s["prediction_type"] not in PREDICTIONS, path, "prediction_type", s["prediction_type"])
+    refuse(s["use_film_scale_modulation"] is not True, path, "use_film_scale_modulation", False)
 
 
 def _vision(settings: Mapping[str, Any], path: Any) -> dict[str, Any]:
