@@ -222,7 +222,8 @@ class ChunkPolicy(RecedingHorizon):
         self.sampler = check_sampler(sampler, family, denoising_steps)
         self.schedule: VP | Flow = SCHEDULES[family]
         if isinstance(self.schedule, VP) and self.sampler["levels"] != LEVELS:
-            self.schedule = VP.cosine(self.sampler["levels"])
+            with torch.device("cpu"):  # also where a policy is described without its weights
+                self.schedule = VP.cosine(self.sampler["levels"])
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments as JSON values."""

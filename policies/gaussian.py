@@ -63,7 +63,7 @@ class GaussianPlan(RecedingHorizon):
 
     def denoise(self, u: Tensor, rho: float, condition: Tensor) -> Tensor:
         """D(u, rho) (B, 1, A)."""
-        mean, std = condition[:, None].chunk(2, dim=2)
+        mean, std = torch.chunk(condition[:, None], 2, dim=2)
         if math.isinf(rho):
             return mean.expand_as(u)
         square = std * std
@@ -77,8 +77,9 @@ class GaussianPlan(RecedingHorizon):
         self, history: Tensor, generator: torch.Generator | None = None, *, zero: bool = False
     ) -> Tensor:
         """A draw (B, 1, A), or the mean from zero noise."""
-        mean, std = self.encode(history)[:, None].chunk(2, dim=2)
-        return mean + std * drawer(generator, zero)(mean)
+        mean, std = torch.chunk(self.encode(history)[:, None], 2, dim=2)
+        drawn: Tensor = mean + std * drawer(generator, zero)(mean)
+        return drawn
 
     def to_actions(self, chunk: Tensor) -> Tensor:
         """Squashed or cut to the box."""

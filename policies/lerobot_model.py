@@ -1,9 +1,9 @@
 """A LeRobot diffusion policy as one of this package: the same actions for the same noise.
 
 Everything is taken from ``config.json``, whose missing entries would be another default in each version of LeRobot:
-those that shape the network or the sampler must be there. Statistics come from either layout
-(``offrl.policies.lerobot``). Parts of an observation are put in the order in which LeRobot's network is told them:
-state, cameras, environment state; images are bytes (H, W, C) here.
+those that shape the network or the sampler must be there. Statistics come from either layout, see
+``offrl.policies.lerobot``. Parts of an observation are put in the order in which LeRobot's network is told them: state,
+cameras, environment state; images are bytes (H, W, C) here.
 
 Source: huggingface/lerobot 0.4.4, policies/diffusion/modeling_diffusion.py.
 """
@@ -26,14 +26,22 @@ NO_DENOISER = {
     "tdmpc": "it plans with a model: there is no noise level at which it could be asked",
     "sac": "its actor is not read here; export it as a stable-baselines3 zip",
 }
-NEEDED = ("horizon", "n_obs_steps", "n_action_steps", "down_dims", "kernel_size", "n_groups")
-NEEDED += (
+NEEDED: tuple[str, ...] = (
+    "horizon",
+    "n_obs_steps",
+    "n_action_steps",
+    "down_dims",
+    "kernel_size",
+    "n_groups",
     "diffusion_step_embed_dim",
     "use_film_scale_modulation",
     "noise_scheduler_type",
     "num_train_timesteps",
+    "beta_schedule",
+    "prediction_type",
+    "clip_sample",
+    "clip_sample_range",
 )
-NEEDED += ("beta_schedule", "prediction_type", "clip_sample", "clip_sample_range")
 SEEING = ("vision_backbone", "crop_shape", "use_group_norm", "spatial_softmax_num_keypoints")
 PREDICTIONS = {"epsilon": "eps", "sample": "x0"}
 
@@ -103,15 +111,7 @@ def _built(
     described: LeRobotPolicy, ordered: Mapping[str, Feature], box: tuple[Sequence[float], Sequence[float]]
 ) -> ChunkPolicy:
     s, path = described.settings, described.path
-    refuse(s["beta_schedule"] != "squaredcos_cap_v2", path, "beta_schedule", s["beta_schedule"])
-    refuse(
-        s["noise_scheduler_type"] not in ("DDPM", "DDIM"),
-        path,
-        "noise_scheduler_type",
-        s["noise_scheduler_type"],
-    )
-    refuse(s["prediction_type"] not in PREDICTIONS, path, "prediction_type", s["prediction_type"])
-    refuse(s["use_film_scale_modulation"] is not True, path, "use_film_scale_modulation", False)
+    _check_settings(s, path)
     inputs = [
         (
             name,
@@ -121,16 +121,7 @@ def _built(
         )
         for name, f in ordered.items()
     ]
-    vision = None
-    if any(f.kind == "VISUAL" for f in ordered.values()):
-        refuse(s["vision_backbone"] != "resnet18", path, "vision_backbone", s["vision_backbone"])
-        vision = {
-            "crop": s["crop_shape"],
-            "resize": s.get("resize_shape"),
-            "keypoints": s["spatial_softmax_num_keypoints"],
-            "separate": bool(s.get("use_separate_rgb_encoder_per_camera", False)),
-            "norm": "group" if s["use_group_norm"] else "batch",
-        }
+    seeing = any(f.kind == "VISUAL" for f in ordered.values())
     levels = s["num_train_timesteps"]
     steps = s.get("num_inference_steps") or levels
     ddim = s["noise_scheduler_type"] == "DDIM"
@@ -155,11 +146,34 @@ def _built(
             stochastic=not ddim,
             inputs=inputs,
             network={"kind": "unet", "kernel": s["kernel_size"], "groups": s["n_groups"]},
-            vision=vision,
+            vision=_vision(s, path) if seeing else None,
             sampler=sampler,
         )
     except (PolicyError, TypeError, ValueError, RuntimeError) as error:
         raise PolicyError(f"{path}: config.json does not describe a diffusion policy: {error}") from None
+
+
+def _check_settings(s: Mapping[str, Any], path: Any) -> None:
+    refuse(s["beta_schedule"] != "squaredcos_cap_v2", path, "beta_schedule", s["beta_schedule"])
+    refuse(
+        s["noise_scheduler_type"] not in ("DDPM", "DDIM"),
+        path,
+        "noise_scheduler_type",
+        s["noise_scheduler_type"],
+    )
+    refuse(s["prediction_type"] not in PREDICTIONS, path, "prediction_type", s["prediction_type"])
+    refuse(s["use_film_scale_modulation"] is not True, path, "use_film_scale_modulation", False)
+
+
+def _vision(settings: Mapping[str, Any], path: Any) -> dict[str, Any]:
+    refuse(settings["vision_backbone"] != "resnet18", path, "vision_backbone", settings["vision_backbone"])
+    return {
+        "crop": settings["crop_shape"],
+        "resize": settings.get("resize_shape"),
+        "keypoints": settings["spatial_softmax_num_keypoints"],
+        "separate": bool(settings.get("use_separate_rgb_encoder_per_camera", False)),
+        "norm": "group" if settings["use_group_norm"] else "batch",
+    }
 
 
 def refuse(wrong: bool, path: Any, name: str, value: Any) -> None:

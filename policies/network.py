@@ -15,12 +15,12 @@ from offrl.data.normalize import AffineNormalizer
 from offrl.diffusion.conditional_unet import ConditionalUNet
 from offrl.diffusion.transformer import DiffusionTransformer, Keeps
 from offrl.errors import PolicyError
-from offrl.nn.vision import ImageEncoder, crop, group_norm, resized
+from offrl.nn.vision import ImageEncoder, Norm, crop, group_norm, resized
 
 Input: TypeAlias = tuple[str, tuple[int, ...]]  # name and shape of a part of an observation
 NETWORKS = {"unet": ("kernel", "groups"), "transformer": ("layers", "heads", "width", "dropout")}
 VISION = ("crop", "resize", "keypoints", "separate", "norm")
-NORMS = {"group": group_norm, "batch": nn.BatchNorm2d}
+NORMS: dict[str, Norm] = {"group": group_norm, "batch": nn.BatchNorm2d}
 
 
 class ChunkNetwork(nn.Module):
@@ -73,7 +73,8 @@ class ChunkNetwork(nn.Module):
     @property
     def denoiser(self) -> nn.Module:
         """The U-Net or the transformer."""
-        return denoiser_of(self)
+        found: nn.Module = denoiser_of(self)
+        return found
 
     def forward(
         self, x: Tensor, time: Tensor, seen: Tensor, corners: Tensor | None = None, keeps: Keeps | None = None
@@ -131,7 +132,7 @@ def encode(owner: Any, seen: Tensor, corners: Tensor | None = None) -> Tensor:
 
 def split(inputs: Sequence[Input], flat: Tensor) -> Sequence[Tensor]:
     """The parts (..., D_i) of flat observations (..., O)."""
-    return flat.split([math.prod(shape) for _, shape in inputs], dim=-1)
+    return torch.split(flat, [math.prod(shape) for _, shape in inputs], dim=-1)
 
 
 def normalized(

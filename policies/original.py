@@ -1,14 +1,14 @@
-"""Checkpoints of the original Diffusion Policy code as policies of this package: low-dimensional, U-Net or transformer.
+"""Checkpoints of the original Diffusion Policy code as policies of this package: low-dimensional ones.
 
-    payload  {cfg, state_dicts: {model, ema_model, optimizer}, pickles}, torch with dill: tensors and plain values
+    payload   {cfg, state_dicts: {model, ema_model, optimizer}, pickles}, torch with dill
     weights   model.*  with blocks.0.block for conv1.block, blocks.1.block for conv2.block
     units     normalizer.params_dict.{obs, action}.{scale, offset}:  z = scale x + offset
 
-The averaged weights act (``ema_model``), as in the original's evaluation. Image policies have robomimic's observation
+Read as tensors and plain values. U-Net and transformer are built; the averaged weights act (``ema_model``), as in the
+original's evaluation. Image policies have robomimic's observation
 encoder and are refused.
 
-Source: real-stanford/diffusion_policy, workspace/base_workspace.py,
-policy/diffusion_{unet,transformer}_lowdim_policy.py.
+Source: real-stanford/diffusion_policy, workspace/base_workspace.py, policy/diffusion_*_lowdim_policy.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -91,6 +91,7 @@ def _built(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Any) ->
     refuse(config.get("oa_step_convention", True) is not True, path, "oa_step_convention", False)
     refuse("ddim" in str(scheduler.get("_target_", "")).lower(), path, "noise_scheduler", "DDIM")
     network: dict[str, Any]
+    sizes: dict[str, Any]
     if "n_emb" in model:
         refuse(model.get("causal_attn") is not True, path, "causal_attn", model.get("causal_attn"))
         refuse(model.get("time_as_cond", True) is not True, path, "time_as_cond", False)
@@ -103,18 +104,8 @@ def _built(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Any) ->
         }
         sizes = {"widths": (8,)}
     else:
-        refuse(
-            config.get("obs_as_global_cond") is not True,
-            path,
-            "obs_as_global_cond",
-            config.get("obs_as_global_cond"),
-        )
-        refuse(
-            model.get("cond_predict_scale") is not True,
-            path,
-            "cond_predict_scale",
-            model.get("cond_predict_scale"),
-        )
+        for owner, name in ((config, "obs_as_global_cond"), (model, "cond_predict_scale")):
+            refuse(owner.get(name) is not True, path, name, owner.get(name))
         network = {"kind": "unet", "kernel": model["kernel_size"], "groups": model["n_groups"]}
         sizes = {"widths": model["down_dims"], "step_embed": model["diffusion_step_embed_dim"]}
     levels = scheduler["num_train_timesteps"]

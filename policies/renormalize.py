@@ -59,7 +59,7 @@ def renormalize(
     policy.set_normalizers(policy.normalizer("observation"), actions)
     g, average = torch.Generator().manual_seed(seed), GrowingAverage()
     seen, chunks = torch.from_numpy(observations), actions(torch.from_numpy(taken.astype(np.float32)))
-    weights = [p for p in policy.parameters() if p.requires_grad]
+    weights: list[torch.Tensor] = [p for p in policy.parameters() if p.requires_grad]
     kept = [p.detach().clone() for p in weights]
     rate = WarmupCosine(lr, steps, max(steps // 10, 1))
     optimizer = torch.optim.AdamW(weights, lr=lr, betas=BETAS, weight_decay=1e-6)
@@ -94,4 +94,5 @@ def denoising_loss(
     x = alpha * chunks + sigma * noise
     target = noise - chunks if policy.output == "flow" else from_x0(policy.output, chunks, x, alpha, sigma)
     out = denoiser_of(policy)(x, time, policy.encode(history))
-    return (out - target).square().mean()
+    loss: torch.Tensor = (out - target).square().mean()
+    return loss

@@ -21,6 +21,10 @@ def diagnose(policy: ComposedPolicy, data: OfflineDataset, setting: Setting, see
     Raises:
         DatasetError: the demonstrations lack what the environment shows, or are too short or too few.
     """
+    if (space := policy.chunky()[0].space) != "actions":
+        raise DatasetError(
+            f"demonstrations hold actions, these policies denoise {space}: there is nothing to compare"
+        )
     observations = named_columns(data, setting.shown)
     c = policy.composition()
     rows, _ = windows(data.episode_starts, c.rows, pad_before=c.now, pad_after=policy.n_act - 1)
@@ -33,7 +37,7 @@ def diagnose(policy: ComposedPolicy, data: OfflineDataset, setting: Setting, see
     parents, histories = policy.chunky(), policy.histories(seen)
     with torch.no_grad():
         conditions = [p.encode(h) for p, h in zip(parents, histories, strict=True)]
-    chunks = parents[0].normalizer("action")(actions)
+    chunks = parents[0].denoiser().actions(actions)
     products = error_products(c, conditions, chunks, torch.Generator().manual_seed(seed))
     groups = np.searchsorted(data.episode_starts, rows[:, c.now], side="right")
     return hint(products, groups, seed=seed)

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from offrl.diffusion.layers import sinusoid
 from offrl.diffusion.transformer import DiffusionTransformer, transformer_start
 
+LAST_GROUPS = 8
+
 
 class _Sinusoid(nn.Module):
     def __init__(self, width: int) -> None:
@@ -68,7 +70,7 @@ class ConditionalUNet(nn.Module):
         widths: channels of each level; multiples of ``groups``.
         step_embed: width of the time features; even, 4 or more.
         kernel: taps of the convolutions; odd.
-        groups: of the norm.
+        groups: of the norms; the last one always has eight, as in the original and in LeRobot.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -86,6 +88,8 @@ class ConditionalUNet(nn.Module):
         super().__init__()
         if not widths or any(w < 1 or w % groups for w in widths):
             raise ValueError(f"widths must be multiples of {groups}, got {tuple(widths)}")
+        if widths[0] % LAST_GROUPS:
+            raise ValueError(f"the first of widths must be a multiple of {LAST_GROUPS}, got {widths[0]}")
         if step_embed < 4 or step_embed % 2 or kernel % 2 == 0:
             raise ValueError(f"step_embed must be even and 4 or more, kernel odd: {step_embed}, {kernel}")
         self.diffusion_step_encoder = nn.Sequential(
@@ -109,7 +113,7 @@ class ConditionalUNet(nn.Module):
             twice = nn.ConvTranspose1d(above, above, 4, 2, 1)
             self.up_modules.append(nn.ModuleList([*two(2 * b, above), twice]))
         out = nn.Conv1d(widths[0], act_dim, 1)
-        self.final_conv = nn.Sequential(_ConvNorm(widths[0], widths[0], kernel, groups), out)
+        self.final_conv = nn.Sequential(_ConvNorm(widths[0], widths[0], kernel, LAST_GROUPS), out)
 
     def forward(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """Outputs (B, H, A).

@@ -87,6 +87,8 @@ class _Reader(pickle.Unpickler):
             return lambda data, *_: data
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
+        if (module, name) == ("_codecs", "encode"):
+            return lambda text, *_: _bytes(text)
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) in STAND_INS:
@@ -124,6 +126,13 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tenso
     if math.prod(size) and last >= storage.numel():
         raise PolicyError("a tensor reaches beyond its numbers")
     return torch.as_strided(storage, tuple(size), tuple(stride), offset).clone()
+
+
+def _bytes(text: Any) -> bytes:
+    """Bytes, which old pickles write as text."""
+    if not isinstance(text, str):
+        raise PolicyError("bytes are not written as text")
+    return text.encode("latin1")
 
 
 def read_plain(path: Path | str) -> Any:

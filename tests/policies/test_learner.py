@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 
 from offrl.algos import load_algorithm
 from offrl.errors import ConfigError
@@ -55,7 +56,25 @@ CASES = pytest.mark.parametrize(
 )
 
 
+class Small(nn.Module):
+    """An image encoder that costs nothing."""
+
+    def __init__(self, channels, keypoints, norm):
+        super().__init__()
+        self.look, self.norm = nn.Conv2d(channels, 16, 9, 9, bias=False), norm(16)
+        self.out = nn.Linear(16, 2 * keypoints)
+
+    def forward(self, images):
+        return self.out(self.norm(self.look(images)).relu().mean((2, 3)))
+
+
+@pytest.fixture
+def cheap(monkeypatch):
+    monkeypatch.setattr("offrl.policies.network.ImageEncoder", Small)
+
+
 @CASES
+@pytest.mark.usefixtures("cheap")
 def test_a_stack_of_seeds_is_each_seed_alone_and_a_resumed_run_the_whole_one(make, settings):
     both = trained(make((3, 4)), settings)
     alone = trained(make((4,)), settings)
@@ -69,6 +88,7 @@ def test_a_stack_of_seeds_is_each_seed_alone_and_a_resumed_run_the_whole_one(mak
 
 
 @CASES
+@pytest.mark.usefixtures("cheap")
 def test_what_was_trained_acts_and_is_saved(make, settings, tmp_path):
     learner = trained(make(), settings)
     policy = learner.policy()
