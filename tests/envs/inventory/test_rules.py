@@ -205,7 +205,7 @@ def test_gradients_pass_the_rounding_straight_through():
     plain = simulator_of(replace(RULED, budget=math.inf))
     roomy = torch.full_like(stock, 1e5)
     (grad,) = torch.autograd.grad(plain.filled(roomy, wishes, 3).sum(), wishes)
-    under = wishes.detach() < torch.tensor([e.capacity for e in RULED.edges])
+    under = wishes.detach() < 0.8 * torch.tensor([e.capacity for e in RULED.edges])
     torch.testing.assert_close(
         grad[under & (plain.open(3) > 0)], torch.ones(()).expand(int((under & (plain.open(3) > 0)).sum()))
     )
