@@ -39,6 +39,21 @@ def inverse_softplus(values: Tensor) -> Tensor:
     return values + torch.log(-torch.expm1(-values))
 
 
+def mean_demand(network: Network, facts: DemandFacts) -> Tensor:
+    """Mean demand behind each node, (N,): of a store itself, upstream of those that it supplies; at least 0.01."""
+    behind = torch.zeros(len(network.nodes))
+    behind[network.upstream :] = torch.tensor(facts.means)
+    ways = list(zip(network.sources, network.targets, strict=True))
+    for node in reversed(range(network.upstream)):
+        behind[node] = sum(float(behind[t]) for s, t in ways if s == node)
+    return behind.clamp(min=0.01)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Options for the policy's file; ``normalize`` only where it is on, as files had none before."""
+    return {key: value for key, value in options.items() if key != "normalize" or value}
+
+
 class OnePerNode(InventoryPolicy):
     """One wish a node, sent to its only supplier."""
 
@@ -52,19 +67,31 @@ class OnePerNode(InventoryPolicy):
                 f"for {len(network.nodes)} nodes"
             )
         self.shipping = Shipping(network, self.device)
+        served = mean_demand(network, facts) if options.get("normalize") else torch.ones(len(network.nodes))
+        self.register_buffer("unit", served.to(self.device), persistent=False)
         self.register_buffer("targets", torch.tensor(network.targets, device=self.device), persistent=False)
 
     targets: Tensor
+    unit: Tensor
+    """(N,), what levels are counted in: 1, or with ``normalize`` the mean demand behind a node."""
+
+    def cover(self, more: float) -> Tensor:
+        """Levels to start from with ``normalize``, (N,): lead time, one period and ``more`` of mean demand."""
+        times = torch.zeros(len(self.network.nodes))
+        times[list(self.network.targets)] = torch.tensor(self.network.lead_times, dtype=torch.float32)
+        return times + 1 + more
 
     def free(self, start: Tensor) -> nn.Parameter:
         """The free numbers of all seeds whose softplus is ``start``, (S, N)."""
         return nn.Parameter(inverse_softplus(start).to(self.device).repeat(self.copies, 1))
 
-    def values(self, option: str, start: float = START) -> nn.Parameter:
+    def values(self, option: str, start: float | Tensor = START) -> nn.Parameter:
         """Free numbers from an option: one value a node, one for all, or ``start``."""
         given = self.options.get(option)
         given = start if given is None else given
         values = torch.as_tensor(given, dtype=torch.float32).expand(len(self.network.nodes))
+        if self.options.get(option) is not None:
+            values = values / self.unit.cpu()
         if not bool((values > 0).all()):
             raise ConfigError(f"policy {self.name}: {option} must be above 0, got {given}")
         return self.free(values.clone())
@@ -81,10 +108,11 @@ class BaseStock(OnePerNode):
     name = "base_stock"
 
     def __init__(
-        self, network: Network, facts: DemandFacts, generators: Sequence[torch.Generator], levels: Any = None
-    ) -> None:
-        super().__init__(network, facts, generators, levels=levels)
-        self.level = self.values("levels")
+        self, network: Network, facts: DemandFacts, generators: Sequence[torch.Generator], levels: Any = None,
+        normalize: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(network, facts, generators, **_given(levels=levels, normalize=normalize))
+        self.level = self.values("levels", self.cover(1) if normalize else START)
 
     def logits(self, seen: Observation) -> Tensor:
         """Levels before softplus, (B, N)."""
@@ -92,7 +120,8 @@ class BaseStock(OnePerNode):
 
     def orders(self, logits: Tensor, seen: Observation) -> Tensor:
         """(S - IP)^+."""
-        return self.ship((F.softplus(logits) - seen.stock.sum(-1)).clamp(min=0), seen)
+        level = F.softplus(logits) * self.unit
+        return self.ship((level - seen.stock.sum(-1)).clamp(min=0), seen)
 
 
 class CappedBaseStock(OnePerNode):
@@ -199,10 +228,12 @@ class MinMax(OnePerNode):
 
     def __init__(
         self, network: Network, facts: DemandFacts, generators: Sequence[torch.Generator],
-        reorder_points: Any = None, levels: Any = None,
+        reorder_points: Any = None, levels: Any = None, normalize: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(network, facts, generators, reorder_points=reorder_points, levels=levels)
-        self.point, self.level = self.values("reorder_points", START / 2), self.values("levels")
+        options = _given(reorder_points=reorder_points, levels=levels, normalize=normalize)
+        super().__init__(network, facts, generators, **options)
+        self.point = self.values("reorder_points", self.cover(0) if normalize else START / 2)
+        self.level = self.values("levels", self.cover(2) if normalize else START)
         if not bool((self.point <= self.level).all()):
             raise ConfigError(f"policy {self.name}: no reorder point may exceed its level")
 
@@ -212,7 +243,7 @@ class MinMax(OnePerNode):
 
     def orders(self, logits: Tensor, seen: Observation) -> Tensor:
         """(S - IP) where IP <= s."""
-        point, level = F.softplus(logits).chunk(2, 1)
+        point, level = (F.softplus(half) * self.unit for half in logits.chunk(2, 1))
         position = seen.stock.sum(-1)
         soft = (point - position.detach()).sigmoid()
         now = (position <= point).to(soft.dtype) + soft - soft.detach()

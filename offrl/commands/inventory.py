@@ -20,6 +20,11 @@ SUBCOMMANDS = {  # name -> module under offrl.commands, one line for the overvie
     "train": ("inventory_train", "train a policy by gradients through the simulator (HDPO)"),
     "resume": ("inventory_train", "go on with stopped runs, bit for bit"),
     "eval": ("inventory_eval", "cost of a run's or a classical policy, and its distance to the optimum"),
+    "backtest": (
+        "inventory_use",
+        "a trained policy against today's min/max on held-out dates, in money a year",
+    ),
+    "recommend": ("inventory_use", "what a trained policy orders today: orders.xlsx"),
     "bench": ("inventory_bench", "settings x policies: costs, gaps, times and drawings on one page"),
 }
 
@@ -33,7 +38,7 @@ def overview() -> str:
         "",
         "subcommands ('offrl inventory SUBCOMMAND --help' explains each):",
     ]
-    lines += [f"  {name:6} {about}" for name, (_, about) in SUBCOMMANDS.items()]
+    lines += [f"  {name:9} {about}" for name, (_, about) in SUBCOMMANDS.items()]
     return "\n".join(lines)
 
 

@@ -135,3 +135,29 @@ def test_just_in_time_through_a_warehouse_orders_for_all_its_stores():
     torch.testing.assert_close(orders[:, 5], total)
     with pytest.raises(ConfigError, match="future"):
         policy("just_in_time", setting)
+
+
+def test_normalized_levels_start_at_the_demand_that_they_cover():
+    """Levels in units of mean demand: lead time + 1 periods and 1 more (2 for S); given levels are still units."""
+    from offrl.envs.inventory.classical import mean_demand
+    from offrl.envs.inventory.policies import make_policy
+
+    setting = load_setting("one_warehouse_lost_demand", stores=3)
+    network = setting.network
+    facts = DemandFacts(means=(2.0, 3.0, 5.0), stds=(1.0,) * 3)
+    assert mean_demand(network, facts).tolist() == [10.0, 2.0, 3.0, 5.0]
+    times = torch.zeros(4)
+    times[list(network.targets)] = torch.tensor(network.lead_times).float()
+    free = make_policy("base_stock", network, facts, [torch.Generator()], normalize=True)
+    want = torch.tensor([10.0, 2.0, 3.0, 5.0]) * (times + 2)
+    torch.testing.assert_close(torch.nn.functional.softplus(free.level[0]) * free.unit, want)
+    given = make_policy(
+        "s_S", network, facts, [torch.Generator()], normalize=True, levels=40.0, reorder_points=20.0
+    )
+    torch.testing.assert_close(
+        torch.nn.functional.softplus(given.point[0]) * given.unit, torch.full((4,), 20.0)
+    )
+    assert given.options["normalize"] is True
+    plain = make_policy("base_stock", network, facts, [torch.Generator()])
+    assert "normalize" not in plain.options
+    assert (plain.unit == 1).all()

@@ -205,7 +205,7 @@ def test_gradients_pass_the_rounding_straight_through():
     plain = simulator_of(replace(RULED, budget=math.inf))
     roomy = torch.full_like(stock, 1e5)
     (grad,) = torch.autograd.grad(plain.filled(roomy, wishes, 3).sum(), wishes)
-    under = wishes.detach() < torch.tensor([e.capacity for e in RULED.edges])
+    under = wishes.detach() < 0.8 * torch.tensor([e.capacity for e in RULED.edges])
     torch.testing.assert_close(
         grad[under & (plain.open(3) > 0)], torch.ones(()).expand(int((under & (plain.open(3) > 0)).sum()))
     )
@@ -324,6 +324,7 @@ def test_gradients_of_lead_time_zero_are_exact():
     assert torch.autograd.gradcheck(total, (orders,))
 
 
+@pytest.mark.slow
 def test_the_optimal_min_and_max_are_recovered_within_one_percent():
     """One store, backlog, Poisson(5), lead time 1, K = 30: optimum by the exact solver; rloo, chosen by the rules."""
     best = fixed_cost(parse_demand("poisson:5"), 1, 1.0, 9.0, 30.0)
@@ -331,21 +332,32 @@ def test_the_optimal_min_and_max_are_recovered_within_one_percent():
         name="fixed", nodes=(STORES[0],), lost_sales=False,
         edges=(Edge(source=OUTSIDE, target="s0", lead_time=1, fixed_cost=30.0),),
     )  # fmt: skip
-    setting = ruled_setting(network, scenarios=2048, periods=60)
-    train = setting.draw("train")
-    facts = DemandFacts(means=(5.0,), stds=(5**0.5,))
-    setting = replace(setting, demand=Poisson(means=(5.0,)))
-    train = setting.draw("train")
-    steps = 300
-    learner = HDPO(
-        train, facts, HDPOConfig(policy="s_S", lr=0.15, lr_decay=True, sigma=1.0, draws=4), [0], steps=steps
-    )
+    setting = replace(ruled_setting(network, scenarios=2048, periods=50), demand=Poisson(means=(5.0,)))
+    train, steps = setting.draw("train"), 140
+    config = HDPOConfig(policy="s_S", normalize=True, lr=0.03, lr_decay=True, sigma=0.4, draws=4)
+    learner = HDPO(train, DemandFacts(means=(5.0,), stds=(5**0.5,)), config, [0], steps=steps)
     assert learner.config.estimator == "rloo"
-    source, data = Permutations(len(train), 128, 1), streams([0], "data", "cpu")
+    source, data = Permutations(len(train), 64, 1), streams([0], "data", "cpu")
     for _ in range(steps):
         learner.update(source.sample(data))
-    policy = learner.policy()
-    test = setting.resized(test=1024, periods={"test": 500}).draw("test")
-    found = evaluate(policy, test, ignore=50)
+    test = setting.resized(test=1024, periods={"test": 300}).draw("test")
+    found = evaluate(learner.policy(), test, ignore=50)
     cost, error = float(found.mean()), float(found.std() / 32)
     assert best.cost - 4 * error < cost < best.cost * 1.01
+
+
+def test_the_optimal_min_and_max_cost_in_the_simulator_what_the_solver_says():
+    best = fixed_cost(parse_demand("poisson:5"), 1, 1.0, 9.0, 30.0)
+    network = Network(
+        name="fixed", nodes=(STORES[0],), lost_sales=False,
+        edges=(Edge(source=OUTSIDE, target="s0", lead_time=1, fixed_cost=30.0),),
+    )  # fmt: skip
+    setting = replace(ruled_setting(network, scenarios=512, periods=300), demand=Poisson(means=(5.0,)))
+
+    def policy(seen):
+        position = seen.stock[:, 0].sum(-1, keepdim=True)
+        return torch.where(position <= best.reorder_point, best.level - position, 0.0)
+
+    found = evaluate(policy, setting.draw("test"), ignore=50)
+    assert abs(float(found.mean()) - best.cost) < 4 * float(found.std() / 512**0.5)
+    assert float(found.std() / 512**0.5) < 0.005 * best.cost
