@@ -113,8 +113,8 @@ def apply_preset(
         ConfigError: no preset fits, or something in the file that cannot be followed.
     """
     if is_zoo(name):
-        known = {f.name for kind in (OnlineOptions, algorithm.config) for f in dataclasses.fields(kind)}
-        values = fitted(zoo_values(name, options.env, known), algorithm.config, OnlineOptions)
+        names = {f.name for kind in (OnlineOptions, algorithm.config) for f in dataclasses.fields(kind)}
+        values = fitted(zoo_values(name, options.env, names), algorithm.config, OnlineOptions)
         run, own = split(values)
         return dataclasses.replace(options, **run, preset=name), dataclasses.replace(settings, **own)
     fitting = [key for key in algorithm.presets if name.startswith(key)]
