@@ -84,7 +84,8 @@ class Curvature(Companion):
 
     def kept(self, m_h: Tensor, m_f: Tensor) -> Tensor:
         """Whether both are within the bounds; any shape."""
-        return (m_f < self.settings.tau_f) & (m_h.abs() < self.settings.tau_h)
+        keep: Tensor = (m_f < self.settings.tau_f) & (m_h.abs() < self.settings.tau_h)
+        return keep
 
     def _moves(
         self, batch: TextRollouts, place: Any, states: Tensor, logits: Tensor, gradient: Tensor, times: Tensor

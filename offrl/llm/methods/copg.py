@@ -40,7 +40,8 @@ def contrast(
     groups = Groups(group_ids)
     regularized = rewards - kl * sequence_sum(log_probs - ref_log_probs, mask)
     squares = groups.sum(groups.centered(regularized).square())
-    return squares / (groups.size - 1).clamp(min=1) / (2.0 * kl)
+    losses: Tensor = squares / (groups.size - 1).clamp(min=1) / (2.0 * kl)
+    return losses
 
 
 def estimator(settings: CoPGConfig, length: int) -> GroupEstimator:
