@@ -61,6 +61,12 @@ def test_the_random_half_is_the_seeds(options):
     one, same, other = (trained(built(options(seed=seed)).policy) for seed in (0, 0, 1))
     name = next(name for name in one if "lora_A" in name)
     assert torch.equal(one[name], same[name])
+    task = task_for(options())
+    torch.manual_seed(12345)  # whatever was drawn before, and nothing after it changes
+    state = torch.get_rng_state()
+    alone = trained(load_model(options().model, task, 0, 4))
+    assert torch.equal(alone[name], one[name])
+    assert torch.equal(state, torch.get_rng_state())
     assert not torch.equal(one[name], other[name])
 
 

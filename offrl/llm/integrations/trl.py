@@ -86,6 +86,8 @@ def trainer(name: str, settings: Any = None) -> Any:
     own = {
         "demonstrations": method.data != "rollouts", "greedy responses": method.greedy_baseline,
         "a critic": method.critic, "other groups": method.keep is not None,
+        "whole groups in a loss": method.coupled, "final answers": method.answers,
+        "a step of its own in the engine": method.companion is not None, "a reference": method.reference,
         "a KL in its reward": method.kl != "loss" and settings.kl != 0.0,
     }  # fmt: skip
     if wrong := [what for what, asked in own.items() if asked]:
@@ -94,7 +96,14 @@ def trainer(name: str, settings: Any = None) -> Any:
         )
     if settings.kl != 0.0:
         raise ConfigError("give the KL's coefficient as beta of GRPOConfig, so that TRL keeps a reference")
-    return _subclass(_grpo_trainer(), lambda length, beta: method.estimator(_with_kl(settings, beta), length))
+    base = _grpo_trainer()
+
+    def estimator(length: int, beta: float) -> Estimator:
+        found = method.estimator(_with_kl(settings, beta), length)
+        assert isinstance(found, Estimator)
+        return found
+
+    return _subclass(base, estimator)
 
 
 def _with_kl(settings: Any, beta: float) -> Any:

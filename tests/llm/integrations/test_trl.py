@@ -138,6 +138,7 @@ def test_the_subclass_puts_its_advantages_and_loss_in_place(monkeypatch):
     ("name", "says"),
     [
         ("sft", "demonstrations"), ("remax", "greedy responses"), ("ppo", "a critic"), ("dapo", "other groups"),
+        ("copg", "whole groups"), ("copo", "final answers"), ("clip_cov", "a step of its own"),
         ("gprpo", "unknown method"),
     ],
 )  # fmt: skip
