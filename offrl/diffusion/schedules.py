@@ -62,6 +62,7 @@ class VP:
         self.abar = torch.cumprod(1.0 - betas.double(), dim=0)
         self.rho = ((1.0 - self.abar) / self.abar).sqrt()
         self._log = self.rho.log()
+        self._found: dict[float, tuple[int, float]] = {}
 
     @classmethod
     def cosine(cls, steps: int = 100) -> "VP":
@@ -89,9 +90,11 @@ class VP:
 
     def nearest(self, rho: float) -> tuple[int, float]:
         """The trained level nearest in ln rho, and how far it is, |ln rho - ln rho_t|."""
-        gaps = (self._log - math.log(rho)).abs()
-        index = int(gaps.argmin())
-        return index, float(gaps[index])
+        if rho not in self._found:  # a composition asks for the same few levels in every plan
+            gaps = (self._log - math.log(rho)).abs()
+            index = int(gaps.argmin())
+            self._found[rho] = (index, float(gaps[index]))
+        return self._found[rho]
 
     def grid(self, steps: int | None = None) -> list[float]:
         """Falling noise levels ending in 0: all trained ones, or ``steps`` of them, the noisiest among them.

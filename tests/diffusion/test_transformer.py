@@ -6,7 +6,7 @@ from torch import nn
 
 from offrl.diffusion.conditional_unet import init_weights
 from offrl.diffusion.layers import sinusoid
-from offrl.diffusion.transformer import DiffusionTransformer, decays
+from offrl.diffusion.transformer import DiffusionTransformer, _Dropout, decays
 
 SMALL = {"layers": 2, "heads": 2, "width": 8, "dropout": 0.0}
 
@@ -90,6 +90,9 @@ def test_dropout_drops_its_share_keeps_the_mean_and_draws_from_each_seeds_stream
     net.dropout = 0.25
     assert (net(x, time, seen, [k[0] for k in keeps]) - whole).abs().max() > 1e-3
     torch.testing.assert_close(net(x, time, seen), whole)  # nothing is dropped when acting
+    torch.testing.assert_close(
+        _Dropout([torch.tensor([True, False])], 0.25)(torch.ones(2)), torch.tensor([4 / 3, 0])
+    )
     nothing = [torch.zeros_like(k[0]) for k in keeps]
     torch.testing.assert_close(
         net(x, time, seen, nothing), net.head(net.ln_f(net.input_emb(x) + net.pos_emb))
