@@ -223,23 +223,7 @@ def _one_stage(name: str, data: Entry) -> tuple[dict[str, Any], list[str]]:
 def from_or_gym(content: Entry) -> tuple[dict[str, Any], list[str]]:
     """The ``env_config`` of InvManagement: I0, p, r, k, h, c, L, backlog, dist_param, alpha; defaults are or-gym's."""
     given = content.get("env_config", content)
-    known = {
-        "periods",
-        "I0",
-        "p",
-        "r",
-        "k",
-        "h",
-        "c",
-        "L",
-        "backlog",
-        "dist",
-        "dist_param",
-        "alpha",
-        "seed_int",
-    }
-    if unknown := [key for key in given if key not in known]:
-        raise DatasetError(f"unknown key {unknown[0]!r}; InvManagement has {', '.join(sorted(known))}")
+    _known(given)
     lists: dict[str, Any] = {
         "I0": [100, 100, 200], "r": [1.5, 1.0, 0.75, 0.5], "k": [0.10, 0.075, 0.05, 0.025], "h": [0.15, 0.10, 0.05],
         "c": [100, 90, 80], "L": [3, 5, 10],
@@ -272,6 +256,14 @@ def from_or_gym(content: Entry) -> tuple[dict[str, Any], list[str]]:
     for lane, penalty in zip(made["lanes"], numbers["k"][1:], strict=True):
         lane["penalty"] = penalty
     return made, ["profit there is minus cost here; orders are not cut to whole numbers"]
+
+
+OR_GYM = {"periods", "I0", "p", "r", "k", "h", "c", "L", "backlog", "dist", "dist_param", "alpha", "seed_int"}
+
+
+def _known(given: Entry) -> None:
+    if unknown := [key for key in given if key not in OR_GYM]:
+        raise DatasetError(f"unknown key {unknown[0]!r}; InvManagement has {', '.join(sorted(OR_GYM))}")
 
 
 def _counted(numbers: Mapping[str, Sequence[float]]) -> int:

@@ -154,7 +154,7 @@ DICTIONARY = "dictionary"
 
 def dictionary() -> list[tuple[str, ...]]:
     """The rows of the dictionary: head, then one a column."""
-    rows = [("sheet", "column", "kind", "needed", "allowed", "meaning")]
+    rows: list[tuple[str, ...]] = [("sheet", "column", "kind", "needed", "allowed", "meaning")]
     for sheet in SHEETS.values():
         rows.append((sheet.name, "", "", "yes" if sheet.needed else "no", "", sheet.about))
         for c in sheet.columns:
