@@ -129,7 +129,8 @@ class ExtendedSimulator(Simulator):
         come = self.received(parts.flatten(0, 1)).sum(-1).unflatten(0, parts.shape[:2]).transpose(1, 2)
         first = stock[..., 1:2] if self.shape[1] > 1 else torch.zeros_like(stock)
         rest = [stock[..., 2:], torch.zeros_like(first)] if self.shape[1] > 1 else []
-        return torch.cat([after.unsqueeze(-1) + first, *rest], -1) + come
+        moved: Tensor = torch.cat([after.unsqueeze(-1) + first, *rest], -1) + come
+        return moved
 
     def _money(
         self, stock: Tensor, held: Tensor, short: Tensor, sent: Tensor, used: Tensor, unfilled: Tensor

@@ -129,14 +129,17 @@ def _setting(content: Entry, folder: Path) -> Setting:
     nodes = tuple(_node(entry, i, units) for i, entry in enumerate(_list(content, "nodes"), 1))
     lanes = tuple(_lane(entry, i, units) for i, entry in enumerate(_list(content, "lanes"), 1))
     name = str(content.get("name", "own network"))
-    flags = ("lost_sales", "profit", "same_period", "ships_before_receiving", "owes_orders")
+    flags: dict[str, Any] = {
+        key: _flag(content, key, False, "the file")
+        for key in ("lost_sales", "profit", "same_period", "ships_before_receiving", "owes_orders")
+    }
     network = Network(
         name=name,
         nodes=nodes,
         edges=lanes,
         discount=_number(content, "discount", "the file", 1.0),
         budget=_number(content, "budget", "the file", float("inf")),
-        **{key: _flag(content, key, False, "the file") for key in flags},
+        **flags,
     )
     network = _penalized(network, content["lanes"])
     stores = [node.name for node in network.nodes if node.kind == "store"]
@@ -229,6 +232,9 @@ def _lane(entry: Any, number: int, units: Mapping[str, Any]) -> Edge:
     entry = _mapping(entry, f"lane {number}", LANE, {"from", "to", "lead_time"})
     where = f"lane {entry['from']!r} -> {entry['to']!r}"
     _same_units(entry, units, where)
+    rules: dict[str, Any] = {
+        key: _number(entry, key, where, 0.0) for key in ("fixed_cost", "min_order", "pack")
+    }
     return Edge(
         source=str(entry["from"]),
         target=str(entry["to"]),
@@ -238,7 +244,7 @@ def _lane(entry: Any, number: int, units: Mapping[str, Any]) -> Edge:
         price=_number(entry, "price", where, 0.0),
         capacity=_number(entry, "capacity", where, float("inf")),
         calendar=_calendar(entry, where),
-        **{key: _number(entry, key, where, 0.0) for key in ("fixed_cost", "min_order", "pack")},
+        **rules,
     )
 
 

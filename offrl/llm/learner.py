@@ -238,7 +238,8 @@ class Learner:
         ends, lengths = self.policy.ends, batch.mask.sum(dim=1)
         last = batch.tokens.gather(1, (lengths - 1).clamp(min=0)[:, None])[:, 0]
         can_end = (self.policy.bias[ends] > 0.5 * FORBIDDEN).any()
-        return can_end & (lengths >= batch.limits) & ~torch.isin(last, ends)
+        cut: Tensor = can_end & (lengths >= batch.limits) & ~torch.isin(last, ends)
+        return cut
 
     # what is known before the first update
 

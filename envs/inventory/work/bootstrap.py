@@ -45,7 +45,7 @@ class CorrelatedCounts:
         mixed = np.sqrt(self.correlation) * z[:, :1] + np.sqrt(1 - self.correlation) * z[:, 1:]
         uniform = ndtr(mixed).transpose(1, 0, 2)
         season = np.resize(np.ones(1) if self.season is None else self.season, periods)
-        drawn = np.empty_like(uniform)
+        drawn: Array = np.empty_like(uniform)
         for factor in np.unique(season):
             at = season == factor
             drawn[:, :, at] = inverse(self.fit, float(factor), uniform[:, :, at])

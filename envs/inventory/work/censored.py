@@ -13,6 +13,7 @@ Departures: periods that begin without stock and sell nothing say nothing (P(D >
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,15 +38,16 @@ class Counts:
     active: Array
     """(n,), q: probability of any demand; 1 for smooth items."""
 
-    def rows(self, index: object) -> "Counts":
+    def rows(self, index: NDArray[np.integer[Any] | np.bool_] | slice) -> "Counts":
         """Some of the series."""
-        return Counts(mean=self.mean[index], size=self.size[index], active=self.active[index])  # type: ignore[index]
+        return Counts(mean=self.mean[index], size=self.size[index], active=self.active[index])
 
 
 def log_pmf(x: Array, mean: Array, size: Array) -> Array:
     """Of the negative binomial; x of 0 or more."""
     p = size / (size + mean)
-    return gammaln(x + size) - gammaln(size) - gammaln(x + 1) + size * np.log(p) + x * np.log1p(-p)
+    found: Array = gammaln(x + size) - gammaln(size) - gammaln(x + 1) + size * np.log(p) + x * np.log1p(-p)
+    return found
 
 
 def survival(x: Array, mean: Array, size: Array) -> Array:
@@ -113,8 +115,8 @@ def _search(
         m, r = np.exp(mean), np.exp(size)[group]
         inside = log_pmf(x_exact, (m[at_rows] * f_exact).clip(1e-9), r[at_rows])
         tail = np.log(np.maximum(survival(x_cut, (m[rows] * f_cut).clip(1e-9), r[rows]), 1e-300))
-        total: Array = np.bincount(at_rows, inside, minlength=len(x))
-        return total + np.bincount(rows, tail, minlength=len(x))
+        total = np.bincount(at_rows, inside, minlength=len(x)) + np.bincount(rows, tail, minlength=len(x))
+        return total.astype(np.float64)
 
     steps = (np.full(len(mean), 0.5), np.full(len(size), 1.0))
     now = value(mean, size)

@@ -166,9 +166,10 @@ def company_of(tables: Mapping[str, Table]) -> Company:
     suppliers, places = _places(tables["nodes"], values["nodes"])
     items = _items(tables["items"], values["items"], suppliers)
     first, sales, left = _history(tables["demand"], values["demand"], items, places, about["period"])
-    for k in np.flatnonzero(np.isnan(sales).all((1, 2))):
+    for unsold in np.flatnonzero(np.isnan(sales).all((1, 2))):
+        k = int(unsold)
         what = f"item {items[k].name!r} has no row in sheet 'demand'; add its sales or remove it"
-        raise tables["items"].wrong(int(k), "item", what)
+        raise tables["items"].wrong(k, "item", what)
     lanes = _lanes(tables["lanes"], values["lanes"], suppliers, places, about["period"], first)
     lanes = _received(tables.get("receipts"), values["receipts"], lanes, about["period"])
     holding, underage = _costs(tables["costs"], values["costs"], items, places, sales)
@@ -217,7 +218,7 @@ def _lanes(
         _check_lane(
             table, row, source, target, kinds, {key: column[row] for key, column in values.items()}, period
         )
-        number = {
+        number: dict[str, Any] = {
             field: values[column][row] or 0.0
             for field, column in (("cost", "cost"), ("fixed_cost", "fixed_cost"), ("min_order", "min_order"),
                                   ("pack", "pack_size"))

@@ -60,7 +60,8 @@ class DemandFit:
     def later(self, item: int, start: int, periods: int) -> Array:
         """Factors of the season from period ``start`` of the history on, (periods,)."""
         season = self.season[item]
-        return season[(start + np.arange(periods)) % len(season)]
+        found: Array = season[(start + np.arange(periods)) % len(season)]
+        return found
 
 
 def fit_demand(history: History) -> DemandFit:
@@ -239,7 +240,7 @@ def calibrate(history: History, held: int) -> tuple[DemandFit, Calibration]:
     plain = fit_counts(early[0][sold], np.zeros_like(early[1][sold]), early[2][sold])
     levels = np.linspace(0.05, 0.95, 19)
     held_scores = _scores(*parts, counts)
-    train_scores = _scores(*(part[sold] for part in early), counts)
+    train_scores = _scores(early[0][sold], early[1][sold], early[2][sold], counts)
     spread = np.sqrt(train_scores.var() / train_scores.size + _by_period(held_scores, *parts).var() / held)
     return fit, Calibration(
         levels=levels, fitted=_curve(*parts, counts, levels), naive=_curve(*parts, plain, levels),
@@ -284,6 +285,6 @@ def _curve(x: Array, cut: NDArray[np.bool_], factor: Array, fit: Counts, levels:
     exact = _pit(value, fit, factor, uniform)
     below = 1 - at_least(value, fit, factor)
     u = np.where(cut, below, exact)[known]
-    values, survival = kaplan_meier(np.round(u, 4), cut[known])
+    values, survival = kaplan_meier(np.round(u, 4).astype(np.float64), cut[known])
     place = np.searchsorted(values, levels, side="right")
     return 1 - np.concatenate([[1.0], survival])[place]

@@ -43,7 +43,7 @@ class History:
     @property
     def sold(self) -> NDArray[np.bool_]:
         """(I, S): any sales known."""
-        return ~np.isnan(self.sales).all(2)
+        return np.asarray(~np.isnan(self.sales).all(2))
 
     def day(self, period: int) -> date:
         """First day of a period."""

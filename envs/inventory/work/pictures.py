@@ -32,10 +32,10 @@ def draw_network(company: "Company", path: str | Path) -> Path:
     columns = [list(company.suppliers)]
     columns += [[name for name, kind in company.places if kind == k] for k in ("warehouse", "store")]
     most = max(map(len, columns))
-    place = {}
-    for x, names in enumerate(columns):
+    place: dict[str, tuple[float, float]] = {}
+    for column, names in enumerate(columns):
         for k, name in enumerate(names):
-            place[name] = (float(x), -(k + 0.5) * most / len(names))
+            place[name] = (float(column), -(k + 0.5) * most / len(names))
     made, axes = figure(9, max(3.0, 0.42 * most + 1))
     axis = axes[0, 0]
     for lane in company.lanes:

@@ -200,9 +200,7 @@ def _sheets(book: Any) -> Iterator[Table]:
         if name not in SHEETS:
             continue
         source = f"sheet {sheet.title!r}"
-        if ranges := list(
-            getattr(sheet, "merged_cells", None).ranges if hasattr(sheet, "merged_cells") else ()
-        ):
+        if ranges := list(getattr(getattr(sheet, "merged_cells", None), "ranges", ())):
             first = str(ranges[0])
             raise DatasetError(
                 f"{source}, cell {first.split(':')[0]}: cells {first} are merged; unmerge them and fill every row"
