@@ -281,8 +281,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def raw_record(directory: Path) -> dict[str, Any]:
-    """The raw numbers of a finished run: every episode's return, the last metrics, settings, versions, speed."""
+    """The raw numbers of a finished run: every episode's return, the last metrics, settings, versions, speed.
+
+    A run that rows were drawn from is named by its path from here.
+    """
     run = RunDir(directory)
+    config = run.config
+    if config.get("mix"):
+        config = config | {"mix": config["mix"] | {"uri": os.path.relpath(config["mix"]["uri"])}}
     evaluations: dict[int, list[float]] = {}
     rows = (directory / "eval.csv").read_text().splitlines()
     names = rows[0].split(",")
@@ -294,7 +300,7 @@ def raw_record(directory: Path) -> dict[str, Any]:
     timing_header, *timing = (line.split(",") for line in (directory / "timing.csv").read_text().splitlines())
     rates = [float(line[timing_header.index("steps_per_second")]) for line in timing]
     return {
-        "config": run.config,
+        "config": config,
         "versions": run.recorded_versions(),
         "evaluations": [{"step": s, "returns": r} for s, r in evaluations.items()],
         "last_metrics": dict(zip(header, map(_number, lines[-1]), strict=True)) if lines else {},

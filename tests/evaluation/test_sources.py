@@ -117,7 +117,7 @@ def test_function_with_a_wrong_result_is_refused(result, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lerobot:x", r"unknown kind of policy 'lerobot:'; a policy is one of run:DIR .*random, waypoint"),
+        ("keras:x", r"unknown kind of policy 'keras:'; a policy is one of run:DIR .*random, waypoint"),
         ("randm", "'randm' is neither a folder nor a policy's name; did you mean 'random'"),
         ("waypoints", "did you mean 'waypoint'"),
         ("no/such/folder", "neither a folder nor a policy's name; a policy is one of run:DIR"),
