@@ -266,4 +266,4 @@ class ChunkLearner:
 def numbers_of(inputs: Sequence[Input], flat: Tensor) -> Tensor:
     """The columns (..., D) of all parts that are no images."""
     parts = zip(inputs, split(inputs, flat), strict=True)
-    return torch.cat([part for (_, shape), part in parts if len(shape) != 3], dim=-1)
+    return torch.cat([flat[..., :0], *(part for (_, shape), part in parts if len(shape) != 3)], dim=-1)
