@@ -246,7 +246,15 @@ def speed(spec: Facts) -> Facts:
                 grad = torch.bmm(w.transpose(1, 2), grad)
 
     limit, work = _fastest(products), count * paths.periods * setting.network.stores
-    return {"store_periods_per_second": work / update, "products_only": work / limit, "share": limit / update}
+    import resource  # Unix has it
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # of this cell's own process
+    rates = {
+        "store_periods_per_second": work / update,
+        "products_only": work / limit,
+        "share": limit / update,
+    }
+    return rates | {"peak_mb": peak}
 
 
 def _fastest(call: Callable[[], Any]) -> float:

@@ -214,12 +214,25 @@ def speeds(cells: Cells, found: Raw) -> Table:
         r, spec = found[name], found[name]["cell"]
         shape = [spec["policy"], str(spec.get("stores", 1)), str(spec.get("paths", 8192))]
         rate = f"{r['store_periods_per_second']:.3g}", f"{r['products_only']:.3g}", f"{100 * r['share']:.0f}"
-        rows.append([*shape, *rate, {"speed-one_store": "9.6e5", "speed-gnn-S5": "1.0e5"}.get(name, "")])
+        peak = f"{r['peak_mb']:.0f}" if "peak_mb" in r else ""
+        rows.append(
+            [*shape, *rate, peak, {"speed-one_store": "9.6e5", "speed-gnn-S5": "1.0e5"}.get(name, "")]
+        )
     text = (
         "Store-periods trained (forward, backward, Adam; 50 periods) per CPU second on one thread, beside what its "
-        "matrix products alone reach. The official code's numbers are from another machine of the same kind."
+        "matrix products alone reach; peak memory of the whole process, libraries "
+        "included. The official code's numbers are from another machine of the same kind."
     )
-    head = ("policy", "stores", "paths", "trained / s", "products only / s", "share %", "official code / s")
+    head = (
+        "policy",
+        "stores",
+        "paths",
+        "trained / s",
+        "products only / s",
+        "share %",
+        "peak MB",
+        "official code / s",
+    )
     return Table("Speed", text, head, rows)
 
 
