@@ -143,7 +143,9 @@ def main() -> int:
     parser.add_argument("action", choices=("run", "page", "cell"))
     parser.add_argument("names", nargs="*", help="cells, or prefixes of their names")
     parser.add_argument("--data", type=Path, help="folder of the public files")
-    parser.add_argument("--work", type=Path, default=Path("runs/bench-inventory-real"), help="where runs are kept")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/bench-inventory-real"), help="where runs are kept"
+    )
     o = parser.parse_args()
     if o.action == "cell":
         run_cell(o.names[0], o.work, o.data)
