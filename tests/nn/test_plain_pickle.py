@@ -1,7 +1,6 @@
 """A torch file gives tensors and plain containers, and runs nothing."""
 
 import collections
-import contextlib
 import io
 import pickle
 import sys
@@ -126,13 +125,17 @@ def test_spoilt_bytes_raise_nothing_else(tmp_path):
     with zipfile.ZipFile(tmp_path / "good.ckpt") as archive:
         name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
         good = archive.read(name)
+    refused = 0
     for _ in range(100):
         spoilt = bytearray(good)
         for at in torch.randint(len(good), (3,), generator=g).tolist():
             spoilt[at] = int(torch.randint(256, (1,), generator=g))
         file = rewritten(tmp_path, lambda n, b, s=bytes(spoilt): s if n.endswith("data.pkl") else b)
-        with contextlib.suppress(PolicyError):
+        try:
             read_plain(file)
+        except PolicyError:
+            refused += 1
+    assert refused > 50  # some bytes are parts of names or numbers, which may differ
 
 
 def test_what_is_no_torch_file_is_refused(tmp_path):

@@ -179,13 +179,17 @@ def misled_start(steps, seed=0):
 
 
 @pytest.mark.slow
-def test_held_out_prompts_are_learnt_from_demonstrations():
-    """GRPO leaves prompts that never succeed where they are; HPT learns them and keeps the others."""
+def test_held_out_prompts_are_learnt_from_demonstrations(monkeypatch):
+    """GRPO leaves prompts that never succeed where they are; HPT learns them and keeps the others.
+
+    With random weights of std 0.02; from wider ones GRPO's lucky samples open up to a third (docs/llm_methods.md).
+    """
+    monkeypatch.setattr("offrl.llm.models.INITIAL_STD", 0.02)
     start = misled_start(600)
     before, grpo = held_out_prompts("grpo", {}, start=start, steps=150)
     same, hpt = held_out_prompts("hpt", {"gate": 0}, start=start, steps=150)
     assert same == before
     assert before[0] < 0.02
-    assert grpo[0] < 0.5  # lucky samples open some of them (seeds 0, 1, 2: 0.34, 0.33, 0.07)
+    assert grpo[0] < 0.15  # now and then a lucky sample opens one
     assert hpt[0] > 0.95
     assert hpt[1] > before[1] - 0.03
