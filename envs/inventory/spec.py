@@ -5,8 +5,7 @@ period).
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -193,11 +192,6 @@ class Network:
     def ruled(self) -> bool:
         """Whether orders must keep rules of size, day or budget, cost something each, or arrive as deliveries vary."""
         return self.budget < math.inf or any(edge.ruled for edge in self.edges)
-
-    def with_lead_times(self, lead_times: Iterable[int]) -> "Network":
-        """The same network with other lead times, in edge order."""
-        edges = tuple(replace(e, lead_time=int(n)) for e, n in zip(self.edges, lead_times, strict=True))
-        return replace(self, edges=edges, width=0, widths=())
 
 
 def check(network: Network) -> None:

@@ -115,11 +115,6 @@ def resume(directory: Path, reporter: Reporter | None = None, *, allow_inexact: 
     return _go(run, learner, options, reporter, restore=True)
 
 
-def is_llm(directory: Path) -> bool:
-    """Whether a run directory is that of a language model."""
-    return "llm" in RunDir(directory).config
-
-
 def build(name: str, settings: Any, options: LLMOptions, ranks: Ranks | None = None) -> Learner:
     """The learner of a run, in one of the processes that train it.
 

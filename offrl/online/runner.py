@@ -15,7 +15,7 @@ from offrl.data.write import check_target
 from offrl.errors import CheckpointError, ConfigError
 from offrl.evaluation.environments import env_spec, make_env
 from offrl.online.checkpoint import restore_model
-from offrl.online.options import ENVIRONMENTS, ROWS, OnlineAlgorithm, OnlineOptions
+from offrl.online.options import ENVIRONMENTS, OnlineAlgorithm, OnlineOptions
 from offrl.online.recording import Recording
 from offrl.online.run_callback import RunCallback, run_config
 from offrl.training.checkpoint import load_checkpoint, set_rng_state
@@ -89,11 +89,6 @@ def resume(directory: Path, *, allow_inexact: bool = False, reporter_mode: str =
         how = "" if method.exact_resume else "; statistically: the environments start new episodes"
         reporter.note(f"resuming {directory} at step {state['step']}{how}" + (f" ({note})" if note else ""))
     return _learn(run, method, build(method, settings, c), reporter, state)
-
-
-def is_online(directory: Path) -> bool:
-    """Whether a run directory is that of an online run."""
-    return bool(RunDir(directory).config["rows"] == ROWS)
 
 
 def build(method: OnlineAlgorithm, settings: Any, config: dict[str, Any]) -> BaseAlgorithm:

@@ -153,16 +153,6 @@ def kaplan_meier(x: Array, censored: Mask) -> tuple[Array, Array]:
     return values, np.array(curve)
 
 
-def kaplan_meier_mean(x: Array, censored: Mask) -> float:
-    """Mean of that estimate; what lies beyond the largest exact value counts as the largest value seen."""
-    values, curve = kaplan_meier(x, censored)
-    if not len(values):
-        return float(x.max(initial=0.0))
-    steps = np.diff(values, prepend=0.0)
-    before = np.concatenate([[1.0], curve[:-1]])
-    return float((steps * before).sum() + curve[-1] * (x.max() - values[-1]))
-
-
 def inverse(fit: Counts, factor: float, uniform: Array) -> Array:
     """Demand (n, ...) of which uniform numbers (n, ...) are the quantiles, all with one factor of the season."""
     made = np.empty_like(uniform)
