@@ -136,7 +136,11 @@ def make_env(spec: EnvSpec | str, render_mode: str | None = None) -> gymnasium.E
     try:
         if SINGLETASK in env_id:
             env = SelfContained(env)
-        if env_id == PUSHT and "block_pose" in spec.flatten:
+        if (
+            env_id == PUSHT
+            and "block_pose" in spec.flatten
+            and isinstance(env.observation_space, spaces.Dict)
+        ):
             env = PushTViews(env)
         return _fitted(env, env_id, spec.flatten)
     except ConfigError:
