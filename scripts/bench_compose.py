@@ -87,7 +87,7 @@ def chunk_pairs(other: str) -> tuple[tuple[str, str], ...]:
     return tuple(("diffusion", mate) for mate in mates)
 
 
-SETTINGS = {"hidden": 32, "lr": 5e-4}
+SETTINGS = {"hidden": 32, "lr": 1e-3}
 TASKS = {
     "hopper": Task(
         "Hopper-v5",
@@ -104,9 +104,9 @@ TASKS = {
         "success",
         chunk_pairs("positions"),
         chunk_parents("fetch-pick", "positions"),
-        steps=6_000,
+        steps=2_000,
         settings=SETTINGS,
-        seconds=(0.05, 0.1, 0.2),
+        seconds=(0.05, 0.08, 0.13),
     ),
     "pusht": Task(
         "pusht-all",
