@@ -47,7 +47,7 @@ class ComposeOptions:
     """
 
     policy: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="DIR")] = ()
-    """A run or policy folder; give the option once for each policy."""
+    """A run or policy folder, lerobot:DIR, sb3:FILE.zip or served:PORT; give the option once for each policy."""
     wiring: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE")] = ()
     """Wiring file (TOML) of each policy, in their order: which parts of the environment its inputs are made of;
     - for a policy whose inputs have the names of those parts."""
@@ -87,6 +87,8 @@ class ComposeOptions:
     """Seed of the report; the search takes the next one."""
     workers: int = 1
     """Processes; the numbers do not depend on it."""
+    side_by_side: int = 5
+    """Episodes whose chunks are denoised together; 32 are several times as fast and draw other noise."""
     out: Path | None = None
     """Folder for the composed policy and compose.json."""
     json: bool = False
@@ -108,7 +110,7 @@ def main(argv: list[str]) -> int:
         found = diagnose(composed, load_dataset(str(options.demos)), setting, options.seed)
         print(json.dumps(summary_of(found)) if options.json else describe_hint(found), flush=True)
         return 0
-    with Evaluator(spec, options.workers) as evaluator:
+    with Evaluator(spec, options.workers, width=options.side_by_side) as evaluator:
         best = search(options, parents, seen, evaluator) if options.search else None
         weights = best.best if best else options.weights or None
         chosen = compose(options, parents, weights, **seen)
@@ -137,6 +139,8 @@ def check(options: ComposeOptions) -> None:
         raise ConfigError("--check looks at no weights, --diagnose needs them: give one of the two")
     if options.expect and len(options.expect) != len(options.policy):
         raise ConfigError(f"--expect takes {len(options.policy)} numbers, one a policy, in their order")
+    if options.out is not None and any(name.startswith("served:") for name in options.policy):
+        raise ConfigError("--out needs policies that are files: a served one ends with its server")
     if options.episodes < 2:
         raise ConfigError(f"episodes must be 2 or more, for an interval, got {options.episodes}")
 
