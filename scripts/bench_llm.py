@@ -133,12 +133,12 @@ def t3(beta: float, *arms: Arm) -> Experiment:
     )  # fmt: skip
 
 
-def large_lr(times: int) -> Experiment:
-    """Small batches, large learning rates."""
+def large_lr(lr: float) -> Experiment:
+    """Small batches, large learning rates, no warm-up."""
     return Experiment(
-        f"t1-lr{times}", f"t1, batches of 64 at {times} times the usual learning rate of 1e-3",
-        (*baselines(), Arm("capo", calibrate=True)), 800, {"task": "t1", "prompts": 8, "group": 8}, 24.0,
-        (times * 1e-3,), columns=("accuracy", "best", "fall", "entropy", "rejected"),
+        f"t2-lr{lr:g}", f"t2, batches of 64 at a learning rate of {lr:g}", (*baselines(), Arm("capo", calibrate=True)),
+        400, {"task": "t2", "prompts": 8, "group": 8}, 22.0, (lr,), start="t2",
+        columns=("accuracy", "best", "fall", "entropy", "rejected"),
     )  # fmt: skip
 
 
@@ -159,7 +159,7 @@ EXPERIMENTS = {
             300, {**T1, "minibatches": 4}, 38.0,
             columns=("accuracy", "pass@16", "entropy", "zero variance", "log ratio"),
         ),
-        large_lr(2), large_lr(5),
+        large_lr(1e-3), large_lr(3e-3),
         Experiment(
             "t1-moe", "t1, a mixture of experts that samples in 8 bits, four updates a batch",
             (*baselines(), *(Arm("minirl", {"replay": r}, label=f"minirl-{r}") for r in ("none", "R2", "R3"))),

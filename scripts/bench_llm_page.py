@@ -166,7 +166,7 @@ CLAIMS = (
     )),
     Claim("capo", "no collapse at learning rates at which the base method collapses", tuple(
         condition
-        for lr in ("t1-lr2", "t1-lr5")
+        for lr in ("t2-lr0.001", "t2-lr0.003")
         for condition in (*over(lr, "capo", "accuracy", "above"), Condition(lr, "capo", "rejected", "below", 0.08))
     )),
     Claim("copg", "reaches the best policy from samples of another one", over("t3-offline", "copg", "gap", "below")),
