@@ -15,20 +15,20 @@ from offrl.estimators.aggregation import sequence_sum
 from offrl.estimators.groups import Groups, whole_groups
 from offrl.estimators.rollouts import Counts, count
 from offrl.llm.engine import Engine
-from offrl.llm.generate import sample
+from offrl.llm.episodes import respond
 from offrl.llm.method import Companion, LossSettings, Method, TextRollouts
 from offrl.llm.models import FORBIDDEN
 from offrl.llm.options import LLMOptions
 from offrl.llm.parallel import Ranks
 from offrl.llm.rollouts import (
     component_names,
-    demonstrated,
     first_groups,
     group_shares,
     joined,
     moved,
     rollouts,
 )
+from offrl.llm.rollouts import demonstrations as demonstrations_of
 from offrl.llm.score import Scores, score
 from offrl.llm.tasks.task import Task
 from offrl.training.seeding import stream
@@ -172,9 +172,8 @@ class Learner:
         demonstrations = None
         if method.data != "rollouts":
             noise = getattr(self.settings, "noise", 0.0)
-            tokens = task.demonstrations(prompts, self.streams["demonstrations"], noise)
-            tokens = tokens[self.ranks.share(o.prompts)].to(self.device)
-            demonstrations = demonstrated(tokens, task.vocabulary.pad)
+            drawn = demonstrations_of(task, prompts, self.streams["demonstrations"], noise)
+            demonstrations = drawn.rows(self.ranks.share(o.prompts)).to(self.device)
         share = self.ranks.share(o.prompts)
         prompts = prompts.rows(share).to(self.device)
         groups = number * o.prompts + torch.arange(o.prompts, device=self.device)[share]
@@ -183,7 +182,7 @@ class Learner:
         if method.data != "demonstrations":
             sampler = self.engine.sampler(self.policy)
             draw = partial(
-                sample, sampler, prompts,
+                respond, sampler, task, prompts,
                 copies=o.group, temperature=o.temperature, generator=self.streams["sampling"],
             )  # fmt: skip
             responses, fields = self.companion.sampled(sampler, draw)
@@ -191,7 +190,7 @@ class Learner:
             batch, found = self._rewarded(many, responses, ids)
             batch = batch.replace(**fields)
             if method.greedy_baseline:
-                best = sample(self.policy, prompts, temperature=0.0)
+                best = respond(self.policy, task, prompts, temperature=0.0)
                 baseline = torch.stack([*task.rewards(prompts, best).values()]).sum(dim=0)
                 batch = batch.replace(baseline_rewards=baseline.repeat_interleave(o.group))
                 self.rollouts += self.ranks.total(len(prompts))
@@ -221,14 +220,15 @@ class Learner:
             outcome = self.method.shaped(self.settings, outcome, responses, prompts.limits)
         self.tokens += self.ranks.total(int(responses.mask.sum()))
         batch = rollouts(prompts, responses, outcome, ids, each, demo=demo)
-        batch = batch.replace(cut=self._cut(batch) & ~batch.demo)
+        cut = self._cut(batch) if responses.cut is None else responses.cut
+        batch = batch.replace(cut=cut & ~batch.demo)
         if self.method.answers:
             batch = batch.replace(answer_ids=self.task.final_answers(prompts, responses))
         text = self.task.vocabulary.text
         some = range(0, len(prompts), max(len(prompts) // 4, 1))
         self.shown = Shown(
             [text(prompts.tokens[i][prompts.mask[i]]) for i in some],
-            [text(responses.tokens[i][responses.mask[i]]) for i in some],
+            [text(responses.row(i)) for i in some],
             [float(outcome[i]) for i in some],
         )
         return batch, metrics
@@ -273,7 +273,9 @@ class Learner:
         log_ratio = None if old is None or reference is None else old - reference
         if self.method.kl == "step-reward":
             coefficient = 0.0 if log_ratio is None else self.settings.kl
-            return rewards_at_end(batch.rewards, batch.mask, log_ratio, coefficient)
+            steps = 0.0 if batch.step_rewards is None else batch.step_rewards
+            rest = batch.rewards if batch.step_rewards is None else batch.rewards - batch.step_rewards.sum(1)
+            return steps + rewards_at_end(rest, batch.mask, log_ratio, coefficient)
         if self.method.kl == "reward" and log_ratio is not None:
             return batch.rewards - self.settings.kl * sequence_sum(log_ratio, batch.mask)
         return batch.rewards

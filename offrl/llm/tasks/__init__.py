@@ -17,6 +17,9 @@ TASKS = {  # name -> what it is
     "t2": "sums of 1 to 8 digits modulo 5; after sft with noise 0.3",
     "t2-hard": "the same modulo 10: the long prompts stay at chance",
     "t3": "strings of 4 symbols with a known target distribution; model tiny:table",
+    "t4a": "walks of 12 moves on a 5 x 5 grid to a goal that the prompt names; from random weights",
+    "t4b": "the same from the centre to any of four corners: how many does a policy keep?",
+    "t4c": "a key, then a door on a 7 x 7 grid, 30 moves; from random weights or after sft",
     "t5": "sums of 2 to 4 digits with rewards for format, length and answer; after sft with noise 0.5",
     "t5-conditioned": "the same; a short response earns its length only if it is right",
     "arithmetic": "600 word problems of one or two steps, 120 held out; a model with a tokenizer",
@@ -30,6 +33,7 @@ def load_task(name: str) -> Task:
         ConfigError: an unknown name.
     """
     from offrl.llm.tasks.chainsum import ChainSum
+    from offrl.llm.tasks.grid import SIZES, Grid
     from offrl.llm.tasks.modsum import ModSum
     from offrl.llm.tasks.multi_reward import MultiReward
     from offrl.llm.tasks.string_target import StringTarget
@@ -38,6 +42,8 @@ def load_task(name: str) -> Task:
         raise ConfigError("task arithmetic is text: it needs a model with a tokenizer")
     if name == "t1":
         return ModSum()
+    if name in SIZES:
+        return Grid(name)
     if name == "t3":
         return StringTarget()
     if name in ("t2", "t2-hard"):
