@@ -49,7 +49,7 @@ def rollouts(
 
 
 def joined(parts: list[TextRollouts], pad: int = PAD) -> TextRollouts:
-    """Rows of all parts, responses padded to the longest; a group is named by its id, also across parts."""
+    """Rows of all parts, prompts and responses padded to the longest; a group is named by its id, also across parts."""
     if len(parts) == 1:
         return parts[0]
     width = max(part.tokens.shape[1] for part in parts)
@@ -61,6 +61,10 @@ def joined(parts: list[TextRollouts], pad: int = PAD) -> TextRollouts:
         if field.name in ("mask", "tokens", "rollout_log_probs", "old_log_probs", "ref_log_probs"):
             fill = pad if field.name == "tokens" else 0
             values = [torch.nn.functional.pad(v, (0, width - v.shape[1]), value=fill) for v in values]
+        if field.name in ("prompt_tokens", "prompt_mask"):
+            longest = max(v.shape[1] for v in values)
+            fill = pad if field.name == "prompt_tokens" else 0
+            values = [torch.nn.functional.pad(v, (longest - v.shape[1], 0), value=fill) for v in values]
         fields[field.name] = torch.cat(values)
     return TextRollouts(**fields)
 
