@@ -15,7 +15,7 @@ def sample(
     policy: LanguageModel,
     prompts: Prompts,
     *,
-    copies: int = 1,
+    copies: int | Tensor = 1,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Responses:
@@ -26,7 +26,7 @@ def sample(
     Args:
         policy: what samples.
         prompts: N of them.
-        copies: responses a prompt.
+        copies: responses a prompt; (N,) for numbers of their own.
         temperature: logits are divided by it; 0 takes the most probable token.
         generator: the random stream; not needed at temperature 0.
     """

@@ -36,6 +36,10 @@ class TextRollouts(Rollouts):
     """(B,) int64, equal for equal prompts, also across batches."""
     components: Tensor
     """(B, K) the rewards whose sum is the outcome, as the task gave them."""
+    success: Tensor | None = None
+    """(B,) bool: what the task calls right."""
+    sources: Tensor | None = None
+    """(B,) int64, equal for rows with the same prompt tokens; None: those of a group have."""
     cut: Tensor | None = None
     """(B,) bool: stopped by its limit, not by an end."""
     answer_ids: Tensor | None = None

@@ -59,7 +59,7 @@ class LanguageModel(Protocol):
             (B, T, H).
         """
 
-    def begin(self, prompt_tokens: Tensor, prompt_mask: Tensor, copies: int) -> tuple[Tensor, Any]:
+    def begin(self, prompt_tokens: Tensor, prompt_mask: Tensor, copies: int | Tensor) -> tuple[Tensor, Any]:
         """The states that predict the first tokens, (N copies, H), and what ``advance`` goes on from."""
 
     def advance(self, state: Any, tokens: Tensor) -> Tensor:
@@ -118,7 +118,11 @@ class Transformer(nn.Module):
         seen = torch.cat([prompt_mask[owners], torch.ones_like(answer, dtype=torch.bool)], dim=1)
         return torch.cat([first, self._run(answer, seen, cache)], dim=1)
 
-    def begin(self, prompt_tokens: Tensor, prompt_mask: Tensor, copies: int) -> tuple[Tensor, Any]:
+    def prompt_states(self, prompt_tokens: Tensor, prompt_mask: Tensor) -> Tensor:
+        """(N, P, H), the last states of prompts."""
+        return self._read(prompt_tokens, prompt_mask)[0]
+
+    def begin(self, prompt_tokens: Tensor, prompt_mask: Tensor, copies: int | Tensor) -> tuple[Tensor, Any]:
         """Reads the prompts once; see ``LanguageModel``."""
         states, cache = self._read(prompt_tokens, prompt_mask)
         cache.batch_repeat_interleave(copies)
@@ -192,9 +196,9 @@ class Table(nn.Module):
             nodes.append(node := len(SYMBOLS) * node + symbol + 1)
         return self.logits[torch.stack(nodes, dim=1)]
 
-    def begin(self, prompt_tokens: Tensor, prompt_mask: Tensor, copies: int) -> tuple[Tensor, Any]:
+    def begin(self, prompt_tokens: Tensor, prompt_mask: Tensor, copies: int | Tensor) -> tuple[Tensor, Any]:
         """The first row; see ``LanguageModel``."""
-        node = torch.zeros(copies * len(prompt_tokens), dtype=torch.int64, device=prompt_tokens.device)
+        node = torch.zeros_like(prompt_tokens[:, 0]).repeat_interleave(copies)
         return self.logits[node], {"node": node}
 
     def advance(self, state: Any, tokens: Tensor) -> Tensor:

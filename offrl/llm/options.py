@@ -8,6 +8,8 @@ import tyro
 
 from offrl.errors import ConfigError
 from offrl.llm.method import Method
+from offrl.llm.prompts.options import PromptOptions
+from offrl.llm.prompts.parts import check_parts, facts
 from offrl.llm.tasks.task import Task
 from offrl.training.progress import spaced
 
@@ -45,7 +47,7 @@ class DataOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LLMOptions(DataOptions):
+class LLMOptions(DataOptions, PromptOptions):
     """How to run, whatever the method."""
 
     lora_rank: int = 0
@@ -96,6 +98,7 @@ class LLMOptions(DataOptions):
     """CPU threads."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in (
             "steps", "prompts", "group", "minibatches", "reuse", "log_every", "eval_prompts", "eval_samples",
             "checkpoint_every", "threads", "max_prompt", "max_response",
@@ -139,6 +142,7 @@ def check(name: str, method: Method, options: LLMOptions) -> None:
     Raises:
         ConfigError: they do not; the message says what would.
     """
+    check_parts(name, method, options)
     if method.grouped and options.group < 2:
         raise ConfigError(f"{name} compares the responses of a group: --group must be 2 or more")
     if method.coupled and options.micro_batch % options.group:
@@ -193,4 +197,4 @@ def plan(
         "rollouts in all": str(rows * options.steps if method.data != "demonstrations" else 0),
         "parameters": spaced(parameters) + f" beside {spaced(frozen)} frozen" * (frozen > 0),
         "peak memory": f"about {memory / 1e6:.0f} MB beside the libraries (rough)",
-    } | method.facts(settings, options)
+    } | facts(options) | method.facts(settings, options)

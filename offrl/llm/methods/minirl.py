@@ -64,10 +64,9 @@ class Replay(Companion):
         with recording(sampler) as passes:
             responses = draw()
         first, *rest = passes
-        copies = self.learner.options.group
-        of_prompts = first.view(len(responses.tokens) // copies, -1, *first.shape[1:]).repeat_interleave(
-            copies, 0
-        )
+        copies = self.learner.prompting.copies
+        prompts = len(copies) if isinstance(copies, Tensor) else len(responses.tokens) // copies
+        of_prompts = first.view(prompts, -1, *first.shape[1:]).repeat_interleave(copies, 0)
         later = torch.stack(rest, dim=1) if rest else of_prompts[:, :0]
         return responses, {"prompt_routes": of_prompts, "routes": later}
 

@@ -16,6 +16,7 @@ TASKS = {  # name -> what it is
     "t1": "sum of two digits modulo 10; from random weights",
     "t2": "sums of 1 to 8 digits modulo 5; after sft with noise 0.3",
     "t2-hard": "the same modulo 10: the long prompts stay at chance",
+    "t2-cliff": "the same modulo 20: a guess is right once in 20 times",
     "t3": "strings of 4 symbols with a known target distribution; model tiny:table",
     "t4a": "walks of 12 moves on a 5 x 5 grid to a goal that the prompt names; from random weights",
     "t4b": "the same from the centre to any of four corners: how many does a policy keep?",
@@ -24,6 +25,8 @@ TASKS = {  # name -> what it is
     "t5-conditioned": "the same; a short response earns its length only if it is right",
     "arithmetic": "600 word problems of one or two steps, 120 held out; a model with a tokenizer",
 }
+
+CHAIN_BASES = {"t2": 5, "t2-hard": 10, "t2-cliff": 20}
 
 
 def load_task(name: str) -> Task:
@@ -46,8 +49,8 @@ def load_task(name: str) -> Task:
         return Grid(name)
     if name == "t3":
         return StringTarget()
-    if name in ("t2", "t2-hard"):
-        return ChainSum(name, 5 if name == "t2" else 10)
+    if name in CHAIN_BASES:
+        return ChainSum(name, CHAIN_BASES[name])
     if name in ("t5", "t5-conditioned"):
         return MultiReward(name, conditioned=name != "t5")
     raise ConfigError(f"unknown task {name!r}; there are {', '.join(TASKS)}")
