@@ -91,10 +91,13 @@ _SUITE = (
     *(Entry(name, seconds) for name, seconds in (("bc", 90), ("td3_bc", 200), ("iql", 280), ("awac", 500))),
     Entry("rebrac", 700, "rebrac (batch 256)", {"batch_size": 256}),
     Entry("fql", 1300, "fql (256 wide)", {"hidden": 256, "normalize_q": True, "alpha": 0.4}),
-    *(Entry(name, seconds) for name, seconds in (("prdc", 280), ("a2pr", 1400), ("odice", 1000))),
+    *(Entry(name, seconds) for name, seconds in (("prdc", 280), ("a2pr", 1400))),
 )
-_CLAIMS = tuple((ours, other) for ours in ("a2pr", "odice") for other in ("bc", "td3_bc", "iql"))
-_SPARSE = tuple(entry for entry in _SUITE if entry.algorithm in ("td3_bc", "iql", "prdc", "a2pr", "odice"))
+_ODICE = Entry("odice", 1000, "odice (lam 0.4)", {"lam": 0.4})
+_PUBLISHED_LAM = Entry("odice", 1000, "odice (lam 0.6)", seeds=(0,))
+_BASELINES = ("bc", "td3_bc", "iql")
+_CLAIMS = tuple((ours, other) for ours in ("a2pr", _ODICE.label) for other in _BASELINES)
+_SPARSE = (*(e for e in _SUITE if e.algorithm in ("td3_bc", "iql", "prdc", "a2pr")), _ODICE, _PUBLISHED_LAM)
 _DEMONSTRATIONS = "zoo/halfcheetah-demonstrations"  # 10 episodes
 _IMITATION = {"lr": 1e-3, "policy_hidden": 256}
 _IMITATORS = (
@@ -134,7 +137,8 @@ TASKS = (
         peers=("td3_bc", "iql"), peer_seconds=800,
     ),
     Task(
-        "zoo/hopper-medium", 50_000, (0, 1), _SUITE,
+        "zoo/hopper-medium", 50_000, (0, 1),
+        (*_SUITE, _ODICE, _PUBLISHED_LAM),
         "The suite, with each method's published settings for hopper-medium-v2; ReBRAC and AWAC beside d3rlpy's, which "
         "differ in more than settings (`docs/from_d3rlpy.md`). FQL has no published settings for locomotion: here its "
         "four layers are 256 wide (512 in the paper); alpha 0.4 on the normalized Q is TD3+BC's balance (1 / 2.5).",
@@ -142,7 +146,7 @@ TASKS = (
         peers=("rebrac", "awac"), peer_seconds=1200, claims=_CLAIMS,
     ),
     Task(
-        "zoo/halfcheetah-medium-expert", 50_000, (0, 1), _SUITE,
+        "zoo/halfcheetah-medium-expert", 50_000, (0, 1), (*_SUITE, _ODICE),
         "The suite, with each method's published settings for halfcheetah-medium-expert-v2; FQL as on hopper-medium.",
         "halfcheetah-medium-expert", preset="halfcheetah-medium-expert-v2", eval_every=5_000, last=5, claims=_CLAIMS,
     ),
@@ -332,7 +336,6 @@ def _records(task: Task) -> dict[str, list[dict[str, Any]]]:
 
 
 def _table(task: Task, records: dict[str, list[dict[str, Any]]]) -> list[str]:
-    pair = reference_returns(task.dataset) or (0.0, 1.0)  # success rates have none
     lines = [
         f"| algorithm | seeds | last | last {task.last} (mean +- std) | 95 % (episodes) | best | paper |",
         "|---|---|---|---|---|---|---|",
@@ -344,7 +347,7 @@ def _table(task: Task, records: dict[str, list[dict[str, Any]]]) -> list[str]:
         if not runs:
             lines.append(f"| {name} | 0 | not run yet | | | | {paper} |")
             continue
-        curves = [[normalized_score(pair, np.array(e["returns"])) for e in r["evaluations"]] for r in runs]
+        curves = [[_scores(task, e) for e in r["evaluations"]] for r in runs]
         last = [np.concatenate(c[-task.last :]) for c in curves]
         means[name] = np.array([scores.mean() for scores in last])
         spread = f" +- {means[name].std(ddof=1):.1f}" if len(runs) > 1 else ""
@@ -362,6 +365,14 @@ def _table(task: Task, records: dict[str, list[dict[str, Any]]]) -> list[str]:
     said = [_agreement(ours, other, means) for ours, other in pairs]
     said += [_claim(ours, other, means) for ours, other in task.claims]
     return lines + [line for verdict in said for line in ("", verdict)]
+
+
+def _scores(task: Task, evaluation: dict[str, Any]) -> np.ndarray:
+    """Of an evaluation's episodes: normalized returns, or 100 for a success where the dataset has no reference pair."""
+    pair = reference_returns(task.dataset)
+    if pair is None:
+        return 100.0 * np.array(evaluation["successes"])
+    return normalized_score(pair, np.array(evaluation["returns"]))
 
 
 def _paper(task: Task, name: str) -> str:
