@@ -87,6 +87,7 @@ MAY_IMPORT["offrl.online.rate"] = MAY_IMPORT["offrl.online.runner"]
 MAY_IMPORT["offrl.algos.hdpo"] = MAY_IMPORT["offrl.algos"] | {"offrl.envs"}
 MAY_IMPORT["offrl.inventory_bench"] = MAY_IMPORT["offrl.training.build"] | {"offrl.training", "offrl.envs"}
 MAY_IMPORT["offrl.training.inventory"] = MAY_IMPORT["offrl.training.build"] | {"offrl.envs"}
+MAY_IMPORT["offrl.training.inventory_target"] = MAY_IMPORT["offrl.training.inventory"]
 
 HEAVY = set(
     [

@@ -34,7 +34,7 @@ def test_the_walk(capsys, tmp_path):
     assert main(["inventory", "backtest", str(run)]) == 0
     page = capsys.readouterr().out
     assert page.startswith("item 'I001': 2024-08-12 to 2024-09-30, 8 weeks held out\n")
-    assert "EUR a year, 95 % interval" in page
+    assert "EUR a year against min/max, 95 % interval" in page
     assert page.split()[-1] in ("better", "worse", "apart")
     assert main(["inventory", "recommend", str(run), "--out", "orders.xlsx"]) == 0
     import openpyxl
