@@ -68,8 +68,8 @@ class Arm:
     settings: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     label: str = ""
-    calibrate: bool = False
-    """CAPO's bounds are the 95th percentiles of its moves in the first steps of the search seed."""
+    calibrate: float = 0.0
+    """CAPO's bounds are this times the 95th percentiles of its moves in the first steps of the search seed."""
 
     @property
     def name(self) -> str:
@@ -136,8 +136,9 @@ def t3(beta: float, *arms: Arm) -> Experiment:
 def large_lr(lr: float) -> Experiment:
     """Small batches, large learning rates, no warm-up."""
     return Experiment(
-        f"t2-lr{lr:g}", f"t2, batches of 64 at a learning rate of {lr:g}", (*baselines(), Arm("capo", calibrate=True)),
-        400, {"task": "t2", "prompts": 8, "group": 8}, 22.0, (lr,), start="t2",
+        f"t2-lr{lr:g}", f"t2, batches of 64 at a learning rate of {lr:g}",
+        (*baselines(), Arm("capo", calibrate=1.0), Arm("capo", label="capo-tight", calibrate=0.1)), 400,
+        {"task": "t2", "prompts": 8, "group": 8}, 22.0, (lr,), start="t2",
         columns=("accuracy", "best", "fall", "entropy", "rejected"),
     )  # fmt: skip
 
@@ -363,11 +364,13 @@ def train(e: Experiment, arm: Arm, lr: float, seed: int, share: float, sizes: Si
 
 
 def calibrated(e: Experiment, arm: Arm, sizes: Sizes) -> Arm:
-    """CAPO with the 95th percentiles of its moves over the first 20 steps that taught something."""
+    """CAPO with bounds from the 95th percentiles of its moves over the first 20 steps that taught something."""
     free = replace(arm, settings={"tau_f": 1e9, "tau_h": 1e9})
     learner = built(e, free, e.lrs[0], sizes.search_seed, 20, sizes)
     seen = [found for found in (learner.update() for _ in range(20)) if float(found.get("m_f_95", 0.0)) > 0.0]
-    bounds = {f"tau_{x}": float(torch.stack([f[f"m_{x}_95"] for f in seen]).mean()) for x in "fh"}
+    bounds = {
+        f"tau_{x}": arm.calibrate * float(torch.stack([f[f"m_{x}_95"] for f in seen]).mean()) for x in "fh"
+    }
     return replace(arm, settings={**arm.settings, **{name: float(f"{x:.3g}") for name, x in bounds.items()}})
 
 

@@ -125,6 +125,7 @@ HEAVY = set(
         "gguf",
         "math_verify",
         "trl",
+        "verl",
     ]
 )
 ON_SB3 = {"offrl.online"} | {

@@ -57,6 +57,11 @@ class Replay(Companion):
         if settings.replay != "none" and not routers(learner.policy):
             raise ConfigError(f"minirl: {learner.options.model} has no routers to replay; leave --replay out")
 
+    @staticmethod
+    def watches(settings: MiniRLConfig) -> bool:
+        """Without replay it does not even that."""
+        return settings.replay == "none"
+
     def sampled(self, sampler: Any, draw: Callable[[], Responses]) -> tuple[Responses, dict[str, Tensor]]:
         """R3: with the experts of sampling, which reads each prompt once and then a token at a time."""
         if self.settings.replay != "R3":
