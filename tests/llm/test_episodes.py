@@ -178,7 +178,7 @@ def test_episodes_go_on_from_any_moment_as_they_went(name):
     whole = converse(policy, env, prompts, temperature=0.0, moments=moments)
     assert len(moments) == task.turns + 1 or whole.paid.all()
     moment = moments[3]
-    rows = moment.running.nonzero()[:, 0]
+    rows = moment.ready.nonzero()[:, 0]
     length = int(moment.lengths[rows].min())
     rows = rows[moment.lengths[rows] == length]
     env.restore({key: x[rows] for key, x in moment.state.items()})
