@@ -29,14 +29,14 @@ def random_sets(size: int, n: int, count: int, generator: torch.Generator) -> Te
 
 
 def polychromic(rewards: Tensor, classes: Tensor, sets: Tensor) -> Tensor:
-    """f of each set: (N,) in [0, 1], (N,) int64, (C, n) -> (C,)."""
+    """Scores f of sets: (N,) in [0, 1], (N,) int64, (C, n) -> (C,)."""
     chosen = classes[sets].sort(dim=1).values
     different = 1 + (chosen[:, 1:] != chosen[:, :-1]).sum(dim=1)
     return rewards[sets].mean(dim=1) * different / sets.shape[1]
 
 
 def shared(scores: Tensor, sets: Tensor, size: int) -> Tensor:
-    """Each set's advantage at its members, so that a rollout's sum is that of one on average: (C,), (C, n) -> (N, C)."""
+    """Each set's advantage at its members, scaled so that all of them add up to ``projected``: (C,), (C, n) -> (N, C)."""
     inside = torch.zeros(len(sets), size, device=scores.device).scatter(1, sets, 1.0).to(scores)
     weight = size / (len(sets) * sets.shape[1])
     return (weight * inside * (scores - scores.mean())[:, None]).T

@@ -225,7 +225,7 @@ def test_demonstrations_are_episodes_of_the_expert():
 
 
 def test_parts_of_unequal_widths_are_joined():
-    task, _, _, prompts, found = ragged()
+    _task, _, _, prompts, found = ragged()
     ids = torch.arange(6).repeat_interleave(4)
     whole = rollouts(prompts.repeat(4), found, found.paid, ids, found.paid[:, None])
     short = whole.rows(torch.arange(4))

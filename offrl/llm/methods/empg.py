@@ -82,7 +82,8 @@ class Sureness(Companion):
 
     def chosen(self, batch: TextRollouts) -> tuple[TextRollouts, dict[str, Tensor]]:
         """All; reports the mean over turns."""
-        assert batch.entropies is not None and batch.step_ids is not None
+        assert batch.entropies is not None
+        assert batch.step_ids is not None
         turns = Turns(batch.step_ids, batch.mask)
         return batch, {"turn_entropy": turns.mean(batch.entropies).sum() / turns.present.sum().clamp(min=1)}
 

@@ -135,5 +135,6 @@ def estimator(settings: EPOConfig, length: int) -> Estimator:
 
 
 METHOD = Method(
-    config=EPOConfig, estimator=estimator, grouped=True, companion=History, critic=lambda settings: settings.base == "ppo"
+    config=EPOConfig, estimator=estimator, grouped=True, companion=History,
+    critic=lambda settings: settings.base == "ppo",
 )  # fmt: skip

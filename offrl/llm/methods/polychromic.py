@@ -4,8 +4,8 @@
     A = f(S) - mean f in the first window + 1 turns of each member of S, GAE elsewhere
     loss = -mean over tokens of [min(r A, clip(r) A) - kl_old (r - 1 - log r) - value (V - A_gae - V_old)^2]
 
-With ``states`` 1 or more a prompt's first episode is gone through again: from that many of its states, evenly spaced and
-its beginning among them, ``vines`` new episodes are sampled, and only these are compared in sets. With 0 the
+With ``states`` 1 or more a prompt's first episode is gone through again: from that many of its states, evenly spaced
+and its beginning among them, ``vines`` new episodes are sampled, and only these are compared in sets. With 0 the
 responses to a prompt are themselves the sets' members, which is all that a task of single turns allows.
 
 Source: arXiv:2509.25424.
@@ -72,7 +72,7 @@ def mixed(
 
 
 def kl_from_old(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
-    """r - 1 - log r: of KL(pi_old || pi), value and gradient without bias for samples of pi_old; (B, T)."""
+    """The estimate r - 1 - log r of KL(pi_old || pi), without bias for samples of pi_old; (B, T)."""
     d = log_probs - old_log_probs
     return d.clamp(max=20.0).exp() - 1.0 - d
 
@@ -108,7 +108,8 @@ class Vines(Companion):
     def measured(self, batch: TextRollouts) -> TextRollouts:
         """With the advantages of sets."""
         s, rewards = self.settings, batch.components.sum(dim=1)
-        assert batch.vines is not None and batch.answer_ids is not None
+        assert batch.vines is not None
+        assert batch.answer_ids is not None
         if not bool(((rewards >= 0.0) & (rewards <= 1.0)).all()):
             raise ConfigError("polychromic: rewards must lie in [0, 1]")
         found = rewards.new_zeros(len(rewards), 1 if s.share == "projected" else s.sets)
@@ -135,7 +136,9 @@ class Vines(Companion):
 
     def chosen(self, batch: TextRollouts) -> tuple[TextRollouts, dict[str, Tensor]]:
         """All; reports the scale of both kinds of advantages, groups whose sets are all alike, and their answers."""
-        assert batch.advantages is not None and batch.set_advantages is not None and batch.vines is not None
+        assert batch.advantages is not None
+        assert batch.set_advantages is not None
+        assert batch.vines is not None
         outside = batch.mask & ~batch.vines[:, None]
         a = batch.advantages if batch.advantages.dim() == 2 else batch.advantages.sum(dim=-1)
         return batch, {

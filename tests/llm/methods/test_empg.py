@@ -1,5 +1,6 @@
 """EMPG: the modulated advantages against loops, their invariances, and that the bonus moves the optimum."""
 
+import itertools
 import math
 
 import pytest
@@ -88,7 +89,7 @@ def test_weights_average_to_one_and_fall_with_entropy():
     )
     order = sorted(mean, key=lambda key: mean[key])
     values = [found[key] for key in order]
-    assert all(a > b for a, b in zip(values, values[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(values))
     assert values[-1] > -1
 
 

@@ -1,5 +1,6 @@
 """EPO: the gradient of its entropy terms, the nested mean, the schedule, the history, and its weakness."""
 
+import itertools
 import math
 
 import pytest
@@ -66,7 +67,7 @@ def test_the_schedule_goes_from_two_to_one():
     assert beta(0, 100, 3.0) == 2.0
     assert abs(beta(50, 100, 3.0) - 1.0498) < 1e-4
     values = [beta(k, 100, 3.0) for k in range(100)]
-    assert all(a > b > 1 for a, b in zip(values, values[1:], strict=False))
+    assert all(a > b > 1 for a, b in itertools.pairwise(values))
     assert abs(beta(25, 51, 3.0) - (1 + math.exp(-3.0))) < 1e-12  # the middle is rounded down
 
 
