@@ -112,7 +112,9 @@ class Learner:
             raise ConfigError(f"{options.chosen_parts[0]} runs in one process, not in {self.ranks.size}")
         own_sampling = type(self.companion).sampled is not Companion.sampled
         if options.scaffold != "none" and own_sampling:
-            raise ConfigError("the method notes more of its samples than hinted ones have: leave --scaffold out")
+            raise ConfigError(
+                "the method notes more of its samples than hinted ones have: leave --scaffold out"
+            )
         self.shown = Shown([], [], [])
 
     @property

@@ -186,15 +186,19 @@ def plan(
     # per token: about 16 vectors a layer are kept for the backward pass, and keys and values while sampling
     activations = 4 * micro * length * width * (16 * layers + 8)
     memory = 4 * copies * parameters + 4 * frozen * (1 + (copies - 4)) + activations
-    return {
-        "prompts per step": str(options.prompts),
-        "responses per step": f"{rows} ({options.group} a prompt)"
-        if method.data != "demonstrations"
-        else "0",
-        "updates per step": f"{options.reuse * options.minibatches} of {options.minibatch_rows} responses",
-        "rows of one pass": str(micro),
-        "tokens per step": f"at most {rows * task.max_response} sampled, {rows * length} with prompts",
-        "rollouts in all": str(rows * options.steps if method.data != "demonstrations" else 0),
-        "parameters": spaced(parameters) + f" beside {spaced(frozen)} frozen" * (frozen > 0),
-        "peak memory": f"about {memory / 1e6:.0f} MB beside the libraries (rough)",
-    } | facts(options) | method.facts(settings, options)
+    return (
+        {
+            "prompts per step": str(options.prompts),
+            "responses per step": f"{rows} ({options.group} a prompt)"
+            if method.data != "demonstrations"
+            else "0",
+            "updates per step": f"{options.reuse * options.minibatches} of {options.minibatch_rows} responses",
+            "rows of one pass": str(micro),
+            "tokens per step": f"at most {rows * task.max_response} sampled, {rows * length} with prompts",
+            "rollouts in all": str(rows * options.steps if method.data != "demonstrations" else 0),
+            "parameters": spaced(parameters) + f" beside {spaced(frozen)} frozen" * (frozen > 0),
+            "peak memory": f"about {memory / 1e6:.0f} MB beside the libraries (rough)",
+        }
+        | facts(options)
+        | method.facts(settings, options)
+    )

@@ -64,9 +64,8 @@ def loss(
     return value, estimator.surrogate(log_probs.detach(), rollouts, counts)
 
 
-def advantages(estimator: Estimator, rewards: Tensor, group: int, mask: Tensor) -> Tensor:
-    """Of all processes' rows: (B,) rewards of groups beside each other, (B, T) mask -> (B,)."""
-    ids = torch.arange(len(rewards), device=rewards.device) // group
+def advantages(estimator: Estimator, rewards: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Of all processes' rows: (B,) rewards and ids of groups, (B, T) mask -> (B,)."""
     return estimator.advantages(Rollouts(rewards=rewards, group_ids=ids, mask=mask))
 
 
@@ -142,12 +141,16 @@ def _subclass(base: Any, estimator_of: Callable[[int, float], Estimator]) -> Any
             mask = output["completion_mask"].bool()
             lengths = self.accelerator.gather(mask.sum(dim=1))
             whole = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-            found = advantages(self.estimator, self._rewards, self.num_generations, whole)
+            found = advantages(self.estimator, self._rewards, self._group_ids(len(self._rewards)), whole)
             mine = slice(
                 self.accelerator.process_index * len(mask), (self.accelerator.process_index + 1) * len(mask)
             )
             output["advantages"] = found[mine]
             return output
+
+        def _group_ids(self, count: int) -> Tensor:
+            """Of all processes' rows; those of a prompt are beside each other."""
+            return torch.arange(count, device=self.accelerator.device) // self.num_generations
 
         def _compute_loss(self, model: Any, inputs: Any) -> Any:
             ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)

@@ -275,7 +275,9 @@ def check_parts(name: str, method: Any, options: Any) -> None:
         return
     low, high = options.budget_low, options.budget_high
     if not low <= options.group <= high:
-        raise ConfigError(f"--group {options.group} must be within --budget-low {low} and --budget-high {high}")
+        raise ConfigError(
+            f"--group {options.group} must be within --budget-low {low} and --budget-high {high}"
+        )
     if method.grouped and low < 2:
         raise ConfigError(f"{name} compares the responses of a group: --budget-low must be 2 or more")
     if method.coupled and 0 < options.micro_batch < high:
@@ -293,7 +295,9 @@ def facts(options: Any) -> dict[str, str]:
             f"{rows} ({options.budget_low} to {min(options.budget_high, rows)} a prompt, by {options.predictor})"
         )
     if options.sampler == "vas":
-        found["scoring"] = f"{options.vas_rollouts} responses to each prompt of the pool every {options.vas_every} steps"
+        found["scoring"] = (
+            f"{options.vas_rollouts} responses to each prompt of the pool every {options.vas_every} steps"
+        )
     if options.curriculum == "stages":
         found["curriculum"] = f"{options.stage_order} stages, the next by {options.stage_advance}"
     if options.scaffold == "hints":
