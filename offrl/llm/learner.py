@@ -15,7 +15,7 @@ from offrl.estimators.aggregation import sequence_sum
 from offrl.estimators.groups import Groups, whole_groups
 from offrl.estimators.rollouts import Counts, count
 from offrl.llm.engine import Engine
-from offrl.llm.generate import sample
+from offrl.llm.episodes import respond
 from offrl.llm.method import Companion, LossSettings, Method, TextRollouts
 from offrl.llm.models import FORBIDDEN
 from offrl.llm.options import LLMOptions
@@ -23,13 +23,13 @@ from offrl.llm.parallel import Ranks
 from offrl.llm.prompts.parts import PromptParts
 from offrl.llm.rollouts import (
     component_names,
-    demonstrated,
     first_groups,
     group_shares,
     joined,
     moved,
     rollouts,
 )
+from offrl.llm.rollouts import demonstrations as demonstrations_of
 from offrl.llm.score import Scores, score
 from offrl.llm.tasks.task import Task
 from offrl.llm.text import Responses
@@ -188,9 +188,8 @@ class Learner:
         demonstrations = None
         if method.data != "rollouts":
             noise = getattr(self.settings, "noise", 0.0)
-            tokens = task.demonstrations(prompts, self.streams["demonstrations"], noise)
-            tokens = tokens[self.ranks.share(o.prompts)].to(self.device)
-            demonstrations = demonstrated(tokens, task.vocabulary.pad)
+            drawn = demonstrations_of(task, prompts, self.streams["demonstrations"], noise)
+            demonstrations = drawn.rows(self.ranks.share(o.prompts)).to(self.device)
         share = self.ranks.share(o.prompts)
         prompts = prompts.rows(share).to(self.device)
         groups = number * o.prompts + torch.arange(o.prompts, device=self.device)[share]
@@ -199,7 +198,7 @@ class Learner:
         if method.data != "demonstrations":
             copies = copies.to(self.device) if isinstance(copies, Tensor) else copies
             draw = partial(
-                sample, sampler, prompts,
+                respond, sampler, task, prompts,
                 copies=copies, temperature=o.temperature, generator=self.streams["sampling"],
             )  # fmt: skip
             responses, fields = self.companion.sampled(sampler, draw)
@@ -212,7 +211,7 @@ class Learner:
             found |= hinted
             batch = batch.replace(**fields)
             if method.greedy_baseline:
-                best = sample(self.policy, prompts, temperature=0.0)
+                best = respond(self.policy, task, prompts, temperature=0.0)
                 baseline = torch.stack([*task.rewards(prompts, best).values()]).sum(dim=0)
                 batch = batch.replace(baseline_rewards=baseline.repeat_interleave(copies))
                 self.rollouts += self.ranks.total(len(prompts))
@@ -246,7 +245,7 @@ class Learner:
         some = range(0, len(prompts), max(len(prompts) // 4, 1))
         self.shown = Shown(
             [text(prompts.tokens[i][prompts.mask[i]]) for i in some],
-            [text(responses.tokens[i][responses.mask[i]]) for i in some],
+            [text(responses.row(i)) for i in some],
             [float(batch.rewards[i]) for i in some],
         )
         return batch, metrics
@@ -258,17 +257,16 @@ class Learner:
         if self.method.shaped is not None:
             outcome = self.method.shaped(self.settings, outcome, responses, prompts.limits)
         batch = rollouts(prompts, responses, outcome, ids, each, demo=demo)
-        batch = batch.replace(
-            cut=self._cut(batch) & ~batch.demo, success=self.task.success(prompts, responses)
-        )
+        cut = self._cut(batch) if responses.cut is None else responses.cut
+        batch = batch.replace(cut=cut & ~batch.demo, success=self.task.success(prompts, responses))
         if self.method.answers:
             batch = batch.replace(answer_ids=self.task.final_answers(prompts, responses))
         return batch
 
     def _respond(self, sampler: Any, prompts: Any, copies: int = 1) -> Responses:
         """Responses beside those of the batch, to its hinted prompts or to score the pool; they count as rollouts."""
-        responses = sample(
-            sampler, prompts.to(self.device),
+        responses = respond(
+            sampler, self.task, prompts.to(self.device),
             copies=copies, temperature=self.options.temperature, generator=self.streams["sampling"],
         )  # fmt: skip
         self.rollouts += len(responses.tokens)
@@ -316,7 +314,9 @@ class Learner:
         log_ratio = None if old is None or reference is None else old - reference
         if self.method.kl == "step-reward":
             coefficient = 0.0 if log_ratio is None else self.settings.kl
-            return rewards_at_end(batch.rewards, batch.mask, log_ratio, coefficient)
+            steps = 0.0 if batch.step_rewards is None else batch.step_rewards
+            rest = batch.rewards if batch.step_rewards is None else batch.rewards - batch.step_rewards.sum(1)
+            return steps + rewards_at_end(rest, batch.mask, log_ratio, coefficient)
         if self.method.kl == "reward" and log_ratio is not None:
             return batch.rewards - self.settings.kl * sequence_sum(log_ratio, batch.mask)
         return batch.rewards

@@ -46,6 +46,18 @@ class TextRollouts(Rollouts):
     """(B,) int64, equal for equal final answers, -1 without one; for methods that ask for them."""
     baseline_weights: Tensor | None = None
     """(B,) what a row weighs in the baseline of the others, for methods that measure it."""
+    step_ids: Tensor | None = None
+    """(B, T) int64, the turn of its episode that a chosen token belongs to, -1 elsewhere."""
+    step_rewards: Tensor | None = None
+    """(B, T) what an environment paid for each turn, at its last token; None: there is no environment."""
+    entropies: Tensor | None = None
+    """(B, T) of the policy before a batch's updates, for methods that measure them."""
+    segments: Tensor | None = None
+    """(B, T) int64, the context that each token stands in, -1 where it was dropped from it; None: there is one."""
+    contexts: Tensor | None = None
+    """(B, S, C) what each context begins with, padded on the left; the first is the prompt."""
+    context_mask: Tensor | None = None
+    """(B, S, C) bool."""
     factors: Tensor | None = None
     """(B, T) what a companion decided about each token before an update."""
     prompt_routes: Tensor | None = None

@@ -63,7 +63,7 @@ class LanguageModel(Protocol):
         """The states that predict the first tokens, (N copies, H), and what ``advance`` goes on from."""
 
     def advance(self, state: Any, tokens: Tensor) -> Tensor:
-        """The states after one more token a row: (B,) -> (B, H); changes ``state``."""
+        """The states after one more token a row, (B,), or several, (B, K): -> (B, H); changes ``state``."""
 
 
 class Transformer(nn.Module):
@@ -130,10 +130,10 @@ class Transformer(nn.Module):
         return states[:, -1].repeat_interleave(copies, dim=0), {"cache": cache, "seen": seen}
 
     def advance(self, state: Any, tokens: Tensor) -> Tensor:
-        """One token a row; see ``LanguageModel``."""
-        seen = state["seen"]
-        state["seen"] = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
-        return self._run(tokens[:, None], state["seen"], state["cache"])[:, -1]
+        """One pass; see ``LanguageModel``."""
+        new = tokens.view(len(tokens), -1)
+        state["seen"] = torch.cat([state["seen"], torch.ones_like(new, dtype=torch.bool)], dim=1)
+        return self._run(new, state["seen"], state["cache"])[:, -1]
 
     def _read(self, prompt_tokens: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Any]:
         """States of all prompt tokens, and the cache after them."""
@@ -202,8 +202,9 @@ class Table(nn.Module):
         return self.logits[node], {"node": node}
 
     def advance(self, state: Any, tokens: Tensor) -> Tensor:
-        """The rows one symbol further; see ``LanguageModel``."""
-        state["node"] = len(SYMBOLS) * state["node"] + tokens - self.first + 1
+        """The rows that many symbols further; see ``LanguageModel``."""
+        for symbol in tokens.view(len(tokens), -1).T:
+            state["node"] = len(SYMBOLS) * state["node"] + symbol - self.first + 1
         return self.logits[state["node"]]
 
     def save(self, directory: Path, task: Task) -> None:

@@ -21,7 +21,7 @@ class DataOptions:
     model: str = "tiny:dense"
     """tiny:dense, tiny:medium, tiny:moe, tiny:table; a folder (a run, or a Hugging Face model), FILE.gguf, or hf:ID."""
     task: str = "t1"
-    """What is learnt: t1, t2, t2-hard, t3, t5, t5-conditioned, arithmetic ('offrl llm list' says what they are)."""
+    """What is learnt, such as t1, t2-hard or t4a ('offrl llm list' says which there are)."""
     dataset: str = ""
     """Prompts of one's own in place of a task: FILE.jsonl, FILE.parquet, hf:ID or hf:ID:SPLIT."""
     eval_dataset: str = ""

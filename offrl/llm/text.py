@@ -101,11 +101,45 @@ class Responses:
     """(N, T) bool: tokens that were chosen, the end among them."""
     log_probs: Tensor
     """(N, T) of the policy that sampled, at its temperature; 0 outside the mask."""
+    step_ids: Tensor | None = None
+    """(N, T) int64, the turn that a chosen token belongs to, -1 elsewhere; None: there is one turn."""
+    rewards: Tensor | None = None
+    """(N, T) what an environment paid for a turn, at its last token; None: there is no environment."""
+    cut: Tensor | None = None
+    """(N,) bool, stopped by a limit; None: the end token tells."""
+    segments: Tensor | None = None
+    """(N, T) int64, the context that a token stands in, -1 where it was dropped from it; None: there is one."""
+    contexts: Tensor | None = None
+    """(N, S, C) what each context begins with, padded on the left; the first is the prompt."""
+    context_mask: Tensor | None = None
+    """(N, S, C) bool, False at padding and of contexts that a row does not have."""
+    overlong: Tensor | None = None
+    """(N,) bool: ran out of summaries."""
 
     @property
     def lengths(self) -> Tensor:
         """(N,) int64."""
         return self.mask.sum(dim=1)
+
+    def row(self, index: int) -> Tensor:
+        """The tokens of one, with what an environment said between them."""
+        tokens = self.tokens[index]
+        return tokens[self.mask[index] if self.step_ids is None else tokens != PAD]
+
+    def rows(self, index: Tensor | slice) -> "Responses":
+        """Some of them."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Responses(**{name: x if x is None else x[index] for name, x in fields.items()})
+
+    def to(self, device: torch.device | str) -> "Responses":
+        """On another device."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Responses(**{name: x if x is None else x.to(device) for name, x in fields.items()})
+
+    @property
+    def paid(self) -> Tensor:
+        """(N,) sum of the environment's rewards."""
+        return self.log_probs.new_zeros(len(self.tokens)) if self.rewards is None else self.rewards.sum(dim=1)
 
 
 def stacked(parts: list[Prompts]) -> Prompts:

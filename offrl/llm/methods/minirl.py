@@ -99,6 +99,8 @@ class Replay(Companion):
 
 def unfit(settings: MiniRLConfig, options: Any, task: Any) -> str | None:
     """Replay that cannot change anything."""
+    if settings.replay == "R3" and hasattr(task, "environment"):
+        return "R3 reads what sampling read token by token, which episodes are not: leave --replay R3 out"
     once = options.reuse * options.minibatches == 1
     if settings.replay == "R2" and once:
         return "R2 changes nothing in the first update of a batch: pass --minibatches or --reuse"

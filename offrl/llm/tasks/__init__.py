@@ -18,6 +18,9 @@ TASKS = {  # name -> what it is
     "t2-hard": "the same modulo 10: the long prompts stay at chance",
     "t2-cliff": "the same modulo 20: a guess is right once in 20 times",
     "t3": "strings of 4 symbols with a known target distribution; model tiny:table",
+    "t4a": "walks of 12 moves on a 5 x 5 grid to a goal that the prompt names; from random weights",
+    "t4b": "the same from the centre to any of four corners: how many does a policy keep?",
+    "t4c": "a key, then a door on a 7 x 7 grid, 30 moves; from random weights or after sft",
     "t5": "sums of 2 to 4 digits with rewards for format, length and answer; after sft with noise 0.5",
     "t5-conditioned": "the same; a short response earns its length only if it is right",
     "gui": "the next action on a small screen, for instructions of 1 to 6 operations; after sft with noise 0.4",
@@ -34,6 +37,7 @@ def load_task(name: str) -> Task:
         ConfigError: an unknown name.
     """
     from offrl.llm.tasks.chainsum import ChainSum
+    from offrl.llm.tasks.grid import SIZES, Grid
     from offrl.llm.tasks.gui import Screen
     from offrl.llm.tasks.modsum import ModSum
     from offrl.llm.tasks.multi_reward import MultiReward
@@ -45,6 +49,8 @@ def load_task(name: str) -> Task:
         return Screen()
     if name == "t1":
         return ModSum()
+    if name in SIZES:
+        return Grid(name)
     if name == "t3":
         return StringTarget()
     if name in CHAIN_BASES:
