@@ -174,7 +174,7 @@ class Learner:
             if groups >= self.options.prompts:
                 break
         batch = first_groups(joined(kept, self.policy.pad), self.options.prompts)
-        means = {n: torch.stack([m[n] for m in metrics]).mean() for n in metrics[0]}
+        means = {n: torch.stack([m[n] for m in metrics if n in m]).mean() for n in metrics[0]}
         return batch, means | self.prompting.stepped()
 
     def _sampled(self, number: int) -> tuple[TextRollouts, dict[str, Tensor]]:

@@ -78,12 +78,15 @@ class TextHints:
         task: the data set.
         hints: rows by prompt.
         tiers: that are used, in order; empty: all.
+        longest: longer hinted prompts are dropped, in tokens.
     """
 
-    def __init__(self, task: PromptTask, hints: dict[str, Row], tiers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, task: PromptTask, hints: dict[str, Row], tiers: Sequence[str] = (), longest: int = 512
+    ) -> None:
         if unknown := set(tiers) - set(TIERS):
             raise ConfigError(f"unknown tier {min(unknown)!r}; there are {', '.join(TIERS)}")
-        self.task = task
+        self.task, self.longest = task, longest
         columns = [TIERS[tier] for tier in tiers or TIERS]
         rows = [hints.get(key_of(asked), {}) for asked in task.asked]
         depth = {column: max((len(row.get(column, [])) for row in rows), default=0) for column in columns}
@@ -105,7 +108,7 @@ class TextHints:
             parts = self.rows[i].get(column, [])
             asked = with_hint(task.asked[i], parts[:depth]) if len(parts) >= depth else None
             ids = [] if asked is None else task.vocabulary.prompt(asked, task.template)
-            rows.append(ids if len(ids) <= task.longest_prompt else [])
+            rows.append(ids if len(ids) <= self.longest else [])
         width = max(max(map(len, rows), default=1), 1)
         tokens = [[task.vocabulary.filler] * (width - len(row)) + row for row in rows]
         lengths = torch.tensor([len(row) for row in rows])

@@ -91,6 +91,8 @@ def outcome_variance(success: Tensor) -> Tensor:
 
 def diversity(tokens: Tensor, mask: Tensor) -> Tensor:
     """1 - mean over responses of the BLEU of each against the others to its prompt: (P, N, T) -> (P,) in [0, 1]."""
+    chosen = (~mask).to(torch.uint8).argsort(dim=2, stable=True)  # what an environment said is passed over
+    tokens, mask = tokens.gather(2, chosen), mask.gather(2, chosen)
     at_once = max(CELLS // (mask.shape[1] * mask.shape[2]) ** 2, 1)
     parts = zip(tokens.split(at_once), mask.split(at_once), strict=True)
     return torch.cat([1.0 - _self_bleu(*part).mean(dim=1) for part in parts])

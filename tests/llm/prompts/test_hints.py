@@ -172,9 +172,9 @@ def test_files_that_hold_something_else_are_refused(tmp_path):
         hints.make_hints([], path, str, tiers=["x"])
 
 
-def text_task(byte_tokenizer, longest=60):
+def text_task(byte_tokenizer):
     words = Subwords(byte_tokenizer, [])
-    return PromptTask("q", ROWS, words, load_rewards(("integer",)), max_prompt=longest, template="none")
+    return PromptTask("q", ROWS, words, load_rewards(("integer",)), template="none")
 
 
 def entry(prompt, knowledge, solution):
@@ -201,9 +201,9 @@ def test_levels_are_cumulative_parts_tier_by_tier(byte_tokenizer):
 
 
 def test_hinted_prompts_that_are_too_long_are_dropped(byte_tokenizer):
-    task = text_task(byte_tokenizer, 30)
+    task = text_task(byte_tokenizer)
     known = {row["prompt"]: entry(row["prompt"], ["A", "B" * 9], []) for row in ROWS}
-    made_ = TextHints(task, known)
+    made_ = TextHints(task, known, longest=30)
     prompts = task.chosen(torch.tensor([0, 1]))
     assert made_.hinted(prompts, 1)[1].tolist() == [True, False]
     assert made_.hinted(prompts, 2)[1].tolist() == [False, False]

@@ -147,6 +147,10 @@ def test_padding_does_not_count():
     want = float(diversity(tokens, mask))
     assert float(diversity(other, mask)) == want
     assert float(diversity(*wide)) == pytest.approx(want, abs=1e-12)
+    place = torch.tensor([0, 2, 3, 5])  # other tokens between the chosen ones
+    apart = torch.full((1, 3, 6), 8).index_copy(2, place, tokens)
+    holes = torch.zeros(1, 3, 6, dtype=torch.bool).index_copy(2, place, mask)
+    assert float(diversity(apart, holes)) == pytest.approx(want, abs=1e-12)
 
 
 def test_half_a_batch_by_variance_halves_the_groups_of_equal_rewards():
