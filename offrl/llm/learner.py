@@ -114,7 +114,9 @@ class Learner:
             raise ConfigError(f"{options.chosen_parts[0]} runs in one process, not in {self.ranks.size}")
         own_sampling = type(self.companion).sampled is not Companion.sampled
         if options.scaffold != "none" and own_sampling:
-            raise ConfigError("the method notes more of its samples than hinted ones have: leave --scaffold out")
+            raise ConfigError(
+                "the method notes more of its samples than hinted ones have: leave --scaffold out"
+            )
         self.shown = Shown([], [], [])
 
     @property
@@ -176,7 +178,7 @@ class Learner:
         batch = joined(kept, self.policy.pad)
         if method.keep is not None:
             batch = first_groups(batch, self.options.prompts)
-        means = {n: torch.stack([m[n] for m in metrics]).mean() for n in metrics[0]}
+        means = {n: torch.stack([m[n] for m in metrics if n in m]).mean() for n in metrics[0]}
         return batch, means | self.prompting.stepped()
 
     def _sampled(self, number: int) -> tuple[TextRollouts, dict[str, Tensor]]:

@@ -21,7 +21,7 @@ class DataOptions:
     model: str = "tiny:dense"
     """tiny:dense, tiny:medium, tiny:moe, tiny:table; a folder (a run, or a Hugging Face model), FILE.gguf, or hf:ID."""
     task: str = "t1"
-    """What is learnt: t1, t2, t2-hard, t3, t4a, t4b, t4c, t5, t5-conditioned, arithmetic ('offrl llm list' explains)."""
+    """What is learnt, such as t1, t2-hard or t4a ('offrl llm list' says which there are)."""
     dataset: str = ""
     """Prompts of one's own in place of a task: FILE.jsonl, FILE.parquet, hf:ID or hf:ID:SPLIT."""
     eval_dataset: str = ""
@@ -186,15 +186,19 @@ def plan(
     # per token: about 16 vectors a layer are kept for the backward pass, and keys and values while sampling
     activations = 4 * micro * length * width * (16 * layers + 8)
     memory = 4 * copies * parameters + 4 * frozen * (1 + (copies - 4)) + activations
-    return {
-        "prompts per step": str(options.prompts),
-        "responses per step": f"{rows} ({options.group} a prompt)"
-        if method.data != "demonstrations"
-        else "0",
-        "updates per step": f"{options.reuse * options.minibatches} of {options.minibatch_rows} responses",
-        "rows of one pass": str(micro),
-        "tokens per step": f"at most {rows * task.max_response} sampled, {rows * length} with prompts",
-        "rollouts in all": str(rows * options.steps if method.data != "demonstrations" else 0),
-        "parameters": spaced(parameters) + f" beside {spaced(frozen)} frozen" * (frozen > 0),
-        "peak memory": f"about {memory / 1e6:.0f} MB beside the libraries (rough)",
-    } | facts(options) | method.facts(settings, options)
+    return (
+        {
+            "prompts per step": str(options.prompts),
+            "responses per step": f"{rows} ({options.group} a prompt)"
+            if method.data != "demonstrations"
+            else "0",
+            "updates per step": f"{options.reuse * options.minibatches} of {options.minibatch_rows} responses",
+            "rows of one pass": str(micro),
+            "tokens per step": f"at most {rows * task.max_response} sampled, {rows * length} with prompts",
+            "rollouts in all": str(rows * options.steps if method.data != "demonstrations" else 0),
+            "parameters": spaced(parameters) + f" beside {spaced(frozen)} frozen" * (frozen > 0),
+            "peak memory": f"about {memory / 1e6:.0f} MB beside the libraries (rough)",
+        }
+        | facts(options)
+        | method.facts(settings, options)
+    )

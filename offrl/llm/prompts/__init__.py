@@ -7,8 +7,8 @@ Four kinds of parts, any of which goes with any loss:
     curriculum   which prompts may be drawn yet            none, stages
     scaffold     hints where all responses failed          none, hints
 
-An allocator asks a predictor (``history`` or ``v0``) how likely each prompt is to be solved. A new part is one file that
-offers what its kind does (``Sampler``, ``Predictor``, ... in ``parts``), and a name in ``parts``.
+An allocator asks a predictor (``history`` or ``v0``) how likely each prompt is to be solved. A new part is one file
+that offers what its kind does (``Sampler``, ``Predictor``, ... in ``parts``), and a name in ``parts``.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,9 @@ class About:
 
 PARTS = {
     "vas": About("--sampler vas", "prompts by how much their rewards vary", "arXiv:2509.21268"),
-    "knapsack": About("--allocator knapsack", "responses where they teach most, in sum as many", "arXiv:2509.25849"),
+    "knapsack": About(
+        "--allocator knapsack", "responses where they teach most, in sum as many", "arXiv:2509.25849"
+    ),
     "v0": About("--predictor v0", "success rates of prompts, from those of others", "arXiv:2602.03584"),
     "stages": About("--curriculum stages", "easy prompts first", "arXiv:2508.11360"),
     "hints": About("--scaffold hints", "a hint in the prompt where all responses fail", "arXiv:2510.19807"),

@@ -12,9 +12,9 @@ Any table of values has its optimum from ``exact``, by dynamic programming over 
 
 Source: arXiv:2509.25849; failures: arXiv:2602.03584. No code of the authors is known.
 Departures: p is a posterior mean that decays (``history``), not the rate of the last visit alone, which at N = 2 knows
-three values. Prompts never seen get the average number. Every prompt weighs the same in the loss, however many responses
-it got: advantages are multiplied by the mean size of groups over that of their own (losses over whole groups take their
-means as they do anyway).
+three values. Prompts never seen get the average number. Every prompt weighs the same in the loss, however many
+responses it got: advantages are multiplied by the mean size of groups over that of their own (losses over whole
+groups take their means as they do anyway).
 """
 
 import numpy as np

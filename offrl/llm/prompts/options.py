@@ -80,7 +80,14 @@ class PromptOptions:
 
     def __post_init__(self) -> None:
         self._check_use()
-        for name in ("vas_every", "vas_rollouts", "budget_low", "v0_context", "stage_every", "stage_patience"):
+        for name in (
+            "vas_every",
+            "vas_rollouts",
+            "budget_low",
+            "v0_context",
+            "stage_every",
+            "stage_patience",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
         for name in ("pool", "stage_steps"):
@@ -105,7 +112,11 @@ class PromptOptions:
         rules = {name for names in used.values() for name in names} | {"stage_every"}
         for field in fields(PromptOptions):
             wanted = (*used[self.stage_advance], *(() if self.stage_advance == "steps" else ("stage_every",)))
-            if field.name in rules and field.name not in wanted and getattr(self, field.name) != field.default:
+            if (
+                field.name in rules
+                and field.name not in wanted
+                and getattr(self, field.name) != field.default
+            ):
                 raise ConfigError(
                     f"{field.name} has no effect with stage_advance {self.stage_advance}: leave it out"
                 )

@@ -14,7 +14,7 @@ from offrl.llm.method import TextRollouts
 from offrl.llm.prompts import knapsack
 from offrl.llm.prompts.history import History
 from offrl.llm.prompts.pool import Pool, Walk
-from offrl.llm.prompts.scaffold import Scaffold
+from offrl.llm.prompts.scaffold import Hinter, Scaffold
 from offrl.llm.prompts.stages import Stages, thirds
 from offrl.llm.prompts.v0 import V0
 from offrl.llm.prompts.vas import VAS
@@ -69,27 +69,29 @@ class PromptParts:
         self.generator = stream(options.seed, "prompts")
         self.pool = pool_of(task, options)
         walk = stream(options.seed, "walk")
-        self.vas = self.stages = self.predictor = self.scaffold = self.sampler = None
+        self.vas: VAS | None = None
+        self.sampler: Sampler | None = None
+        self.stages: Stages | None = None
+        self.predictor: Predictor | None = None
+        self.scaffold: Scaffold | None = None
         if self.pool is not None:
             size = len(self.pool)
             if options.sampler == "vas":
                 self.vas = VAS(size, options.vas_share, options.vas_diversity, walk)
-            self.sampler: Sampler | None = self.vas or Walk(size, walk)
+            self.sampler = self.vas or Walk(size, walk)
         if options.curriculum == "stages":
-            self.stages: Stages | None = stages_of(task, self.pool, options)
-        if options.allocator == "knapsack":
+            self.stages = stages_of(task, self.pool, options)
+        if options.allocator == "knapsack" and options.predictor == "v0":
             frozen = {id(p): p for p in policy.parameters() if not p.requires_grad}
-            self.predictor: Predictor | None = (
-                V0(copy.deepcopy(policy, frozen), options.v0_context, options.v0_weights)
-                if options.predictor == "v0"
-                else History(len(self.pool or ()), options.history_decay)
-            )
+            self.predictor = V0(copy.deepcopy(policy, frozen), options.v0_context, options.v0_weights)
+        elif options.allocator == "knapsack":
+            self.predictor = History(len(self.pool or ()), options.history_decay)
         if options.scaffold == "hints":
-            self.scaffold: Scaffold | None = Scaffold(
-                hinter_of(task, options), round(options.hint_exempt * options.steps)
-            )
+            first = round(options.hint_exempt * options.steps)
+            self.scaffold = Scaffold(hinter_of(task, options, policy), first)
         self.copies: int | Tensor = options.group
         self.rows: Tensor | None = None
+        self.reported: dict[str, Tensor] = {}
         self.predicted: Tensor | None = None
         self.seen: list[tuple[Tensor, ...]] = []
 
@@ -112,8 +114,6 @@ class PromptParts:
             asked = self.pool.prompts.to(responses.tokens.device).repeat(copies)
             self.reported = self.vas.refresh(self.task.success(asked, responses), responses)
         return self.reported
-
-    reported: dict[str, Tensor]
 
     def ask(self) -> tuple[Prompts, int | Tensor]:
         """Prompts of a batch, on the CPU, and how many responses each of them gets."""
@@ -195,7 +195,7 @@ class PromptParts:
     def state_dict(self) -> dict[str, Any]:
         """Everything that its next choice depends on."""
         state = {name: part.state_dict() for name, part in self._parts().items()}
-        reported = {name: float(value) for name, value in getattr(self, "reported", {}).items()}
+        reported = {name: float(value) for name, value in self.reported.items()}
         return state | {"generator": self.generator.get_state(), "reported": reported}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -241,23 +241,27 @@ def stages_of(task: Task, pool: Pool | None, o: Any) -> Stages:
     )  # fmt: skip
 
 
-def hinter_of(task: Task, options: Any) -> Any:
+def hinter_of(task: Task, options: Any, policy: Any) -> Hinter:
     """Who knows hints: the task itself, or a file.
 
     Raises:
         ConfigError: nobody does, or both do.
     """
     if hasattr(task, "hinted"):
+        known: Hinter = task
         if options.hints or options.hint_tiers:
             raise ConfigError(f"task {task.name} has its own hints: leave --hints and --hint-tiers out")
-        return task
+        return known
     if not hasattr(task, "asked"):
         raise ConfigError(f"task {task.name} has no hints; t2, t2-hard and t2-cliff have")
     if not options.hints:
         raise ConfigError("--scaffold hints needs --hints FILE, made by 'offrl llm hints make'")
     from offrl.llm.prompts.hints import TextHints, load_hints
 
-    return TextHints(task, load_hints(options.hints), options.hint_tiers)  # type: ignore[arg-type]
+    config = getattr(getattr(policy, "model", None), "config", None)
+    room = getattr(config, "max_position_embeddings", None) or options.max_prompt + task.max_response
+    longest = min(options.max_prompt, room - task.max_response)
+    return TextHints(task, load_hints(options.hints), options.hint_tiers, longest)  # type: ignore[arg-type]
 
 
 def check_parts(name: str, method: Any, options: Any) -> None:
@@ -275,7 +279,9 @@ def check_parts(name: str, method: Any, options: Any) -> None:
         return
     low, high = options.budget_low, options.budget_high
     if not low <= options.group <= high:
-        raise ConfigError(f"--group {options.group} must be within --budget-low {low} and --budget-high {high}")
+        raise ConfigError(
+            f"--group {options.group} must be within --budget-low {low} and --budget-high {high}"
+        )
     if method.grouped and low < 2:
         raise ConfigError(f"{name} compares the responses of a group: --budget-low must be 2 or more")
     if method.coupled and 0 < options.micro_batch < high:
@@ -293,7 +299,9 @@ def facts(options: Any) -> dict[str, str]:
             f"{rows} ({options.budget_low} to {min(options.budget_high, rows)} a prompt, by {options.predictor})"
         )
     if options.sampler == "vas":
-        found["scoring"] = f"{options.vas_rollouts} responses to each prompt of the pool every {options.vas_every} steps"
+        found["scoring"] = (
+            f"{options.vas_rollouts} responses to each prompt of the pool every {options.vas_every} steps"
+        )
     if options.curriculum == "stages":
         found["curriculum"] = f"{options.stage_order} stages, the next by {options.stage_advance}"
     if options.scaffold == "hints":

@@ -59,7 +59,7 @@ class Walk:
 
     def state_dict(self) -> dict[str, Any]:
         """Where it is."""
-        return {"order": self.order, "met": self.met, "generator": self.generator.get_state()}
+        return {"order": self.order, "met": self.met.clone(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on there."""

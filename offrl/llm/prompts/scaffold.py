@@ -3,11 +3,12 @@
     hinted prompts q + h_1 .. q + h_K, from abstract to concrete, one response each
     h* = the first that succeeds; its response takes the place of the group's first one, under the prompt q + h*
 
-The group then has one success among its failures. Log-probabilities of that row, old and new, are those under q + h*, so
-that it is on policy. No hints in the first part of the run, and none in evaluations.
+The group then has one success among its failures. Log-probabilities of that row, old and new, are those under q + h*,
+so that it is on policy. No hints in the first part of the run, and none in evaluations.
 
 Source: arXiv:2510.19807, dvlab-research/Scaf-GRPO.
-Departures: all three tiers, of which the published code leaves planning out. All levels are sampled at once, as in the code.
+Departures: all three tiers, of which the published code leaves planning out. All levels are sampled at once, as in
+the code.
 """
 
 from collections.abc import Callable
@@ -79,7 +80,13 @@ class Scaffold:
         return batch, found
 
     def _replaced(
-        self, prompts: Prompts, groups: Groups, failed: Tensor, batch: TextRollouts, respond: Any, rewarded: Any
+        self,
+        prompts: Prompts,
+        groups: Groups,
+        failed: Tensor,
+        batch: TextRollouts,
+        respond: Any,
+        rewarded: Any,
     ) -> tuple[TextRollouts, Tensor]:
         """The batch with a success in each failed group that hints could help, and the levels of these; -1: none."""
         none = self.hinter.hint_levels + 1
@@ -99,7 +106,9 @@ class Scaffold:
         right = tried.success
         best = best.scatter_reduce(0, owner, level.where(right, none), "amin")
         won = (right & (level == best[owner])).nonzero()[:, 0]
-        rows = tried.rows(won).replace(sources=-1 - groups.ids[owner[won]])  # read under a prompt of their own
+        rows = tried.rows(won).replace(
+            sources=-1 - groups.ids[owner[won]]
+        )  # read under a prompt of their own
         size, device = len(batch.group_ids), batch.group_ids.device
         place = torch.arange(size, device=device)
         first = torch.full_like(groups.size, size).scatter_reduce(0, groups.index, place, "amin")

@@ -55,7 +55,9 @@ class Stages:
         if order == "falling":
             self.buckets = self.last - self.buckets
         if missing := set(range(len(bounds))) - set(self.buckets.tolist()):
-            raise ConfigError(f"stage {min(missing) + 1} of {len(bounds)} holds no prompt of the pool: raise --pool")
+            raise ConfigError(
+                f"stage {min(missing) + 1} of {len(bounds)} holds no prompt of the pool: raise --pool"
+            )
         self.advance, self.steps, self.every = advance, steps, every
         self.patience, self.threshold, self.replay = patience, threshold, replay
         self.stage, self.age, self.waited, self.best = 0, 0, 0, -1.0

@@ -9,8 +9,9 @@ The pairs have one context, so that what a score owes to the context alone does 
 
 Source: arXiv:2602.03584, Now-Join-Us/V0.
 Departures: the head is a logistic regression with a ridge prior, fitted by Newton's method through which gradients
-flow, in place of TabPFN (licensed weights); any function of its signature fits. Contexts have success rates, not labels cut
-at 1/2. The frozen model is the one that training begins with; without trained weights its last state is the feature.
+flow, in place of TabPFN (licensed weights); any function of its signature fits. Contexts have success rates, not
+labels cut at 1/2. The frozen model is the one that training begins with; without trained weights its last state is
+the feature.
 """
 
 from collections.abc import Callable, Sequence
@@ -92,7 +93,9 @@ def rank_loss(above: Tensor, below: Tensor) -> Tensor:
 
 
 def both_losses(above: Tensor, below: Tensor, rates: Tensor, share: float = 0.25) -> Tensor:
-    """``share`` of the ranking, the rest cross-entropy: scores (..., M) of better and worse prompts, (..., 2, M) rates."""
+    """``share`` of the ranking, the rest cross-entropy: scores (..., M) of better and worse prompts, (..., 2, M)
+    rates.
+    """
     scores = torch.stack([above, below], dim=-2)
     entropy = nn.functional.binary_cross_entropy_with_logits(scores, rates)
     return share * rank_loss(above, below) + (1.0 - share) * entropy
@@ -164,7 +167,7 @@ def auc(scores: Tensor, right: Tensor) -> float:
 
 
 def labels_with_cost(rewards: Tensor, cost: float, beta: float) -> Tensor:
-    """beta r + (1 - beta) (1 - cost), what contexts of a router hold; costs are within 0 and 1."""
+    """What contexts of a router hold, beta r + (1 - beta) (1 - cost); costs are within 0 and 1."""
     return beta * rewards + (1.0 - beta) * (1.0 - cost)
 
 

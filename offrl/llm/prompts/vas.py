@@ -84,13 +84,15 @@ class VAS:
 
 
 def outcome_variance(success: Tensor) -> Tensor:
-    """p (1 - p) of each row: (P, N) -> (P,); expects to (1 - 1/N) of the true one."""
+    """Of each row, p (1 - p): (P, N) -> (P,); its mean is 1 - 1/N of the true one."""
     rate = success.mean(dim=1)
     return rate * (1.0 - rate)
 
 
 def diversity(tokens: Tensor, mask: Tensor) -> Tensor:
     """1 - mean over responses of the BLEU of each against the others to its prompt: (P, N, T) -> (P,) in [0, 1]."""
+    chosen = (~mask).to(torch.uint8).argsort(dim=2, stable=True)  # what an environment said is passed over
+    tokens, mask = tokens.gather(2, chosen), mask.gather(2, chosen)
     at_once = max(CELLS // (mask.shape[1] * mask.shape[2]) ** 2, 1)
     parts = zip(tokens.split(at_once), mask.split(at_once), strict=True)
     return torch.cat([1.0 - _self_bleu(*part).mean(dim=1) for part in parts])
@@ -112,11 +114,12 @@ def _self_bleu(tokens: Tensor, mask: Tensor) -> Tensor:
         counts = grams.sum(dim=4)  # (P, N, T', N): how often each gram of a response occurs in each response
         own = counts.diagonal(dim1=1, dim2=3).transpose(1, 2)  # (P, N, T')
         most = counts.where(other[None, :, None], 0).amax(dim=3)
-        matches = (torch.minimum(own, most) / own.clamp(min=1)).sum(dim=2)  # each kind of gram adds up to its clipped count
+        shared = torch.minimum(own, most).double() / own.clamp(min=1)
+        matches = shared.sum(dim=2)  # the occurrences of a gram add up to its clipped count
         total = (lengths - order + 1).clamp(min=0)
         fits = total > 0
         precision = matches.where(matches > 0, SMOOTH) / total.clamp(min=1)
-        logs = logs + precision.double().log().where(fits, 0.0)
+        logs = logs + precision.log().where(fits, 0.0)
         orders = orders + fits
     gaps = (lengths[:, :, None] - lengths[:, None]).abs().double()
     nearest = (gaps + lengths[:, None] * 1e-6).where(other, torch.inf).argmin(dim=2)

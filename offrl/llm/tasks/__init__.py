@@ -23,6 +23,7 @@ TASKS = {  # name -> what it is
     "t4c": "a key, then a door on a 7 x 7 grid, 30 moves; from random weights or after sft",
     "t5": "sums of 2 to 4 digits with rewards for format, length and answer; after sft with noise 0.5",
     "t5-conditioned": "the same; a short response earns its length only if it is right",
+    "gui": "the next action on a small screen, for instructions of 1 to 6 operations; after sft with noise 0.4",
     "arithmetic": "600 word problems of one or two steps, 120 held out; a model with a tokenizer",
 }
 
@@ -37,12 +38,15 @@ def load_task(name: str) -> Task:
     """
     from offrl.llm.tasks.chainsum import ChainSum
     from offrl.llm.tasks.grid import SIZES, Grid
+    from offrl.llm.tasks.gui import Screen
     from offrl.llm.tasks.modsum import ModSum
     from offrl.llm.tasks.multi_reward import MultiReward
     from offrl.llm.tasks.string_target import StringTarget
 
     if name == "arithmetic":
         raise ConfigError("task arithmetic is text: it needs a model with a tokenizer")
+    if name == "gui":
+        return Screen()
     if name == "t1":
         return ModSum()
     if name in SIZES:

@@ -2,7 +2,8 @@
 
 Prompt: k digits and "=". A response has exactly k tokens, for which the running sums modulo b are the natural chain of
 thought; it earns 1 iff its last token is the total. Without ``sft`` on such chains first, long prompts stay at chance.
-A hint of level j is the first j running sums, of at most k - 1, which end the prompt; the response is that much shorter.
+A hint of level j is the first j running sums, of at most k - 1, which end the prompt; the response is that much
+shorter.
 """
 
 import torch
