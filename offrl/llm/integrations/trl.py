@@ -159,10 +159,9 @@ def _subclass(base: Any, estimator_of: Callable[[int, float], Estimator]) -> Any
             mask = output["completion_mask"].bool()
             lengths = self.accelerator.gather(mask.sum(dim=1))
             whole = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+            longest = self.max_completion_length
             ids = self._group_ids(len(self._components))
-            found = advantages(
-                self.estimator, self._components, ids, whole, self.max_completion_length
-            )  # fmt: skip
+            found = advantages(self.estimator, self._components, ids, whole, longest)
             mine = slice(
                 self.accelerator.process_index * len(mask), (self.accelerator.process_index + 1) * len(mask)
             )

@@ -170,7 +170,9 @@ def test_each_reward_and_responses_that_were_cut():
 
     def found(name, longest, **given):
         method = load_method(name)
-        return trl.advantages(method.estimator(method.config(**given), 4), two, torch.arange(len(two)) // 4, mask, longest)
+        return trl.advantages(
+            method.estimator(method.config(**given), 4), two, torch.arange(len(two)) // 4, mask, longest
+        )
 
     got = found("gdpo", 4)
     torch.testing.assert_close(got[0], got[1], atol=1e-3, rtol=0)  # one reward each, whatever its scale
