@@ -35,6 +35,12 @@ from offrl.training.run_dir import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "benchmarks/compose.md"
+SPEED = ROOT / "benchmarks/raw/compose_speed.json"
+SPEEDS = {  # of scripts/bench_compose_speed.py: what stands against what, and the aim
+    "composed": ("a composed chunk against its parents' own denoising together", "at most 1.1"),
+    "batch": ("32 chunks one at a time against 32 at once", "5 or more"),
+    "rollouts": ("32 whole Fetch episodes one environment at a time against 32 side by side", "3 or more"),
+}
 REPORT, SEARCH = 0, 1  # seeds
 POOR = 0.4  # of the better parent's result: below it a parent counts as poor
 STAGES = ("-train-", "-parents", "-pair-")  # later ones read earlier runs
@@ -345,7 +351,26 @@ def page() -> str:
     ]
     for name in TASKS:
         lines += [f"## {title(name)}", "", *section(name), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, "## Speed", "", *speed(), ""])
+
+
+def speed() -> list[str]:
+    """What scripts/bench_compose_speed.py measured."""
+    if not SPEED.exists():
+        return ["Not run yet."]
+    found = json.loads(SPEED.read_text())
+    lines = [
+        f"`python scripts/bench_compose_speed.py`, U-Nets of {found['hidden']} channels (4.6 M parameters), one "
+        f"thread, nothing else running; {machine(found['versions'])}.",
+        "",
+        "| | slow, ms | fast, ms | ratio | aim |",
+        "|---|---|---|---|---|",
+    ]
+    for name, (told, aim) in SPEEDS.items():
+        if row := found.get(name):
+            slow, fast = (1000 * value for value in row["seconds"])
+            lines.append(f"| {told} | {slow:.0f} | {fast:.0f} | {row['ratio']:.2f} | {aim} |")
+    return lines
 
 
 def title(name: str) -> str:
