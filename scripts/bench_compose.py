@@ -42,6 +42,7 @@ SPEEDS = {  # of scripts/bench_compose_speed.py: what stands against what, and t
     "rollouts": ("32 whole Fetch episodes one environment at a time against 32 side by side", "3 or more"),
 }
 REPORT, SEARCH = 0, 1  # seeds
+COMMON = "second on the common levels"
 POOR = 0.4  # of the better parent's result: below it a parent counts as poor
 STAGES = ("-train-", "-parents", "-pair-")  # later ones read earlier runs
 
@@ -294,6 +295,8 @@ def searched(
     }
     if best == (0.5, 0.5):
         del players["equal weights"]
+    if len({getattr(policy, "family", "") for policy in policies}) > 1:  # a flow alone has other noise levels
+        players[COMMON] = ComposedPolicy(policies, weights=(0.0, 1.0), **seen)
     report = {name: outcomes(player, sizes.report, REPORT) for name, player in players.items()}
     report.setdefault("equal weights", report["composition"])
     mismatch = players["composition"].mismatch
@@ -340,7 +343,8 @@ def page() -> str:
         "",
         "Controls: equal weights without a search; the average of the actions that the parents plan each for "
         "themselves, with the composition's weights; a policy composed with another seed of itself. Foreign agents "
-        "have no second seed; composed with itself a policy is itself, to the bit, which is tested.",
+        "have no second seed; composed with itself a policy is itself, to the bit, which is tested. A flow beside a "
+        "diffusion is asked at the diffusion's trained levels; the row w = 0, 1 is the flow alone at these.",
         "",
         *summary(),
         "",
@@ -559,6 +563,8 @@ def pair_table(p: Pair) -> list[str]:
     w = f"w = {p.weights[0]:g}, {p.weights[1]:g}"
     rows = {p.names[0]: p.parents[0], p.names[1]: p.parents[1], f"composition, {w}": p.composition}
     rows |= {"composition, w = 0.5, 0.5": p.equal, f"action average, {w}": p.average}
+    if COMMON in p.record["outcomes"]:
+        rows[f"{p.names[1]}, w = 0, 1"] = np.array(p.record["outcomes"][COMMON][measure])
     mean = "success %" if measure == "success" else "mean return"
     lines = [f"| | {mean} | against {p.names[p.better]} | composition against it |", "|---|---|---|---|"]
     for label, values in rows.items():
