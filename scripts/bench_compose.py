@@ -35,7 +35,14 @@ from offrl.training.run_dir import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "benchmarks/compose.md"
+SPEED = ROOT / "benchmarks/raw/compose_speed.json"
+SPEEDS = {  # of scripts/bench_compose_speed.py: what stands against what, and the aim
+    "composed": ("a composed chunk against its parents' own denoising together", "at most 1.1"),
+    "batch": ("32 chunks one at a time against 32 at once", "5 or more"),
+    "rollouts": ("32 whole Fetch episodes one environment at a time against 32 side by side", "3 or more"),
+}
 REPORT, SEARCH = 0, 1  # seeds
+COMMON = "second on the common levels"
 POOR = 0.4  # of the better parent's result: below it a parent counts as poor
 STAGES = ("-train-", "-parents", "-pair-")  # later ones read earlier runs
 
@@ -288,6 +295,8 @@ def searched(
     }
     if best == (0.5, 0.5):
         del players["equal weights"]
+    if len({getattr(policy, "family", "") for policy in policies}) > 1:  # a flow alone has other noise levels
+        players[COMMON] = ComposedPolicy(policies, weights=(0.0, 1.0), **seen)
     report = {name: outcomes(player, sizes.report, REPORT) for name, player in players.items()}
     report.setdefault("equal weights", report["composition"])
     mismatch = players["composition"].mismatch
@@ -334,7 +343,8 @@ def page() -> str:
         "",
         "Controls: equal weights without a search; the average of the actions that the parents plan each for "
         "themselves, with the composition's weights; a policy composed with another seed of itself. Foreign agents "
-        "have no second seed; composed with itself a policy is itself, to the bit, which is tested.",
+        "have no second seed; composed with itself a policy is itself, to the bit, which is tested. A flow beside a "
+        "diffusion is asked at the diffusion's trained levels; the row w = 0, 1 is the flow alone at these.",
         "",
         *summary(),
         "",
@@ -345,7 +355,26 @@ def page() -> str:
     ]
     for name in TASKS:
         lines += [f"## {title(name)}", "", *section(name), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, "## Speed", "", *speed(), ""])
+
+
+def speed() -> list[str]:
+    """What scripts/bench_compose_speed.py measured."""
+    if not SPEED.exists():
+        return ["Not run yet."]
+    found = json.loads(SPEED.read_text())
+    lines = [
+        f"`python scripts/bench_compose_speed.py`, U-Nets of {found['hidden']} channels (4.6 M parameters), one "
+        f"thread, nothing else running; {machine(found['versions'])}.",
+        "",
+        "| | slow, ms | fast, ms | ratio | aim |",
+        "|---|---|---|---|---|",
+    ]
+    for name, (told, aim) in SPEEDS.items():
+        if row := found.get(name):
+            slow, fast = (1000 * value for value in row["seconds"])
+            lines.append(f"| {told} | {slow:.0f} | {fast:.0f} | {row['ratio']:.2f} | {aim} |")
+    return lines
 
 
 def title(name: str) -> str:
@@ -534,6 +563,8 @@ def pair_table(p: Pair) -> list[str]:
     w = f"w = {p.weights[0]:g}, {p.weights[1]:g}"
     rows = {p.names[0]: p.parents[0], p.names[1]: p.parents[1], f"composition, {w}": p.composition}
     rows |= {"composition, w = 0.5, 0.5": p.equal, f"action average, {w}": p.average}
+    if COMMON in p.record["outcomes"]:
+        rows[f"{p.names[1]}, w = 0, 1"] = np.array(p.record["outcomes"][COMMON][measure])
     mean = "success %" if measure == "success" else "mean return"
     lines = [f"| | {mean} | against {p.names[p.better]} | composition against it |", "|---|---|---|---|"]
     for label, values in rows.items():
