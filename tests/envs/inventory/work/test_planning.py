@@ -14,9 +14,6 @@ from offrl.envs.inventory.work.planning import (
     min_max,
     plan_of,
     plan_setting,
-    read_plan,
-    splits,
-    today,
 )
 from offrl.errors import ConfigError
 from tests.envs.inventory.work.test_company import read_tables_of
