@@ -31,6 +31,9 @@ from offrl.llm.methods import load_method
 VERSIONS = ("1.16", "1.17")
 """From the first, below the second: the trainer's private steps that we replace may change with any minor version."""
 
+KNOWN = {"rewards", "components", "group_ids", "mask", "lengths", "cut", "old_log_probs", "rollout_log_probs"}
+"""What a method may read."""
+
 
 def loss(
     estimator: Estimator,
@@ -75,12 +78,13 @@ class TRLRollouts(Rollouts):
     """(B,) bool: a response of the greatest length."""
 
 
-def advantages(estimator: Estimator, components: Tensor, group: int, mask: Tensor, longest: int) -> Tensor:
-    """Of all processes' rows, groups beside each other: (B, K) weighted rewards, (B, T) mask -> (B,).
+def advantages(
+    estimator: Estimator, components: Tensor, ids: Tensor, mask: Tensor, longest: int
+) -> Tensor:  # fmt: skip
+    """Of all processes' rows: (B, K) weighted rewards, (B,) ids of groups, (B, T) mask -> (B,).
 
     A response of ``longest`` tokens counts as cut.
     """
-    ids = torch.arange(len(components), device=components.device) // group
     cut = mask.sum(dim=1) >= longest
     rollouts = TRLRollouts(
         rewards=components.sum(dim=1), components=components, group_ids=ids, mask=mask, cut=cut
@@ -114,6 +118,12 @@ def trainer(name: str, settings: Any = None) -> Any:
         )
     if settings.kl != 0.0:
         raise ConfigError("give the KL's coefficient as beta of GRPOConfig, so that TRL keeps a reference")
+    made = method.estimator(settings, 1)
+    assert isinstance(made, Estimator)
+    if unknown := sorted(made.needs() - KNOWN):
+        raise ConfigError(
+            f"{name} needs {unknown[0]}, which TRL's loop does not give: use offrl llm train {name}"
+        )
     base = _grpo_trainer()
 
     def estimator(length: int, beta: float) -> Estimator:
@@ -160,14 +170,17 @@ def _subclass(base: Any, estimator_of: Callable[[int, float], Estimator]) -> Any
             mask = output["completion_mask"].bool()
             lengths = self.accelerator.gather(mask.sum(dim=1))
             whole = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-            found = advantages(
-                self.estimator, self._components, self.num_generations, whole, self.max_completion_length
-            )  # fmt: skip
+            ids = self._group_ids(len(self._components))
+            found = advantages(self.estimator, self._components, ids, whole, self.max_completion_length)
             mine = slice(
                 self.accelerator.process_index * len(mask), (self.accelerator.process_index + 1) * len(mask)
             )
             output["advantages"] = found[mine]
             return output
+
+        def _group_ids(self, count: int) -> Tensor:
+            """Of all processes' rows; those of a prompt are beside each other."""
+            return torch.arange(count, device=self.accelerator.device) // self.num_generations
 
         def _compute_loss(self, model: Any, inputs: Any) -> Any:
             ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)

@@ -81,9 +81,10 @@ def test_tool_tokens_are_masked():
 
 def test_advantages_are_those_of_the_method():
     rewards, mask = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0]), torch.ones(6, 3, dtype=torch.bool)
+    ids = torch.arange(6) // 3
     found = {
         name: trl.advantages(
-            load_method(name).estimator(load_method(name).config(), 3), rewards[:, None], 3, mask, 9
+            load_method(name).estimator(load_method(name).config(), 3), rewards[:, None], ids, mask, 9
         )
         for name in ("dr_grpo", "rloo")
     }
@@ -99,7 +100,9 @@ class Base:
 
     def __init__(self):
         self.args = types.SimpleNamespace(steps_per_generation=2)
-        self.accelerator = types.SimpleNamespace(gather=lambda x: x, num_processes=1, process_index=0)
+        self.accelerator = types.SimpleNamespace(
+            gather=lambda x: x, num_processes=1, process_index=0, device="cpu"
+        )
         self._metrics = {"train": defaultdict(list)}
 
     def _calculate_rewards(self):
@@ -167,7 +170,9 @@ def test_each_reward_and_responses_that_were_cut():
 
     def found(name, longest, **given):
         method = load_method(name)
-        return trl.advantages(method.estimator(method.config(**given), 4), two, 4, mask, longest)
+        return trl.advantages(
+            method.estimator(method.config(**given), 4), two, torch.zeros(4).long(), mask, longest
+        )
 
     got = found("gdpo", 4)
     torch.testing.assert_close(got[0], got[1], atol=1e-3, rtol=0)  # one reward each, whatever its scale
