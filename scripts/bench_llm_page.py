@@ -342,6 +342,10 @@ def setting(e: Experiment) -> str:
 def own(arm: Arm) -> str:
     """Settings of an arm that are not the method's defaults."""
     given = arm.settings | arm.options
+    if arm.calibrate:
+        given |= {
+            "bounds": f"{arm.calibrate:g} times the 95th percentiles of its first 20 moves on the search seed"
+        }
     return f"{arm.name}: {', '.join(f'{k} {v}' for k, v in given.items())}." if given else ""
 
 

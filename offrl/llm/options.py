@@ -96,6 +96,10 @@ class LLMOptions(DataOptions, PromptOptions):
     """Steps between checkpoints."""
     threads: int = 1
     """CPU threads."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: the model's layers compute in bfloat16; weights, logits, losses and updates stay in float32."""
+    generation: str = "own"
+    """What samples: own, or vllm-server:URL, a vLLM on this machine; weights in the folder it serves are replaced."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,6 +112,8 @@ class LLMOptions(DataOptions, PromptOptions):
         for name in ("seed", "micro_batch", "delay", "warmup", "eval_every", "lora_rank"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.generation != "own":
+            check_served(self)
         if self.eval_dataset and not self.dataset and self.task != "arithmetic":
             raise ConfigError(f"task {self.task} has its own prompts: leave --eval-dataset out")
         for name in ("temperature", "lr", "max_grad_norm"):
@@ -128,6 +134,21 @@ class LLMOptions(DataOptions, PromptOptions):
     def minibatch_rows(self) -> int:
         """Responses of one update."""
         return self.prompts * self.group // self.minibatches
+
+
+def check_served(options: LLMOptions) -> None:
+    """Whether a server can do what is asked.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not options.generation.startswith(("vllm-server:http://", "vllm-server:https://")):
+        raise ConfigError(f"generation is own or vllm-server:URL with http, got {options.generation!r}")
+    idle = {"delay": options.delay, "engine": options.engine != "exact", "lora_rank": options.lora_rank}
+    if wrong := [name for name, given in idle.items() if given]:
+        raise ConfigError(
+            f"a server samples with the weights it is sent: leave --{wrong[0].replace('_', '-')} out"
+        )
 
 
 def divisors(number: int, times: int = 1) -> str:
@@ -154,6 +175,7 @@ def check(name: str, method: Method, options: LLMOptions) -> None:
         if options.group != 1:
             raise ConfigError(f"{name} learns from one demonstration a prompt: pass --group 1")
         idle = {"delay": options.delay, "engine": options.engine != "exact", "bypass": options.bypass}
+        idle |= {"generation": options.generation != "own"}
         if wrong := [option for option, given in idle.items() if given]:
             raise ConfigError(f"{name} samples nothing: leave --{wrong[0]} out")
 

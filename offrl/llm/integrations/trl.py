@@ -31,6 +31,9 @@ from offrl.llm.methods import load_method
 VERSIONS = ("1.16", "1.17")
 """From the first, below the second: the trainer's private steps that we replace may change with any minor version."""
 
+KNOWN = {"rewards", "components", "group_ids", "mask", "lengths", "cut", "old_log_probs", "rollout_log_probs"}
+"""What a method may read."""
+
 
 def loss(
     estimator: Estimator,
@@ -113,6 +116,12 @@ def trainer(name: str, settings: Any = None) -> Any:
         )
     if settings.kl != 0.0:
         raise ConfigError("give the KL's coefficient as beta of GRPOConfig, so that TRL keeps a reference")
+    made = method.estimator(settings, 1)
+    assert isinstance(made, Estimator)
+    if unknown := sorted(made.needs() - KNOWN):
+        raise ConfigError(
+            f"{name} needs {unknown[0]}, which TRL's loop does not give: use offrl llm train {name}"
+        )
     base = _grpo_trainer()
 
     def estimator(length: int, beta: float) -> Estimator:
@@ -159,9 +168,8 @@ def _subclass(base: Any, estimator_of: Callable[[int, float], Estimator]) -> Any
             mask = output["completion_mask"].bool()
             lengths = self.accelerator.gather(mask.sum(dim=1))
             whole = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-            longest = self.max_completion_length
             ids = self._group_ids(len(self._components))
-            found = advantages(self.estimator, self._components, ids, whole, longest)
+            found = advantages(self.estimator, self._components, ids, whole, self.max_completion_length)
             mine = slice(
                 self.accelerator.process_index * len(mask), (self.accelerator.process_index + 1) * len(mask)
             )

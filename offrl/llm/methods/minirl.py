@@ -109,6 +109,8 @@ def unfit(settings: MiniRLConfig, options: Any, task: Any) -> str | None:
     once = options.reuse * options.minibatches == 1
     if settings.replay == "R2" and once:
         return "R2 changes nothing in the first update of a batch: pass --minibatches or --reuse"
+    if settings.replay == "R3" and options.generation != "own":
+        return "R3 needs the experts of sampling, which a server does not tell: use R2"
     if settings.replay == "R3" and once and options.engine == "exact" and not options.delay:
         return "R3 changes nothing with one update a batch of an exact engine: pass --minibatches, --reuse or --engine"
     return None
