@@ -155,6 +155,8 @@ def unfit(settings: PolychromicConfig, options: Any, task: Any) -> str | None:
         return "its sets have one size, and so must groups: leave --allocator out"
     if settings.states and environment_of(task) is None:
         return f"task {task.name} has no states to start from: pass --states 0"
+    if options.context != "full":
+        return "it starts inside of whole episodes: leave --context out"
     if not settings.states and settings.n > options.group:
         return f"sets of {settings.n} need groups as large: pass --group {settings.n} or more"
     return None
