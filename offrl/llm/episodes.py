@@ -24,8 +24,8 @@ class Moment:
 
     lengths: Tensor
     """(N,) tokens of their transcripts."""
-    running: Tensor
-    """(N,) bool."""
+    ready: Tensor
+    """(N,) bool: running, and between two turns."""
     state: State
     """Of the environment."""
 
@@ -113,7 +113,7 @@ def converse(
     t = Transcripts(limits, environment.longest_answer, policy.pad, policy.bias.dtype)
     alive, cut = torch.ones_like(limits, dtype=torch.bool), torch.zeros_like(limits, dtype=torch.bool)
     if moments is not None:
-        moments.append(Moment(t.length.clone(), alive, environment.state()))
+        moments.append(Moment(t.length.clone(), alive & (t.said == 0), environment.state()))
     hidden, cache = policy.begin(prompts.tokens, prompts.mask, copies)
     fed = 0
     while True:
@@ -126,7 +126,7 @@ def converse(
                 alive = alive.index_put((over,), ~ended)
                 cut = cut.index_put((over,), stopped)
                 if moments is not None:
-                    moments.append(Moment(t.length.clone(), alive, environment.state()))
+                    moments.append(Moment(t.length.clone(), alive & (t.said == 0), environment.state()))
         if not alive.any():
             return t.responses(cut)
         new = int(t.length[alive].min()) - fed
@@ -220,3 +220,58 @@ def demonstrate(
         ended, stopped = answered(t, environment, rows)
         alive[rows], cut[rows] = ~ended, stopped
     return t.responses(cut)
+
+
+@torch.no_grad()
+def resumed(
+    policy: LanguageModel,
+    environment: Environment,
+    prompts: Prompts,
+    responses: Responses,
+    moments: list[Moment],
+    rows: Tensor,
+    *,
+    states: int,
+    copies: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> tuple[Prompts, Responses]:
+    """New episodes from states inside others, evenly spaced over the turns of each and its beginning among them.
+
+    Args:
+        policy: what chooses.
+        environment: of the episodes.
+        prompts: of the episodes, one a row.
+        responses: their transcripts.
+        moments: as ``converse`` noted them.
+        rows: (M,) the episodes to start from.
+        states: of each.
+        copies: new episodes from each state.
+        temperature: of sampling.
+        generator: the random stream.
+
+    Returns:
+        M states prompts, the old transcripts up to the state among them, and their (M states copies) responses.
+    """
+    picked: list[tuple[int, Moment]] = []
+    for row in rows.tolist():
+        own = [moment for moment in moments if bool(moment.ready[row])]
+        own = [m for i, m in enumerate(own) if i == 0 or m.lengths[row] > own[i - 1].lengths[row]]
+        picked += [(row, own[i * len(own) // states]) for i in range(states)]
+    kept = [int(moment.lengths[row]) for row, moment in picked]
+    told = [
+        torch.cat([prompts.tokens[row][prompts.mask[row]], responses.tokens[row, :length]])
+        for (row, _), length in zip(picked, kept, strict=True)
+    ]
+    sizes, width = torch.tensor([len(x) for x in told]), max(len(x) for x in told)
+    tokens = torch.stack([torch.nn.functional.pad(x, (width - len(x), 0), value=policy.pad) for x in told])
+    mask = (torch.arange(width) >= width - sizes[:, None]).to(tokens.device)
+    whose = prompts.rows(torch.tensor([row for row, _ in picked], device=rows.device))
+    limits = whose.limits - torch.tensor(kept, device=rows.device)
+    asked = Prompts(tokens, mask, limits, whose.ids, whose.levels)
+    each = [{name: x[row] for name, x in moment.state.items()} for row, moment in picked]
+    environment.restore(
+        {name: torch.stack([s[name] for s in each]).repeat_interleave(copies, 0) for name in each[0]}
+    )
+    how: dict[str, Any] = {"copies": copies, "temperature": temperature, "generator": generator}
+    return asked, converse(policy, environment, asked, **how)

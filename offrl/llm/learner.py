@@ -32,9 +32,11 @@ from offrl.llm.rollouts import (
 from offrl.llm.rollouts import demonstrations as demonstrations_of
 from offrl.llm.score import Scores, score
 from offrl.llm.tasks.task import Task
-from offrl.llm.text import Responses
+from offrl.llm.text import Prompts, Responses
 from offrl.training.seeding import stream
 
+FURTHER = 1_000_000
+"""Where the numbers of groups beside the batch's begin, in each process."""
 STREAMS = ("sampling", "minibatches", "demonstrations", "method")
 SAMPLED = ("reward", "success", "zero_variance", "all_right", "all_wrong", "length")
 UPDATED = (
@@ -96,7 +98,7 @@ class Learner:
             raise ConfigError(f"task {task.name} does not say what the final answer of a response is")
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.critic: nn.Linear | None = None
-        if method.critic:
+        if method.critic(settings) if callable(method.critic) else method.critic:
             self.critic = nn.Linear(policy.head.shape[1], 1).to(policy.head)
             nn.init.zeros_(self.critic.weight)
             nn.init.zeros_(self.critic.bias)
@@ -173,7 +175,9 @@ class Learner:
             groups += len(batch.group_ids.unique())
             if groups >= self.options.prompts:
                 break
-        batch = first_groups(joined(kept, self.policy.pad), self.options.prompts)
+        batch = joined(kept, self.policy.pad)
+        if method.keep is not None:
+            batch = first_groups(batch, self.options.prompts)
         means = {n: torch.stack([m[n] for m in metrics if n in m]).mean() for n in metrics[0]}
         return batch, means | self.prompting.stepped()
 
@@ -218,6 +222,8 @@ class Learner:
                 self.tokens += self.ranks.total(int(best.mask.sum()))
             self.rollouts += self.ranks.total(len(many))
             parts.append(batch)
+            if (further := self.companion.more(sampler, many, responses)) is not None:
+                parts.append(self._further(*further))
         if demonstrations is not None:
             batch, of_demonstrations = self._rewarded(prompts, demonstrations, groups, demo=True)
             found = found or of_demonstrations
@@ -225,6 +231,16 @@ class Learner:
         found = {name: value / self.ranks.size for name, value in self.ranks.add(found).items()}
         everyones = self.ranks.gathered(joined(parts, self.policy.pad))
         return joined([moved(part, self.device) for part in everyones], self.policy.pad), found
+
+    def _further(
+        self, prompts: Prompts, responses: Responses, ids: Tensor, fields: dict[str, Tensor]
+    ) -> TextRollouts:
+        """What a companion sampled beside the batch, in groups of its own."""
+        shown = self.shown
+        batch, _ = self._rewarded(prompts, responses, ids + FURTHER * (1 + self.ranks.rank))
+        self.rollouts += self.ranks.total(len(ids))
+        self.shown = shown
+        return batch.replace(**fields)
 
     def _rewarded(
         self, prompts: Any, responses: Any, ids: Tensor, *, demo: bool = False
@@ -312,8 +328,9 @@ class Learner:
     def _with_kl(self, batch: TextRollouts, old: Tensor | None, reference: Tensor | None) -> Tensor:
         """The rewards that the method's advantages read: of rows or of tokens, less the KL where it goes there."""
         log_ratio = None if old is None or reference is None else old - reference
-        if self.method.kl == "step-reward":
-            coefficient = 0.0 if log_ratio is None else self.settings.kl
+        if self.method.kl == "step-reward" or self.critic is not None:
+            in_reward = self.method.kl == "step-reward" and log_ratio is not None
+            coefficient = self.settings.kl if in_reward else 0.0
             steps = 0.0 if batch.step_rewards is None else batch.step_rewards
             rest = batch.rewards if batch.step_rewards is None else batch.rewards - batch.step_rewards.sum(1)
             return steps + rewards_at_end(rest, batch.mask, log_ratio, coefficient)

@@ -178,7 +178,7 @@ def test_episodes_go_on_from_any_moment_as_they_went(name):
     whole = converse(policy, env, prompts, temperature=0.0, moments=moments)
     assert len(moments) == task.turns + 1 or whole.paid.all()
     moment = moments[3]
-    rows = moment.running.nonzero()[:, 0]
+    rows = moment.ready.nonzero()[:, 0]
     length = int(moment.lengths[rows].min())
     rows = rows[moment.lengths[rows] == length]
     env.restore({key: x[rows] for key, x in moment.state.items()})
@@ -225,7 +225,7 @@ def test_demonstrations_are_episodes_of_the_expert():
 
 
 def test_parts_of_unequal_widths_are_joined():
-    task, _, _, prompts, found = ragged()
+    _task, _, _, prompts, found = ragged()
     ids = torch.arange(6).repeat_interleave(4)
     whole = rollouts(prompts.repeat(4), found, found.paid, ids, found.paid[:, None])
     short = whole.rows(torch.arange(4))

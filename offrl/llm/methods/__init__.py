@@ -91,6 +91,11 @@ METHODS = {
     "oblr_po": Entry(
         "group_weighted", "old", "ppo_clip", "seq-mean-token-sum", "rollouts", "arXiv:2511.23310"
     ),
+    "empg": Entry(
+        "group_std, modulated", "old", "ppo_clip", "seq-mean-token-mean", "episodes", "arXiv:2509.09265"
+    ),
+    "epo": Entry("group_std", "old", "ppo_clip", "seq-mean-token-mean", "episodes", "arXiv:2509.22576"),
+    "polychromic": Entry("gae, mixed", "old", "ppo_clip", "token-mean", "episodes, sets", "arXiv:2509.25424"),
     "pacs": Entry("classification (a loss)", "-", "-", "mean of rows", "rollouts", "arXiv:2509.02522"),
 }
 
