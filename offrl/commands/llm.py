@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -31,6 +31,9 @@ DATA = (
     "chat_template",
     "max_prompt",
     "max_response",
+    "context",
+    "window",
+    "summaries",
     "reward",
 )
 
@@ -80,6 +83,12 @@ class EvalOptions:
     """Longer prompts are left out, in tokens; if other than the run's."""
     max_response: int | None = None
     """Tokens of the longest response, if other than the run's."""
+    context: Literal["full", "truncate", "supo"] | None = None
+    """What the model sees of long episodes, if other than in the run."""
+    window: int | None = None
+    """Tokens of the window, if other than the run's."""
+    summaries: int | None = None
+    """Summaries that an episode may have, if other than in the run: more may be better."""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What is right, if other than in the run: integer, regex:PATTERN, math, python, FILE.py:FUNCTION."""
     base: bool = True

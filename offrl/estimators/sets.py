@@ -36,7 +36,7 @@ def polychromic(rewards: Tensor, classes: Tensor, sets: Tensor) -> Tensor:
 
 
 def shared(scores: Tensor, sets: Tensor, size: int) -> Tensor:
-    """Each set's advantage at its members, scaled so that all of them add up to ``projected``: (C,), (C, n) -> (N, C)."""
+    """Each set's advantage at its members; over all sets they add up to ``projected``: (C,), (C, n) -> (N, C)."""
     inside = torch.zeros(len(sets), size, device=scores.device).scatter(1, sets, 1.0).to(scores)
     weight = size / (len(sets) * sets.shape[1])
     return (weight * inside * (scores - scores.mean())[:, None]).T

@@ -1,8 +1,6 @@
 """Multi-turn rollouts: all episodes advance together, one pass of the model for all of them, one cache.
 
-A transcript is what a policy said and what the environment answered, without gaps, whatever the lengths of the turns.
-Each pass reads the next tokens that all running episodes already have; an episode whose transcript is read to its end
-chooses a token, the others are read on. Environment tokens are outside the mask.
+A transcript is what a policy said and what the environment answered; environment tokens are outside the mask.
 """
 
 from dataclasses import dataclass
@@ -11,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offrl.llm.contexts import Window, managed
 from offrl.llm.environment import Environment, State
 from offrl.llm.generate import sample
 from offrl.llm.models import LanguageModel
 from offrl.llm.tasks.task import Task
 from offrl.llm.text import Prompts, Responses
+from offrl.llm.transcripts import Expert, Sampling, Transcripts, read
 
 
 @dataclass(frozen=True)
@@ -28,63 +28,6 @@ class Moment:
     """(N,) bool: running, and between two turns."""
     state: State
     """Of the environment."""
-
-
-class Transcripts:
-    """N transcripts that grow token by token.
-
-    Args:
-        limits: (N,) tokens at most that each may have before an answer that ends it.
-        longest_answer: of the environment.
-        pad: padding id.
-        dtype: of log-probabilities and rewards.
-    """
-
-    def __init__(
-        self, limits: Tensor, longest_answer: int, pad: int, dtype: torch.dtype = torch.float32
-    ) -> None:
-        shape, device = (len(limits), int(limits.max()) + longest_answer), limits.device
-        self.limits, self.pad = limits, pad
-        self.tokens = torch.full(shape, pad, device=device)
-        self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
-        self.log_probs = torch.zeros(shape, device=device, dtype=dtype)
-        self.rewards = torch.zeros_like(self.log_probs)
-        self.step_ids = torch.full(shape, -1, device=device)
-        self.length = torch.zeros_like(limits)
-        self.turn = torch.zeros_like(limits)
-        self.said = torch.zeros_like(limits)
-        """Tokens of the current turn."""
-
-    def choose(self, rows: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
-        """One chosen token for each of some rows."""
-        place = rows, self.length[rows]
-        self.tokens[place], self.mask[place], self.log_probs[place] = tokens, True, log_probs
-        self.step_ids[place] = self.turn[rows]
-        self.length[rows] += 1
-        self.said[rows] += 1
-
-    def actions(self, rows: Tensor, longest: int) -> Tensor:
-        """(M, longest) the current turns of some rows, padded on the right."""
-        offsets = torch.arange(longest, device=rows.device)
-        places = (self.length - self.said)[rows, None] + offsets
-        found = self.tokens[rows[:, None], places.clamp(max=self.tokens.shape[1] - 1)]
-        return found.where(offsets < self.said[rows, None], self.pad)
-
-    def answer(self, rows: Tensor, observations: Tensor, lengths: Tensor, rewards: Tensor) -> None:
-        """The environment's answer to the current turns of some rows, which end with it."""
-        self.rewards[rows, self.length[rows] - 1] += rewards.to(self.rewards)
-        offsets = torch.arange(observations.shape[1], device=rows.device)
-        row, column = (offsets < lengths[:, None]).nonzero(as_tuple=True)
-        self.tokens[rows[row], self.length[rows[row]] + column] = observations[row, column]
-        self.length[rows] += lengths
-        self.turn[rows] += 1
-        self.said[rows] = 0
-
-    def responses(self, cut: Tensor) -> Responses:
-        """All of them."""
-        width = max(int(self.length.max()), 1)
-        grids = (self.tokens, self.mask, self.log_probs, self.step_ids, self.rewards)
-        return Responses(*(grid[:, :width] for grid in grids), cut=cut)
 
 
 @torch.no_grad()
@@ -111,55 +54,37 @@ def converse(
     """
     limits = prompts.limits.repeat_interleave(copies)
     t = Transcripts(limits, environment.longest_answer, policy.pad, policy.bias.dtype)
-    alive, cut = torch.ones_like(limits, dtype=torch.bool), torch.zeros_like(limits, dtype=torch.bool)
-    if moments is not None:
-        moments.append(Moment(t.length.clone(), alive & (t.said == 0), environment.state()))
-    hidden, cache = policy.begin(prompts.tokens, prompts.mask, copies)
-    fed = 0
-    while True:
-        rows = (alive & (t.length == fed)).nonzero()[:, 0]
-        if len(rows):
-            t.choose(rows, *chosen(policy, hidden[rows], temperature, generator))
-            over = turn_over(t, environment, rows)
-            if len(over):
-                ended, stopped = answered(t, environment, over)
-                alive = alive.index_put((over,), ~ended)
-                cut = cut.index_put((over,), stopped)
-                if moments is not None:
-                    moments.append(Moment(t.length.clone(), alive & (t.said == 0), environment.state()))
-        if not alive.any():
-            return t.responses(cut)
-        new = int(t.length[alive].min()) - fed
-        hidden = policy.advance(cache, t.tokens[:, fed : fed + new])
-        fed += new
+    reader = Sampling(policy, temperature, generator)
+    contexts = prompts.tokens, prompts.mask
+    return t.responses(_played(reader, t, environment, contexts, copies, moments))
 
 
-def chosen(
-    policy: LanguageModel, hidden: Tensor, temperature: float, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """A token for each state and its log-probability: (M, H) -> (M,), (M,)."""
-    logits = torch.nn.functional.linear(hidden, policy.head).to(policy.bias.dtype) + policy.bias
-    log_p = (logits / (temperature or 1.0)).log_softmax(dim=-1)
-    if temperature == 0.0:
-        tokens = log_p.argmax(dim=-1)
-    else:
-        tokens = torch.multinomial(log_p.exp(), 1, generator=generator)[:, 0]
-    return tokens, log_p.gather(1, tokens[:, None])[:, 0]
+def _played(
+    reader: Sampling | Expert,
+    t: Transcripts,
+    environment: Environment,
+    contexts: tuple[Tensor, Tensor],
+    copies: int,
+    moments: list[Moment] | None,
+) -> Tensor:
+    """All episodes to their ends; (N,) bool, those that a limit cut."""
+    t.longest.fill_(environment.longest_turn)
+    alive, cut = torch.ones_like(t.length, dtype=torch.bool), torch.zeros_like(t.length, dtype=torch.bool)
 
+    def note() -> None:
+        if moments is not None:
+            moments.append(Moment(t.length.clone(), alive & (t.said == 0), environment.state()))
 
-def turn_over(t: Transcripts, environment: Environment, rows: Tensor) -> Tensor:
-    """Those of some rows whose last token ended their turn."""
-    last = t.tokens[rows, t.length[rows] - 1]
-    ends = environment.turn_ends.to(rows.device)[last] | (t.said[rows] >= environment.longest_turn)
-    return rows[ends | (t.length[rows] >= t.limits[rows])]
+    def turn(rows: Tensor) -> Tensor:
+        ended, stopped = t.answered(environment, rows)
+        alive[rows], cut[rows] = ~ended, stopped
+        note()
+        return ended
 
-
-def answered(t: Transcripts, environment: Environment, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The environment takes the turns of some rows: whether each ended, and whether a limit ended it."""
-    answer = environment.step(rows, t.actions(rows, environment.longest_turn))
-    t.answer(rows, answer.observations, answer.lengths, answer.rewards)
-    full = ~answer.ended & (t.length[rows] >= t.limits[rows])
-    return answer.ended | full, answer.cut | full
+    note()
+    rows = torch.arange(len(t.length), device=t.length.device)
+    read(reader, t, rows, contexts, environment.turn_ends.to(rows.device), turn, copies)
+    return cut
 
 
 def respond(
@@ -176,8 +101,12 @@ def respond(
     how: dict[str, Any] = {"copies": copies, "temperature": temperature, "generator": generator}
     if (environment := environment_of(task)) is None:
         return sample(policy, prompts, **how)
-    environment.reset(prompts.repeat(copies))
-    return converse(policy, environment, prompts, **how, moments=moments)
+    many = prompts.repeat(copies)
+    environment.reset(many)
+    if (window := window_of(task)) is None:
+        return converse(policy, environment, prompts, **how, moments=moments)
+    t = Transcripts(many.limits, window.room(environment), policy.pad, policy.bias.dtype)
+    return managed(Sampling(policy, temperature, generator), t, environment, many, window)
 
 
 def environment_of(task: Task) -> Environment | None:
@@ -186,40 +115,30 @@ def environment_of(task: Task) -> Environment | None:
     return None if make is None else make()
 
 
-def demonstrate(
-    environment: Environment,
-    prompts: Prompts,
-    generator: torch.Generator,
-    noise: float,
-    allowed: Tensor,
-    pad: int,
-) -> Responses:
+def window_of(task: Task) -> Window | None:
+    """Of its contexts; None: they hold whole episodes."""
+    return getattr(task, "window", None)
+
+
+def demonstrate(task: Task, prompts: Prompts, generator: torch.Generator, noise: float) -> Responses:
     """Episodes of the environment's expert, each of whose tokens is random instead with probability ``noise``."""
+    environment, window = environment_of(task), window_of(task)
+    assert environment is not None
     environment.reset(prompts)
-    t = Transcripts(prompts.limits, environment.longest_answer, pad)
-    alive, cut = (
-        torch.ones_like(prompts.ids, dtype=torch.bool),
-        torch.zeros_like(prompts.ids, dtype=torch.bool),
-    )
-    some = allowed.nonzero()[:, 0]
-    while alive.any():
-        rows = alive.nonzero()[:, 0]
-        actions = environment.expert(rows, generator)
-        drawn = some[torch.randint(len(some), actions.shape, generator=generator)]
-        random = (torch.rand(actions.shape, generator=generator) < noise) & (actions != pad)
-        actions = torch.where(random, drawn, actions)
-        speaking = torch.ones_like(rows, dtype=torch.bool)
-        for said in actions.T:
-            speaking = speaking & (said != pad)
-            if not speaking.any():
-                break
-            now = rows[speaking]
-            t.choose(now, said[speaking], torch.zeros(len(now)))
-            over = turn_over(t, environment, now)
-            speaking = speaking & ~torch.isin(rows, over)
-        ended, stopped = answered(t, environment, rows)
-        alive[rows], cut[rows] = ~ended, stopped
-    return t.responses(cut)
+    extra = environment.longest_answer if window is None else window.room(environment)
+    t = Transcripts(prompts.limits, extra, task.vocabulary.pad)
+    if window is None:
+        expert = Expert(t, lambda rows: environment.expert(rows, generator), task.allowed, noise, generator)
+        return t.responses(_played(expert, t, environment, (prompts.tokens, prompts.mask), 1, None))
+
+    def plan(rows: Tensor) -> Tensor:
+        """Summaries where ``managed`` asked for them."""
+        acting, summing = environment.expert(rows, generator), window.summary.expert(environment, rows)
+        width = max(acting.shape[1], summing.shape[1])
+        padded = [torch.nn.functional.pad(x, (0, width - x.shape[1]), value=t.pad) for x in (acting, summing)]
+        return torch.where(window.asked[rows, None], padded[1], padded[0])
+
+    return managed(Expert(t, plan, task.allowed, noise, generator), t, environment, prompts, window)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from offrl.estimators.advantages import gae, next_values, rewards_at_end
 from offrl.estimators.aggregation import sequence_sum
 from offrl.estimators.groups import Groups, whole_groups
 from offrl.estimators.rollouts import Counts, count
+from offrl.llm.contexts import score_segments
 from offrl.llm.engine import Engine
 from offrl.llm.episodes import respond
 from offrl.llm.method import Companion, LossSettings, Method, TextRollouts
@@ -361,6 +362,13 @@ class Learner:
             yield rows, self._score(batch.rows(rows), self.policy, entropy)
 
     def _score(self, batch: TextRollouts, policy: Any, entropy: bool = False) -> Scores:
+        if batch.segments is not None and bool((batch.segments > 0).any()):
+            assert batch.contexts is not None
+            assert batch.context_mask is not None
+            return score_segments(
+                policy, (batch.contexts, batch.context_mask), batch.segments, batch.tokens, batch.mask,
+                temperature=self.options.temperature, entropy=entropy,
+            )  # fmt: skip
         owners = Groups(batch.group_ids if batch.sources is None else batch.sources).index  # equal prompts
         first = torch.zeros_like(owners).scatter(0, owners, torch.arange(len(owners), device=owners.device))
         first = first[: int(owners.max()) + 1]

@@ -34,6 +34,12 @@ class DataOptions:
     """auto: the tokenizer's own if it has one; none: prompts as they are; or a file with a Jinja template."""
     max_prompt: int = 512
     """Longer prompts of a data set are left out, in tokens."""
+    context: Literal["full", "truncate", "supo"] = "full"
+    """What a model sees of long episodes: all; the last half of a full window; summaries of its own (SUPO)."""
+    window: int = 0
+    """Tokens of the window; 0 with --context full."""
+    summaries: int = 3
+    """Summaries that an episode may have, of --context supo."""
     max_response: int = 128
     """Tokens of the longest response to prompts of a data set."""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -101,7 +107,7 @@ class LLMOptions(DataOptions, PromptOptions):
         super().__post_init__()
         for name in (
             "steps", "prompts", "group", "minibatches", "reuse", "log_every", "eval_prompts", "eval_samples",
-            "checkpoint_every", "threads", "max_prompt", "max_response",
+            "checkpoint_every", "threads", "max_prompt", "max_response", "summaries",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
@@ -110,6 +116,8 @@ class LLMOptions(DataOptions, PromptOptions):
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.eval_dataset and not self.dataset and self.task != "arithmetic":
             raise ConfigError(f"task {self.task} has its own prompts: leave --eval-dataset out")
+        if (self.window > 0) != (self.context != "full"):
+            raise ConfigError("--window and --context truncate or supo go together")
         for name in ("temperature", "lr", "max_grad_norm"):
             if not getattr(self, name) > 0.0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")

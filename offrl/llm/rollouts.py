@@ -20,9 +20,9 @@ def demonstrated(tokens: Tensor, pad: int = PAD) -> Responses:
 
 def demonstrations(task: Task, prompts: Prompts, generator: torch.Generator, noise: float) -> Responses:
     """A good response to each prompt, or a good episode where the task has an environment."""
-    if (environment := environment_of(task)) is None:
+    if environment_of(task) is None:
         return demonstrated(task.demonstrations(prompts, generator, noise), task.vocabulary.pad)
-    return demonstrate(environment, prompts, generator, noise, task.allowed, task.vocabulary.pad)
+    return demonstrate(task, prompts, generator, noise)
 
 
 def component_names(task: Task) -> tuple[str, ...]:
@@ -42,8 +42,14 @@ def rollouts(
 ) -> TextRollouts:
     """One row a response; ``prompts`` are already repeated, ``components`` are (B, K)."""
     turns = torch.where(responses.mask, 0, -1) if responses.step_ids is None else responses.step_ids
+    mask = responses.mask
+    if responses.overlong is not None:
+        mask = mask & ~responses.overlong[:, None]
     return TextRollouts(
-        mask=responses.mask,
+        mask=mask,
+        segments=responses.segments,
+        contexts=responses.contexts,
+        context_mask=responses.context_mask,
         step_ids=turns,
         step_rewards=responses.rewards,
         rollout_log_probs=responses.log_probs,

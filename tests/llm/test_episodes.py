@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from offrl.llm.environment import Answer, Stateful
-from offrl.llm.episodes import Transcripts, converse, demonstrate, respond
+from offrl.llm.episodes import converse, demonstrate, respond
 from offrl.llm.evaluate import evaluate
 from offrl.llm.learner import Learner
 from offrl.llm.methods import METHODS, load_method
@@ -14,6 +14,7 @@ from offrl.llm.rollouts import joined, rollouts
 from offrl.llm.score import score
 from offrl.llm.tasks import load_task
 from offrl.llm.text import PAD
+from offrl.llm.transcripts import Transcripts
 
 
 def generator(seed=0):
@@ -211,15 +212,14 @@ def test_a_saved_state_is_a_copy():
 def test_demonstrations_are_episodes_of_the_expert():
     task = load_task("t4c")
     prompts = task.prompts(20, generator(1))
-    env = task.environment()
-    found = demonstrate(env, prompts, generator(), 0.0, task.allowed, PAD)
+    found = demonstrate(task, prompts, generator(), 0.0)
     assert (found.paid == 1).all()
     assert not found.cut.any()
     assert task.allowed[found.tokens[found.mask]].all()
-    noisy = demonstrate(env, prompts, generator(), 0.9, task.allowed, PAD)
+    noisy = demonstrate(task, prompts, generator(), 0.9)
     assert noisy.paid.mean() < 0.5
     ragged, env = ragged_task()
-    said = demonstrate(env, ragged.prompts(3, generator()), generator(), 0.0, ragged.allowed, PAD)
+    said = demonstrate(ragged, ragged.prompts(3, generator()), generator(), 0.0)
     assert all(action == [5, 4] for _, action in env.log)
     assert said.mask.sum() == 2 * len(env.log)
 
@@ -305,7 +305,7 @@ def test_a_row_without_an_answer_is_followed_by_nothing():
     t.choose(torch.tensor([1]), torch.tensor([7]), torch.tensor([-0.5]))
     assert t.length.tolist() == [0, 1]
     assert t.actions(torch.tensor([1]), 2).tolist() == [[7, PAD]]
-    t.answer(torch.tensor([1]), torch.tensor([[8, 9]]), torch.tensor([2]), torch.tensor([1.5]))
+    t.tell(torch.tensor([1]), torch.tensor([[8, 9]]), torch.tensor([2]))
     assert t.tokens[1, :3].tolist() == [7, 8, 9]
-    assert t.rewards[1].tolist() == [1.5, 0, 0, 0, 0]
+    assert t.said.tolist() == [0, 0]
     assert t.turn.tolist() == [0, 1]

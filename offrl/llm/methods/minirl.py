@@ -101,6 +101,8 @@ def unfit(settings: MiniRLConfig, options: Any, task: Any) -> str | None:
     """Replay that cannot change anything."""
     if settings.replay == "R3" and hasattr(task, "environment"):
         return "R3 reads what sampling read token by token, which episodes are not: leave --replay R3 out"
+    if settings.replay != "none" and options.context != "full":
+        return "experts are replayed in whole episodes only: leave --context out"
     once = options.reuse * options.minibatches == 1
     if settings.replay == "R2" and once:
         return "R2 changes nothing in the first update of a batch: pass --minibatches or --reuse"

@@ -153,6 +153,8 @@ def unfit(settings: PolychromicConfig, options: Any, task: Any) -> str | None:
     """Vines of a task of single turns, and sets larger than a group."""
     if settings.states and environment_of(task) is None:
         return f"task {task.name} has no states to start from: pass --states 0"
+    if options.context != "full":
+        return "it starts inside of whole episodes: leave --context out"
     if not settings.states and settings.n > options.group:
         return f"sets of {settings.n} need groups as large: pass --group {settings.n} or more"
     return None

@@ -23,6 +23,7 @@ TASKS = {  # name -> what it is
     "t4c": "a key, then a door on a 7 x 7 grid, 30 moves; from random weights or after sft",
     "t5": "sums of 2 to 4 digits with rewards for format, length and answer; after sft with noise 0.5",
     "t5-conditioned": "the same; a short response earns its length only if it is right",
+    "t6": "a key shown once and asked for after a long corridor: --context supo; after sft with noise 0.5",
     "gui": "the next action on a small screen, for instructions of 1 to 6 operations; after sft with noise 0.4",
     "arithmetic": "600 word problems of one or two steps, 120 held out; a model with a tokenizer",
 }
@@ -37,6 +38,7 @@ def load_task(name: str) -> Task:
         ConfigError: an unknown name.
     """
     from offrl.llm.tasks.chainsum import ChainSum
+    from offrl.llm.tasks.corridor import Corridor
     from offrl.llm.tasks.grid import SIZES, Grid
     from offrl.llm.tasks.gui import Screen
     from offrl.llm.tasks.modsum import ModSum
@@ -51,6 +53,8 @@ def load_task(name: str) -> Task:
         return ModSum()
     if name in SIZES:
         return Grid(name)
+    if name == "t6":
+        return Corridor()
     if name == "t3":
         return StringTarget()
     if name in CHAIN_BASES:
@@ -70,7 +74,9 @@ def task_for(options: "DataOptions") -> Task:
     if not options.dataset and options.task != "arithmetic":
         if options.reward:
             raise ConfigError(f"task {options.task} has its own reward: leave --reward out")
-        return load_task(options.task)
+        return _windowed(load_task(options.task), options)
+    if options.context != "full":
+        raise ConfigError("prompts of one turn need no window: leave --context out")
     if options.dataset:
         return _prompts(options, options.dataset, options.eval_dataset)
     own = resources.files("offrl.llm.tasks")
@@ -78,6 +84,18 @@ def task_for(options: "DataOptions") -> Task:
     rewards = options.reward or ("integer",)
     given = dataclasses.replace(options, prompt_key="prompt", answer_key="answer", reward=rewards)
     return _prompts(given, files[0], options.eval_dataset or files[1])
+
+
+def _windowed(task: Task, options: "DataOptions") -> Task:
+    """With the window that the options ask for."""
+    if options.context == "full":
+        return task
+    if not hasattr(task, "request"):
+        raise ConfigError(f"episodes of task {task.name} are not summarized: leave --context out")
+    from offrl.llm.contexts import Window
+
+    task.window = Window(options.context, options.window, options.summaries, task, task.max_prompt)  # type: ignore[attr-defined]
+    return task
 
 
 def _prompts(options: "DataOptions", uri: str, held_out: str) -> "PromptTask":
