@@ -280,7 +280,9 @@ def records(experiment: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def page() -> str:
-    """The page, from the raw files alone."""
+    """The page, from the raw files alone, those of scripts/bench_llm_prompts.py among them."""
+    from bench_llm_prompts import section
+
     lines = [
         "# Language-model agents: data, contexts, episodes", "",
         "Regenerate: `python scripts/bench_llm_agents.py page`; raw numbers: `benchmarks/raw/llm_agents/`. Means of the "
@@ -299,6 +301,7 @@ def page() -> str:
         lines += ["|---" * (4 + len(columns) + len(extra)) + "|"]
         lines += [row(arm, list_, columns, extra) for arm, list_ in found.items()]
         lines += ["", *verdicts(experiment, found), ""]
+    lines += section()
     stamps = [r["versions"] for e in EXPERIMENTS for list_ in records(e).values() for r in list_]
     if stamps:
         keys = [key for key in ("commit", "cpu", "torch", "transformers") if key in stamps[-1]]
