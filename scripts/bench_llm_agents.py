@@ -213,7 +213,13 @@ def cell(one: One) -> None:
         arm = experiment.arms[one.arm]
         rate = one.rate or best_rate(one)
         steps = experiment.rollouts // arm.per_step
-        given = {**experiment.options, **arm.options, "lr": rate, "steps": steps, "eval_every": max(steps // 10, 1)}
+        given = {
+            **experiment.options,
+            **arm.options,
+            "lr": rate,
+            "steps": steps,
+            "eval_every": max(steps // 10, 1),
+        }
         if experiment.begin is not None:
             given["model"] = str(begin_of(one))
         options = LLMOptions(**{**given, **common})
@@ -221,7 +227,12 @@ def cell(one: One) -> None:
         run = trained(one, arm.method, arm.settings, options)
         record = {"rate": rate, "extra": {n: again(run, options, o) for n, o in experiment.extra.items()}}
         record |= {"curve": rows(run / "accuracy.csv"), "metrics": rows(run / "metrics.csv")}
-    record |= {"experiment": one.experiment, "arm": one.arm, "seed": one.seed, "seconds": time.process_time() - began}
+    record |= {
+        "experiment": one.experiment,
+        "arm": one.arm,
+        "seed": one.seed,
+        "seconds": time.process_time() - began,
+    }
     atomic_write_json(one.raw / f"{one.name}.json", record | {"versions": versions("cpu", 1)})
 
 
@@ -250,9 +261,7 @@ def again(run: Path, options: LLMOptions, given: dict[str, Any]) -> dict[str, fl
     """Accuracies of a run's model under other options."""
     task = task_for(replace(options, **given))
     policy = load_model(str(run), task, options.seed)
-    found = evaluate(
-        policy, task, prompts=options.eval_prompts, samples=4, seed=options.seed, name="extra"
-    )
+    found = evaluate(policy, task, prompts=options.eval_prompts, samples=4, seed=options.seed, name="extra")
     return {"sampled": found.accuracy, "greedy": float(found.greedy.float().mean())}
 
 
@@ -271,7 +280,9 @@ def records(experiment: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def page() -> str:
-    """The page, from the raw files alone."""
+    """The page, from the raw files alone, those of scripts/bench_llm_prompts.py among them."""
+    from bench_llm_prompts import section
+
     lines = [
         "# Language-model agents: data, contexts, episodes", "",
         "Regenerate: `python scripts/bench_llm_agents.py page`; raw numbers: `benchmarks/raw/llm_agents/`. Means of the "
@@ -290,6 +301,7 @@ def page() -> str:
         lines += ["|---" * (4 + len(columns) + len(extra)) + "|"]
         lines += [row(arm, list_, columns, extra) for arm, list_ in found.items()]
         lines += ["", *verdicts(experiment, found), ""]
+    lines += section()
     stamps = [r["versions"] for e in EXPERIMENTS for list_ in records(e).values() for r in list_]
     if stamps:
         keys = [key for key in ("commit", "cpu", "torch", "transformers") if key in stamps[-1]]
@@ -303,7 +315,9 @@ def row(arm: str, found: list[dict[str, Any]], columns: list[str], extra: list[s
     parts = [arm, rates, *(spread([final(r, c) for r in found]) for c in columns)]
     parts += [spread([r["extra"][name]["sampled"] for r in found]) for name in extra]
     wandered = [np.std([m["entropy"] for m in r["metrics"]][len(r["metrics"]) // 5 :]) for r in found]
-    return "| " + " | ".join([*parts, spread(wandered), f"{np.mean([r['seconds'] for r in found]):.0f}"]) + " |"
+    return (
+        "| " + " | ".join([*parts, spread(wandered), f"{np.mean([r['seconds'] for r in found]):.0f}"]) + " |"
+    )
 
 
 def spread(values: list[Any]) -> str:

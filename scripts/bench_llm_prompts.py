@@ -4,9 +4,9 @@
     python scripts/bench_llm_prompts.py run [--minutes 60] [--only NAME] [--smoke]
     python scripts/bench_llm_prompts.py show                       the tables, from benchmarks/raw/llm_prompts/*.json
 
-scripts/bench_llm_agents.py takes these tables into its page. All arms have the same rollouts, scoring and hinted ones
-included, the same pool of prompts and the same learning rate, and are measured on fresh prompts without hints.
---smoke runs everything in minutes, into runs/bench-llm-prompts-smoke, and is good for nothing else.
+These tables are a part of the page that scripts/bench_llm_agents.py writes. All arms have the same rollouts, scoring
+and hinted ones included, the same pool of prompts and the same learning rate, and are measured on fresh prompts without
+hints. --smoke runs everything in minutes, into runs/bench-llm-prompts-smoke, and is good for nothing else.
 """
 
 import copy

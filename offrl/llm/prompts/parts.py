@@ -184,6 +184,9 @@ class PromptParts:
         """The batch with what hints made of groups that failed; see ``Scaffold.rescue``."""
         if self.scaffold is None:
             return batch, {}
+        batch = batch.replace(
+            sources=batch.group_ids
+        )  # in every sampling of a step, so that they can be joined
         if step < self.scaffold.first:
             return batch, dict.fromkeys(Scaffold.metrics, torch.tensor(0.0, dtype=torch.float64))
         return self.scaffold.rescue(prompts, batch, respond, rewarded)

@@ -169,6 +169,16 @@ def test_a_hinted_success_has_ratio_one_under_its_own_prompt_alone():
     assert float(spike) > 0.01
 
 
+def test_hints_go_with_resampled_groups():
+    """DAPO's samplings of one step, some with hinted rows and some without, are one batch."""
+    made = learner("dapo", task="t2", prompts=4, group=2, scaffold="hints", hint_exempt=0.0)
+    for _ in range(6):
+        batch, _ = made._collect()
+        gap = (made._scores(batch, made.policy)[0] - batch.rollout_log_probs).abs().max()
+        assert float(gap) < 1e-9
+    assert batch.sources is not None
+
+
 def test_limits_of_hinted_responses_are_shorter_by_the_hint():
     task = load_task("t2-hard")
     prompts = task.prompts(50, torch.Generator().manual_seed(0))
