@@ -2,7 +2,7 @@
 
     python scripts/bench_llm_agents.py plan                       what would run, and the expected core-hours
     python scripts/bench_llm_agents.py run [--minutes 60] [--only NAME] [--smoke]
-    python scripts/bench_llm_agents.py page                      benchmarks/llm_agents.md from benchmarks/raw/llm_agents/
+    python scripts/bench_llm_agents.py page            benchmarks/llm_agents.md from benchmarks/raw/llm_agents/
 
 Each arm of an experiment trains on as many rollouts as the others. Its learning rate is the better one of RATES on
 TUNE_SEED, which is not reported. Arms of a seed share a supervised start. --smoke runs everything in minutes,
@@ -286,7 +286,7 @@ def page() -> str:
     lines = [
         "# Language-model agents: data, contexts, episodes", "",
         "Regenerate: `python scripts/bench_llm_agents.py page`; raw numbers: `benchmarks/raw/llm_agents/`. Means of "
-        f"the last three of ten evaluations (smallest .. largest of {len(SEEDS)} seeds), equal rollouts; learning rate: "
+        f"the last three of ten evaluations (smallest .. largest of {len(SEEDS)} seeds), equal rollouts; rate: "
         f"the better one of {' and '.join(f'{r:g}' for r in RATES)} on another seed.", "",
     ]  # fmt: skip
     for name, experiment in EXPERIMENTS.items():
