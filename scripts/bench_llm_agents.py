@@ -2,7 +2,7 @@
 
     python scripts/bench_llm_agents.py plan                       what would run, and the expected core-hours
     python scripts/bench_llm_agents.py run [--minutes 60] [--only NAME] [--smoke]
-    python scripts/bench_llm_agents.py page            benchmarks/llm_agents.md from benchmarks/raw/llm_agents/
+    python scripts/bench_llm_agents.py page                       benchmarks/llm_agents.md from the raw files
 
 Each arm of an experiment trains on as many rollouts as the others. Its learning rate is the better one of RATES on
 TUNE_SEED, which is not reported. Arms of a seed share a supervised start. --smoke runs everything in minutes,
