@@ -69,8 +69,8 @@ def penalty_for(
 ) -> float:
     """The factor of all underage costs at which the trained policy's fill rate on the development paths is ``target``.
 
-    Each trial trains afresh for a quarter of the steps; factors double until the target lies between two of them, and
-    are then halved in between, straight in log(factor) against log(1 - fill rate).
+    Each trial trains afresh for a quarter of the steps. Factors grow or shrink four times until the target lies
+    between two of them; the next ones lie on a straight line between these, in log(factor) against log(1 - fill rate).
 
     Raises:
         ConfigError: no factor between 1 / 10,000 and 10,000 reaches it.
@@ -92,6 +92,8 @@ def penalty_for(
         return min(found, key=lambda trial: abs(trial.fill - target))
 
     low = high = tried(1.0)
+    if abs(low.fill - target) <= CLOSE:
+        return low.penalty
     while high.fill < target and high.penalty < WIDEST:
         low, high = high, tried(high.penalty * 4)
     while low.fill > target and low.penalty > 1 / WIDEST:
