@@ -2,11 +2,11 @@
 
     python scripts/bench_llm_agents.py plan                       what would run, and the expected core-hours
     python scripts/bench_llm_agents.py run [--minutes 60] [--only NAME] [--smoke]
-    python scripts/bench_llm_agents.py page                       benchmarks/llm_agents.md from benchmarks/raw/llm_agents/
+    python scripts/bench_llm_agents.py page                       benchmarks/llm_agents.md from the raw files
 
 Each arm of an experiment trains on as many rollouts as the others. Its learning rate is the better one of RATES on
-TUNE_SEED, which is not reported. Supervised starts are shared by the arms of a seed. --smoke runs everything in minutes,
-into runs/bench-llm-agents-smoke, and is good for nothing else.
+TUNE_SEED, which is not reported. Supervised starts are shared by the arms of a seed. --smoke runs everything tiny, into
+runs/bench-llm-agents-smoke, and is good for nothing else.
 """
 
 import csv
@@ -68,6 +68,7 @@ class Experiment:
         options: of all arms.
         arms: by name.
         begin: a run whose model all arms of a seed begin with: method, settings, options; None: random weights.
+        begin_is: what that run is to the arms: the model that they begin with, or the actor of their task.
         extra: evaluations after training: name -> options to change.
     """
 
@@ -80,6 +81,7 @@ class Experiment:
     arms: dict[str, Arm]
     begin: tuple[str, dict[str, Any], dict[str, Any]] | None = None
     extra: dict[str, dict[str, Any]] = field(default_factory=dict)
+    begin_is: str = "model"
 
 
 BASELINES = {"grpo": Arm("grpo"), "dr_grpo": Arm("dr_grpo"), "reinforce": Arm("reinforce")}
@@ -111,6 +113,13 @@ EXPERIMENTS: dict[str, Experiment] = {
             "polychromic": Arm("polychromic", {}, {"prompts": 5}, 5 * 24),
             "polychromic-prompt": Arm("polychromic", {"states": 0}),
         },
+    ),
+    "t4d": Experiment(
+        "hints of a model trained on differences of returns raise success@2 above that of trying again without any",
+        "success_2", ("retroformer",), 25_600, 0.15, {"task": "t4d", **GRID},
+        BASELINES | {"retroformer": Arm("retroformer", {"kl": 0.01, "target": 2.0})},
+        ("sft", {"noise": 0.1}, {"task": "t4d-actor", "prompts": 64, "group": 1, "steps": 200, "lr": 2e-3}),
+        begin_is="actor",
     ),
     "t6": Experiment(
         "summaries trained with the task (SUPO) beat a window that forgets, and more of them at test time help",
@@ -213,15 +222,26 @@ def cell(one: One) -> None:
         arm = experiment.arms[one.arm]
         rate = one.rate or best_rate(one)
         steps = experiment.rollouts // arm.per_step
-        given = {**experiment.options, **arm.options, "lr": rate, "steps": steps, "eval_every": max(steps // 10, 1)}
+        given = {
+            **experiment.options,
+            **arm.options,
+            "lr": rate,
+            "steps": steps,
+            "eval_every": max(steps // 10, 1),
+        }
         if experiment.begin is not None:
-            given["model"] = str(begin_of(one))
+            given[experiment.begin_is] = str(begin_of(one))
         options = LLMOptions(**{**given, **common})
         options = replace(options, **FAST, steps=2) if one.smoke else options
         run = trained(one, arm.method, arm.settings, options)
         record = {"rate": rate, "extra": {n: again(run, options, o) for n, o in experiment.extra.items()}}
         record |= {"curve": rows(run / "accuracy.csv"), "metrics": rows(run / "metrics.csv")}
-    record |= {"experiment": one.experiment, "arm": one.arm, "seed": one.seed, "seconds": time.process_time() - began}
+    record |= {
+        "experiment": one.experiment,
+        "arm": one.arm,
+        "seed": one.seed,
+        "seconds": time.process_time() - began,
+    }
     atomic_write_json(one.raw / f"{one.name}.json", record | {"versions": versions("cpu", 1)})
 
 
@@ -250,9 +270,7 @@ def again(run: Path, options: LLMOptions, given: dict[str, Any]) -> dict[str, fl
     """Accuracies of a run's model under other options."""
     task = task_for(replace(options, **given))
     policy = load_model(str(run), task, options.seed)
-    found = evaluate(
-        policy, task, prompts=options.eval_prompts, samples=4, seed=options.seed, name="extra"
-    )
+    found = evaluate(policy, task, prompts=options.eval_prompts, samples=4, seed=options.seed, name="extra")
     return {"sampled": found.accuracy, "greedy": float(found.greedy.float().mean())}
 
 
@@ -274,8 +292,8 @@ def page() -> str:
     """The page, from the raw files alone."""
     lines = [
         "# Language-model agents: data, contexts, episodes", "",
-        "Regenerate: `python scripts/bench_llm_agents.py page`; raw numbers: `benchmarks/raw/llm_agents/`. Means of the "
-        f"last three of ten evaluations (smallest .. largest of {len(SEEDS)} seeds), equal rollouts; learning rate: the "
+        "Regenerate: `python scripts/bench_llm_agents.py page`; raw numbers: `benchmarks/raw/llm_agents/`. Means of "
+        f"the last three of ten evaluations (smallest .. largest of {len(SEEDS)} seeds), equal rollouts; learning rate: the "
         f"better one of {' and '.join(f'{r:g}' for r in RATES)} on another seed.", "",
     ]  # fmt: skip
     for name, experiment in EXPERIMENTS.items():
@@ -284,7 +302,8 @@ def page() -> str:
         if not found:
             lines += ["Not run yet.", ""]
             continue
-        columns = list(dict.fromkeys([experiment.metric, "sampled", "pass_at_16"]))
+        control = ["success_2_without"] if experiment.metric == "success_2" else []
+        columns = list(dict.fromkeys([experiment.metric, *control, "sampled", "pass_at_16"]))
         extra = list(experiment.extra)
         lines += [f"| arm | lr | {' | '.join([*columns, *extra])} | turn-to-turn entropy | CPU s |"]
         lines += ["|---" * (4 + len(columns) + len(extra)) + "|"]
@@ -303,7 +322,9 @@ def row(arm: str, found: list[dict[str, Any]], columns: list[str], extra: list[s
     parts = [arm, rates, *(spread([final(r, c) for r in found]) for c in columns)]
     parts += [spread([r["extra"][name]["sampled"] for r in found]) for name in extra]
     wandered = [np.std([m["entropy"] for m in r["metrics"]][len(r["metrics"]) // 5 :]) for r in found]
-    return "| " + " | ".join([*parts, spread(wandered), f"{np.mean([r['seconds'] for r in found]):.0f}"]) + " |"
+    return (
+        "| " + " | ".join([*parts, spread(wandered), f"{np.mean([r['seconds'] for r in found]):.0f}"]) + " |"
+    )
 
 
 def spread(values: list[Any]) -> str:
@@ -316,6 +337,14 @@ def spread(values: list[Any]) -> str:
 def verdicts(experiment: Experiment, found: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Shown where the worst seed of an arm is above the best of every other arm's, not shown otherwise."""
     lines = []
+    if experiment.metric == "success_2":
+        for arm, list_ in found.items():
+            with_, control = ([final(r, c) for r in list_] for c in ("success_2", "success_2_without"))
+            word = "shown" if min(with_) > max(control) else "not shown"
+            lines.append(
+                f"* {arm} above no reflection: **{word}** ({spread(with_)} against {spread(control)})."
+            )
+        return lines
     reached = {arm: [final(r, experiment.metric) for r in list_] for arm, list_ in found.items()}
     others = {arm: x for arm, x in reached.items() if arm not in experiment.ours and arm != "full"}
     for arm in (arm for arm in experiment.ours if arm in reached and others):
