@@ -2,6 +2,7 @@
 
     python scripts/bench_llm_agents.py plan                       what would run, and the expected core-hours
     python scripts/bench_llm_agents.py run [--minutes 60] [--only NAME] [--smoke]
+    python scripts/bench_llm_agents.py speed                      128 episodes at once against one at a time
     python scripts/bench_llm_agents.py page                       benchmarks/llm_agents.md from the raw files
 
 Each arm of an experiment trains on as many rollouts as the others. Its learning rate is the better one of RATES on
@@ -22,12 +23,13 @@ import torch
 import tyro
 
 from offrl.files import atomic_write_json, atomic_write_text
+from offrl.llm.episodes import respond
 from offrl.llm.evaluate import evaluate
 from offrl.llm.methods import load_method
 from offrl.llm.models import load_model
 from offrl.llm.options import LLMOptions
 from offrl.llm.session import resume, start
-from offrl.llm.tasks import task_for
+from offrl.llm.tasks import load_task, task_for
 from offrl.training.cells import Cell, RunCells, planned
 from offrl.training.run_dir import versions
 
@@ -293,8 +295,8 @@ def page() -> str:
     lines = [
         "# Language-model agents: data, contexts, episodes", "",
         "Regenerate: `python scripts/bench_llm_agents.py page`; raw numbers: `benchmarks/raw/llm_agents/`. Means of "
-        f"the last three of ten evaluations (smallest .. largest of {len(SEEDS)} seeds), equal rollouts; learning rate: the "
-        f"better one of {' and '.join(f'{r:g}' for r in RATES)} on another seed.", "",
+        f"the last three of ten evaluations (smallest .. largest of {len(SEEDS)} seeds), equal rollouts; learning "
+        f"rate: the better one of {' and '.join(f'{r:g}' for r in RATES)} on another seed.", "",
     ]  # fmt: skip
     for name, experiment in EXPERIMENTS.items():
         found = records(name)
@@ -309,6 +311,12 @@ def page() -> str:
         lines += ["|---" * (4 + len(columns) + len(extra)) + "|"]
         lines += [row(arm, list_, columns, extra) for arm, list_ in found.items()]
         lines += ["", *verdicts(experiment, found), ""]
+    if (path := RAW / "speed.json").exists():
+        lines += ["## Speed", "", "CPU seconds of 128 episodes from random weights, one thread.", ""]
+        lines += ["| task | at once | one by one | times faster |", "|---|---|---|---|"]
+        for task, s in json.loads(path.read_text())["tasks"].items():
+            lines += [f"| {task} | {s['batched']:.2f} | {s['alone']:.1f} | {s['times']:.0f} |"]
+        lines += [""]
     stamps = [r["versions"] for e in EXPERIMENTS for list_ in records(e).values() for r in list_]
     if stamps:
         keys = [key for key in ("commit", "cpu", "torch", "transformers") if key in stamps[-1]]
@@ -357,6 +365,31 @@ def verdicts(experiment: Experiment, found: dict[str, list[dict[str, Any]]]) -> 
     return lines
 
 
+def speed() -> None:
+    """CPU seconds of 128 episodes of each task at once, and of 16 one by one, times 8."""
+    torch.set_num_threads(1)
+    found = {}
+    for name in ("t4a", "t4c", "t6"):
+        task = load_task(name)
+        policy, prompts = (
+            load_model("tiny:dense", task, 0),
+            task.prompts(128, torch.Generator().manual_seed(0)),
+        )
+        alone = [prompts.rows(slice(i, i + 1)) for i in range(16)]
+        seconds = []
+        for parts in ([prompts], alone):
+            respond(policy, task, parts[0], generator=torch.Generator().manual_seed(0))
+            began = time.process_time()
+            for part in parts:
+                respond(policy, task, part, generator=torch.Generator().manual_seed(1))
+            seconds.append((time.process_time() - began) * 128 / sum(map(len, parts)))
+        found[name] = {"batched": seconds[0], "alone": seconds[1], "times": seconds[1] / seconds[0]}
+        print(
+            f"{name}: {seconds[0]:.2f} s at once, {seconds[1]:.1f} s one by one, {found[name]['times']:.0f} times"
+        )
+    atomic_write_json(RAW / "speed.json", {"tasks": found, "versions": versions("cpu", 1)})
+
+
 def main() -> None:
     """Dispatch."""
     word, *rest = sys.argv[1:] or ["--help"]
@@ -369,6 +402,8 @@ def main() -> None:
         o.run(lambda: [c for c, _ in cells(o.smoke)], folder / "logs", print, stages)
     elif word == "cell":
         cell(tyro.cli(One, args=rest))
+    elif word == "speed":
+        speed()
     elif word == "page":
         atomic_write_text(PAGE, page())
         print(f"wrote {PAGE}")

@@ -4,8 +4,8 @@
     t4b   5 x 5, 12 turns; from the centre, all four corners are goals and the prompt names none: for diversity
     t4c   7 x 7, 30 turns; a key and then a door, all places in the prompt: long and sparse
 
-    t4d-actor   5 x 5, 6 turns, from the centre to one corner of four, which the prompt names half of the time ("?": it
-          does not); any corner ends, and a wrong one tells where the goal is: "-" across, "|" above or below, "x" opposite
+    t4d-actor   5 x 5, 6 turns, from the centre to one corner of four, which half of the prompts name; any corner ends,
+          and a wrong one tells where the goal is: "-" across, "|" above or below, "x" opposite
 
 Moves into a wall stay where they are. A key is taken by stepping on it; the answer then begins with "+".
 """

@@ -1,8 +1,8 @@
 """T4d, reflections on failures: a frozen actor failed to find a hidden corner, and a hint for its next try is written.
 
 The prompt is the transcript of the failed try, which shows the wrong corner and where the goal lies from there. The
-response is one token, a corner or "?" for no hint. Its reward is the difference of the actor's returns, G of the next try (the
-mean of four) less G of the failed one, which is 0.
+response is one token, a corner or "?" for no hint. Its reward is the difference of the actor's returns, that of the
+next try (the mean of four) less that of the failed one, which is 0.
 """
 
 import hashlib
