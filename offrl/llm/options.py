@@ -22,6 +22,8 @@ class DataOptions:
     """tiny:dense, tiny:medium, tiny:moe, tiny:table; a folder (a run, or a Hugging Face model), FILE.gguf, or hf:ID."""
     task: str = "t1"
     """What is learnt, such as t1, t2-hard or t4a ('offrl llm list' says which there are)."""
+    actor: str = ""
+    """Of t4d: the run whose model acts, frozen."""
     dataset: str = ""
     """Prompts of one's own in place of a task: FILE.jsonl, FILE.parquet, hf:ID or hf:ID:SPLIT."""
     eval_dataset: str = ""

@@ -84,7 +84,7 @@ def anywhere(options: Options) -> Options:
     """The same options with absolute paths, for a run that is resumed from another folder."""
     paths: dict[str, Any] = {
         name: str(Path(given).resolve())
-        for name in ("model", "dataset", "eval_dataset", "chat_template", "hints", "v0_weights")
+        for name in ("model", "dataset", "eval_dataset", "chat_template", "hints", "v0_weights", "actor")
         if (given := getattr(options, name)) and Path(given).exists()
     }
     return dataclasses.replace(options, **paths, reward=tuple(map(absolute, options.reward)))

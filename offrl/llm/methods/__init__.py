@@ -96,6 +96,7 @@ METHODS = {
     ),
     "epo": Entry("group_std", "old", "ppo_clip", "seq-mean-token-mean", "episodes", "arXiv:2509.22576"),
     "polychromic": Entry("gae, mixed", "old", "ppo_clip", "token-mean", "episodes, sets", "arXiv:2509.25424"),
+    "retroformer": Entry("group_mean", "old", "ppo_clip", "token-mean", "reflections", "arXiv:2308.02151"),
     "pacs": Entry("classification (a loss)", "-", "-", "mean of rows", "rollouts", "arXiv:2509.02522"),
 }
 
