@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -251,10 +251,9 @@ def hinter_of(task: Task, options: Any, policy: Any) -> Hinter:
         ConfigError: nobody does, or both do.
     """
     if hasattr(task, "hinted"):
-        known: Hinter = task
         if options.hints or options.hint_tiers:
             raise ConfigError(f"task {task.name} has its own hints: leave --hints and --hint-tiers out")
-        return known
+        return cast(Hinter, task)
     if not hasattr(task, "asked"):
         raise ConfigError(f"task {task.name} has no hints; t2, t2-hard and t2-cliff have")
     if not options.hints:

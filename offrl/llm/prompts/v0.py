@@ -47,11 +47,10 @@ class QueryAdapter(nn.Module):
         self.sizes = {"width": width, "queries": queries, "dim": dim, "heads": heads, "hidden": hidden}
         self.heads = heads
         self.static = nn.Parameter(torch.randn(queries, dim))
-        self.generator = nn.Sequential(
-            nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, queries * dim)
-        )
-        nn.init.zeros_(self.generator[-1].weight)
-        nn.init.zeros_(self.generator[-1].bias)
+        last = nn.Linear(hidden, queries * dim)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.generator = nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), last)
         self.project = nn.Linear(width, dim)
         self.of_queries, self.of_keys = nn.LayerNorm(dim), nn.LayerNorm(dim)
 

@@ -81,9 +81,7 @@ def ragged(name, **options):
     return made
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in METHODS if name not in ("sft", "polychromic")]
-)  # both refuse
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("sft", "polychromic")])
 def test_groups_of_unequal_size_work_with_every_loss(name):
     """Micro-batches change nothing, and the batch has the sizes that were asked for."""
     found = []
@@ -238,6 +236,14 @@ def test_a_curriculum_moves_on_and_its_batches_with_it():
 def test_what_does_not_go_together_is_refused(name, given, says):
     with pytest.raises(ConfigError, match=says):
         learner(name, {"kl": 0.1} if name == "copg" else None, **given)
+
+
+def test_sets_refuse_unequal_groups():
+    from offrl.llm.session import build
+
+    options = LLMOptions(task="t4b", prompts=4, group=8, pool=9, allocator="knapsack", device="cpu")
+    with pytest.raises(ConfigError, match="polychromic: its sets need as many responses to every prompt"):
+        build("polychromic", load_method("polychromic").config(), options)
 
 
 def test_several_processes_are_refused():
