@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
     with pytest.raises(ConfigError, match="t1 has no states to start from: pass --states 0"):
         make("t1")
-    with pytest.raises(ConfigError, match="so must groups: leave --allocator out"):
+    with pytest.raises(ConfigError, match="as many responses to every prompt: leave --allocator out"):
         make("t1", allocator="knapsack", states=0)
     with pytest.raises(ConfigError, match="--group 6 or more"):
         make("t1", group=4, states=0, n=6)
