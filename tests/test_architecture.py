@@ -123,6 +123,7 @@ HEAVY = set(
         "gguf",
         "math_verify",
         "trl",
+        "minigrid",
     ]
 )
 ON_SB3 = {"offrl.online"} | {

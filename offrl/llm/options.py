@@ -19,7 +19,7 @@ class DataOptions:
     model: str = "tiny:dense"
     """tiny:dense, tiny:medium, tiny:moe, tiny:table; a folder (a run, or a Hugging Face model), FILE.gguf, or hf:ID."""
     task: str = "t1"
-    """What is learnt: t1, t2, t2-hard, t3, t4a .. t4d, t5, t5-conditioned, t6, arithmetic (see 'offrl llm list')."""
+    """What is learnt: t1, t2, t2-hard, t3, t4a .. t4d, t5, t6, minigrid:ID, arithmetic (see 'offrl llm list')."""
     actor: str = ""
     """Of t4d: the run whose model acts, frozen."""
     dataset: str = ""
@@ -49,7 +49,11 @@ class DataOptions:
     @property
     def task_name(self) -> str:
         """Of the task or the data set."""
-        return Path(self.dataset.removeprefix("hf:").replace(":", "-")).stem if self.dataset else self.task
+        return (
+            Path(self.dataset.removeprefix("hf:").replace(":", "-")).stem
+            if self.dataset
+            else self.task.replace(":", "-")
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

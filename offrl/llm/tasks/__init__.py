@@ -25,6 +25,7 @@ TASKS = {  # name -> what it is
     "t5": "sums of 2 to 4 digits with rewards for format, length and answer; after sft with noise 0.5",
     "t5-conditioned": "the same; a short response earns its length only if it is right",
     "t6": "a key shown once and asked for after a long corridor: --context supo; after sft with noise 0.5",
+    "minigrid:ID": "a MiniGrid environment in words, such as minigrid:MiniGrid-Empty-Random-6x6-v0; after sft",
     "arithmetic": "600 word problems of one or two steps, 120 held out; a model with a tokenizer",
 }
 
@@ -52,6 +53,10 @@ def load_task(name: str) -> Task:
         return ModSum()
     if name in SIZES:
         return Grid(name)
+    if name.startswith("minigrid:"):
+        from offrl.llm.tasks.minigrid import MiniGrid
+
+        return MiniGrid(name)
     if name == "t6":
         return Corridor()
     if name == "t3":
