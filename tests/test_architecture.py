@@ -131,6 +131,7 @@ HEAVY = set(
         "math_verify",
         "trl",
         "verl",
+        "minigrid",
     ]
 )
 ON_SB3 = {"offrl.online"} | {

@@ -51,7 +51,11 @@ class DataOptions:
     @property
     def task_name(self) -> str:
         """Of the task or the data set."""
-        return Path(self.dataset.removeprefix("hf:").replace(":", "-")).stem if self.dataset else self.task
+        return (
+            Path(self.dataset.removeprefix("hf:").replace(":", "-")).stem
+            if self.dataset
+            else self.task.replace(":", "-")
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

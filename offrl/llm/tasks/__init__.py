@@ -27,6 +27,7 @@ TASKS = {  # name -> what it is
     "t5-conditioned": "the same; a short response earns its length only if it is right",
     "t6": "a key shown once and asked for after a long corridor: --context supo; after sft with noise 0.5",
     "gui": "the next action on a small screen, for instructions of 1 to 6 operations; after sft with noise 0.4",
+    "minigrid:ID": "a MiniGrid environment in words, such as minigrid:MiniGrid-Empty-Random-6x6-v0; after sft",
     "arithmetic": "600 word problems of one or two steps, 120 held out; a model with a tokenizer",
 }
 
@@ -59,6 +60,10 @@ def load_task(name: str) -> Task:
         return ModSum()
     if name in SIZES:
         return Grid(name)
+    if name.startswith("minigrid:"):
+        from offrl.llm.tasks.minigrid import MiniGrid
+
+        return MiniGrid(name)
     if name == "t6":
         return Corridor()
     if name == "t3":
