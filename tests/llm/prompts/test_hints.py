@@ -122,6 +122,8 @@ def test_replies_that_show_the_answer_or_have_another_form_are_asked_for_again(s
     kept = load_hints(str(out))
     assert kept[ROWS[0]["prompt"]][TIERS["solution"]] == ["add the ones", "look at both"]
     assert kept[ROWS[1]["prompt"]][TIERS["solution"]] == []
+    again = hints.make_hints(ROWS, out, hints.Teacher(server.url, "m"), tiers=["solution"], parts=2)
+    assert again.asked == 0
 
 
 @pytest.mark.parametrize(
