@@ -95,7 +95,12 @@ class PolicyService:
         """D(u, rho)."""
         u = self.array(message, "u", (self.policy.horizon, self.policy.act_dim))
         rho, obs_id = message.values.get("rho"), message.values.get("obs_id")
-        if not isinstance(rho, float) or not rho > 0 or obs_id not in self.kept:
+        if (
+            not isinstance(rho, float)
+            or not rho > 0
+            or not isinstance(obs_id, int)
+            or obs_id not in self.kept
+        ):
             raise PolicyError(f"denoise takes a rho above 0 and a known obs_id, got {rho!r} and {obs_id!r}")
         clean = self.policy.denoiser().denoise(u, rho, self.kept[obs_id])
         return Message(message.call, {}, {"clean": clean.numpy()})

@@ -21,6 +21,8 @@ BASIC = {
     "offrl.files",
     "offrl.messages",
 }  # version, errors, atomic files, plain messages
+# The version, the errors, atomic files, messages between processes: anyone may use them.
+BASIC = {"offrl", "offrl.errors", "offrl.files", "offrl.messages"}
 MAY_IMPORT = {  # package -> packages of ours that it may import, besides itself and BASIC
     "offrl.data": set(),
     "offrl.estimators": set(),
