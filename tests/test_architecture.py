@@ -15,12 +15,6 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = {"offrl": "offrl", "offrl.envs": "envs", "offrl.policies": "policies"}  # as in setup.py
 ALGORITHMS = sorted((ROOT / "offrl/algos").glob("[!_]*.py"))
 
-BASIC = {
-    "offrl",
-    "offrl.errors",
-    "offrl.files",
-    "offrl.messages",
-}  # version, errors, atomic files, plain messages
 # The version, the errors, atomic files, messages between processes: anyone may use them.
 BASIC = {"offrl", "offrl.errors", "offrl.files", "offrl.messages"}
 MAY_IMPORT = {  # package -> packages of ours that it may import, besides itself and BASIC
