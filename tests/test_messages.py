@@ -31,7 +31,7 @@ def parts(data):
 
 def test_numbers_texts_and_arrays_come_back_as_they_were():
     arrays = {
-        "a": np.arange(6, dtype=np.float32).reshape(2, 3).T,  # not contiguous
+        "a": np.arange(9, dtype=np.float32).reshape(3, 3).T,  # not contiguous
         "b": np.array([True, False]),
         "c": np.array(np.pi),
         "d": np.zeros((0, 4), np.uint8),

@@ -70,12 +70,12 @@ def test_the_toy_s_paths_end_where_the_operator_says(operator, weights, inside):
 
 def test_films_side_by_side_are_as_long_as_the_longest_and_the_shortest_stands_still():
     films = [
-        [np.full((4, 6, 3), 10 * n + i, np.uint8) for i in range(length)] for n, length in ((1, 3), (2, 1))
+        [np.full((4, 6, 3), 10 * n + i, np.uint8) for i in range(length)] for n, length in ((1, 3), (2, 2))
     ]
     frames = list(beside(films))
     assert [f.shape for f in frames] == [(4, 16, 3)] * 3
     assert [int(f[0, 0, 0]) for f in frames] == [10, 11, 12]
-    assert [int(f[0, -1, 0]) for f in frames] == [20, 20, 20]
+    assert [int(f[0, -1, 0]) for f in frames] == [20, 21, 21]
     assert (frames[0][:, 6:10] == 255).all()
 
 

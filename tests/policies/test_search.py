@@ -81,3 +81,14 @@ def test_a_paired_interval_is_that_of_the_differences():
 def test_numbers_that_make_no_search_are_refused(episodes, rounds):
     with pytest.raises(ConfigError, match="a search needs"):
         search_weights(toy(curve(0.5)), simplex(2), episodes, rounds=rounds)
+
+
+def test_each_candidate_has_student_s_interval():
+    """Outcomes 0, 1, 1, 0, 1: mean 0.6, s = 0.5477, t(4) = 2.776, half width 0.680."""
+    outcomes = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
+    found = search_weights(lambda w, stream, episodes: outcomes[:episodes], [(0.5, 0.5)], 5)
+    low, high = found.intervals[(0.5, 0.5)]
+    assert (low, high) == pytest.approx((0.6 - 0.680, 0.6 + 0.680), abs=1e-3)
+    assert search_weights(lambda w, stream, episodes: outcomes[:1], [(0.5, 0.5)], 1).intervals == {
+        (0.5, 0.5): (0.0, 0.0)
+    }
