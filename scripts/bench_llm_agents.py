@@ -291,7 +291,9 @@ def records(experiment: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def page() -> str:
-    """The page, from the raw files alone."""
+    """The page, from the raw files alone, those of scripts/bench_llm_prompts.py among them."""
+    from bench_llm_prompts import section
+
     lines = [
         "# Language-model agents: data, contexts, episodes", "",
         "Regenerate: `python scripts/bench_llm_agents.py page`; raw numbers: `benchmarks/raw/llm_agents/`. Means of "
@@ -311,6 +313,7 @@ def page() -> str:
         lines += ["|---" * (4 + len(columns) + len(extra)) + "|"]
         lines += [row(arm, list_, columns, extra) for arm, list_ in found.items()]
         lines += ["", *verdicts(experiment, found), ""]
+    lines += section()
     if (path := RAW / "speed.json").exists():
         lines += ["## Speed", "", "CPU seconds of 128 episodes from random weights, one thread.", ""]
         lines += ["| task | at once | one by one | times faster |", "|---|---|---|---|"]

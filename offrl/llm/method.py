@@ -36,6 +36,10 @@ class TextRollouts(Rollouts):
     """(B,) int64, equal for equal prompts, also across batches."""
     components: Tensor
     """(B, K) the rewards whose sum is the outcome, as the task gave them."""
+    success: Tensor | None = None
+    """(B,) bool: what the task calls right."""
+    sources: Tensor | None = None
+    """(B,) int64, equal for rows with the same prompt tokens; None: those of a group have."""
     cut: Tensor | None = None
     """(B,) bool: stopped by its limit, not by an end."""
     answer_ids: Tensor | None = None
@@ -140,6 +144,11 @@ class Companion:
     def __init__(self, settings: Any, learner: Any) -> None:
         self.settings, self.learner = settings, learner
 
+    @staticmethod
+    def watches(settings: Any) -> bool:
+        """Whether it only reports under these settings, so that the method is the same without it."""
+        return False
+
     def log_probs(self, batch: TextRollouts) -> Tensor:
         """What the current policy says of a batch, without gradient; (B, T)."""
         return torch.cat([scores.log_probs for _, scores in self.learner.scored(batch)])
@@ -192,6 +201,12 @@ class Companion:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
+
+
+def watches(method: Method, settings: Any) -> bool:
+    """Whether the method's companion, if any, only reports."""
+    watching = getattr(method.companion, "watches", None)
+    return method.companion is None or (watching is not None and bool(watching(settings)))
 
 
 def unused(settings: Any, reason: str, *names: str) -> None:

@@ -66,7 +66,7 @@ def rollouts(
 
 
 def joined(parts: list[TextRollouts], pad: int = PAD) -> TextRollouts:
-    """Rows of all parts, responses padded to the longest; a group is named by its id, also across parts."""
+    """Rows of all parts, prompts and responses padded to the longest; a group is named by its id, also across parts."""
     if len(parts) == 1:
         return parts[0]
     fields = {}

@@ -82,8 +82,8 @@ class Prompts:
         """Some of them."""
         return Prompts(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
 
-    def repeat(self, copies: int) -> "Prompts":
-        """Each ``copies`` times, equal ones beside each other."""
+    def repeat(self, copies: int | Tensor) -> "Prompts":
+        """Each ``copies`` times, or (N,) times each, equal ones beside each other."""
         return self.rows(torch.arange(len(self), device=self.tokens.device).repeat_interleave(copies))
 
     def to(self, device: torch.device | str) -> "Prompts":
@@ -140,6 +140,17 @@ class Responses:
     def paid(self) -> Tensor:
         """(N,) sum of the environment's rewards."""
         return self.log_probs.new_zeros(len(self.tokens)) if self.rewards is None else self.rewards.sum(dim=1)
+
+
+def stacked(parts: list[Prompts]) -> Prompts:
+    """The rows of all parts, padded to the longest."""
+    width = max(part.tokens.shape[1] for part in parts)
+
+    def wide(x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x, (width - x.shape[1], 0)) if x.dim() == 2 else x
+
+    names = [field.name for field in dataclasses.fields(Prompts)]
+    return Prompts(*(torch.cat([wide(getattr(part, name)) for part in parts]) for name in names))
 
 
 def left_padded(rows: list[list[int]], width: int) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ TASKS = {  # name -> what it is
     "t1": "sum of two digits modulo 10; from random weights",
     "t2": "sums of 1 to 8 digits modulo 5; after sft with noise 0.3",
     "t2-hard": "the same modulo 10: the long prompts stay at chance",
+    "t2-cliff": "the same modulo 20: a guess is right once in 20 times",
     "t3": "strings of 4 symbols with a known target distribution; model tiny:table",
     "t4a": "walks of 12 moves on a 5 x 5 grid to a goal that the prompt names; from random weights",
     "t4b": "the same from the centre to any of four corners: how many does a policy keep?",
@@ -25,9 +26,12 @@ TASKS = {  # name -> what it is
     "t5": "sums of 2 to 4 digits with rewards for format, length and answer; after sft with noise 0.5",
     "t5-conditioned": "the same; a short response earns its length only if it is right",
     "t6": "a key shown once and asked for after a long corridor: --context supo; after sft with noise 0.5",
+    "gui": "the next action on a small screen, for instructions of 1 to 6 operations; after sft with noise 0.4",
     "minigrid:ID": "a MiniGrid environment in words, such as minigrid:MiniGrid-Empty-Random-6x6-v0; after sft",
     "arithmetic": "600 word problems of one or two steps, 120 held out; a model with a tokenizer",
 }
+
+CHAIN_BASES = {"t2": 5, "t2-hard": 10, "t2-cliff": 20}
 
 
 def load_task(name: str) -> Task:
@@ -39,6 +43,7 @@ def load_task(name: str) -> Task:
     from offrl.llm.tasks.chainsum import ChainSum
     from offrl.llm.tasks.corridor import Corridor
     from offrl.llm.tasks.grid import SIZES, Grid
+    from offrl.llm.tasks.gui import Screen
     from offrl.llm.tasks.modsum import ModSum
     from offrl.llm.tasks.multi_reward import MultiReward
     from offrl.llm.tasks.string_target import StringTarget
@@ -49,6 +54,8 @@ def load_task(name: str) -> Task:
         )
     if name == "arithmetic":
         raise ConfigError("task arithmetic is text: it needs a model with a tokenizer")
+    if name == "gui":
+        return Screen()
     if name == "t1":
         return ModSum()
     if name in SIZES:
@@ -61,8 +68,8 @@ def load_task(name: str) -> Task:
         return Corridor()
     if name == "t3":
         return StringTarget()
-    if name in ("t2", "t2-hard"):
-        return ChainSum(name, 5 if name == "t2" else 10)
+    if name in CHAIN_BASES:
+        return ChainSum(name, CHAIN_BASES[name])
     if name in ("t5", "t5-conditioned"):
         return MultiReward(name, conditioned=name != "t5")
     raise ConfigError(f"unknown task {name!r}; there are {', '.join(TASKS)}")
