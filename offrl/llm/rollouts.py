@@ -1,6 +1,7 @@
 """Batches of responses with their rewards: sampled by a policy, demonstrated, joined, filtered."""
 
 import dataclasses
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from offrl.estimators.groups import Groups
 from offrl.llm.episodes import demonstrate, environment_of
 from offrl.llm.method import TextRollouts
-from offrl.llm.tasks.task import Task
+from offrl.llm.tasks.task import Demonstrating, Task
 from offrl.llm.text import PAD, Prompts, Responses
 
 
@@ -21,7 +22,9 @@ def demonstrated(tokens: Tensor, pad: int = PAD) -> Responses:
 def demonstrations(task: Task, prompts: Prompts, generator: torch.Generator, noise: float) -> Responses:
     """A good response to each prompt, or a good episode where the task has an environment."""
     if environment_of(task) is None:
-        return demonstrated(task.demonstrations(prompts, generator, noise), task.vocabulary.pad)
+        return demonstrated(
+            cast(Demonstrating, task).demonstrations(prompts, generator, noise), task.vocabulary.pad
+        )
     return demonstrate(task, prompts, generator, noise)
 
 

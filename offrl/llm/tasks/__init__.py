@@ -3,7 +3,7 @@
 import dataclasses
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from offrl.errors import ConfigError
 from offrl.llm.tasks.task import Task
@@ -116,7 +116,7 @@ def _windowed(task: Task, options: "DataOptions") -> Task:
         raise ConfigError(f"episodes of task {task.name} are not summarized: leave --context out")
     from offrl.llm.contexts import Window
 
-    task.window = Window(options.context, options.window, options.summaries, task, task.max_prompt)  # type: ignore[attr-defined]
+    task.window = Window(options.context, options.window, options.summaries, cast(Any, task), task.max_prompt)  # type: ignore[attr-defined]
     return task
 
 

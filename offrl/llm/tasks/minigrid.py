@@ -37,7 +37,7 @@ class Sentences(Vocabulary):
                 lines.append(f"> {SAID[symbols[i]]}")
                 i += 1
             elif symbols[i] in FACING:
-                facing, x, y, ahead, key = symbols[i : i + TOLD].ljust(TOLD)
+                facing, x, y, ahead, key = list(symbols[i : i + TOLD].ljust(TOLD))
                 carried = ", with a key" if key == "+" else ""
                 lines[-1] += f"  at {x},{y} facing {FACING[facing]}, {AHEAD.get(ahead, ahead)} ahead{carried}"
                 i += TOLD

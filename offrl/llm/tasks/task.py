@@ -37,14 +37,18 @@ class Task(Protocol):
     def final_answers(self, prompts: Prompts, responses: Responses) -> Tensor:
         """(N,) int64, equal for equal final answers to a prompt, -1 where there is none."""
 
+    def measures(self, policy: Any) -> dict[str, float]:
+        """What can be computed exactly about a policy; mostly nothing."""
+
+
+class Demonstrating(Task, Protocol):
+    """A task of single turns; the others have an environment with an expert."""
+
     def demonstrations(self, prompts: Prompts, generator: torch.Generator, noise: float) -> Tensor:
         """(N, T) tokens of a good response each, padded on the right with ``vocabulary.pad``.
 
         ``noise`` is the share of the tokens that are random instead.
         """
-
-    def measures(self, policy: Any) -> dict[str, float]:
-        """What can be computed exactly about a policy; mostly nothing."""
 
 
 def only(vocabulary: Vocabulary, ids: list[int]) -> Tensor:
