@@ -188,7 +188,7 @@ def read(
     contexts: tuple[Tensor, Tensor],
     ends: Tensor,
     turn: Callable[[Tensor], Tensor],
-    copies: int = 1,
+    copies: int | Tensor = 1,
 ) -> None:
     """Passes until all of some episodes have left.
 
