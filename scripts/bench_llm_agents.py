@@ -2,11 +2,12 @@
 
     python scripts/bench_llm_agents.py plan                       what would run, and the expected core-hours
     python scripts/bench_llm_agents.py run [--minutes 60] [--only NAME] [--smoke]
-    python scripts/bench_llm_agents.py page                       benchmarks/llm_agents.md from benchmarks/raw/llm_agents/
+    python scripts/bench_llm_agents.py speed                      128 episodes at once against one at a time
+    python scripts/bench_llm_agents.py page                       benchmarks/llm_agents.md from the raw files
 
 Each arm of an experiment trains on as many rollouts as the others. Its learning rate is the better one of RATES on
-TUNE_SEED, which is not reported. Supervised starts are shared by the arms of a seed. --smoke runs everything in minutes,
-into runs/bench-llm-agents-smoke, and is good for nothing else.
+TUNE_SEED, which is not reported. Supervised starts are shared by the arms of a seed. --smoke runs everything tiny, into
+runs/bench-llm-agents-smoke, and is good for nothing else.
 """
 
 import csv
@@ -22,12 +23,13 @@ import torch
 import tyro
 
 from offrl.files import atomic_write_json, atomic_write_text
+from offrl.llm.episodes import respond
 from offrl.llm.evaluate import evaluate
 from offrl.llm.methods import load_method
 from offrl.llm.models import load_model
 from offrl.llm.options import LLMOptions
 from offrl.llm.session import resume, start
-from offrl.llm.tasks import task_for
+from offrl.llm.tasks import load_task, task_for
 from offrl.training.cells import Cell, RunCells, planned
 from offrl.training.run_dir import versions
 
@@ -68,6 +70,7 @@ class Experiment:
         options: of all arms.
         arms: by name.
         begin: a run whose model all arms of a seed begin with: method, settings, options; None: random weights.
+        begin_is: what that run is to the arms: the model that they begin with, or the actor of their task.
         extra: evaluations after training: name -> options to change.
     """
 
@@ -80,6 +83,7 @@ class Experiment:
     arms: dict[str, Arm]
     begin: tuple[str, dict[str, Any], dict[str, Any]] | None = None
     extra: dict[str, dict[str, Any]] = field(default_factory=dict)
+    begin_is: str = "model"
 
 
 BASELINES = {"grpo": Arm("grpo"), "dr_grpo": Arm("dr_grpo"), "reinforce": Arm("reinforce")}
@@ -111,6 +115,13 @@ EXPERIMENTS: dict[str, Experiment] = {
             "polychromic": Arm("polychromic", {}, {"prompts": 5}, 5 * 24),
             "polychromic-prompt": Arm("polychromic", {"states": 0}),
         },
+    ),
+    "t4d": Experiment(
+        "hints of a model trained on differences of returns raise success@2 above that of trying again without any",
+        "success_2", ("retroformer",), 25_600, 0.15, {"task": "t4d", **GRID},
+        BASELINES | {"retroformer": Arm("retroformer", {"kl": 0.01, "target": 2.0})},
+        ("sft", {"noise": 0.1}, {"task": "t4d-actor", "prompts": 64, "group": 1, "steps": 200, "lr": 2e-3}),
+        begin_is="actor",
     ),
     "t6": Experiment(
         "summaries trained with the task (SUPO) beat a window that forgets, and more of them at test time help",
@@ -221,7 +232,7 @@ def cell(one: One) -> None:
             "eval_every": max(steps // 10, 1),
         }
         if experiment.begin is not None:
-            given["model"] = str(begin_of(one))
+            given[experiment.begin_is] = str(begin_of(one))
         options = LLMOptions(**{**given, **common})
         options = replace(options, **FAST, steps=2) if one.smoke else options
         run = trained(one, arm.method, arm.settings, options)
@@ -285,9 +296,9 @@ def page() -> str:
 
     lines = [
         "# Language-model agents: data, contexts, episodes", "",
-        "Regenerate: `python scripts/bench_llm_agents.py page`; raw numbers: `benchmarks/raw/llm_agents/`. Means of the "
-        f"last three of ten evaluations (smallest .. largest of {len(SEEDS)} seeds), equal rollouts; learning rate: the "
-        f"better one of {' and '.join(f'{r:g}' for r in RATES)} on another seed.", "",
+        "Regenerate: `python scripts/bench_llm_agents.py page`; raw numbers: `benchmarks/raw/llm_agents/`. Means of "
+        f"the last three of ten evaluations (smallest .. largest of {len(SEEDS)} seeds), equal rollouts; learning "
+        f"rate: the better one of {' and '.join(f'{r:g}' for r in RATES)} on another seed.", "",
     ]  # fmt: skip
     for name, experiment in EXPERIMENTS.items():
         found = records(name)
@@ -295,13 +306,20 @@ def page() -> str:
         if not found:
             lines += ["Not run yet.", ""]
             continue
-        columns = list(dict.fromkeys([experiment.metric, "sampled", "pass_at_16"]))
+        control = ["success_2_without"] if experiment.metric == "success_2" else []
+        columns = list(dict.fromkeys([experiment.metric, *control, "sampled", "pass_at_16"]))
         extra = list(experiment.extra)
         lines += [f"| arm | lr | {' | '.join([*columns, *extra])} | turn-to-turn entropy | CPU s |"]
         lines += ["|---" * (4 + len(columns) + len(extra)) + "|"]
         lines += [row(arm, list_, columns, extra) for arm, list_ in found.items()]
         lines += ["", *verdicts(experiment, found), ""]
     lines += section()
+    if (path := RAW / "speed.json").exists():
+        lines += ["## Speed", "", "CPU seconds of 128 episodes from random weights, one thread.", ""]
+        lines += ["| task | at once | one by one | times faster |", "|---|---|---|---|"]
+        for task, s in json.loads(path.read_text())["tasks"].items():
+            lines += [f"| {task} | {s['batched']:.2f} | {s['alone']:.1f} | {s['times']:.0f} |"]
+        lines += [""]
     stamps = [r["versions"] for e in EXPERIMENTS for list_ in records(e).values() for r in list_]
     if stamps:
         keys = [key for key in ("commit", "cpu", "torch", "transformers") if key in stamps[-1]]
@@ -330,6 +348,14 @@ def spread(values: list[Any]) -> str:
 def verdicts(experiment: Experiment, found: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Shown where the worst seed of an arm is above the best of every other arm's, not shown otherwise."""
     lines = []
+    if experiment.metric == "success_2":
+        for arm, list_ in found.items():
+            with_, control = ([final(r, c) for r in list_] for c in ("success_2", "success_2_without"))
+            word = "shown" if min(with_) > max(control) else "not shown"
+            lines.append(
+                f"* {arm} above no reflection: **{word}** ({spread(with_)} against {spread(control)})."
+            )
+        return lines
     reached = {arm: [final(r, experiment.metric) for r in list_] for arm, list_ in found.items()}
     others = {arm: x for arm, x in reached.items() if arm not in experiment.ours and arm != "full"}
     for arm in (arm for arm in experiment.ours if arm in reached and others):
@@ -340,6 +366,31 @@ def verdicts(experiment: Experiment, found: dict[str, list[dict[str, Any]]]) -> 
             f"{spread(others[best])}, {len(reached[arm])} seeds)."
         )
     return lines
+
+
+def speed() -> None:
+    """CPU seconds of 128 episodes of each task at once, and of 16 one by one, times 8."""
+    torch.set_num_threads(1)
+    found = {}
+    for name in ("t4a", "t4c", "t6"):
+        task = load_task(name)
+        policy, prompts = (
+            load_model("tiny:dense", task, 0),
+            task.prompts(128, torch.Generator().manual_seed(0)),
+        )
+        alone = [prompts.rows(slice(i, i + 1)) for i in range(16)]
+        seconds = []
+        for parts in ([prompts], alone):
+            respond(policy, task, parts[0], generator=torch.Generator().manual_seed(0))
+            began = time.process_time()
+            for part in parts:
+                respond(policy, task, part, generator=torch.Generator().manual_seed(1))
+            seconds.append((time.process_time() - began) * 128 / sum(map(len, parts)))
+        found[name] = {"batched": seconds[0], "alone": seconds[1], "times": seconds[1] / seconds[0]}
+        print(
+            f"{name}: {seconds[0]:.2f} s at once, {seconds[1]:.1f} s one by one, {found[name]['times']:.0f} times"
+        )
+    atomic_write_json(RAW / "speed.json", {"tasks": found, "versions": versions("cpu", 1)})
 
 
 def main() -> None:
@@ -354,6 +405,8 @@ def main() -> None:
         o.run(lambda: [c for c, _ in cells(o.smoke)], folder / "logs", print, stages)
     elif word == "cell":
         cell(tyro.cli(One, args=rest))
+    elif word == "speed":
+        speed()
     elif word == "page":
         atomic_write_text(PAGE, page())
         print(f"wrote {PAGE}")

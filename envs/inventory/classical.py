@@ -41,12 +41,7 @@ def inverse_softplus(values: Tensor) -> Tensor:
 
 def mean_demand(network: Network, facts: DemandFacts) -> Tensor:
     """Mean demand behind each node, (N,): of a store itself, upstream of those that it supplies; at least 0.01."""
-    behind = torch.zeros(len(network.nodes))
-    behind[network.upstream :] = torch.tensor(facts.means)
-    ways = list(zip(network.sources, network.targets, strict=True))
-    for node in reversed(range(network.upstream)):
-        behind[node] = sum(float(behind[t]) for s, t in ways if s == node)
-    return behind.clamp(min=0.01)
+    return torch.tensor(network.behind(facts.means)).clamp(min=0.01)
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from offrl.envs.inventory.network import Parameters
-from offrl.envs.inventory.protocol import AnySetting, Setting, SplitName
+from offrl.envs.inventory.protocol import AnySetting, Setting, SplitName, deliveries
 from offrl.envs.inventory.scenarios import Scenarios
 from offrl.envs.inventory.settings import SETTINGS, load_setting
 from offrl.errors import ConfigError
@@ -125,6 +125,7 @@ class InventoryVectorEnv(VectorEnv):
             initial=torch.from_numpy(stock),
             demands=torch.from_numpy(np.ascontiguousarray(demands)).float(),
             parameters=Parameters.of(network),
+            deliveries=deliveries(network, self.periods, self.num_envs, self.np_random),
         )
 
     def _flat(self, scenarios: Scenarios, stock: torch.Tensor, period: int = 0) -> Array:

@@ -93,7 +93,7 @@ def kpis(result: Rollout, scenarios: Scenarios, ignore: int = 0) -> KPIs:
         raise ConfigError(f"ignore must be in [0, {periods}), got {ignore}")
     network, U = scenarios.network, scenarios.network.upstream
     simulator, result = scenarios.simulator(), Rollout(*(value.detach() for value in result))
-    stocks, sent = result.stocks[ignore:-1].double(), _sent(result, simulator)[ignore:].double()
+    stocks, sent = result.stocks[ignore:-1].double(), orders_sent(result, simulator)[ignore:].double()
     start = ignore + scenarios.history
     demand = scenarios.demands[start : start + periods - ignore].double()
     before = stocks[..., 0]
@@ -134,7 +134,7 @@ def kpis(result: Rollout, scenarios: Scenarios, ignore: int = 0) -> KPIs:
     )
 
 
-def _sent(result: Rollout, simulator: Simulator) -> Tensor:
+def orders_sent(result: Rollout, simulator: Simulator) -> Tensor:
     """(T, B, E) what was sent: the orders, unless the network fills them as far as it can."""
     network = simulator.network
     if not network.extended:

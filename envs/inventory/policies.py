@@ -38,6 +38,7 @@ POLICIES = {  # name -> class, what it is; oracles and inadmissible ones say so
     "s_S": ("classical.MinMax", "order up to S when the position is at or below s"),
     "optimal": ("classical.OrderTable", "one store, lost sales, Poisson demand: the dynamic program's; not trained"),
     "myopic_2": ("classical.Myopic2", "one store, lost sales: best for the first two periods it changes; not trained"),
+    "item_levels": ("levels.ItemLevels", "one small net sets the levels of all items and places from their features"),
     "projected_level": ("projected.ProjectedLevel", "one store, lost sales: a level of what is expected at arrival"),
     "just_in_time": ("classical.JustInTime", "orders what will be sold; an oracle that reads the future"),
     "quantile_nv": ("quantiles.QuantileNewsvendor", "forecast quantile p / (p + h); not trained further"),
@@ -64,6 +65,8 @@ class DemandFacts:
     """Periods of past demand in every observation."""
     calendar: bool = False
     """Whether observations know the days from Christmas."""
+    season: tuple[tuple[float, ...], ...] = ()
+    """Factors of each store's mean, from period 0 on, repeated; empty: none."""
 
     @classmethod
     def of(cls, setting: AnySetting, scenarios: Scenarios) -> Self:
@@ -78,7 +81,7 @@ class DemandFacts:
         calendar = scenarios.calendar is not None
         return cls(
             means=tuple(map(float, means)), stds=tuple(map(float, stds)),
-            history=scenarios.history, calendar=calendar,
+            history=scenarios.history, calendar=calendar, season=getattr(demand, "seasons", ()),
         )  # fmt: skip
 
 
@@ -205,9 +208,7 @@ def load_policy(folder: Path) -> InventoryPolicy:
     if not isinstance(facts, dict) or facts.get("kind") != "inventory" or facts.get("format") != FORMAT:
         raise PolicyError(f"{path} does not describe an inventory policy of format {FORMAT}")
     try:
-        known: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in facts["facts"].items()
-        }
+        known: dict[str, Any] = {key: _tuples(v) for key, v in facts["facts"].items()}
         options = {key: tuple(v) if isinstance(v, list) else v for key, v in facts["options"].items()}
         network = network_from_json(facts["network"])
         made = make_policy(
@@ -245,9 +246,7 @@ def network_to_json(network: Network) -> dict[str, Any]:
 
 def network_from_json(values: dict[str, Any]) -> Network:
     """What ``network_to_json`` wrote."""
-    rest: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k not in ("nodes", "edges")
-    }
+    rest: dict[str, Any] = {k: _tuples(v) for k, v in values.items() if k not in ("nodes", "edges")}
     nodes = tuple(Node(**node) for node in values["nodes"])
     edges = tuple(Edge(**{k: _tuples(v) for k, v in edge.items()}) for edge in values["edges"])
     return Network(nodes=nodes, edges=edges, **rest)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from offrl.envs.inventory.demand import Demand
+from offrl.envs.inventory.demand import Demand, Random
 from offrl.envs.inventory.network import Parameters
 from offrl.envs.inventory.sales import WeeklySales
 from offrl.envs.inventory.scenarios import Scenarios
@@ -42,6 +42,24 @@ def _resized(
     for name, count in periods.items():
         new[name] = replace(new[name], periods=count, ignore=new[name].ignore * count // new[name].periods)
     return new
+
+
+def penalised(network: Network, factor: float) -> Network:
+    """The network with all underage costs times a factor."""
+    nodes = (replace(node, underage_cost=node.underage_cost * factor) for node in network.nodes)
+    return replace(network, nodes=tuple(nodes))
+
+
+def deliveries(network: Network, periods: int, scenarios: int, random: Random) -> torch.Tensor | None:
+    """Which of its lane's receipts each order gets, (T, n, E); None, and nothing drawn, where deliveries do not vary.
+
+    Of a stream of its own, so that demand does not depend on it.
+    """
+    ways = [len(edge.receipts) for edge in network.edges]
+    if not any(ways):
+        return None
+    drawn = random.uniform(size=(scenarios, periods, len(ways))).transpose(1, 0, 2)
+    return torch.from_numpy((drawn * np.maximum(ways, 1)).astype(np.int64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +109,10 @@ class Setting:
             initial=torch.from_numpy(stock).to(dtype),
             demands=torch.from_numpy(np.ascontiguousarray(demands)).to(dtype),
             parameters=Parameters.of(self.network, dtype),
-            deliveries=self._deliveries(split),
+            deliveries=deliveries(
+                self.network, split.periods, split.scenarios, np.random.RandomState(split.demand_seed + 7919)
+            ),
         )
-
-    def _deliveries(self, split: Split) -> torch.Tensor | None:
-        """Which receipts the orders get, (T, n, E); a stream of its own, so that demand does not depend on it."""
-        ways = [len(edge.receipts) for edge in self.network.edges]
-        if not any(ways):
-            return None
-        random = np.random.RandomState(split.demand_seed + 7919)
-        drawn = random.random_sample((split.scenarios, split.periods, len(ways))).transpose(1, 0, 2)
-        return torch.from_numpy((drawn * np.maximum(ways, 1)).astype(np.int64))
 
     def _demands(self, count: int, periods: int, split: Split, keep: slice) -> tuple[np.ndarray, np.ndarray]:
         """Rows ``keep`` of a draw of ``count``, (n, S, T) float32, and the mean of all by store."""

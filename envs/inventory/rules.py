@@ -6,8 +6,10 @@ A wish w >= 0 of lane e becomes an order in this sequence, each step on the resu
     pack u, least m       the nearest multiple of u; below m: m if it is at least m / 2, else 0
     capacity              at most the lane's
     supplier              where a node is asked for more than it has or may send, all its shipments shrink by one factor
-    budget B              orders from outside shrink by one factor until sum of c a + K [a > 0] <= B
     pack, least           down to a multiple of u, and to 0 below m: only smaller, so that the limits above still hold
+    trucks                lanes that share a truck shrink by one factor until sum of size a <= its limit, down to packs;
+                          what that leaves free goes to those that lost the largest share of their order
+    budget B              orders from outside likewise until sum of c a + K [a > 0] <= B
     cost                  c a + K [a > 0]
 
 Deliveries that vary: an order of period t draws one of its lane's ``receipts``, shares by period of arrival, so that it
@@ -25,6 +27,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from offrl.envs.inventory.extended import ExtendedSimulator, State
 from offrl.envs.inventory.network import Parameters
@@ -70,6 +73,11 @@ class RuledSimulator(ExtendedSimulator):
             for e in edges
         ]
         self._lane_capacity = row(whole)
+        index = {name: k for k, (name, _) in enumerate(network.trucks)}
+        self._truck = torch.tensor([index.get(e.truck, len(index)) for e in edges], device=device)
+        self._room, self._size = row([limit for _, limit in network.trucks]), row([e.size for e in edges])
+        outside = torch.arange(len(edges), device=device) >= network.internal
+        self._paid, self._purse = (~outside).long(), row([network.budget])
         self._varies = any(e.receipts for e in edges)
         self._days = [e.calendar or (1,) for e in edges]
         self._shares = self._library() if self._varies else None
@@ -105,8 +113,13 @@ class RuledSimulator(ExtendedSimulator):
     def filled(self, stock: Tensor, wanted: Tensor, period: int) -> Tensor:
         """Orders (B, E) that keep every rule, from wishes."""
         asked = self._sized(wanted.clamp(min=0) * self.open(period), down=False)
-        shared = self._affordable(self.project(stock, asked))
-        return self._sized(shared, down=True)
+        orders = self._sized(self.project(stock, asked), down=True)
+        if self.network.trucks:
+            orders = self._within(orders, self._size, torch.zeros_like(self._size), self._truck, self._room)
+        if self.network.budget < math.inf:
+            price = self.parameters.edge_cost + self._price
+            orders = self._within(orders, price, self._fixed, self._paid, self._purse)
+        return orders
 
     def _sized(self, orders: Tensor, *, down: bool) -> Tensor:
         """Packs and least orders; straight-through."""
@@ -120,18 +133,37 @@ class RuledSimulator(ExtendedSimulator):
         sized = torch.where(sized >= self._least * (1 - EPS), sized, some)
         return orders + (sized - asked)
 
-    def _affordable(self, orders: Tensor) -> Tensor:
-        """Orders from outside within the budget."""
-        if self.network.budget == math.inf:
+    def _within(self, orders: Tensor, weight: Tensor, fixed: Tensor, group: Tensor, limits: Tensor) -> Tensor:
+        """Orders of which each group's sum of ``weight a + fixed [a > 0]`` is within its limit.
+
+        Args:
+            orders: (B, E), which keep all other rules.
+            weight: (E,) or (B, E), per unit.
+            fixed: (E,), per order.
+            group: (E,), number of a lane's group; that of limits is in none.
+            limits: (G,).
+        """
+        count = len(limits)
+
+        def sums(values: Tensor) -> Tensor:
+            return values.new_zeros(len(values), count + 1).index_add(1, group, values)[:, :count]
+
+        fees = sums(fixed * (orders.detach() > 0))
+        factor = (limits - fees).clamp(min=0) / (sums(weight * orders) + 1e-10)
+        factor = F.pad(factor.clamp(max=1), (0, 1), value=1.0)[:, group]
+        if not bool((factor < 1).any()):
             return orders
-        inside = self.network.internal
-        outer = orders[:, inside:]
-        price = (self.parameters.edge_cost + self._price)[..., inside:]
-        fixed = (self._fixed[inside:] * (outer.detach() > 0)).sum(1, keepdim=True)
-        goods = (price * outer).sum(1, keepdim=True)
-        factor = (self.network.budget - fixed).clamp(min=0) / (goods + 1e-10)
-        factor = torch.where(fixed > self.network.budget, torch.zeros_like(factor), factor.clamp(max=1))
-        return torch.cat([orders[:, :inside], outer * factor], 1)
+        less = self._sized(orders * factor, down=True)
+        with torch.no_grad():
+            missing = (orders - less).clamp(min=0).double()
+            need = weight * missing + fixed * ((less <= 0) & (missing > 0))
+            free = limits - sums((weight * less + fixed * (less > 0)).double())
+            rank = (2 * group - missing / (orders + 1e-10)).argsort(dim=1, stable=True)
+            own, wanted = group[rank], sums(need)
+            before = F.pad(wanted.cumsum(1) - wanted, (0, 1)).gather(1, own)
+            fits = need.gather(1, rank).cumsum(1) - before <= F.pad(free, (0, 1)).gather(1, own) * (1 - EPS)
+            back = missing * torch.zeros_like(need).scatter(1, rank, fits.to(need.dtype))
+        return less + back.to(less.dtype)
 
     def step(self, state: RuledState, action: Tensor, demand: Tensor) -> tuple[RuledState, Tensor]:  # type: ignore[override]
         """As :meth:`Simulator.step`; ``action`` are wishes."""

@@ -297,7 +297,8 @@ def load_setting(name: str, *, data: str | Path | WeeklySales | None = None, **o
     """A setting by name; without a version the newest one.
 
     Args:
-        name: such as ``one_store_lost-v1``, a YAML file, or an item of a company's tables, ``net.xlsx:I003``.
+        name: such as ``one_store_lost-v1``, a YAML file, a company's tables ``net.xlsx`` or an item of them,
+            ``net.xlsx:I003``.
         data: weekly sales, or where they lie, for the settings that are about them; default: made-up ones.
         options: what that setting lets vary, such as ``lead_time=2``.
 
@@ -308,13 +309,13 @@ def load_setting(name: str, *, data: str | Path | WeeklySales | None = None, **o
         if options or data is not None:
             raise ConfigError(f"{name}: a network of one's own takes no options; change the file")
         return read_network(name)
-    path, _, item = name.rpartition(":")
-    if path.lower().endswith(".xlsx") or (path and Path(path).is_dir()):
+    path = name.rpartition(":")[0]
+    if any(part.lower().endswith(".xlsx") or (part and Path(part).is_dir()) for part in (name, path)):
         if options or data is not None:
-            raise ConfigError(f"{name}: a company's item takes no options; change its tables")
-        from offrl.envs.inventory.work.planning import item_setting
+            raise ConfigError(f"{name}: a company takes no options; change its tables")
+        from offrl.envs.inventory.work.planning import plan_setting
 
-        return item_setting(path, item)
+        return plan_setting(name)
     name = ALIASES.get(name, name)
     known = [key for key in SETTINGS if name in (key, key.rpartition("-v")[0])]
     if not known:

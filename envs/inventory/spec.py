@@ -5,6 +5,7 @@ period).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -75,6 +76,10 @@ class Edge:
     receipts: tuple[tuple[float, ...], ...] = ()
     """Ways in which an order may arrive, all as likely: the shares that come after 1, 2, ... periods; empty: all of it
     after ``lead_time``."""
+    truck: str = ""
+    """Name of a limit of ``Network.trucks`` that it shares with other lanes."""
+    size: float = 1.0
+    """Of a unit, in what the truck's limit counts."""
 
     @property
     def ruled(self) -> bool:
@@ -112,6 +117,8 @@ class Network:
     """True: a lead time of 0 is possible into a store: order, delivery, then demand."""
     budget: float = math.inf
     """Most money in a period for orders from outside, fixed costs included."""
+    trucks: tuple[tuple[str, float], ...] = ()
+    """Limits that lanes share: name, and most of size times units in a period over all lanes that name it."""
     widths: tuple[int, ...] = field(default=(), repr=False)
     """Columns in use by node; empty: the longest lead time of the nodes of that kind."""
 
@@ -172,6 +179,20 @@ class Network:
         """Target of each edge."""
         return tuple(self.place[edge.target] for edge in self.edges)
 
+    def behind(self, stores: Sequence[float]) -> list[float]:
+        """Sums over the stores that each node serves, once for every way to them; a store's own value for itself."""
+        lanes: dict[int, list[int]] = {}
+        for source, target in zip(self.sources[: self.internal], self.targets, strict=False):
+            lanes.setdefault(source, []).append(target)
+        known = dict(enumerate(stores, self.upstream))
+
+        def of(node: int) -> float:
+            if node not in known:
+                known[node] = sum(of(target) for target in lanes.get(node, ()))
+            return known[node]
+
+        return [of(node) for node in range(len(self.nodes))]
+
     @property
     def lead_times(self) -> tuple[int, ...]:
         """L of each edge."""
@@ -191,7 +212,7 @@ class Network:
     @property
     def ruled(self) -> bool:
         """Whether orders must keep rules of size, day or budget, cost something each, or arrive as deliveries vary."""
-        return self.budget < math.inf or any(edge.ruled for edge in self.edges)
+        return self.budget < math.inf or bool(self.trucks) or any(edge.ruled for edge in self.edges)
 
 
 def check(network: Network) -> None:
@@ -207,6 +228,16 @@ def check(network: Network) -> None:
         raise ConfigError(f"discount must be in (0, 1], got {network.discount}")
     if not network.budget > 0:
         raise ConfigError(f"budget must be above 0, got {network.budget}")
+    limits = dict(network.trucks)
+    for name, limit in limits.items():
+        if not limit > 0:
+            raise ConfigError(f"truck {name!r}: its limit must be above 0, got {limit}")
+    for edge in network.edges:
+        if edge.truck and edge.truck not in limits:
+            raise ConfigError(
+                f"lane {edge.source!r} -> {edge.target!r}: no truck is called {edge.truck!r}; "
+                f"there are {', '.join(limits) or 'none'}"
+            )
     if network.order_penalty and len(network.order_penalty) != len(network.edges):
         raise ConfigError(
             f"order_penalty has {len(network.order_penalty)} values for {len(network.edges)} lanes"
@@ -274,7 +305,7 @@ def _check_edges(network: Network) -> None:
 
 
 def _check_rules(edge: Edge, where: str) -> None:
-    for name in ("fixed_cost", "min_order", "pack"):
+    for name in ("fixed_cost", "min_order", "pack", "size"):
         _amount(getattr(edge, name), f"{where}: {name}")
     least = (
         max(edge.pack * math.ceil(edge.min_order / edge.pack - 1e-9), edge.pack)

@@ -64,6 +64,7 @@ PUBLISHED: dict[
     "transformed_nv": (3e-2, 0.0),
     "fixed_quantile": (3e-2, 0.0),
     "gnn": (1e-3, 1.0),
+    "item_levels": (3e-3, 1.0),  # ours
 }
 
 
@@ -95,7 +96,8 @@ class HDPOConfig:
     """Updates without a better development cost after which training stops; 0: never."""
     estimator: EstimatorName = "auto"
     """pathwise is HDPO; the others estimate the same gradient from sampled orders. auto: pathwise, but for networks
-    whose cost jumps in the orders (fixed costs, least orders): rloo."""
+    whose cost jumps in the orders (fixed costs, least orders) rloo; item_levels, whose order sizes are not trained by
+    gradients, stays with pathwise."""
     truncation: int = 0
     """Cut the gradient's way through the state every so many periods; 0: never. Biased."""
     chunk: int = 0
@@ -158,7 +160,8 @@ def resolved(config: HDPOConfig, network: Network) -> HDPOConfig:
     """The config with the estimator that ``auto`` means on a network."""
     if config.estimator != "auto":
         return config
-    return replace(config, estimator=advice(network)[0])  # type: ignore[arg-type]
+    best = "pathwise" if config.policy == "item_levels" else advice(network)[0]
+    return replace(config, estimator=best)  # type: ignore[arg-type]
 
 
 def estimators(config: HDPOConfig) -> Estimator:

@@ -22,9 +22,17 @@ SUBCOMMANDS = {  # name -> module under offrl.commands, one line for the overvie
     "eval": ("inventory_eval", "cost of a run's or a classical policy, and its distance to the optimum"),
     "backtest": (
         "inventory_use",
-        "a trained policy against today's min/max on held-out dates, in money a year",
+        "a trained policy against today's min/max and past orders on held-out dates, in money a year",
+    ),
+    "frontier": (
+        "inventory_levels",
+        "what service costs: policies at several prices on unmet demand, and min/max",
     ),
     "recommend": ("inventory_use", "what a trained policy orders today: orders.xlsx"),
+    "explain": (
+        "inventory_levels",
+        "the nearest min/max or base-stock levels, and what they cost: levels.xlsx",
+    ),
     "bench": ("inventory_bench", "settings x policies: costs, gaps, times and drawings on one page"),
 }
 

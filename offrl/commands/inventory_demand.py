@@ -122,10 +122,7 @@ def _table(fit: "DemandFit", path: Path) -> None:
     history = fit.history
     seasonal = (fit.season != 1).any(1)
     counts = fit.counts
-    batch = counts.mean / counts.active - 1
-    smooth = counts.mean + counts.mean**2 / counts.size
-    lumpy = counts.active * (batch + batch**2 / counts.size + (batch + 1) ** 2) - counts.mean**2
-    stds = np.sqrt(np.where(counts.active < 1, lumpy, smooth)).reshape(fit.naive.shape)
+    stds = counts.std.reshape(fit.naive.shape)
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)

@@ -14,7 +14,8 @@ from offrl.commands import arguments
 from offrl.errors import UsageError
 
 if TYPE_CHECKING:
-    from offrl.training.inventory import InventoryResult
+    from offrl.algos.hdpo import HDPOConfig
+    from offrl.training.inventory import InventoryOptions, InventoryResult
     from offrl.training.progress import Reporter
 
 
@@ -73,6 +74,7 @@ def _train(argv: list[str]) -> int:
         "Train",
         [
             ("setting", tyro.conf.Positional[str]),
+            ("target", Annotated[str | None, tyro.conf.arg(metavar="fill_rate=SHARE", help=TARGET)], None),
             ("set", Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...", help=SET)], ()),
             ("run", run, dataclasses.field(default_factory=run)),
             ("hdpo", HDPOConfig, HDPOConfig()),
@@ -83,11 +85,35 @@ def _train(argv: list[str]) -> int:
     about = "Train a policy on a setting by gradients through its simulator; everything is kept in a new run directory."
     o: Any = arguments.parse(form, "offrl inventory train", argv, description=about, pairs=True)
     options = InventoryOptions(setting=o.setting, vary=pairs(o.set), **dataclasses.asdict(o.run))
+    if o.target is not None:
+        options = dataclasses.replace(options, penalty=_aimed(o.hdpo, options, o.target, o.output))
     _summary(start(o.hdpo, options, _reporter(o.output, options.steps)), o.output)
     return 0
 
 
+TARGET = (
+    "First find the factor of all underage costs at which the policy serves this share of demand at once, in short "
+    "trainings, and print it; then train with it."
+)
 SET = "What the setting lets vary, e.g. --set lead_time=2 underage_cost=4."
+
+
+def _aimed(config: "HDPOConfig", options: "InventoryOptions", target: str, output: Output) -> float:
+    """The penalty for ``--target``."""
+    from offrl.training.inventory_target import Trial, parse_target, penalty_for
+
+    if options.penalty != 1:
+        raise UsageError("--target finds the penalty: leave --penalty out")
+    share = parse_target(target)
+
+    def told(trial: Trial) -> None:
+        if output.mode == "text":
+            print(f"underage costs x {trial.penalty:.4g}: fill rate {trial.fill:.4f}", flush=True)
+
+    penalty = penalty_for(config, options, share, told)
+    if output.mode == "text":
+        print(f"penalty for fill rate {share:g}: underage costs x {penalty:.4g}")
+    return penalty
 
 
 def pairs(given: tuple[str, ...]) -> dict[str, float]:

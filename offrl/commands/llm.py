@@ -12,7 +12,7 @@ import tyro
 
 from offrl.commands import arguments
 from offrl.errors import ConfigError, UsageError
-from offrl.llm.methods import METHODS, load_method
+from offrl.llm.methods import METHODS, NATIVE, load_method, runs_in
 from offrl.llm.prompts import PARTS
 from offrl.llm.tasks import TASKS
 from offrl.llm.verifiers import VERIFIERS
@@ -129,11 +129,25 @@ def show(argv: list[str]) -> int:
     """``offrl llm list``."""
     if argv and argv[0] not in ("-h", "--help"):
         raise UsageError(f"offrl llm list takes no arguments, got {argv[0]!r}")
-    rows = [("method", "advantage", "denominator", "mask", "aggregation", "learns from", "source", "status")]
-    rows += [(name, *dataclasses.astuple(entry)) for name, entry in METHODS.items()]
+    head = (
+        "method",
+        "advantage",
+        "denominator",
+        "mask",
+        "aggregation",
+        "learns from",
+        "source",
+        "status",
+        "runs in",
+    )
+    rows = [head, *((name, *dataclasses.astuple(e), " ".join(runs_in(name))) for name, e in METHODS.items())]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\nwhat TRL and verl have themselves, and how it differs (take theirs there)")
+    for name, native in NATIVE.items():
+        for framework, about in native.items():
+            print(f"  {name:20} {framework:5} {about}")
     print("\ntasks")
     for name, about in TASKS.items():
         print(f"  {name:10} {about}")

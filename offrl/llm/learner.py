@@ -21,6 +21,7 @@ from offrl.llm.method import Companion, LossSettings, Method, TextRollouts
 from offrl.llm.models import FORBIDDEN
 from offrl.llm.options import LLMOptions
 from offrl.llm.parallel import Ranks
+from offrl.llm.pretrained import folder_of
 from offrl.llm.prompts.parts import PromptParts
 from offrl.llm.rollouts import (
     component_names,
@@ -32,6 +33,7 @@ from offrl.llm.rollouts import (
 )
 from offrl.llm.rollouts import demonstrations as demonstrations_of
 from offrl.llm.score import Scores, score
+from offrl.llm.served import Served
 from offrl.llm.tasks.task import Task
 from offrl.llm.text import Prompts, Responses
 from offrl.training.seeding import stream
@@ -94,7 +96,7 @@ class Learner:
         self.device = policy.bias.device
         frozen = {id(p): p for p in policy.parameters() if not p.requires_grad}  # shared, not copied
         self.reference = copy.deepcopy(policy, frozen) if settings.kl != 0.0 or method.reference else None
-        self.engine = Engine(policy, options.delay, options.engine)
+        self.engine = Engine(policy, options.delay, options.engine, self._server())
         if method.answers and not hasattr(task, "final_answers"):
             raise ConfigError(f"task {task.name} does not say what the final answer of a response is")
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
@@ -119,6 +121,15 @@ class Learner:
                 "the method notes more of its samples than hinted ones have: leave --scaffold out"
             )
         self.shown = Shown([], [], [])
+
+    def _server(self) -> Served | None:
+        """What samples instead of the policy, if anything."""
+        kind, _, address = self.options.generation.partition(":")
+        if kind == "own":
+            return None
+        if self.ranks.size > 1:
+            raise ConfigError("a server samples for one process: train with one")
+        return Served(address, self.policy, folder_of(self.options.model))
 
     @property
     def metrics(self) -> tuple[str, ...]:

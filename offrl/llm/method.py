@@ -144,6 +144,11 @@ class Companion:
     def __init__(self, settings: Any, learner: Any) -> None:
         self.settings, self.learner = settings, learner
 
+    @staticmethod
+    def watches(settings: Any) -> bool:
+        """Whether it only reports under these settings, so that the method is the same without it."""
+        return False
+
     def log_probs(self, batch: TextRollouts) -> Tensor:
         """What the current policy says of a batch, without gradient; (B, T)."""
         return torch.cat([scores.log_probs for _, scores in self.learner.scored(batch)])
@@ -196,6 +201,12 @@ class Companion:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
+
+
+def watches(method: Method, settings: Any) -> bool:
+    """Whether the method's companion, if any, only reports."""
+    watching = getattr(method.companion, "watches", None)
+    return method.companion is None or (watching is not None and bool(watching(settings)))
 
 
 def unused(settings: Any, reason: str, *names: str) -> None:

@@ -82,6 +82,7 @@ class Transformer(nn.Module):
     def __init__(self, model: Any, allowed: Tensor, pad: int, ends: list[int]) -> None:
         super().__init__()
         self.model, self.pad = model, pad
+        self.bf16 = False  # whether its layers compute in bfloat16
         self.adapters: tuple[
             Any, ...
         ] = ()  # peft's view of the same model, in a tuple so that it is no second module
@@ -155,8 +156,9 @@ class Transformer(nn.Module):
             positions = (seen.long().cumsum(dim=1) - 1).clamp(min=0)[:, -new:]
         if self.takes_positions:
             options["position_ids"] = positions
-        states: Tensor = self.model.get_decoder()(input_ids=ids, **options).last_hidden_state
-        return states
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.bf16):
+            states: Tensor = self.model.get_decoder()(input_ids=ids, **options).last_hidden_state
+        return states.to(self.bias.dtype)
 
     def save(self, directory: Path, task: Task) -> None:
         """A Hugging Face directory: the model, or the adapter alone, and the tokenizer."""

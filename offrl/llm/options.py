@@ -22,6 +22,8 @@ class DataOptions:
     """tiny:dense, tiny:medium, tiny:moe, tiny:table; a folder (a run, or a Hugging Face model), FILE.gguf, or hf:ID."""
     task: str = "t1"
     """What is learnt, such as t1, t2-hard or t4a ('offrl llm list' says which there are)."""
+    actor: str = ""
+    """Of t4d: the run whose model acts, frozen."""
     dataset: str = ""
     """Prompts of one's own in place of a task: FILE.jsonl, FILE.parquet, hf:ID or hf:ID:SPLIT."""
     eval_dataset: str = ""
@@ -49,7 +51,11 @@ class DataOptions:
     @property
     def task_name(self) -> str:
         """Of the task or the data set."""
-        return Path(self.dataset.removeprefix("hf:").replace(":", "-")).stem if self.dataset else self.task
+        return (
+            Path(self.dataset.removeprefix("hf:").replace(":", "-")).stem
+            if self.dataset
+            else self.task.replace(":", "-")
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +108,10 @@ class LLMOptions(DataOptions, PromptOptions):
     """Steps between checkpoints."""
     threads: int = 1
     """CPU threads."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: the model's layers compute in bfloat16; weights, logits, losses and updates stay in float32."""
+    generation: str = "own"
+    """What samples: own, or vllm-server:URL, a vLLM on this machine; weights in the folder it serves are replaced."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,6 +124,8 @@ class LLMOptions(DataOptions, PromptOptions):
         for name in ("seed", "micro_batch", "delay", "warmup", "eval_every", "lora_rank"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.generation != "own":
+            check_served(self)
         if self.eval_dataset and not self.dataset and self.task != "arithmetic":
             raise ConfigError(f"task {self.task} has its own prompts: leave --eval-dataset out")
         if (self.window > 0) != (self.context != "full"):
@@ -136,6 +148,21 @@ class LLMOptions(DataOptions, PromptOptions):
     def minibatch_rows(self) -> int:
         """Responses of one update."""
         return self.prompts * self.group // self.minibatches
+
+
+def check_served(options: LLMOptions) -> None:
+    """Whether a server can do what is asked.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not options.generation.startswith(("vllm-server:http://", "vllm-server:https://")):
+        raise ConfigError(f"generation is own or vllm-server:URL with http, got {options.generation!r}")
+    idle = {"delay": options.delay, "engine": options.engine != "exact", "lora_rank": options.lora_rank}
+    if wrong := [name for name, given in idle.items() if given]:
+        raise ConfigError(
+            f"a server samples with the weights it is sent: leave --{wrong[0].replace('_', '-')} out"
+        )
 
 
 def divisors(number: int, times: int = 1) -> str:
@@ -162,6 +189,7 @@ def check(name: str, method: Method, options: LLMOptions) -> None:
         if options.group != 1:
             raise ConfigError(f"{name} learns from one demonstration a prompt: pass --group 1")
         idle = {"delay": options.delay, "engine": options.engine != "exact", "bypass": options.bypass}
+        idle |= {"generation": options.generation != "own"}
         if wrong := [option for option, given in idle.items() if given]:
             raise ConfigError(f"{name} samples nothing: leave --{wrong[0]} out")
 

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from offrl.algos.hdpo import HDPO, HDPOConfig, Permutations, resolved
 from offrl.envs.inventory.demand import Recorded
+from offrl.envs.inventory.levels import describe
 from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy, rounded, save_policy
-from offrl.envs.inventory.protocol import AnySetting, SalesSetting
+from offrl.envs.inventory.protocol import AnySetting, SalesSetting, penalised
 from offrl.envs.inventory.rules import advice
 from offrl.envs.inventory.scenarios import Policy, Scenarios, evaluate
 from offrl.envs.inventory.settings import SETTINGS, load_setting
@@ -64,6 +65,8 @@ class InventoryOptions:
     """One number a seed: it trains on the first so many training paths alone. Empty: on all."""
     train_periods: int = 0
     """Periods of training paths; 0: as the setting says. Long enough for an order to be sold several times over."""
+    penalty: float = 1.0
+    """Factor of all underage costs: what --target finds, or a price on service of one's own."""
     protocol: Literal["quick", "paper"] = "quick"
     """Test size: quick is 4096 paths of 1000 periods (fewer paths beyond ten stores), paper what the setting says."""
     rounding: Rounding = "auto"
@@ -92,6 +95,8 @@ class InventoryOptions:
         for name in ("scenarios", "dev_scenarios", "test_scenarios", "train_periods"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 < self.penalty < math.inf:
+            raise ConfigError(f"penalty must be above 0 and finite, got {self.penalty}")
         if not self.seeds or any(s < 0 for s in self.seeds) or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds must be different and 0 or more, got {self.seeds}")
 
@@ -101,6 +106,8 @@ class InventoryOptions:
         sizes = {"train": self.scenarios, "dev": self.dev_scenarios}
         given: dict[str, Any] = {name: count for name, count in sizes.items() if count}
         periods = {"train": self.train_periods} if self.train_periods else None
+        if self.penalty != 1:
+            setting = dearer(setting, self.penalty)
         setting = test_sized(setting.resized(periods=periods, **given), self.protocol)
         return setting.resized(test=self.test_scenarios) if self.test_scenarios else setting
 
@@ -128,6 +135,23 @@ class InventoryResult:
     def standard_error(self) -> float:
         """Of the mean, over scenarios."""
         return float(self.costs.std() / len(self.costs) ** 0.5)
+
+
+def dearer(setting: AnySetting, factor: float) -> AnySetting:
+    """The setting with all underage costs times a factor.
+
+    Raises:
+        ConfigError: what is called underage cost there is a margin on sales.
+    """
+    if setting.network.profit:
+        raise ConfigError(f"{setting.name} counts profit: it has no penalty on demand that is not met")
+    network = penalised(setting.network, factor)
+    if isinstance(setting, SalesSetting):
+        own = setting.parameters
+        return dataclasses.replace(
+            setting, network=network, parameters=own._replace(underage=own.underage * factor)
+        )
+    return dataclasses.replace(setting, network=network)
 
 
 def test_sized(setting: AnySetting, protocol: str) -> AnySetting:
@@ -174,12 +198,17 @@ def start(
         )
         if setting.network.ruled:
             reporter.note(_gradients(config, setting))
+        if chosen := describe(learner.net):
+            reporter.note(chosen)
         return _go(runs, learner, source, dev, setting, options, reporter, restore=None)
 
 
 def _gradients(config: HDPOConfig, setting: AnySetting) -> str:
     """Which estimator trains on ordering rules, and why."""
     used, (best, why) = resolved(config, setting.network).estimator, advice(setting.network)
+    if config.policy == "item_levels" and used == "pathwise":
+        why = "order sizes are chosen on training paths before training, and levels follow smoothed steps"
+        return f"estimator pathwise: {why}"
     note = (
         f"estimator {used}: {why}" if used == best else f"estimator {used}, as told; {best} is advised: {why}"
     )

@@ -34,7 +34,7 @@ def test_the_walk(capsys, tmp_path):
     assert main(["inventory", "backtest", str(run)]) == 0
     page = capsys.readouterr().out
     assert page.startswith("item 'I001': 2024-08-12 to 2024-09-30, 8 weeks held out\n")
-    assert "EUR a year, 95 % interval" in page
+    assert "EUR a year against min/max, 95 % interval" in page
     assert page.split()[-1] in ("better", "worse", "apart")
     assert main(["inventory", "recommend", str(run), "--out", "orders.xlsx"]) == 0
     import openpyxl
@@ -49,7 +49,61 @@ def test_the_walk(capsys, tmp_path):
     assert "has changed its network or costs since" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "word"), [("backtest", "held-out"), ("recommend", "ordering rules")])
+def test_a_company_from_training_to_levels(capsys, tmp_path):
+    """All items together: train, back-test with past orders, recommend, explain, and its levels back again."""
+    assert main(["inventory", "init", "net", "--items", "3", "--stores", "2", "--weeks", "40"]) == 0
+    sizes = ["--scenarios", "4", "--dev-scenarios", "2", "--test-scenarios", "2", "--batch-size", "2"]
+    arguments = ["--policy", "item_levels", "--steps", "2", "--eval-every", "2", *sizes]
+    assert main(["inventory", "train", "net", *arguments, "--penalty", "2", "--out", "runs"]) == 0
+    assert "order sizes are chosen on training paths before training" in capsys.readouterr().out
+    (run,) = (tmp_path / "runs" / "hdpo" / "net").iterdir()
+    arguments = ["--orders", "net/orders.csv", "--from", "2024-08-20", "--out", "back.xlsx"]
+    assert main(["inventory", "backtest", str(run), *arguments]) == 0
+    page = capsys.readouterr().out
+    assert page.startswith("Example Foods, 3 items: 2024-08-26 to 2024-09-30, 6 weeks held out\n")
+    assert "against as ordered, 95 % interval" in page
+    assert "the 3 items on which least is saved" in page
+    assert main(["inventory", "explain", str(run), "--as", "sS"]) == 0
+    assert "the simpler policy costs" in capsys.readouterr().out
+    assert main(["inventory", "backtest", str(run), "--versus", "levels.xlsx"]) == 0
+    assert main(["inventory", "recommend", str(run)]) == 0
+    import openpyxl
+
+    sheets = openpyxl.load_workbook("back.xlsx").sheetnames
+    assert sheets == ["summary", "groups", "items", "worst"]
+    assert openpyxl.load_workbook("orders.xlsx")["orders"]["G1"].value == "base_stock"
+    capsys.readouterr()
+    for date, says in (
+        ("2024-08-01", "is before 2024-08-12"),
+        ("2025-01-01", "after the last"),
+        ("soon", "takes a date"),
+    ):
+        assert main(["inventory", "backtest", str(run), "--from", date]) == 1
+        assert says in capsys.readouterr().err
+
+
+def test_what_service_costs(capsys, tmp_path):
+    assert main(["inventory", "init", "net", "--items", "2", "--stores", "2", "--weeks", "30"]) == 0
+    arguments = ["--penalties", "0.5", "4", "--steps", "1"]
+    assert main(["inventory", "frontier", "net", *arguments]) == 0
+    rows = (tmp_path / "frontier" / "frontier.csv").read_text().splitlines()
+    assert rows[0] == "policy,factor,fill_rate,stock_and_orders,short,cost"
+    assert [row.partition(",")[0] for row in rows[1:]] == ["min/max"] * 7 + ["item_levels"] * 2
+    assert (tmp_path / "frontier" / "frontier.png").stat().st_size > 5000
+    assert main(["inventory", "frontier", "net", *arguments]) == 1
+    assert main(["inventory", "frontier", "one_store_lost", "--out", "other"]) == 1
+    assert "is no workbook or folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("backtest", "held-out"),
+        ("recommend", "ordering rules"),
+        ("explain", "classical"),
+        ("frontier", "service"),
+    ],
+)
 def test_help_teaches(capsys, name, word):
     assert main(["inventory", name, "--help"]) == 0
     assert word in capsys.readouterr().out

@@ -6,13 +6,14 @@ what was censored or unknown has been drawn from the fit, several times over.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from offrl.envs.inventory.demand import Random, Values
-from offrl.envs.inventory.work.censored import Counts, draw_beyond, inverse
+from offrl.envs.inventory.work.censored import Counts, Inverse, at_least, scores
 from offrl.errors import ConfigError
 
 Array = NDArray[np.float64]
@@ -38,18 +39,67 @@ class CorrelatedCounts:
         """Mean of each store."""
         return tuple(float(mean) for mean in self.fit.mean)
 
+    @property
+    def stds(self) -> Values:
+        """Of each store, season left out."""
+        return tuple(float(std) for std in self.fit.std)
+
+    @property
+    def seasons(self) -> tuple[Values, ...]:
+        """Factors of a season for each store."""
+        own = (1.0,) if self.season is None else tuple(round(float(f), 4) for f in self.season)
+        return ((1.0,) if set(own) == {1.0} else own,) * len(self.fit.mean)
+
+    @property
+    def streams(self) -> int:
+        """Normal numbers behind a period: one of all stores together, and one each."""
+        return len(self.fit.mean) + 1
+
     def draw(self, scenarios: int, periods: int, random: Random) -> Array:
         """See :class:`~offrl.envs.inventory.demand.Demand`."""
-        stores = len(self.fit.mean)
-        z = np.asarray(random.standard_normal((scenarios, stores + 1, periods)))
+        return self.made(np.asarray(random.standard_normal((scenarios, self.streams, periods))))
+
+    def made(self, z: Array) -> Array:
+        """(n, S, T) from normal numbers (n, S + 1, T)."""
         mixed = np.sqrt(self.correlation) * z[:, :1] + np.sqrt(1 - self.correlation) * z[:, 1:]
-        uniform = ndtr(mixed).transpose(1, 0, 2)
-        season = np.resize(np.ones(1) if self.season is None else self.season, periods)
-        drawn: Array = np.empty_like(uniform)
-        for factor in np.unique(season):
-            at = season == factor
-            drawn[:, :, at] = inverse(self.fit, float(factor), uniform[:, :, at])
-        return drawn.transpose(1, 0, 2).copy()
+        quantile, phase = self._quantiles
+        made = quantile(np.resize(phase, z.shape[2]), ndtr(mixed).transpose(1, 0, 2))
+        return made.transpose(1, 0, 2).copy()
+
+    @cached_property
+    def _quantiles(self) -> tuple[Inverse, NDArray[np.int64]]:
+        season = np.ones(1) if self.season is None else self.season
+        factors, phase = np.unique(season, return_inverse=True)
+        return Inverse(self.fit, factors), phase
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Together:
+    """Demand of several items, each in its stores; items are independent of each other."""
+
+    parts: tuple[CorrelatedCounts, ...]
+
+    @property
+    def means(self) -> Values:
+        """Mean of each store of each item."""
+        return tuple(mean for part in self.parts for mean in part.means)
+
+    @property
+    def stds(self) -> Values:
+        """Of each, season left out."""
+        return tuple(std for part in self.parts for std in part.stds)
+
+    @property
+    def seasons(self) -> tuple[Values, ...]:
+        """Of each."""
+        return tuple(season for part in self.parts for season in part.seasons)
+
+    def draw(self, scenarios: int, periods: int, random: Random) -> Array:
+        """See :class:`~offrl.envs.inventory.demand.Demand`."""
+        ends = np.cumsum([part.streams for part in self.parts])
+        z = np.asarray(random.standard_normal((scenarios, int(ends[-1]), periods)))
+        blocks = np.split(z, ends[:-1], axis=1)
+        return np.concatenate([part.made(own) for part, own in zip(self.parts, blocks, strict=True)], 1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,21 +150,39 @@ class BlockBootstrap:
 
 
 def completed(
-    sales: Array, empty: NDArray[np.bool_], fit: Counts, factor: Array, copies: int, seed: int
-) -> Array:
+    sales: Array, empty: NDArray[np.bool_], fit: Counts, factor: Array, copies: int, seed: int,
+    correlation: float = 0.0,
+) -> Array:  # fmt: skip
     """Histories without gaps, (M, S, T): what is censored or unknown is drawn from the fit.
+
+    Normal scores of the stores in a period are sqrt(rho) c + sqrt(1 - rho) e; c is drawn given the stores whose demand
+    is known, and then the others given c, so that a good week is one in the stores that ran out as well.
 
     Args:
         sales: (S, T), NaN where unknown; returns count as 0.
         empty: (S, T), no stock left.
         fit: of the S series.
-        factor: (S, T) or (T,), of the season.
+        factor: (T,), of the season.
         copies: M.
         seed: of the draws.
+        correlation: rho, between any two stores.
     """
     random = np.random.default_rng(seed)
     x = np.maximum(np.nan_to_num(sales), 0.0)
-    factor = np.broadcast_to(factor, x.shape)
-    open_ = np.isnan(sales) | empty
-    made = [np.where(open_, draw_beyond(x, fit, factor, random.random(x.shape)), x) for _ in range(copies)]
-    return np.stack(made)
+    known, rest = ~(np.isnan(sales) | empty), 1 - correlation
+    above, tail = at_least(x + 1, fit, factor), at_least(x, fit, factor)
+    uniform = random.random((len(x), copies, x.shape[1]))
+    low, tail = 1 - tail[:, None], tail[:, None]
+    if correlation:
+        jitter = random.random(uniform.shape)
+        z = np.where(known[:, None], scores(low + jitter * (tail - above[:, None])), 0.0)
+        precision = rest + correlation * known.sum(0)
+        mean, own = np.sqrt(correlation) * z.sum(0) / precision, random.standard_normal(z.shape[1:])
+        common = np.sqrt(correlation) * (mean + np.sqrt(rest / precision) * own)
+        below = ndtr((scores(low) - common) / np.sqrt(rest))
+        uniform = ndtr(common + np.sqrt(rest) * scores(below + uniform * (1 - below)))
+    else:
+        uniform = low + uniform * tail
+    factors, phase = np.unique(factor, return_inverse=True)
+    drawn = np.maximum(Inverse(fit, factors)(phase, uniform), x[:, None])
+    return np.where(known[:, None], x[:, None], drawn).transpose(1, 0, 2).copy()

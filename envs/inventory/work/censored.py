@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, gammaln
+from scipy.special import betainc, gammaln, ndtri
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 ROUNDS = 90
+TAIL = 1e-8
+"""Probability beyond the tables of quantiles, at most."""
 LARGEST_SIZE = np.log(200.0)
 INTERMITTENT = 0.4
 """Share of in-stock periods with sales below which an item is intermittent."""
@@ -37,6 +39,14 @@ class Counts:
     """(n,), r."""
     active: Array
     """(n,), q: probability of any demand; 1 for smooth items."""
+
+    @property
+    def std(self) -> Array:
+        """(n,), units a period, season left out."""
+        batch = self.mean / self.active - 1
+        smooth = self.mean + self.mean**2 / self.size
+        lumpy = self.active * (batch + batch**2 / self.size + (batch + 1) ** 2) - self.mean**2
+        return np.sqrt(np.where(self.active < 1, lumpy, smooth).clip(0))
 
     def rows(self, index: NDArray[np.integer[Any] | np.bool_] | slice) -> "Counts":
         """Some of the series."""
@@ -83,7 +93,7 @@ def fit_counts(
     exact, cut = known & ~empty, known & empty & (x > 0)
     some = np.maximum((exact | cut).sum(1), 1)
     positive = ((x > 0) & (exact | cut)).sum(1)
-    rate = np.bincount(group, positive) / np.maximum(np.bincount(group, some), 1)
+    rate = np.bincount(group, positive) / np.maximum(np.bincount(group, (exact | cut).sum(1)), 1)
     rare = rate[group] < INTERMITTENT
     mean, size, active = np.zeros(len(x)), np.ones(len(x)), np.ones(len(x))
     if not rare.all():
@@ -153,19 +163,39 @@ def kaplan_meier(x: Array, censored: Mask) -> tuple[Array, Array]:
     return values, np.array(curve)
 
 
-def inverse(fit: Counts, factor: float, uniform: Array) -> Array:
-    """Demand (n, ...) of which uniform numbers (n, ...) are the quantiles, all with one factor of the season."""
-    made = np.empty_like(uniform)
-    for k in range(len(uniform)):
-        one, most = fit.rows(slice(k, k + 1)), 8.0
-        top = float(uniform[k].max(initial=0.0))
-        while float(at_least(np.array([[most]]), one, np.array(factor))[0, 0]) > 1 - top and most < 1e7:
-            most *= 2
-        below = (
-            1 - at_least(np.arange(1.0, most + 1)[None], one, np.array(factor))[0]
-        )  # P(D <= 0), P(D <= 1), ...
-        made[k] = np.searchsorted(below, uniform[k], side="left")
-    return made
+class Inverse:
+    """Quantile functions of n series under P different factors of the season, as tables."""
+
+    def __init__(self, fit: Counts, factors: Array) -> None:
+        self.tables: list[Array] = []
+        self.widths: list[int] = []
+        column = factors[:, None]
+        for k in range(len(fit.mean)):
+            one, most = fit.rows(slice(k, k + 1)), 8.0
+            while float(at_least(np.full(column.shape, most), one, column).max()) > TAIL and most < 1e7:
+                most *= 2
+            below = 1 - at_least(np.arange(1.0, most + 1)[None], one, column)  # P(D <= 0), P(D <= 1), ...
+            self.tables.append((below + np.arange(len(factors))[:, None]).ravel())  # one growing row
+            self.widths.append(int(most))
+
+    def __call__(self, phase: NDArray[np.int64], uniform: Array) -> Array:
+        """Demand (n, M, T) of which ``uniform`` are the quantiles, under factor ``phase`` (T,) of each period."""
+        made = np.empty_like(uniform)
+        for k, (table, width) in enumerate(zip(self.tables, self.widths, strict=True)):
+            found = np.searchsorted(table, uniform[k] + phase, side="left")
+            made[k] = np.minimum(found - phase * width, width - 1)
+        return made
+
+
+def pit(x: Array, fit: Counts, factor: Array, uniform: Array) -> Array:
+    """P(D < x) + uniform * P(D = x)."""
+    above, at = at_least(x + 1, fit, factor), at_least(x, fit, factor)
+    return 1 - at + uniform * (at - above)
+
+
+def scores(u: Array) -> Array:
+    """Normal numbers of which ``u`` are the probabilities below."""
+    return np.asarray(ndtri(u.clip(1e-6, 1 - 1e-6)))
 
 
 def draw_beyond(x: Array, fit: Counts, factor: Array, uniform: Array) -> Array:

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offrl.envs.inventory.spec import OUTSIDE, Edge, Network, Node
-from offrl.envs.inventory.work.checking import Typed, known, once, typed
-from offrl.envs.inventory.work.reading import Table, read_tables, shown
+from offrl.envs.inventory.work.checking import Typed, known, once, typed, typed_table
+from offrl.envs.inventory.work.reading import Table, read_file, read_tables, shown
+from offrl.envs.inventory.work.schema import SHEETS
 from offrl.errors import ConfigError, DatasetError
 
 Array = NDArray[np.float64]
@@ -33,6 +34,10 @@ class Item:
     """None: every supplier carries it."""
     unit: str
     group: str
+    value: float
+    """Money that a unit in stock is worth; NaN: not known."""
+    size: float
+    """Of a unit, in what trucks are filled with."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,11 +49,16 @@ class Company:
     currency: str
     lost: bool
     budget: float
+    """Of each item."""
+    shared_budget: float
+    """Of all items together."""
     suppliers: tuple[str, ...]
     places: tuple[tuple[str, str], ...]
     """Name and kind of each, warehouses first."""
     lanes: tuple[Edge, ...]
     """Sources are names of suppliers and warehouses."""
+    trucks: tuple[tuple[str, float], ...]
+    """Limits that all items of a lane share: the lane's ``truck``, and its limit."""
     items: tuple[Item, ...]
     holding: Array
     """(I, N), money per unit left and period."""
@@ -93,7 +103,19 @@ class Company:
         return names.index(name)
 
     def network(self, item: int) -> Network:
-        """The network of one item: its supplier, the warehouses on its ways, the stores that sell it."""
+        """The network of one item: its supplier, the warehouses on its ways, the stores that sell it.
+
+        What items share (trucks, the shared budget) is left out.
+        """
+        nodes, edges = self.parts(item)
+        edges = [replace(edge, truck="") for edge in edges]
+        return Network(
+            name=self.items[item].name, nodes=tuple(nodes), edges=tuple(edges), lost_sales=self.lost,
+            same_period=any(edge.lead_time == 0 for edge in edges), budget=self.budget,
+        )  # fmt: skip
+
+    def parts(self, item: int) -> tuple[list[Node], list[Edge]]:
+        """Nodes, warehouses first, and lanes of one item."""
         own, upstream = self.items[item], len(self.places) - len(self.stores)
         sold = {self.places[upstream + s][0] for s in self.sold(item)}
         gone = set(self.suppliers) - {own.supplier} if own.supplier else set()
@@ -107,24 +129,15 @@ class Company:
             raise DatasetError(
                 f"item {own.name!r}: no way from its supplier to store {lost[0]!r}; add a lane or correct the supplier"
             )
-        nodes = tuple(
+        nodes = [
             Node(
                 name=name, kind="store" if kind == "store" else "warehouse",
                 holding_cost=float(self.holding[item, n]), initial=float(self.on_hand[item, n]),
                 underage_cost=float(self.underage[item, n - upstream]) if kind == "store" else 0.0,
             )
             for n, (name, kind) in enumerate(self.places) if name in reached
-        )  # fmt: skip
-        edges = tuple(_inside(lane, self.suppliers) for lane in lanes)
-        same = any(edge.lead_time == 0 for edge in edges)
-        return Network(
-            name=own.name,
-            nodes=nodes,
-            edges=edges,
-            lost_sales=self.lost,
-            same_period=same,
-            budget=self.budget,
-        )
+        ]  # fmt: skip
+        return nodes, [replace(_inside(lane, self.suppliers), size=own.size) for lane in lanes]
 
 
 def _inside(lane: Edge, suppliers: Sequence[str]) -> Edge:
@@ -157,6 +170,24 @@ def read_company(path: str | Path) -> Company:
         raise DatasetError(f"{path}: {error}") from None
 
 
+def with_stock(company: Company, path: str | Path) -> Company:
+    """The company with today's stock from a file of its own, or from a workbook's sheet ``stock``; places and items
+    without a row there have none, and levels that it leaves out stay.
+
+    Raises:
+        DatasetError: one line with place and remedy.
+    """
+    table = read_file(path, "stock")
+    today = company.first + timedelta(days=LENGTH[company.period]) * company.sales.shape[2]
+    try:
+        values = typed_table(table, SHEETS["stock"])
+        found = _today(table, values, company.items, company.places, company.period, today)
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from None
+    found["levels"] = np.where(np.isnan(found["levels"]), company.levels, found["levels"])
+    return replace(company, **found)
+
+
 def company_of(tables: Mapping[str, Table]) -> Company:
     """A company from its raw tables."""
     values = typed(tables)
@@ -177,11 +208,17 @@ def company_of(tables: Mapping[str, Table]) -> Company:
     company = Company(
         name=about["company"], period=about["period"], currency=about["currency"], lost=about["unmet"] == "lost",
         budget=float("inf") if about["budget"] is None else about["budget"],
-        suppliers=suppliers, places=places, lanes=lanes, items=items, holding=holding, underage=underage, first=first,
+        shared_budget=float("inf") if about["shared_budget"] is None else about["shared_budget"],
+        suppliers=suppliers, places=places, lanes=lanes, trucks=_trucks(values["lanes"]),
+        items=items, holding=holding, underage=underage, first=first,
         sales=sales, left=left, **_today(tables["stock"], values["stock"], items, places, about["period"], today),
     )  # fmt: skip
     for k in range(len(items)):
         company.network(k)
+    if "orders" in tables:
+        from offrl.envs.inventory.work.orders import placed
+
+        placed(tables["orders"], values["orders"], company)
     return company
 
 
@@ -202,8 +239,14 @@ def _places(table: Table, values: Typed) -> tuple[tuple[str, ...], tuple[tuple[s
 def _items(table: Table, values: Typed, suppliers: Sequence[str]) -> tuple[Item, ...]:
     once(table, ("item",), zip(values["item"], strict=True), "names must differ: rename one or remove it")
     known(table, "supplier", values["supplier"], suppliers, "supplier", "nodes")
-    rows = zip(values["item"], values["supplier"], values["unit"], values["group"], strict=True)
-    return tuple(Item(name=a, supplier=b, unit=c, group=d or "") for a, b, c, d in rows)
+    columns = ("item", "supplier", "unit", "group", "value", "size")
+    return tuple(
+        Item(
+            name=a, supplier=b, unit=c, group=d or "", value=float("nan") if e is None else e,
+            size=1.0 if f is None else f,
+        )
+        for a, b, c, d, e, f in zip(*(values[column] for column in columns), strict=True)
+    )  # fmt: skip
 
 
 def _lanes(
@@ -230,12 +273,23 @@ def _lanes(
                 target=target,
                 lead_time=int(values["lead_time"][row]),
                 capacity=float("inf") if capacity is None else capacity,
+                truck="" if values["shared_capacity"][row] is None else _truck(source, target),
                 calendar=_calendar(table, row, values["order_days"][row], period, first),
                 **number,
             )
         )
     _check_ways(table, lanes, kinds)
     return tuple(lanes)
+
+
+def _truck(source: str, target: str) -> str:
+    return f"{source} -> {target}"
+
+
+def _trucks(lanes: Typed) -> tuple[tuple[str, float], ...]:
+    """Shared limits by lane."""
+    rows = zip(lanes["from"], lanes["to"], lanes["shared_capacity"], strict=True)
+    return tuple((_truck(source, target), limit) for source, target, limit in rows if limit is not None)
 
 
 def _check_lane(
@@ -336,7 +390,7 @@ def _history(
     )
     known(table, "item", values["item"], place_i, "item", "items")
     known(table, "node", values["node"], place_s, "store", "nodes")
-    _check_units(table, values, items)
+    check_units(table, values, items)
     first, last, step = min(values["date"]), max(values["date"]), LENGTH[period]
     shape = (len(items), len(stores), (last - first).days // step + 1)
     if shape[2] > 20_000:
@@ -367,7 +421,8 @@ def _history(
     return first, sales, left
 
 
-def _check_units(table: Table, values: Typed, items: Sequence[Item]) -> None:
+def check_units(table: Table, values: Typed, items: Sequence[Item]) -> None:
+    """Where a row states its unit, it is the item's."""
     units = {item.name: item.unit for item in items}
     for row, (item, unit) in enumerate(zip(values["item"], values["unit"], strict=True)):
         if unit is not None and unit != units[item]:
@@ -435,7 +490,7 @@ def _today(
     once(
         table, ("item", "node"), zip(values["item"], values["node"], strict=True), "add the two up in one row"
     )
-    _check_units(table, values, items)
+    check_units(table, values, items)
     shape = (len(items), len(places))
     on_hand, on_order, due = np.zeros(shape), np.zeros(shape), np.zeros(shape, dtype=np.int64)
     levels = np.full((*shape, 2), np.nan)

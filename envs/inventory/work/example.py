@@ -2,7 +2,7 @@
 
 Three suppliers, two warehouses, twelve stores; weekly sales of two years with gaps, returned goods and stock-outs. The
 stores and warehouses order by min/max levels that are too low for some items and too high for others; sales are what
-the simulator lets them sell under these rules.
+the simulator lets them sell under these rules. The trucks that items share leave room for two and a half usual weeks.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from offrl.envs.inventory.kpis import orders_sent
 from offrl.envs.inventory.network import Parameters
 from offrl.envs.inventory.scenarios import Observation, Scenarios, rollout
 from offrl.envs.inventory.spec import OUTSIDE, Edge, Network, Node
@@ -23,6 +24,8 @@ Rows = dict[str, list[tuple[Any, ...]]]
 SUPPLIERS = {"Nord": 2, "Sud": 3, "Asia": 6}
 """Lead time to every warehouse, in weeks."""
 WAREHOUSES = ("East", "West")
+PACK = 6
+"""Of what warehouses order."""
 GROUPS = ("fast", "steady", "seasonal", "slow")
 FIRST = date(2024, 1, 1)
 
@@ -49,9 +52,9 @@ def example(*, items: int = 40, stores: int = 12, weeks: int = 104, seed: int = 
     means, demand = _demand(rng, group, stores, weeks)
     supplier = [list(SUPPLIERS)[k % len(SUPPLIERS)] for k in range(items)]
     levels = _levels(rng, means, [SUPPLIERS[name] for name in supplier])
-    sold, left, today = _history(supplier, places, demand, levels)
+    sold, left, today, sent = _history(supplier, places, demand, levels)
     names = [f"I{k + 1:03d}" for k in range(items)]
-    rows = _fixed_rows(rng, names, supplier, group, places)
+    rows = _fixed_rows(rng, names, supplier, group, places, means)
     rows["demand"] = _sales_rows(rng, names, places[2:], sold, left)
     rows["stock"] = [_head("stock")]
     for i, name in enumerate(names):
@@ -60,6 +63,7 @@ def example(*, items: int = 40, stores: int = 12, weeks: int = 104, seed: int = 
             due = FIRST + timedelta(weeks=weeks) if coming else None
             low, high = (int(x) for x in levels[i, n])
             rows["stock"].append((name, place, hand, coming, due, low, high, "each"))
+    rows["orders"] = [_head("orders"), *_order_rows(names, supplier, places, sent, weeks)]
     rows[DICTIONARY] = list(dictionary())
     return Example(rows=rows, means=means, demand=demand, levels=levels)
 
@@ -107,16 +111,23 @@ def _served(stores: int) -> list[tuple[str, str]]:
 
 def _history(
     supplier: list[str], places: list[str], demand: Array, levels: Array
-) -> tuple[Array, Array, Array]:
-    """Sales and stock left (I, S, T), and on hand and on order at the end (I, N, 2), under the rules in use."""
+) -> tuple[Array, Array, Array, Array]:
+    """Under the rules in use: sales and stock left (I, S, T), on hand and on order at the end (I, N, 2), and what was
+    sent to each place (I, N, T).
+    """
     sold, left = np.zeros_like(demand), np.zeros_like(demand)
+    sent = np.zeros((len(demand), len(places), demand.shape[2]))
     today = np.zeros((*levels.shape[:2], 2))
     for name, lead_time in SUPPLIERS.items():
         chosen = [i for i, own in enumerate(supplier) if own == name]
         if not chosen:
             continue
-        edges = [Edge(source=a, target=b, lead_time=1) for a, b in _served(len(places) - 2)]
-        edges += [Edge(source=OUTSIDE, target=place, lead_time=lead_time) for place in WAREHOUSES]
+        edges = [Edge(source=a, target=b, lead_time=1, pack=1) for a, b in _served(len(places) - 2)]
+        days = (1, 0) if name == "Asia" else ()
+        edges += [
+            Edge(source=OUTSIDE, target=place, lead_time=lead_time, pack=PACK, calendar=days)
+            for place in WAREHOUSES
+        ]
         nodes = [Node(name=p, kind="warehouse" if p in WAREHOUSES else "store") for p in places]
         network = Network(name=name, nodes=tuple(nodes), edges=tuple(edges), lost_sales=True)
         rule = torch.from_numpy(levels[chosen]).double()
@@ -126,13 +137,15 @@ def _history(
         scenarios = Scenarios(
             network=network, initial=start, demands=wanted, parameters=Parameters.of(network, torch.float64)
         )
-        done = rollout(_rule(network, rule), scenarios, feasibility="project", record=True)
+        done = rollout(_rule(network, rule), scenarios, record=True)
         on_hand = done.stocks[:-1, :, 2:, 0]
         sold[chosen] = torch.minimum(on_hand, wanted).permute(1, 2, 0).numpy()
         left[chosen] = (on_hand - wanted).clamp(min=0).permute(1, 2, 0).numpy()
+        orders = orders_sent(done, scenarios.simulator())
+        sent[chosen] = orders[:, :, np.argsort(network.targets)].permute(1, 2, 0).numpy()
         last = done.stocks[-1]
         today[chosen] = torch.stack([last[..., 0], last[..., 1:].sum(-1)], -1).numpy()
-    return np.round(sold), np.round(left), today
+    return sold, left, today, sent
 
 
 def _rule(network: Network, rule: torch.Tensor) -> Any:
@@ -152,25 +165,42 @@ def _fixed_rows(
     supplier: list[str],
     group: NDArray[np.int64],
     places: list[str],
+    means: Array,
 ) -> Rows:
     nodes = [(name, "supplier") for name in SUPPLIERS]
     nodes += [(p, "warehouse" if p in WAREHOUSES else "store") for p in places]
     lanes: list[tuple[Any, ...]] = []
+    sizes, half = np.array([1.0, 1.0, 2.0, 0.5])[group], (means.shape[1] + 1) // 2
     for name, lead_time in SUPPLIERS.items():
-        days = "every 2" if name == "Asia" else None
-        for place in WAREHOUSES:
-            lanes.append((name, place, lead_time, "week", 0.1, 20, None, 6, None, days))
+        days, every = ("every 2", 2) if name == "Asia" else (None, 1)
+        own = [k for k, by in enumerate(supplier) if by == name]
+        for place, stores in zip(WAREHOUSES, (slice(0, half), slice(half, None)), strict=True):
+            truck = max(50, 10 * round(0.25 * every * float((sizes[own] @ means[own, stores]).sum())))
+            lanes.append((name, place, lead_time, "week", 0.1, 20, None, PACK, None, days, truck))
     for source, place in _served(len(places) - 2):
-        lanes.append((source, place, 1, "week", 0.05, None, None, None, None, None))
+        lanes.append((source, place, 1, "week", 0.05, None, None, None, None, None, None))
     values = rng.lognormal(2.0, 0.5, len(names)).round(2)
     costs: list[tuple[Any, ...]] = []
     for name, value in zip(names, values, strict=True):
         costs.append((name, "*", round(0.01 * value, 4), round(0.35 * value, 3)))
         costs += [(name, place, round(0.006 * value, 4), None) for place in WAREHOUSES]
-    items = [(n, s, "each", GROUPS[g]) for n, s, g in zip(names, supplier, group, strict=True)]
-    about = ("Example Foods", "week", "EUR", "lost", None)
+    columns = zip(names, supplier, group, values, sizes, strict=True)
+    items = [(n, s, "each", GROUPS[g], float(v), float(z)) for n, s, g, v, z in columns]
+    about = ("Example Foods", "week", "EUR", "lost", None, None)
     rows: Rows = {"about": [about], "nodes": nodes, "lanes": lanes, "items": items, "costs": costs}
     return {name: [_head(name), *content] for name, content in rows.items()}
+
+
+def _order_rows(
+    names: list[str], supplier: list[str], places: list[str], sent: Array, weeks: int
+) -> list[tuple[Any, ...]]:
+    """Orders of the last two fifths of the weeks."""
+    above, rows = {place: source for source, place in _served(len(places) - 2)}, []
+    for t in range(3 * weeks // 5, weeks):
+        for i, n in np.argwhere(sent[:, :, t] > 0):
+            source = above.get(places[n], supplier[i])
+            rows.append((names[i], source, places[n], FIRST + timedelta(weeks=t), int(sent[i, n, t]), None))
+    return rows
 
 
 def _sales_rows(

@@ -14,6 +14,8 @@ from offrl.envs.inventory.work.censored import (
     fit_counts,
     kaplan_meier,
     log_pmf,
+    pit,
+    scores,
 )
 from offrl.envs.inventory.work.history import History
 from offrl.envs.inventory.work.intermittent import tsb
@@ -139,19 +141,21 @@ def generator(
     sales, empty = history.sales[item][stores], history.empty[item][stores]
     length = fit.season.shape[1]
     if kind == "bootstrap":
-        values = completed(sales, empty, counts, fit.factor[item], COPIES, seed=item)
+        factor = fit.factor[item]
+        together = correlation(sales, empty, counts, factor)
+        values = completed(sales, empty, counts, factor, COPIES, seed=item, correlation=together)
         seasonal = length if (fit.season[item] != 1).any() else 0
         block = max(1, min(8, sales.shape[1] // 4))
         return BlockBootstrap(values=values, season=seasonal, block=block, first=start % length)
     if kind != "parametric":
         raise ConfigError(f"generator must be parametric or bootstrap, got {kind!r}")
     return CorrelatedCounts(
-        fit=counts, correlation=_correlation(sales, empty, counts, fit.factor[item]),
+        fit=counts, correlation=correlation(sales, empty, counts, fit.factor[item]),
         season=fit.later(item, start, length),
     )  # fmt: skip
 
 
-def _correlation(sales: Array, empty: NDArray[np.bool_], fit: Counts, factor: Array) -> float:
+def correlation(sales: Array, empty: NDArray[np.bool_], fit: Counts, factor: Array) -> float:
     """One correlation between stores, from normal scores of a completed history."""
     if len(sales) < 2:
         return 0.0
@@ -160,25 +164,12 @@ def _correlation(sales: Array, empty: NDArray[np.bool_], fit: Counts, factor: Ar
     found = []
     random = np.random.default_rng(1)
     for x in values:
-        u = _pit(x, fit, factors, random.random(x.shape))
-        z = _normal(u)
+        z = scores(pit(x, fit, factors, random.random(x.shape)))
         z = (z - z.mean(1, keepdims=True)) / (z.std(1, keepdims=True) + 1e-9)
         n = len(z)
         found.append(((z.sum(0) ** 2).mean() - n) / (n * (n - 1)))
     known = 1 - (np.isnan(sales) | empty).mean()  # what was drawn is independent and thins the correlation
     return float(np.clip(np.mean(found) / max(known, 0.3) ** 2, 0.0, 0.95))
-
-
-def _normal(u: Array) -> Array:
-    from scipy.special import ndtri
-
-    return np.asarray(ndtri(u.clip(1e-6, 1 - 1e-6)))
-
-
-def _pit(x: Array, fit: Counts, factor: Array, uniform: Array) -> Array:
-    """P(D < x) + uniform * P(D = x)."""
-    above, at = at_least(x + 1, fit, factor), at_least(x, fit, factor)
-    return 1 - at + uniform * (at - above)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -239,8 +230,8 @@ def calibrate(history: History, held: int) -> tuple[DemandFit, Calibration]:
     early = _scored(history, slice(0, periods - held), fit.factor)
     plain = fit_counts(early[0][sold], np.zeros_like(early[1][sold]), early[2][sold])
     levels = np.linspace(0.05, 0.95, 19)
-    held_scores = _scores(*parts, counts)
-    train_scores = _scores(early[0][sold], early[1][sold], early[2][sold], counts)
+    held_scores = _likelihoods(*parts, counts)
+    train_scores = _likelihoods(early[0][sold], early[1][sold], early[2][sold], counts)
     spread = np.sqrt(train_scores.var() / train_scores.size + _by_period(held_scores, *parts).var() / held)
     return fit, Calibration(
         levels=levels, fitted=_curve(*parts, counts, levels), naive=_curve(*parts, plain, levels),
@@ -264,7 +255,7 @@ def _log_likelihood(x: Array, cut: NDArray[np.bool_], factor: Array, fit: Counts
     return np.where(np.isnan(x), np.nan, found)
 
 
-def _scores(x: Array, cut: NDArray[np.bool_], factor: Array, fit: Counts) -> Array:
+def _likelihoods(x: Array, cut: NDArray[np.bool_], factor: Array, fit: Counts) -> Array:
     found = _log_likelihood(x, cut, factor, fit)
     return found[~np.isnan(found)]
 
@@ -282,7 +273,7 @@ def _curve(x: Array, cut: NDArray[np.bool_], factor: Array, fit: Counts, levels:
     known = ~np.isnan(x)
     value = np.maximum(np.nan_to_num(x), 0.0)
     uniform = np.random.default_rng(0).random(x.shape)
-    exact = _pit(value, fit, factor, uniform)
+    exact = pit(value, fit, factor, uniform)
     below = 1 - at_least(value, fit, factor)
     u = np.where(cut, below, exact)[known]
     values, survival = kaplan_meier(np.round(u, 4).astype(np.float64), cut[known])

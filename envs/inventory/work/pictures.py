@@ -1,5 +1,7 @@
 """Pictures of a company and its demand, as PNG or SVG files by matplotlib."""
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,28 @@ def save(made: Any, path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     made.savefig(path)
     return path
+
+
+def draw_frontier(rows: Sequence[tuple[Any, ...]], title: str, currency: str, path: str | Path) -> Path:
+    """Money for stock and orders against the fill rate, a line a policy; rows of name, factor, fill rate, money."""
+    made, axes = figure(7, 4.5)
+    axis, names = axes[0, 0], list(dict.fromkeys(row[0] for row in rows))
+    for name, color in zip(names, itertools.cycle((ORANGE, BLUE, INK, GREY)), strict=False):
+        points = sorted((row[2], row[3], row[1]) for row in rows if row[0] == name)
+        fills, costs, factors = zip(*points, strict=True)
+        axis.plot(fills, costs, color=color, marker="o", ms=4, lw=1.5, label=name)
+        if 1.0 in factors:
+            k = factors.index(1.0)
+            axis.scatter(fills[k], costs[k], s=90, facecolor="none", edgecolor=color, zorder=3)
+    axis.set_xlabel("share of demand that is met at once")
+    axis.set_ylabel(f"{currency} a year for stock and orders")
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axis.set_title(
+        f"{title}: what service costs (rings: levels and prices as they are)", fontsize=10, loc="left"
+    )
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.25)
+    return save(made, path)
 
 
 def draw_network(company: "Company", path: str | Path) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from offrl.envs.inventory.tables import read_table
-from offrl.envs.inventory.work.schema import DICTIONARY, SHEETS
+from offrl.envs.inventory.work.schema import DICTIONARY, LEVELS, SHEETS
 from offrl.errors import DatasetError, MissingExtraError
 
 MOST_BYTES = 2**29
@@ -197,7 +197,7 @@ def _examined(path: Path) -> bool:
 def _sheets(book: Any) -> Iterator[Table]:
     for sheet in book.worksheets:
         name = str(sheet.title).strip().lower()
-        if name not in SHEETS:
+        if name not in (*SHEETS, LEVELS.name):
             continue
         source = f"sheet {sheet.title!r}"
         if ranges := list(getattr(getattr(sheet, "merged_cells", None), "ranges", ())):

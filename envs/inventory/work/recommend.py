@@ -3,88 +3,75 @@
 from datetime import date, timedelta
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from offrl.envs.inventory.extended import ExtendedSimulator, simulator_of
+from offrl.envs.inventory.levels import Textbook
 from offrl.envs.inventory.network import Parameters
 from offrl.envs.inventory.policies import InventoryPolicy, rounded
 from offrl.envs.inventory.scenarios import Observation
-from offrl.envs.inventory.spec import OUTSIDE, Network
-from offrl.envs.inventory.work.company import LENGTH, Company
-from offrl.envs.inventory.work.planning import fitted, levels_in_use, min_max
+from offrl.envs.inventory.work.company import LENGTH
+from offrl.envs.inventory.work.planning import Plan, first_lanes, levels_in_use, min_max, today
 
-HEAD = ("item", "from", "to", "order", "min_max_order", "on_hand", "under_way", "runs_out", "warning")
+HEAD = (
+    "item", "from", "to", "order", "min_max_order", "base_stock_order", "base_stock", "on_hand", "under_way",
+    "runs_out", "warning",
+)  # fmt: skip
 MOST = 4.0
 """Positions above this many times the highest level are outside what training saw."""
+AHEAD = 400
+"""Periods to look for the date on which stock runs out."""
 
 
-def today(company: Company, item: int, network: Network) -> Tensor:
-    """(1, N, K): on hand, and what is under way in the column of its date."""
-    places = [name for name, _ in company.places]
-    stock = torch.zeros(1, len(network.nodes), network.width)
-    for n, node in enumerate(network.nodes):
-        place = places.index(node.name)
-        stock[0, n, 0] = float(company.on_hand[item, place])
-        column = min(max(int(company.due[item, place]), 0), network.width - 1)
-        stock[0, n, column] += float(company.on_order[item, place])
-    return stock
-
-
-def recommend(company: Company, item: int, policy: InventoryPolicy) -> list[tuple[Any, ...]]:
-    """One row a lane: what to order, what min/max would, when the node runs out at mean demand without the order."""
-    network = company.network(item)
-    stock, period = today(company, item, network), company.sales.shape[2]
+def recommend(plan: Plan, policy: InventoryPolicy) -> list[tuple[Any, ...]]:
+    """One row a lane: what to order, what min/max and a textbook base-stock level would, when the node runs out at mean
+    demand without the order.
+    """
+    network, stock, period = plan.network, today(plan), plan.periods
     simulator = simulator_of(network)
-    seen = Observation(stock, 0, None, None, Parameters.of(network))
+    seen = Observation(stock, period, None, None, Parameters.of(network))
+    levels, book = levels_in_use(plan), base_stock(plan)
     with torch.no_grad():
-        wishes = rounded(policy, network)(seen)
-        levels = levels_in_use(company, item, network)
-        rule = min_max(network, levels)(seen)
+        acting = policy if plan.joint else rounded(policy, network)
+        wishes = [
+            acting(seen),
+            min_max(network, levels)(seen),
+            min_max(network, book[:, None].expand(-1, 2))(seen),
+        ]
         if isinstance(simulator, ExtendedSimulator):
-            orders, usual = (simulator.filled(stock, wish, period) for wish in (wishes, rule))
+            sent = [simulator.filled(stock, wish, period) for wish in wishes]
         else:
-            orders, usual = simulator.project(stock, wishes), simulator.project(stock, rule)
-    out = _runs_out(company, item, network, stock)
+            sent = [simulator.project(stock, wish) for wish in wishes]
+    out, first = runs_out(plan, stock), set(first_lanes(network))
     rows: list[tuple[Any, ...]] = [HEAD]
-    for e, edge in enumerate(network.edges):
-        n = network.targets[e]
+    for e, n in enumerate(network.targets):
+        item, place = plan.label(n)
         position = float(stock[0, n].sum())
-        warning = f"stock {position:g} is far above any level: not seen in training"
         far = position > MOST * float(levels[n, 1])
         rows.append((
-            company.items[item].name, edge.source.removeprefix(f"{OUTSIDE} "), edge.target,
-            round(float(orders[0, e]), 2), round(float(usual[0, e]), 2), float(stock[0, n, 0]),
-            float(stock[0, n, 1:].sum()), out[n], warning if far else None,
+            item, plan.source(e), place, *(round(float(own[0, e]), 2) for own in sent),
+            round(float(book[n])) if e in first else None, float(stock[0, n, 0]), float(stock[0, n, 1:].sum()), out[n],
+            f"stock {position:g} is far above any level: not seen in training" if far else None,
         ))  # fmt: skip
     return rows
 
 
-def _runs_out(company: Company, item: int, network: Network, stock: Tensor) -> list[date | None]:
-    """First day of the period in which mean demand exceeds what is on hand and due; None beyond a year."""
-    fit = fitted(company, item)
-    start, step = company.sales.shape[2], timedelta(days=LENGTH[company.period])
-    stores, found = list(fit.history.stores), []
-    behind = _behind(network)
-    factor = fit.later(0, start, 400)
-    for n in range(len(network.nodes)):
-        rate = sum(float(fit.means[0, stores.index(name)]) for name in behind[n])
-        left, day = 0.0, None
-        for t in range(400):
-            left += float(stock[0, n, t]) if t < network.width else 0.0
-            left -= rate * float(factor[t])
-            if left < 0:
-                day = company.first + step * (start + t)
-                break
-        found.append(day)
+def base_stock(plan: Plan) -> Tensor:
+    """(N,): order-up-to levels for today by the textbook: mean of the periods to cover, and z of their spread."""
+    level = Textbook(plan.network, plan.facts).level
+    return level[plan.periods % len(level)]
+
+
+def runs_out(plan: Plan, stock: Tensor) -> list[date | None]:
+    """First day of the period in which mean demand exceeds what is on hand and due; None: not within 400 periods."""
+    step, width = timedelta(days=LENGTH[plan.company.period]), plan.network.width
+    season = {k: np.cumsum(plan.fit.later(k, plan.periods, AHEAD)) for k, _ in plan.sold}
+    come = np.zeros((len(plan.nodes), AHEAD))
+    come[:, :width] = stock[0].double().numpy()[:, :AHEAD]
+    found: list[date | None] = []
+    for n, (k, _) in enumerate(plan.nodes):
+        short = np.flatnonzero(come[n].cumsum() - plan.means[n] * season[k] < 0)
+        found.append(plan.company.first + step * (plan.periods + int(short[0])) if len(short) else None)
     return found
-
-
-def _behind(network: Network) -> list[set[str]]:
-    """Names of the stores that each node serves."""
-    served = [{node.name} if node.kind == "store" else set() for node in network.nodes]
-    for _ in network.nodes:
-        for source, target in zip(network.sources, network.targets, strict=True):
-            if source < len(network.nodes):
-                served[source] |= served[target]
-    return served

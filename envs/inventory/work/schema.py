@@ -58,6 +58,10 @@ ABOUT = Sheet(
             name="budget", kind="number", needed=False, above=0.0,
             about="Most money for goods from suppliers in a period and item; empty: no limit.",
         ),
+        Column(
+            name="shared_budget", kind="number", needed=False, above=0.0,
+            about="Most money for goods from suppliers in a period, all items together; empty: no limit.",
+        ),
     ),
 )  # fmt: skip
 NODES = Sheet(
@@ -85,6 +89,10 @@ LANES = Sheet(
         Column(name="pack_size", kind="number", needed=False, above=0.0, about="Orders are multiples of this."),
         Column(name="capacity", kind="number", needed=False, above=0.0, about="Most units in a period: a truck."),
         _text("order_days", "Days: 'Mon Thu'. Weeks: 'every 2' or 'every 2 from 1' (0 is the first).", needed=False),
+        Column(
+            name="shared_capacity", kind="number", needed=False, above=0.0,
+            about="Most of size times units in a period, all items of the lane together: a truck.",
+        ),
     ),
 )  # fmt: skip
 ITEMS = Sheet(
@@ -95,6 +103,16 @@ ITEMS = Sheet(
         _text("supplier", "The supplier node that carries it; empty: all do.", needed=False),
         _text("unit", "Unit of all its amounts: each, case, kg..."),
         _text("group", "Family, for tables.", needed=False),
+        _number(
+            "value", "Money that a unit in stock is worth, for the value of stock and ABC.", needed=False
+        ),
+        Column(
+            name="size",
+            kind="number",
+            needed=False,
+            above=0.0,
+            about="Of a unit, for shared_capacity; empty: 1.",
+        ),
     ),
 )
 COSTS = Sheet(
@@ -146,8 +164,30 @@ RECEIPTS = Sheet(
         Column(name="quantity", kind="number", above=0.0, about="Units received."),
     ),
 )
+ORDERS = Sheet(
+    name="orders",
+    about="Orders as they were placed, for the back-test; not needed to plan.",
+    needed=False,
+    columns=(
+        _text("item", "Item."),
+        _text("from", "Node that was asked."),
+        _text("to", "Node that ordered."),
+        Column(name="date", kind="date", about="First day of the period in which it was placed."),
+        Column(name="quantity", kind="number", above=0.0, about="Units that were sent."),
+        _text("unit", "If stated, must be the item's.", needed=False),
+    ),
+)
+LEVELS = Sheet(
+    name="levels",
+    about="Min/max levels to compare with, a file of their own ('backtest --versus').",
+    needed=False,
+    columns=(
+        _text("item", "Item."), _text("node", "Warehouse or store."), STOCK.column("min"), STOCK.column("max"),
+    ),
+)  # fmt: skip
+"""Not a sheet of the workbook: today's levels stand in ``stock``."""
 
-SHEETS = {sheet.name: sheet for sheet in (ABOUT, NODES, LANES, ITEMS, COSTS, DEMAND, STOCK, RECEIPTS)}
+SHEETS = {sheet.name: sheet for sheet in (ABOUT, NODES, LANES, ITEMS, COSTS, DEMAND, STOCK, RECEIPTS, ORDERS)}
 DICTIONARY = "dictionary"
 """The sheet that explains the others; it is not read."""
 

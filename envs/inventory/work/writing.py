@@ -8,6 +8,10 @@ from typing import Any
 
 from offrl.errors import ConfigError, MissingExtraError
 
+FORMATS = dict.fromkeys(("cost", "saved", "stock", "of", "more", "demand", "units", "on"), "#,##0") | {
+    "fill": "0.0%"
+}
+"""Of numbers with a fraction, by the first word of the column's name."""
 Rows = Mapping[str, Sequence[tuple[Any, ...]]]
 
 
@@ -44,26 +48,42 @@ def _workbook(rows: Rows, path: Path) -> None:
         from openpyxl.cell import WriteOnlyCell
         from openpyxl.styles import Alignment, Font, PatternFill
         from openpyxl.utils import get_column_letter
+        from openpyxl.worksheet.properties import PageSetupProperties
     except ImportError:
         raise MissingExtraError("openpyxl", "inventory") from None
     book = openpyxl.Workbook(write_only=True)
     for name, table in rows.items():
         sheet = book.create_sheet(name)
-        sheet.freeze_panes = "A2"
+        sheet.freeze_panes, sheet.print_title_rows = "A2", "1:1"
+        sheet.page_setup.orientation, sheet.page_setup.fitToHeight = "landscape", 0
+        sheet.sheet_properties.pageSetUpPr = PageSetupProperties(fitToPage=True)
         for k in range(len(table[0])):
-            longest = max(len(_text(row[k])) for row in table[:200])
+            longest = max(
+                min(len(_text(row[k])), 12 if isinstance(row[k], float) else 90) for row in table[:200]
+            )
             sheet.column_dimensions[get_column_letter(k + 1)].width = min(max(10, longest + 2), 90)
         head = []
-        for text in table[0]:
+        for k, text in enumerate(table[0]):
             cell = WriteOnlyCell(sheet, value=text)
+            number = any(isinstance(row[k], int | float) for row in table[1:20])
             cell.font, cell.fill = Font(bold=True), PatternFill("solid", fgColor="DDE6F0")
-            cell.alignment = Alignment(vertical="top")
+            cell.alignment = Alignment(vertical="top", horizontal="right" if number else "left")
             head.append(cell)
         sheet.append(head)
+        formats = [FORMATS.get(str(text).partition(" ")[0]) for text in table[0]]
         for row in table[1:]:
-            sheet.append([_plain(value) for value in row])
+            sheet.append([
+                _formatted(WriteOnlyCell(sheet, value=value), shape)
+                if shape and isinstance(value, float) else _plain(value)
+                for value, shape in zip(row, formats, strict=True)
+            ])  # fmt: skip
         sheet.auto_filter.ref = f"A1:{get_column_letter(len(table[0]))}{len(table)}"
     book.save(path)
+
+
+def _formatted(cell: Any, shape: str) -> Any:
+    cell.number_format = shape
+    return cell
 
 
 def _text(value: Any) -> str:

@@ -57,6 +57,11 @@ class Replay(Companion):
         if settings.replay != "none" and not routers(learner.policy):
             raise ConfigError(f"minirl: {learner.options.model} has no routers to replay; leave --replay out")
 
+    @staticmethod
+    def watches(settings: MiniRLConfig) -> bool:
+        """Without replay it does not even that."""
+        return settings.replay == "none"
+
     def sampled(self, sampler: Any, draw: Callable[[], Responses]) -> tuple[Responses, dict[str, Tensor]]:
         """R3: with the experts of sampling, which reads each prompt once and then a token at a time."""
         if self.settings.replay != "R3":
@@ -106,6 +111,8 @@ def unfit(settings: MiniRLConfig, options: Any, task: Any) -> str | None:
     once = options.reuse * options.minibatches == 1
     if settings.replay == "R2" and once:
         return "R2 changes nothing in the first update of a batch: pass --minibatches or --reuse"
+    if settings.replay == "R3" and options.generation != "own":
+        return "R3 needs the experts of sampling, which a server does not tell: use R2"
     if settings.replay == "R3" and once and options.engine == "exact" and not options.delay:
         return "R3 changes nothing with one update a batch of an exact engine: pass --minibatches, --reuse or --engine"
     return None

@@ -150,7 +150,7 @@ class Vines(Companion):
 
 
 def unfit(settings: PolychromicConfig, options: Any, task: Any) -> str | None:
-    """Vines of a task of single turns, and sets larger than a group."""
+    """Groups of unequal sizes, vines of a task of single turns, and sets larger than a group."""
     if options.allocator != "uniform":
         return "its sets need as many responses to every prompt: leave --allocator out"
     if settings.states and environment_of(task) is None:

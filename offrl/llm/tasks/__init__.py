@@ -21,10 +21,13 @@ TASKS = {  # name -> what it is
     "t4a": "walks of 12 moves on a 5 x 5 grid to a goal that the prompt names; from random weights",
     "t4b": "the same from the centre to any of four corners: how many does a policy keep?",
     "t4c": "a key, then a door on a 7 x 7 grid, 30 moves; from random weights or after sft",
+    "t4d-actor": "from the centre to one of four corners, named in half of the prompts; after sft, the actor of t4d",
+    "t4d": "which corner should the actor (--actor RUN) try after it failed? the transcript tells",
     "t5": "sums of 2 to 4 digits with rewards for format, length and answer; after sft with noise 0.5",
     "t5-conditioned": "the same; a short response earns its length only if it is right",
     "t6": "a key shown once and asked for after a long corridor: --context supo; after sft with noise 0.5",
     "gui": "the next action on a small screen, for instructions of 1 to 6 operations; after sft with noise 0.4",
+    "minigrid:ID": "a MiniGrid environment in words, such as minigrid:MiniGrid-Empty-Random-6x6-v0; after sft",
     "arithmetic": "600 word problems of one or two steps, 120 held out; a model with a tokenizer",
 }
 
@@ -45,6 +48,10 @@ def load_task(name: str) -> Task:
     from offrl.llm.tasks.multi_reward import MultiReward
     from offrl.llm.tasks.string_target import StringTarget
 
+    if name == "t4d":
+        raise ConfigError(
+            "task t4d needs an actor: pass --actor RUN, of offrl llm train sft --task t4d-actor"
+        )
     if name == "arithmetic":
         raise ConfigError("task arithmetic is text: it needs a model with a tokenizer")
     if name == "gui":
@@ -53,6 +60,10 @@ def load_task(name: str) -> Task:
         return ModSum()
     if name in SIZES:
         return Grid(name)
+    if name.startswith("minigrid:"):
+        from offrl.llm.tasks.minigrid import MiniGrid
+
+        return MiniGrid(name)
     if name == "t6":
         return Corridor()
     if name == "t3":
@@ -74,7 +85,9 @@ def task_for(options: "DataOptions") -> Task:
     if not options.dataset and options.task != "arithmetic":
         if options.reward:
             raise ConfigError(f"task {options.task} has its own reward: leave --reward out")
-        return _windowed(load_task(options.task), options)
+        if options.actor and options.task != "t4d":
+            raise ConfigError(f"task {options.task} has no other actor: leave --actor out")
+        return _windowed(_retry(options) if options.actor else load_task(options.task), options)
     if options.context != "full":
         raise ConfigError("prompts of one turn need no window: leave --context out")
     if options.dataset:
@@ -84,6 +97,15 @@ def task_for(options: "DataOptions") -> Task:
     rewards = options.reward or ("integer",)
     given = dataclasses.replace(options, prompt_key="prompt", answer_key="answer", reward=rewards)
     return _prompts(given, files[0], options.eval_dataset or files[1])
+
+
+def _retry(options: "DataOptions") -> Task:
+    from offrl.llm.models import load_model
+    from offrl.llm.tasks.grid import Grid
+    from offrl.llm.tasks.retry import Retry
+
+    grid = Grid("t4d-actor")
+    return Retry(grid, load_model(options.actor, grid, 0))
 
 
 def _windowed(task: Task, options: "DataOptions") -> Task:

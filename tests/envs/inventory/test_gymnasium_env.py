@@ -165,3 +165,22 @@ def test_text_and_errors():
         InventoryVectorEnv("one_store_lost", 2, leadtime=3)
     with pytest.raises(ConfigError, match="must be above 0, got 0"):
         InventoryVectorEnv("one_store_lost", 0)
+
+
+def test_deliveries_vary_where_receipts_do():
+    import dataclasses
+
+    setting = load_setting("one_store_lost")
+    (lane,) = setting.network.edges
+    width = setting.network.width
+    lane = dataclasses.replace(lane, receipts=((1.0,), (0.0,) * (width - 1) + (1.0,)))
+    setting = dataclasses.replace(setting, network=dataclasses.replace(setting.network, edges=(lane,)))
+    env = InventoryVectorEnv(setting, 64, periods=6)
+    env.reset(seed=0)
+    env.step(np.ones((64, 1), dtype=np.float32))
+    on_hand = env._simulator.stock(env._state)[:, 0, 0]
+    early = on_hand >= float(env.largest[0]) - 1e-4
+    assert 0.25 < early.float().mean() < 0.75
+    again = InventoryVectorEnv(setting, 64, periods=6)
+    again.reset(seed=0)
+    np.testing.assert_array_equal(again._scenarios.deliveries, env._scenarios.deliveries)

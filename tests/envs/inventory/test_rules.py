@@ -361,3 +361,58 @@ def test_the_optimal_min_and_max_cost_in_the_simulator_what_the_solver_says():
     found = evaluate(policy, setting.draw("test"), ignore=50)
     assert abs(float(found.mean()) - best.cost) < 4 * float(found.std() / 512**0.5)
     assert float(found.std() / 512**0.5) < 0.005 * best.cost
+
+
+def shared(limit=30.0, pack=0.0, budget=math.inf):
+    """Four stores that share a truck, of which units have sizes 1, 1, 2 and 0.5; a fifth has its own way."""
+    sizes = (1.0, 1.0, 2.0, 0.5)
+    nodes = tuple(Node(name=f"s{k}", kind="store", holding_cost=1, underage_cost=9) for k in range(5))
+    edges = [
+        Edge(source=OUTSIDE, target=f"s{k}", lead_time=1, pack=pack, truck="T", size=size, cost=2.0)
+        for k, size in enumerate(sizes)
+    ]
+    edges.append(Edge(source=OUTSIDE, target="s4", lead_time=1, cost=2.0))
+    return Network(name="shared", nodes=nodes, edges=tuple(edges), lost_sales=True, trucks=(("T", limit),), budget=budget)  # fmt: skip
+
+
+def test_a_truck_shrinks_all_its_lanes_by_one_factor():
+    simulator = simulator_of(shared())
+    wanted = torch.tensor([[10.0, 10, 10, 20, 50], [2, 3, 4, 5, 6]], requires_grad=True)
+    sent = simulator.filled(torch.zeros(2, 5, 1), wanted, 0)
+    torch.testing.assert_close(sent[0], torch.tensor([6.0, 6, 6, 12, 50]))  # 50 asked, 30 fit
+    torch.testing.assert_close(sent[1], wanted[1])
+    (gradient,) = torch.autograd.grad(sent[0, 1], wanted)
+    torch.testing.assert_close(gradient[0], torch.tensor([-6.0 / 50, 0.6 - 6 / 50, -12.0 / 50, -3.0 / 50, 0]))
+
+
+def test_what_packs_leave_free_goes_to_those_that_lost_most():
+    """Packs of 6 in a truck of 30: a factor of 30 / 33 alone would send 12 + 0 + 6 + 0, filled to 27."""
+    simulator = simulator_of(shared(pack=6.0))
+    sent = simulator.filled(torch.zeros(1, 5, 1), torch.tensor([[12.0, 6, 6, 6, 0]]), 0)
+    assert float((sent * torch.tensor([1, 1, 2, 0.5, 0])).sum()) in (27.0, 30.0)
+    assert float(sent[0, 1]) == 6.0
+    assert float(sent[0, 3]) == 6.0
+
+
+def test_shared_limits_hold_on_random_states():
+    random = torch.Generator().manual_seed(0)
+    network = shared(limit=40.0, pack=4.0, budget=75.0)
+    simulator = simulator_of(network)
+    wanted = torch.rand(20_000, 5, generator=random) * 30
+    sent = simulator.filled(torch.zeros(20_000, 5, 1), wanted, 0)
+    used = (sent * torch.tensor([1.0, 1, 2, 0.5, 0])).sum(1)
+    assert float(used.max()) <= 40 + 1e-3
+    assert float(used.mean()) > 20
+    assert float((2 * sent).sum(1).max()) <= 75 + 1e-3
+    assert float((sent[:, :4] % 4).abs().max()) < 1e-4
+    assert (sent >= 0).all()
+    assert (sent <= wanted + 2 + 1e-4).all()
+
+
+def test_trucks_are_checked_and_kept_in_files():
+    network = shared()
+    assert network_from_json(network_to_json(network)) == network
+    with pytest.raises(ConfigError, match="no truck is called 'T'; there are none"):
+        replace(network, trucks=())
+    with pytest.raises(ConfigError, match="truck 'T': its limit must be above 0"):
+        replace(network, trucks=(("T", 0.0),))

@@ -140,11 +140,14 @@ def test_the_kl_from_the_sampling_policy_has_the_right_gradient():
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
-    def make(task, group=8, **settings):
-        build("polychromic", METHOD.config(**settings), LLMOptions(task=task, group=group, device="cpu"))
+    def make(task, group=8, allocator="uniform", **settings):
+        options = LLMOptions(task=task, group=group, allocator=allocator, device="cpu")
+        build("polychromic", METHOD.config(**settings), options)
 
     with pytest.raises(ConfigError, match="t1 has no states to start from: pass --states 0"):
         make("t1")
+    with pytest.raises(ConfigError, match="as many responses to every prompt: leave --allocator out"):
+        make("t1", allocator="knapsack", states=0)
     with pytest.raises(ConfigError, match="--group 6 or more"):
         make("t1", group=4, states=0, n=6)
     with pytest.raises(ConfigError, match="sets of 9 need as many vines"):

@@ -6,10 +6,10 @@ from scipy import stats
 
 from offrl.envs.inventory.work.censored import (
     Counts,
+    Inverse,
     at_least,
     draw_beyond,
     fit_counts,
-    inverse,
     kaplan_meier,
     log_pmf,
     survival,
@@ -117,6 +117,10 @@ def test_draws_beyond_follow_the_conditional_distribution():
         one = fit.rows(slice(k, k + 1))
         want = at_least(np.array([[v]]), one, np.ones(1)) / at_least(x[k : k + 1, :1], one, np.ones(1))
         assert (drawn[k] >= v).mean() == pytest.approx(float(want[0, 0]), abs=0.012)
-    free = inverse(fit, 1.0, random.random((2, 20000)))
-    np.testing.assert_allclose(free.mean(1), fit.mean, rtol=0.03)
+    phase = np.arange(20000) % 2
+    free = Inverse(fit, np.array([1.0, 2.0]))(phase, random.random((2, 3, 20000)))
+    for k, factor in enumerate((1, 2)):
+        np.testing.assert_allclose(free[:, :, phase == k].mean((1, 2)), factor * fit.mean, rtol=0.03)
     assert (free[1] == 0).mean() == pytest.approx(0.7, abs=0.012)
+    high = np.full((2, 1, 2), 1 - 1e-12)
+    assert (Inverse(fit, np.array([1.0, 2.0]))(phase[:2], high) < 1000).all()

@@ -184,6 +184,13 @@ MISTAKES = {  # what is wrong -> how to do it, where the message says it is, wha
     "min above max": (lambda b: put(b, "stock", "F4", 9999), "sheet 'stock', cell F4", "exchange them"),
     "min without max": (lambda b: put(b, "stock", "G4", None), "sheet 'stock', cell G4", "min and max go together"),
     "under way, no date": (lambda b: (put(b, "stock", "D4", 5), put(b, "stock", "E4", None)), "sheet 'stock', cell D4", "write when they come"),
+    "truck of no size": (lambda b: put(b, "lanes", "K4", 0), "sheet 'lanes', cell K4", "must be above 0, or empty for none"),
+    "shared budget as text": (lambda b: put(b, "about", "F2", "much"), "sheet 'about', cell F2", "text 'much'; write a number"),
+    "negative value": (lambda b: put(b, "items", "E3", -2), "sheet 'items', cell E3", "value is -2; it must be 0 or more"),
+    "size of zero": (lambda b: put(b, "items", "F3", 0), "sheet 'items', cell F3", "must be above 0, or empty for none"),
+    "order of an unknown item": (lambda b: put(b, "orders", "A3", "I0001"), "sheet 'orders', cell A3", "did you mean 'I001'?"),
+    "order on no lane": (lambda b: put(b, "orders", "B2", "Store 01"), "sheet 'orders', cell B2", "no lane leads from 'Store 01'"),
+    "order between periods": (lambda b: put(b, "orders", "D2", date(2024, 2, 7)), "sheet 'orders', cell D2", "no first day of a week"),
     "two companies": (lambda b: _double(b, "about", 2), "sheet 'about', row 3", "remove the others"),
 }  # fmt: skip
 

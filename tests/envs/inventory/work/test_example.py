@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from offrl.envs.inventory.work.example import example
+from offrl.envs.inventory.work.example import FIRST, example
 
 
 def test_the_same_seed_makes_the_same_company(few):
@@ -41,9 +41,11 @@ def test_sales_are_what_the_rules_let_them_be(small):
     for t in range(demand.shape[1]):
         position = on_hand + pipe.sum(1)
         wish = np.where(position <= levels[:, 0], levels[:, 1] - position, 0)
+        wish[:2] = 6 * np.round(wish[:2] / 6)
         for source in (0, 1):
             asked = [n for n in served if served[n] == source]
-            wish[asked] *= min(1, on_hand[source] / (wish[asked].sum() + 1e-10))
+            share = min(1, on_hand[source] / (wish[asked].sum() + 1e-10))
+            wish[asked] = np.floor(wish[asked] * share + 1e-6)
         sold[:, t] = np.minimum(on_hand[2:], demand[:, t])
         on_hand[2:] -= sold[:, t]
         for n, source in served.items():
@@ -57,4 +59,18 @@ def test_sales_are_what_the_rules_let_them_be(small):
     dates = sorted({row[2] for row in small.rows["demand"][1:]})
     for (store, day), units in by_cell.items():
         s, t = int(store[-2:]) - 1, dates.index(day)
-        assert units in (round(sold[s, t]), round(sold[s, t]) - 2)
+        assert units in (sold[s, t], sold[s, t] - 2)
+
+
+def test_orders_are_what_was_sent_and_keep_the_rules(small):
+    """Of Asia's item: every second week, packs of 6; a warehouse's stock changes by what came and went."""
+    rows = [row for row in small.rows["orders"][1:] if row[0] == "I003"]
+    weeks = {"Asia": set(), "East": set(), "West": set()}
+    for _, source, _, day, units, _ in rows:
+        assert units == int(units) > 0
+        assert source != "Asia" or units % 6 == 0
+        weeks[source].add((day - FIRST).days // 7)
+    assert weeks["Asia"]
+    assert all(week % 2 == 0 for week in weeks["Asia"])
+    assert any(week % 2 for week in weeks["East"])
+    assert min(map(min, filter(None, weeks.values()))) >= 18

@@ -10,10 +10,10 @@ from offrl.envs.inventory.work.company import company_of
 from offrl.envs.inventory.work.planning import (
     COPIES,
     held_out_scenarios,
-    item_setting,
     levels_in_use,
     min_max,
-    saving,
+    plan_of,
+    plan_setting,
 )
 from offrl.errors import ConfigError
 from tests.envs.inventory.work.test_company import read_tables_of
@@ -32,8 +32,8 @@ def test_an_item_is_a_setting_like_any_other(folder, company):
     assert drawn.demands.shape == (52, 8, 3)
     assert drawn.demands.mean() == pytest.approx(np.mean(setting.demand.means), rel=0.4)
     with pytest.raises(ConfigError, match="no item 'I9'; there are I001"):
-        item_setting(folder, "I9")
-    with pytest.raises(ConfigError, match="takes no options"):
+        plan_setting(f"{folder}:I9")
+    with pytest.raises(ConfigError, match="a company takes no options"):
         load_setting(f"{folder}:I003", lead_time=2)
 
 
@@ -44,14 +44,14 @@ def test_training_does_not_see_the_held_out_dates(small):
     rows["demand"] = [rows["demand"][0], *(
         (*row[:3], row[3] * 50, 1, row[5]) if row[2] in late else row for row in rows["demand"][1:]
     )]  # fmt: skip
-    from offrl.envs.inventory.work.planning import fitted
-
-    a, b = (fitted(company_of(read_tables_of(r)), 0) for r in (small.rows, rows))
-    np.testing.assert_array_equal(a.means, b.means)
+    a, b = (plan_of(company_of(read_tables_of(r)), 0) for r in (small.rows, rows))
+    np.testing.assert_array_equal(a.fit.means, b.fit.means)
+    assert a.history.sales[:, :, 24:].sum() < b.history.sales[:, :, 24:].sum() / 10
 
 
 def test_held_out_demand_is_the_sales_where_they_tell_it(company):
-    scenarios, start = held_out_scenarios(company, 0)
+    plan = plan_of(company, 0)
+    scenarios, start = held_out_scenarios(plan), plan.start
     assert (start, scenarios.demands.shape) == (24, (30, COPIES, 3))
     known = ~np.isnan(company.sales[0]) & (company.left[0] > 0)
     drawn = scenarios.demands.numpy().transpose(1, 2, 0)
@@ -63,11 +63,11 @@ def test_held_out_demand_is_the_sales_where_they_tell_it(company):
 
 
 def test_min_max_repeats_the_rules_of_the_example(company, small):
-    network = company.network(0)
-    levels = levels_in_use(company, 0, network)
+    plan = plan_of(company, 0)
+    network, levels = plan.network, levels_in_use(plan)
     np.testing.assert_array_equal(levels, small.levels[0])
     policy = min_max(network, levels)
-    scenarios, _ = held_out_scenarios(company, 0)
+    scenarios = held_out_scenarios(plan)
     seen = scenarios.observe(scenarios.initial, 0)
     orders = policy(seen)
     for e, n in enumerate(network.targets):
@@ -85,18 +85,4 @@ def test_levels_that_are_missing_are_named(company):
     levels[0, 3] = np.nan
     other = dataclasses.replace(company, levels=levels)
     with pytest.raises(ConfigError, match="no min and max for item 'I001' at 'Store 02'; fill them"):
-        levels_in_use(other, 0, other.network(0))
-
-
-def test_savings_and_their_interval():
-    random = torch.Generator().manual_seed(0)
-    theirs = 100 + torch.randn(200, generator=random)
-    same = saving(theirs, theirs)
-    assert (same.per_period, same.low, same.high) == (0, 0, 0)
-    better = saving(theirs - 3 + 4 * torch.randn(200, generator=random), theirs)
-    assert better.per_period == pytest.approx(3, abs=0.9)
-    assert better.low < better.per_period < better.high
-    assert better.high - better.low == pytest.approx(2 * 1.96 * 4 / 200**0.5, rel=0.3)
-    slow = torch.sin(torch.arange(200) / 20) * 4  # what lasts must widen the interval
-    wide = saving(theirs - slow, theirs)
-    assert wide.high - wide.low > 0.8 * (better.high - better.low)
+        levels_in_use(plan_of(other, 0))

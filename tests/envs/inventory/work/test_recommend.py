@@ -8,8 +8,8 @@ import torch
 
 from offrl.envs.inventory.policies import DemandFacts, make_policy
 from offrl.envs.inventory.work.company import company_of
-from offrl.envs.inventory.work.planning import fitted
-from offrl.envs.inventory.work.recommend import recommend, today
+from offrl.envs.inventory.work.planning import plan_of, today
+from offrl.envs.inventory.work.recommend import recommend
 from tests.envs.inventory.work.test_company import read_tables_of
 
 
@@ -25,12 +25,12 @@ def base_stock(network, levels):
 
 def test_orders_keep_the_rules_and_say_when_stock_runs_out(company):
     network = company.network(0)
-    rows = recommend(company, 0, base_stock(network, [500.0, 500.0, 70.0, 70.0, 70.0]))
+    rows = recommend(plan_of(company, 0), base_stock(network, [500.0, 500.0, 70.0, 70.0, 70.0]))
     head, body = rows[0], [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
     assert head[:4] == ("item", "from", "to", "order")
     assert [(r["from"], r["to"]) for r in body][-2:] == [("Nord", "East"), ("Nord", "West")]
-    fit = fitted(company, 0)
-    stock = today(company, 0, network)
+    plan = plan_of(company, 0)
+    fit, stock = plan.fit, today(plan)
     for r in body:
         n = network.place[r["to"]]
         if r["from"] == "Nord":
@@ -51,15 +51,14 @@ def test_order_days_and_stock_far_above(company):
 
     asia = company.network(2)
     policy = base_stock(asia, [5000.0, 5000.0, 70.0, 70.0, 70.0])
-    even = recommend(company, 2, policy)  # period 30 is one of every 2
-    odd = recommend(
-        dataclasses.replace(company, sales=company.sales[:, :, :29], left=company.left[:, :, :29]), 2, policy
-    )
+    even = recommend(plan_of(company, 2), policy)  # period 30 is one of every 2
+    before = dataclasses.replace(company, sales=company.sales[:, :, :29], left=company.left[:, :, :29])
+    odd = recommend(plan_of(before, 2), policy)
     assert [row[3] > 0 for row in even[1:] if row[1] == "Asia"] == [True, True]
     assert [row[3] for row in odd[1:] if row[1] == "Asia"] == [0.0, 0.0]
     lots = company.on_hand.copy()
     lots[2, 0] = 1e5
-    rows = recommend(dataclasses.replace(company, on_hand=lots), 2, policy)
+    rows = recommend(plan_of(dataclasses.replace(company, on_hand=lots), 2), policy)
     assert any("not seen in training" in (row[-1] or "") for row in rows[1:])
 
 
@@ -68,7 +67,6 @@ def test_goods_under_way_come_in_their_period(company):
 
     due, coming = company.due.copy(), company.on_order.copy()
     due[0, :2], coming[0, :2] = [1, 9], [40.0, 50.0]
-    network = company.network(0)
-    stock = today(dataclasses.replace(company, due=due, on_order=coming), 0, network)
+    stock = today(plan_of(dataclasses.replace(company, due=due, on_order=coming), 0))
     assert float(stock[0, 0, 1]) == 40.0
     assert float(stock[0, 1, -1]) == 50.0
