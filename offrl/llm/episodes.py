@@ -64,7 +64,7 @@ def _played(
     t: Transcripts,
     environment: Environment,
     contexts: tuple[Tensor, Tensor],
-    copies: int,
+    copies: int | Tensor,
     moments: list[Moment] | None,
 ) -> Tensor:
     """All episodes to their ends; (N,) bool, those that a limit cut."""

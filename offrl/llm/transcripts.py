@@ -88,7 +88,7 @@ class Transcripts:
 class Reader(Protocol):
     """What reads transcripts and chooses tokens."""
 
-    def begin(self, tokens: Tensor, mask: Tensor, copies: int) -> None:
+    def begin(self, tokens: Tensor, mask: Tensor, copies: int | Tensor) -> None:
         """Contexts, (N, P), that ``copies`` rows beside each other begin with."""
 
     def advance(self, tokens: Tensor) -> None:
@@ -115,7 +115,7 @@ class Sampling:
     def __init__(self, policy: LanguageModel, temperature: float, generator: torch.Generator | None) -> None:
         self.policy, self.temperature, self.generator = policy, temperature, generator
 
-    def begin(self, tokens: Tensor, mask: Tensor, copies: int) -> None:
+    def begin(self, tokens: Tensor, mask: Tensor, copies: int | Tensor) -> None:
         """One pass; see ``Reader``."""
         self.hidden, self.cache = self.policy.begin(tokens, mask, copies)
 
@@ -160,7 +160,7 @@ class Expert:
         self.some = allowed.nonzero()[:, 0]
         self.plans = torch.full((len(transcripts.length), 1), transcripts.pad)
 
-    def begin(self, tokens: Tensor, mask: Tensor, copies: int) -> None:
+    def begin(self, tokens: Tensor, mask: Tensor, copies: int | Tensor) -> None:
         """Nothing to read."""
 
     def advance(self, tokens: Tensor) -> None:
@@ -188,7 +188,7 @@ def read(
     contexts: tuple[Tensor, Tensor],
     ends: Tensor,
     turn: Callable[[Tensor], Tensor],
-    copies: int = 1,
+    copies: int | Tensor = 1,
 ) -> None:
     """Passes until all of some episodes have left.
 

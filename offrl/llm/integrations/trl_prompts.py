@@ -168,7 +168,8 @@ class Prompted(_Base):  # type: ignore[misc]
 
     def _group_ids(self, count: int) -> Tensor:
         if self.sizes is None:
-            return super()._group_ids(count)
+            equal: Tensor = super()._group_ids(count)
+            return equal
         sizes = torch.tensor(self.sizes, device=self.accelerator.device)
         return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
 

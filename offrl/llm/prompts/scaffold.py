@@ -91,11 +91,11 @@ class Scaffold:
         """The batch with a success in each failed group that hints could help, and the levels of these; -1: none."""
         none = self.hinter.hint_levels + 1
         tries, owners, levels = [], [], []
-        for level in range(1, none):
-            hinted, fits = self.hinter.hinted(prompts.rows(failed), level)
+        for number in range(1, none):
+            hinted, fits = self.hinter.hinted(prompts.rows(failed), number)
             tries.append(hinted.rows(fits))
             owners.append(failed[fits])
-            levels.append(torch.full_like(owners[-1], level))
+            levels.append(torch.full_like(owners[-1], number))
         asked, owner, level = stacked(tries), torch.cat(owners), torch.cat(levels)
         best = torch.full_like(groups.size, none)
         if len(asked) == 0:

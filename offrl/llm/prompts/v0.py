@@ -228,7 +228,8 @@ class V0:
         device = self.backbone.bias.device
         states = self.backbone.prompt_states(prompts.tokens.to(device), prompts.mask.to(device)).float()
         if self.adapter is None:
-            return states[:, -1].cpu()
+            last: Tensor = states[:, -1].cpu()
+            return last
         found: Tensor = self.adapter.to(device)(states, prompts.mask.to(device)).cpu()
         return found
 
