@@ -1,4 +1,4 @@
-"""``--precision bf16``: layers in bfloat16, everything else in float32."""
+"""Models whose layers compute in bfloat16 (``--precision bf16``), everything else in float32."""
 
 import pytest
 import torch

@@ -178,8 +178,8 @@ def _subclass(base: Any, estimator_of: Callable[[int, float], Estimator]) -> Any
 
         def _group_ids(self, count: int) -> Tensor:
             """Of all processes' rows; those of a prompt are beside each other."""
-            rows = torch.arange(count, device=self.accelerator.device)
-            return rows.div(int(self.num_generations), rounding_mode="floor")
+            ids: Tensor = torch.arange(count, device=self.accelerator.device) // self.num_generations
+            return ids
 
         def _compute_loss(self, model: Any, inputs: Any) -> Any:
             ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)

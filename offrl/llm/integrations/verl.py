@@ -113,6 +113,7 @@ def advantage(name: str, **given: Any) -> Callable[..., tuple[Tensor, Tensor]]:
         mask = response_mask.bool()
         length = mask.shape[1]
         estimator = method.estimator(settings, length)
+        assert isinstance(estimator, Estimator)
         rewards = token_level_rewards if method.kl == "step-reward" else token_level_rewards.sum(dim=1)
         rollouts = VerlRollouts(
             mask=mask, rewards=rewards, group_ids=None if index is None else ids(index).to(mask.device),
