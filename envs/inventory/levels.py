@@ -174,7 +174,8 @@ class ItemLevels(OnePerNode):
         ahead = self.book_ahead[period % len(self.book_ahead)]
         safety = (self.book_z + more) * self.book_std * self.book_cover.sqrt()
         unit = self.book_mean
-        return F.softplus((ahead * scale.clamp(-3, 3).exp() + safety) / unit, 8.0) * unit
+        level: Tensor = F.softplus((ahead * scale.clamp(-3, 3).exp() + safety) / unit, 8.0) * unit
+        return level
 
     def orders(self, logits: Tensor, seen: Observation) -> Tensor:
         """Up to s + Q at or below s."""

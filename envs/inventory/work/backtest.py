@@ -1,6 +1,6 @@
 """Policies against each other on the held-out dates of a plan, as tables: summary, groups, items, the worst items."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,14 @@ class Report:
         for name, own in self.scores.items():
             cost, short = float(own.costs.sum(1).mean()) * self.year, float(own.underage.sum()) * self.year
             rows.append(
-                (name, cost, short, own.fill, float(own.on_hand.sum()), _known(own.on_hand @ self.values))
+                (
+                    name,
+                    cost,
+                    short,
+                    own.fill,
+                    float(own.on_hand.sum()),
+                    _known(float(own.on_hand @ self.values)),
+                )
             )
         return rows
 
@@ -62,8 +69,8 @@ class Report:
         """A row an item, the one with the largest cost first."""
         plan, names = self.plan, list(self.scores)
         head = ("item", "group", "family", "demand a year")
-        columns: list[Sequence[Any]] = [self._costs(name) for name in names]
-        columns.append(columns[-1] - np.asarray(columns[0]))  # type: ignore[operator]
+        columns: list[Array] = [self._costs(name) for name in names]
+        columns.append(columns[-1] - columns[0])
         columns += [self._fill(name) for name in names]
         columns += [plan.of_item(self.scores[name].on_hand) for name in names]
         columns += [plan.of_item(self.scores[name].on_hand * self.values) for name in names]

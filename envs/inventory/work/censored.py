@@ -46,7 +46,8 @@ class Counts:
         batch = self.mean / self.active - 1
         smooth = self.mean + self.mean**2 / self.size
         lumpy = self.active * (batch + batch**2 / self.size + (batch + 1) ** 2) - self.mean**2
-        return np.sqrt(np.where(self.active < 1, lumpy, smooth).clip(0))
+        found: Array = np.sqrt(np.where(self.active < 1, lumpy, smooth).clip(0))
+        return found
 
     def rows(self, index: NDArray[np.integer[Any] | np.bool_] | slice) -> "Counts":
         """Some of the series."""

@@ -51,7 +51,8 @@ def _threshold(position: Array, orders: NDArray[np.bool_]) -> Array:
         sorted_position[rows, best],
         sorted_position[rows, np.minimum(best + 1, position.shape[1] - 1)],
     )
-    return np.where(np.isnan(after), here, (here + after) / 2)
+    found: Array = np.where(np.isnan(after), here, (here + after) / 2)
+    return found
 
 
 @torch.no_grad()

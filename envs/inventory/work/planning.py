@@ -73,7 +73,7 @@ class Plan:
     @property
     def periods(self) -> int:
         """Of the history."""
-        return self.company.sales.shape[2]
+        return int(self.company.sales.shape[2])
 
     @property
     def start(self) -> int:
@@ -114,7 +114,8 @@ class Plan:
     def of_item(self, values: Array) -> Array:
         """Sums over each item's nodes, (..., N) -> (..., I)."""
         total = np.zeros((*values.shape[:-1], len(self.items)))
-        np.add.at(total, (..., np.array([item for item, _ in self.nodes])), values)
+        for n, (item, _) in enumerate(self.nodes):
+            total[..., item] += values[..., n]
         return total
 
     def label(self, node: int) -> tuple[str, str]:
