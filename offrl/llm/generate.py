@@ -32,6 +32,7 @@ def sample(
         generator: the random stream; not needed at temperature 0.
     """
     if isinstance(policy, Served):
+        assert isinstance(copies, int)  # see options.check_served
         return policy.respond(prompts, copies, temperature, generator)
     limits = prompts.limits.repeat_interleave(copies)
     alive = torch.ones_like(limits, dtype=torch.bool)

@@ -16,7 +16,7 @@ from offrl.estimators.groups import Groups, whole_groups
 from offrl.estimators.rollouts import Counts, count
 from offrl.llm.contexts import score_segments
 from offrl.llm.engine import Engine
-from offrl.llm.episodes import respond
+from offrl.llm.episodes import environment_of, respond
 from offrl.llm.method import Companion, LossSettings, Method, TextRollouts
 from offrl.llm.models import FORBIDDEN
 from offrl.llm.options import LLMOptions
@@ -129,6 +129,8 @@ class Learner:
             return None
         if self.ranks.size > 1:
             raise ConfigError("a server samples for one process: train with one")
+        if environment_of(self.task) is not None or self.options.context != "full":
+            raise ConfigError("a server samples responses, not episodes: leave --generation out")
         return Served(address, self.policy, folder_of(self.options.model))
 
     @property

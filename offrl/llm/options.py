@@ -158,6 +158,8 @@ def check_served(options: LLMOptions) -> None:
     """
     if not options.generation.startswith(("vllm-server:http://", "vllm-server:https://")):
         raise ConfigError(f"generation is own or vllm-server:URL with http, got {options.generation!r}")
+    if options.allocator != "uniform":
+        raise ConfigError("a server gives every prompt as many responses: leave --allocator out")
     idle = {"delay": options.delay, "engine": options.engine != "exact", "lora_rank": options.lora_rank}
     if wrong := [name for name, given in idle.items() if given]:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """What the parts of the engine hand to each other: prompts, responses, and vocabularies of the tiny tasks."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -128,13 +129,15 @@ class Responses:
 
     def rows(self, index: Tensor | slice) -> "Responses":
         """Some of them."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Responses(**{name: x if x is None else x[index] for name, x in fields.items()})
+        return self._each(lambda x: x[index])
 
     def to(self, device: torch.device | str) -> "Responses":
         """On another device."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Responses(**{name: x if x is None else x.to(device) for name, x in fields.items()})
+        return self._each(lambda x: x.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Responses":
+        given = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        return Responses(*(None if x is None else change(x) for x in given))  # type: ignore[arg-type]
 
     @property
     def paid(self) -> Tensor:

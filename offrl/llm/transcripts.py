@@ -81,8 +81,10 @@ class Transcripts:
     def responses(self, cut: Tensor) -> Responses:
         """All of them."""
         width = max(int(self.length.max()), 1)
-        grids = (self.tokens, self.mask, self.log_probs, self.step_ids, self.rewards)
-        return Responses(*(grid[:, :width] for grid in grids), cut=cut)
+        tokens, mask, log_probs, turns, paid = (
+            grid[:, :width] for grid in (self.tokens, self.mask, self.log_probs, self.step_ids, self.rewards)
+        )
+        return Responses(tokens, mask, log_probs, turns, paid, cut=cut)
 
 
 class Reader(Protocol):

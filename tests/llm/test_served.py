@@ -183,6 +183,7 @@ def test_servers_that_cannot_be_used(server, tmp_path):
         ({"generation": "vllm"}, "generation is own or vllm-server:URL with http, got 'vllm'"),
         ({"delay": 2}, "leave --delay out"), ({"engine": "fp8"}, "leave --engine out"),
         ({"lora_rank": 4}, "leave --lora-rank out"),
+        ({"allocator": "knapsack", "pool": 64}, "leave --allocator out"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_go_with_a_server(given, says):

@@ -139,7 +139,7 @@ def _with_kl(settings: Any, beta: float) -> Any:
 def _grpo_trainer() -> Any:
     try:
         version = metadata.version("trl")
-        from trl import GRPOTrainer
+        from trl import GRPOTrainer  # type: ignore[attr-defined] # a lazy module
     except (metadata.PackageNotFoundError, ImportError):
         raise MissingExtraError("trl", "trl") from None
     low, high = VERSIONS

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from offrl.errors import ConfigError
-from offrl.estimators.compose import Estimator, compose
+from offrl.estimators.compose import Estimator, Spec, compose
 from offrl.estimators.groups import Groups
 from offrl.estimators.sets import all_sets, enumerable, polychromic, projected, random_sets, shared
 from offrl.llm.episodes import Moment, environment_of, resumed
@@ -96,9 +96,11 @@ class Vines(Companion):
         s, learner = self.settings, self.learner
         if not s.states:
             return None
+        environment = environment_of(learner.task)
+        assert environment is not None  # see unfit
         firsts = torch.arange(0, len(prompts), learner.options.group, device=prompts.ids.device)
         asked, found = resumed(
-            sampler, environment_of(learner.task), prompts, responses, self.moments, firsts, states=s.states,
+            sampler, environment, prompts, responses, self.moments, firsts, states=s.states,
             copies=s.vines, temperature=learner.options.temperature, generator=learner.streams["sampling"],
         )  # fmt: skip
         many = asked.repeat(s.vines)
@@ -172,8 +174,9 @@ def facts(settings: PolychromicConfig, options: Any) -> dict[str, str]:
 
 def estimator(settings: PolychromicConfig, length: int) -> Estimator:
     """The composition."""
-    advantage = [("gae", {"discount": 1.0, "lam": settings.lam}), (mixed, {"window": settings.window})]
-    own = [(kl_from_old, settings.kl_old), ("value_loss", settings.value)]
+    gae: Spec = ("gae", {"discount": 1.0, "lam": settings.lam})
+    advantage: list[Spec] = [gae, (mixed, {"window": settings.window})]
+    own: list[tuple[Spec, float]] = [(kl_from_old, settings.kl_old), ("value_loss", settings.value)]
     return compose(advantage=advantage, mask=clip(settings), regularizers=[*terms(settings, None), *own])
 
 
