@@ -16,6 +16,7 @@ COMMANDS = {  # name -> module under offrl.commands, one line for the overview
     "diagnose": ("diagnose", "overestimation, Bellman errors, distance to the data of a run"),
     "collect": ("collect", "record a dataset with any policy"),
     "compose": ("compose", "one policy out of several frozen chunk policies (GPC)"),
+    "serve": ("serve", "a policy or an environment for other Python environments of this machine"),
     "policy": ("policy", "policies on disk: renormalize their actions, convert other people's files"),
     "generate": ("generate", "draw synthetic trajectories from a trained model of a dataset"),
     "data": ("data", "list, show, check, convert, download or add datasets"),

@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +126,7 @@ class RecedingHorizon(Policy):
         return self.clip(self.plan(history, zero=True)[:, 0])
 
 
+@runtime_checkable
 class Plans(Protocol):
     """What a composition asks of a policy."""
 
@@ -137,13 +138,14 @@ class Plans(Protocol):
     denoising_steps: int
     action_low: Tensor
     action_high: Tensor
+    draws: bool
     space: str
 
     @property
     def clip_bound(self) -> float | None:
         """Bound of clean chunks; None for none."""
 
-    def encode(self, history: Tensor) -> Tensor:
+    def encode(self, history: Tensor) -> Any:
         """What the denoiser is told of the last observations."""
 
     def denoiser(self) -> Denoiser:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from offrl.errors import PolicyError
 from offrl.nn.policy import DiagGaussianPolicy, Policy, SquashedGaussianPolicy
-from offrl.policies.chunk import ChunkPolicy, Plans, RecedingHorizon, drawer
+from offrl.policies.chunk import Plans, RecedingHorizon, drawer
 from offrl.policies.composition import OPERATORS, Composition, Matching, Operator, check_weights
 from offrl.policies.gaussian import GaussianPlan
 from offrl.policies.wiring import Piece, see
@@ -152,12 +152,12 @@ class ComposedPolicy(RecedingHorizon):
 
 
 def composable(policy: Policy) -> Plans:
-    """A policy as one that plans: chunk policies as they are, Gaussian actors as plans of one step.
+    """A policy as one that plans: what has the methods of ``Plans`` as it is, Gaussian actors as plans of one step.
 
     Raises:
         PolicyError: it is neither.
     """
-    if isinstance(policy, ChunkPolicy | GaussianPlan):
+    if isinstance(policy, Plans):
         return policy
     if isinstance(policy, SquashedGaussianPolicy | DiagGaussianPolicy):
         return GaussianPlan(policy)

@@ -33,11 +33,12 @@ def simplex(policies: int, parts: int = 10) -> list[Weights]:
 
 @dataclass(frozen=True)
 class Search:
-    """What a search found: mean outcome and episodes of each candidate, and the best one."""
+    """What a search found: mean outcome, its 95 % interval and episodes of each candidate, and the best one."""
 
     means: dict[Weights, float]
     episodes: dict[Weights, int]
     best: Weights
+    intervals: dict[Weights, tuple[float, float]]  # of one episode: the outcome itself
 
     @property
     def played(self) -> int:
@@ -73,7 +74,9 @@ def search_weights(
         if turn < rounds - 1:
             left = left[: math.ceil(len(left) / 2)]
     means = {w: float(o.mean()) for w, o in outcomes.items()}
-    return Search(means, {w: len(o) for w, o in outcomes.items()}, left[0])
+    halves = {w: half_width(o) if len(o) > 1 else 0.0 for w, o in outcomes.items()}
+    intervals = {w: (means[w] - halves[w], means[w] + halves[w]) for w in means}
+    return Search(means, {w: len(o) for w, o in outcomes.items()}, left[0], intervals)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,11 @@ def paired_gain(outcomes: np.ndarray, others: np.ndarray) -> Gain:
     if outcomes.shape != others.shape or len(outcomes) < 2:
         raise ConfigError("a paired interval needs two or more episodes, the same for both policies")
     difference = np.asarray(outcomes, np.float64) - np.asarray(others, np.float64)
-    n, mean = len(difference), float(difference.mean())
-    half = float(stdtrit(n - 1, 0.975) * difference.std(ddof=1) / math.sqrt(n))
+    mean, half = float(difference.mean()), half_width(difference)
     return Gain(mean, mean - half, mean + half)
+
+
+def half_width(values: np.ndarray) -> float:
+    """Half of the 95 % interval of the mean of two or more values, by Student's t."""
+    n = len(values)
+    return float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n))

@@ -1,38 +1,40 @@
 """What a composition costs, and what denoising and playing side by side save: the ratios of docs/policies.md.
 
-    python scripts/bench_compose_speed.py [--hidden 64] [--repeats 5] [--episode-steps 16]
+    python scripts/bench_compose_speed.py [--hidden 64] [--repeats 3] [--only composed batch rollouts]
 
 Three ratios, each from runs back to back in one process, medians over the repeats (aims in brackets):
 
-    composed   one composed chunk over the sum of its parents' own denoising      [at most 1.1]
-    batch      32 chunks one at a time over 32 at once                            [5 or more]
-    rollouts   32 PushT episodes one environment at a time over 32 side by side   [3 or more]
+    composed   one composed chunk over the sum of its parents' own denoising                     [at most 1.1]
+    batch      32 chunks one at a time over 32 at once                                           [5 or more]
+    rollouts   32 whole Fetch episodes one environment at a time over 32 environments together   [3 or more]
 
-Nothing else may run on the machine. Prints threads and the torch version with the figures.
+Nothing else may run on the machine. One thread; figures go to benchmarks/raw/compose_speed.json.
 """
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
 import torch
 
-from offrl.data.environments import named_environment
 from offrl.data.normalize import AffineNormalizer
-from offrl.evaluation.environments import make_env
+from offrl.evaluation.rollout import Evaluator
+from offrl.files import atomic_write_json
 from offrl.policies.chunk import ChunkPolicy
 from offrl.policies.composed import ComposedPolicy
+from offrl.training.run_dir import versions
 
-BATCH = 32
+BATCH, ENV = 32, "fetch-pick-state"
+RAW = Path(__file__).resolve().parents[1] / "benchmarks/raw/compose_speed.json"
 
 
-def policy(family: str, hidden: int) -> ChunkPolicy:
-    """An untrained policy for PushT's state: the time of a network does not depend on its weights."""
-    made = ChunkPolicy(5, 2, [0, 0], [512, 512], family=family, widths=(hidden, 2 * hidden, 4 * hidden))
-    units = (AffineNormalizer.build(np.full(n, 256.0), np.full(n, 1 / 256)) for n in (5, 2))
-    made.set_normalizers(*units)
+def policy(family: str, hidden: int, obs_dim: int = 28, act_dim: int = 4) -> ChunkPolicy:
+    """An untrained policy for Fetch's state: the time of a network does not depend on its weights."""
+    made = ChunkPolicy(obs_dim, act_dim, family=family, widths=(hidden, 2 * hidden, 4 * hidden))
+    made.set_normalizers(AffineNormalizer.identity(obs_dim), AffineNormalizer.identity(act_dim))
     return made.eval()
 
 
@@ -51,41 +53,32 @@ def ratio(slow: Callable[[], object], fast: Callable[[], object], repeats: int) 
     return first, second, statistics.median(a / b for a, b in pairs)
 
 
-def play(acting: ChunkPolicy, envs: list, steps: int) -> None:
-    """Some steps of all environments, those in the list side by side."""
-    observations = np.stack([env.reset(seed=i)[0] for i, env in enumerate(envs)])
-    state = None
-    for _ in range(steps):
-        actions, state = acting.act(torch.from_numpy(observations).float(), state)
-        observations = np.stack([env.step(a)[0] for env, a in zip(envs, actions.numpy(), strict=True)])
-
-
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, and keep the figures."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--episode-steps", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=["composed", "batch", "rollouts"])
     options = parser.parse_args()
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     a, b = policy("diffusion", options.hidden), policy("flow", options.hidden)
     both = ComposedPolicy([a, b])
-    one = torch.full((1, 2, 5), 100.0)
+    one = torch.zeros(1, 2, a.obs_dim)
     many = one.expand(BATCH, -1, -1)
-    envs = [make_env(named_environment("pusht-state")) for _ in range(BATCH)]
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, hidden {options.hidden}")
-    with torch.no_grad():
+    record = json.loads(RAW.read_text()) if RAW.exists() else {}
+    record |= {"hidden": options.hidden, "versions": versions("cpu", 1)}
+    with torch.no_grad(), Evaluator(ENV, width=1) as single, Evaluator(ENV, width=BATCH) as wide:
         cases = {
             "composed": (lambda: both.plan(one), lambda: (a.plan(one), b.plan(one))),
             "batch": (lambda: [a.plan(one) for _ in range(BATCH)], lambda: a.plan(many)),
-            "rollouts": (
-                lambda: [play(a, [env], options.episode_steps) for env in envs],
-                lambda: play(a, envs, options.episode_steps),
-            ),
+            "rollouts": (lambda: single(a, BATCH), lambda: wide(a, BATCH)),
         }
-        for name, (slow, fast) in cases.items():
-            first, second, found = ratio(slow, fast, options.repeats)
-            print(f"{name:9} {1000 * first:9.1f} ms / {1000 * second:9.1f} ms = {found:.2f}", flush=True)
+        for name in options.only:
+            slow, fast, found = ratio(*cases[name], options.repeats)
+            record[name] = {"seconds": [slow, fast], "ratio": found, "repeats": options.repeats}
+            print(f"{name:9} {1000 * slow:9.1f} ms / {1000 * fast:9.1f} ms = {found:.2f}", flush=True)
+    atomic_write_json(RAW, record)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,11 @@ from offrl.algos import ALGORITHMS, load_algorithm
 from offrl.data.load import load_dataset
 from offrl.data.normalize import ObservationNormalizer
 from offrl.data.reference import normalized_score, reference_returns
+from offrl.evaluation.aggregate import bootstrap_mean
 from offrl.evaluation.rollout import Evaluator
 from offrl.files import atomic_write_json, atomic_write_text
 from offrl.nn.policy import DeterministicPolicy
+from offrl.sweeps.bands import LOCOMOTION, PUBLISHED
 from offrl.training.build import dataset_env
 from offrl.training.cells import Cell, RunCells, TrainingCell, planned
 from offrl.training.run_dir import versions
@@ -73,6 +75,7 @@ class Task:
     eval_every: int = 10_000
     episodes: int = EPISODES
     last: int = LAST  # evaluations in the closing mean
+    claims: tuple[tuple[str, str], ...] = ()  # rows of which the first should be above the second
 
     def settings_of(self, entry: Entry) -> tuple[str | None, dict[str, Any]]:
         """Preset and settings of a row."""
@@ -88,9 +91,13 @@ _SUITE = (
     *(Entry(name, seconds) for name, seconds in (("bc", 90), ("td3_bc", 200), ("iql", 280), ("awac", 500))),
     Entry("rebrac", 700, "rebrac (batch 256)", {"batch_size": 256}),
     Entry("fql", 1300, "fql (256 wide)", {"hidden": 256, "normalize_q": True, "alpha": 0.4}),
-    *(Entry(name, seconds) for name, seconds in (("prdc", 280), ("a2pr", 1400), ("odice", 1000))),
+    *(Entry(name, seconds) for name, seconds in (("prdc", 280), ("a2pr", 1400))),
 )
-_SPARSE = tuple(entry for entry in _SUITE if entry.algorithm in ("td3_bc", "iql", "prdc", "a2pr", "odice"))
+_ODICE = Entry("odice", 1000, "odice (lam 0.4)", {"lam": 0.4})
+_PUBLISHED_LAM = Entry("odice", 1000, "odice (lam 0.6)", seeds=(0,))
+_BASELINES = ("bc", "td3_bc", "iql")
+_CLAIMS = tuple((ours, other) for ours in ("a2pr", _ODICE.label) for other in _BASELINES)
+_SPARSE = (*(e for e in _SUITE if e.algorithm in ("td3_bc", "iql", "prdc", "a2pr")), _ODICE, _PUBLISHED_LAM)
 _DEMONSTRATIONS = "zoo/halfcheetah-demonstrations"  # 10 episodes
 _IMITATION = {"lr": 1e-3, "policy_hidden": 256}
 _IMITATORS = (
@@ -130,22 +137,24 @@ TASKS = (
         peers=("td3_bc", "iql"), peer_seconds=800,
     ),
     Task(
-        "zoo/hopper-medium", 50_000, (0, 1), _SUITE,
+        "zoo/hopper-medium", 50_000, (0, 1),
+        (*_SUITE, _ODICE, _PUBLISHED_LAM),
         "The suite, with each method's published settings for hopper-medium-v2; ReBRAC and AWAC beside d3rlpy's, which "
         "differ in more than settings (`docs/from_d3rlpy.md`). FQL has no published settings for locomotion: here its "
         "four layers are 256 wide (512 in the paper); alpha 0.4 on the normalized Q is TD3+BC's balance (1 / 2.5).",
         "hopper-medium-50k", preset="hopper-medium-v2", eval_every=5_000, last=5,
-        peers=("rebrac", "awac"), peer_seconds=1200,
+        peers=("rebrac", "awac"), peer_seconds=1200, claims=_CLAIMS,
     ),
     Task(
-        "zoo/halfcheetah-medium-expert", 50_000, (0, 1), _SUITE,
+        "zoo/halfcheetah-medium-expert", 50_000, (0, 1), (*_SUITE, _ODICE),
         "The suite, with each method's published settings for halfcheetah-medium-expert-v2; FQL as on hopper-medium.",
-        "halfcheetah-medium-expert", preset="halfcheetah-medium-expert-v2", eval_every=5_000, last=5,
+        "halfcheetah-medium-expert", preset="halfcheetah-medium-expert-v2", eval_every=5_000, last=5, claims=_CLAIMS,
     ),
     Task(
         "zoo/pointmaze-umaze", 50_000, (0, 1), _SPARSE,
         "Sparse reward; success rate in %, 100 episodes an evaluation, settings of antmaze-umaze-v2.",
         "pointmaze-umaze", preset="antmaze-umaze-v2", episodes=100, last=5,
+        claims=tuple(pair for pair in _CLAIMS if "bc" not in pair),
     ),
     Task(
         "zoo/hopper-medium", 5_000, (0,), _HEAVY, "Costly methods, a tenth of the updates: no ranking follows.",
@@ -156,7 +165,7 @@ TASKS = (
         "Imitation: no rewards. Ten demonstrations of the expert (tqc, another seed), beside them the set as "
         "unlabelled data, half of it the expert's. O-DICE at step size 1e-3 (official 1e-4 for 500 000 updates), "
         "its policy as wide as BC's.",
-        "imitation",
+        "imitation", claims=(("odice, demonstrations and mixed set", "bc, demonstrations"),),
     ),
 )  # fmt: skip
 
@@ -289,13 +298,15 @@ def page() -> str:
         "",
         "Regenerate: `python scripts/bench_offline.py page`. Raw numbers: `benchmarks/raw/offline/`.",
         "",
-        "Same rows (D4RL's q-learning rule) and the same evaluation for all methods of a table; scores use",
-        "D4RL's reference pair on the -v5 environments: they are not D4RL scores. *last k*: mean over the last k",
-        "evaluations (20 episodes each unless said), its mean and standard deviation over seeds. *best* is chosen",
-        "with online episodes. A run counts only when it is finished. Where methods stand beside d3rlpy 2.8: batch",
-        "256, no reward scaling (TD3+BC, IQL: two hidden layers of 256; ReBRAC, AWAC: three); d3rlpy trains in its",
-        "own environment with matched settings, and its weights are evaluated by offrl (the last k only: its *best*",
-        "is of those).",
+        "Same rows (D4RL's q-learning rule) and the same evaluation for all methods of a table; scores use D4RL's",
+        "reference pair on the -v5 environments: they are not D4RL scores. *last k*: mean over the last k",
+        "evaluations (20 episodes each unless said), its mean and standard deviation over seeds; beside it a",
+        "bootstrap interval over these seeds' episodes, which says nothing of other seeds. *best* is chosen with",
+        "online episodes. *paper* is the published score on D4RL's set of this name, after 1M updates: context,",
+        "not a target (sources in `offrl/sweeps/bands.py`). A run counts only when it is finished. Where methods",
+        "stand beside d3rlpy 2.8: batch 256, no reward scaling (TD3+BC, IQL: two hidden layers of 256; ReBRAC,",
+        "AWAC: three); d3rlpy trains in its own environment with matched settings, and its weights are evaluated",
+        "by offrl (the last k only: its *best* is of those).",
         "",
     ]
     seen: set[str] = set()
@@ -325,42 +336,83 @@ def _records(task: Task) -> dict[str, list[dict[str, Any]]]:
 
 
 def _table(task: Task, records: dict[str, list[dict[str, Any]]]) -> list[str]:
-    pair = reference_returns(task.dataset) or (0.0, 1.0)  # success rates have none
-    lines = [f"| algorithm | seeds | last | last {task.last} (mean +- std) | best |", "|---|---|---|---|---|"]
+    lines = [
+        f"| algorithm | seeds | last | last {task.last} (mean +- std) | 95 % (episodes) | best | paper |",
+        "|---|---|---|---|---|---|---|",
+    ]
     means = {}
     for name in (*(e.name for e in present(task)), *(f"d3rlpy {p}" for p in task.peers)):
         runs = records[name]
+        paper = _paper(task, name)
         if not runs:
-            lines.append(f"| {name} | 0 | not run yet | | |")
+            lines.append(f"| {name} | 0 | not run yet | | | | {paper} |")
             continue
-        curves = [
-            [normalized_score(pair, np.array(e["returns"])).mean() for e in r["evaluations"]] for r in runs
-        ]
-        means[name] = last3 = np.array([np.mean(c[-task.last :]) for c in curves])
-        spread = f" +- {last3.std(ddof=1):.1f}" if len(last3) > 1 else ""
-        best = np.mean([max(c) for c in curves])
-        last = np.mean([c[-1] for c in curves])
-        lines.append(f"| {name} | {len(runs)} | {last:.1f} | {last3.mean():.1f}{spread} | {best:.1f} |")
+        curves = [[_scores(task, e) for e in r["evaluations"]] for r in runs]
+        last = [np.concatenate(c[-task.last :]) for c in curves]
+        means[name] = np.array([scores.mean() for scores in last])
+        spread = f" +- {means[name].std(ddof=1):.1f}" if len(runs) > 1 else ""
+        low, high = bootstrap_mean(np.stack(last).mean(axis=0), rng=np.random.default_rng(0))
+        numbers = (
+            f"{np.mean([c[-1].mean() for c in curves]):.1f}",
+            f"{means[name].mean():.1f}{spread}",
+            f"{low:.1f} .. {high:.1f}",
+            f"{np.mean([max(e.mean() for e in c) for c in curves]):.1f}",
+        )
+        lines.append(f"| {name} | {len(runs)} | {' | '.join(numbers)} | {paper} |")
     named = {e.algorithm: e.name for e in reversed(task.entries)}  # the first row of a method
     pairs = [(named[peer], f"d3rlpy {peer}") for peer in task.peers]
     pairs += [(e.name, e.algorithm) for e in task.entries if e.options]
-    return lines + [line for ours, other in pairs for line in ("", _verdict(ours, other, means))]
+    said = [_agreement(ours, other, means) for ours, other in pairs]
+    said += [_claim(ours, other, means) for ours, other in task.claims]
+    return lines + [line for verdict in said for line in ("", verdict)]
 
 
-def _verdict(ours: str, other: str, means: dict[str, np.ndarray]) -> str:
-    """Whether two rows agree within max(5, 2 standard errors of the difference)."""
+def _scores(task: Task, evaluation: dict[str, Any]) -> np.ndarray:
+    """Of an evaluation's episodes: normalized returns, or 100 for a success where the dataset has no reference pair."""
+    pair = reference_returns(task.dataset)
+    if pair is None:
+        return 100.0 * np.array(evaluation["successes"])
+    return normalized_score(pair, np.array(evaluation["returns"]))
+
+
+def _paper(task: Task, name: str) -> str:
+    """The published score on D4RL's set of the same kind, where there is one."""
+    entry = next((e for e in present(task) if e.name == name), None)
+    if entry is None or task.preset not in LOCOMOTION or entry.algorithm not in PUBLISHED:
+        return ""
+    return f"{PUBLISHED[entry.algorithm].means[LOCOMOTION.index(task.preset)]:.1f}"
+
+
+def _gap(ours: str, other: str, means: dict[str, np.ndarray]) -> tuple[float, float, str] | None:
+    """Difference of two rows, its tolerance max(5, 2 standard errors), and a word on single seeds."""
     a, b = means.get(ours), means.get(other)
     if a is None or b is None:
-        return f"{ours} against {other}: not run yet."
+        return None
     few = (
         ""
         if min(len(a), len(b)) > 1
         else " (one seed on a side: no standard error, the tolerance is the floor of 5)"
     )
     errors = sum(x.var(ddof=1) / len(x) for x in (a, b)) if not few else 0.0
-    gap, limit = a.mean() - b.mean(), max(5.0, 2 * np.sqrt(errors))
+    return a.mean() - b.mean(), max(5.0, 2 * np.sqrt(errors)), few
+
+
+def _agreement(ours: str, other: str, means: dict[str, np.ndarray]) -> str:
+    """Whether two rows that should agree do."""
+    if (found := _gap(ours, other, means)) is None:
+        return f"{ours} against {other}: not run yet."
+    gap, limit, few = found
     verdict = "within" if abs(gap) <= limit else "OUTSIDE"
     return f"{ours} against {other}: difference {gap:+.1f}, tolerance {limit:.1f}: {verdict}{few}."
+
+
+def _claim(ours: str, other: str, means: dict[str, np.ndarray]) -> str:
+    """Whether a row is above another, as its paper says."""
+    if (found := _gap(ours, other, means)) is None:
+        return f"Is {ours} above {other}? Not run yet."
+    gap, limit, few = found
+    verdict = "yes" if gap > limit else "no, below" if gap < -limit else "not clearly"
+    return f"Is {ours} above {other}? Difference {gap:+.1f}, tolerance {limit:.1f}: {verdict}{few}."
 
 
 def _where(record: dict[str, Any]) -> str:

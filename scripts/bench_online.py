@@ -2,7 +2,7 @@
 
     python scripts/bench_online.py plan                               what would run, and the expected core-hours
     python scripts/bench_online.py run [--groups NAME ...] [--jobs 2] [--minutes 60]
-    python scripts/bench_online.py speed                              environment steps a second beside SB3's
+    python scripts/bench_online.py speed [--sbx PYTHON]               environment steps a second beside SB3's
     python scripts/bench_online.py page                               benchmarks/online.md from raw/online/*.json
 
 A cell is one training run: it leaves its learning curve and the returns of its last policy. A finished cell never runs
@@ -10,6 +10,7 @@ again, an interrupted one starts again. An algorithm is a name of 'offrl algos',
 """
 
 import json
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -248,12 +249,13 @@ def run(groups: tuple[str, ...] = tuple(GROUPS), jobs: int = 1, minutes: float |
         raise SystemExit(f"{len(missing)} cells have no result: {', '.join(missing)}")
 
 
-def speed(env: str = "HalfCheetah-v5", turns: int = 3) -> None:
+def speed(env: str = "HalfCheetah-v5", turns: int = 3, sbx: Path | None = None) -> None:
     """Environment steps a second with updates, methods in turn on one thread; run it on a quiet machine.
 
     Args:
         env: id.
         turns: per method.
+        sbx: Python of an environment with sbx-rl, to measure it too, right after.
     """
     torch.set_num_threads(1)
     after: dict[str, Any] = {"learning_starts": 300}
@@ -268,6 +270,9 @@ def speed(env: str = "HalfCheetah-v5", turns: int = 3) -> None:
             model.learn(steps, reset_num_timesteps=turn == 0)
             if turn:
                 rates[name].append(steps / (time.perf_counter() - began))
+    if sbx:
+        command = [str(sbx), str(ROOT / "scripts/peer_sbx_speed.py"), env, str(turns)]
+        rates |= json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     atomic_write_json(SPEED, {"env": env, "rates": rates, "versions": versions("cpu", 1)})
     print("\n".join(speed_table()))
 
@@ -278,7 +283,9 @@ def speed_table() -> list[str]:
     medians = {name: float(np.median(found)) for name, found in raw["rates"].items()}
     rows = ["| method | environment steps a second | beside SB3's |", "| --- | --- | --- |"]
     for name, rate in medians.items():
-        peer = medians["sb3:SAC" if name in ("sb3:SAC", "sac", "mdpo_off", "pmoe_sac") else "sb3:PPO"]
+        peer = medians[
+            "sb3:PPO" if name in ("sb3:PPO", "ppo", "mdpo_on", "pmoe_ppo", "sbx:PPO") else "sb3:SAC"
+        ]
         rows.append(f"| {name} | {rate:,.0f} | {rate / peer:.2f} |")
     return rows
 

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from offrl.algos.pmoe_sac import PMOESAC
 from offrl.algos.sac import SAC
-from offrl.data.batch import Batch
 from offrl.files import atomic_write_json, atomic_write_text
 from offrl.nn.gradients import compiled
+from offrl.nn.precision import Precision
 from offrl.online.off_policy import Buffer, SoftActorCritic
 from offrl.training.run_dir import versions
 
@@ -72,28 +72,32 @@ def run(methods: tuple[str, ...] = tuple(METHODS)) -> None:
     torch.set_num_threads(1)
     raw: dict[str, Any] = json.loads(RAW.read_text()) if RAW.exists() else {}
     raw["versions"] = versions("cpu", 1)
-    for name in methods:
-        kind, experts = METHODS[name]
-        model = kind("MlpPolicy", "HalfCheetah-v5", seed=0, device="cpu", learning_starts=300)
-        model.learn(310)
-        assert isinstance(model.replay_buffer, Buffer)
-        batch, operands = model.replay_buffer.batch(BATCH), products(experts)
-
-        def multiply(operands: list[tuple[Tensor, Tensor]] = operands) -> None:
-            for a, b in operands:
-                torch.bmm(a, b)
-
-        def update(model: SoftActorCritic = model, batch: Batch = batch) -> None:
-            model.update(batch)
-
-        before, eager, after = median_ms(multiply), median_ms(update), median_ms(multiply)
-        for part in ("critic_gradients", "actor_gradients"):
-            setattr(model, part, compiled(getattr(model, part)))
-        update()  # compiles
-        found = {"products": (before + after) / 2, "update": eager, "compiled": median_ms(update)}
-        raw.setdefault("methods", {})[name] = found
-        print(name, raw["methods"][name], flush=True)
+    with Precision("float32", "cpu"):  # as training does, for updates and products alike
+        for name in methods:
+            raw.setdefault("methods", {})[name] = measured(*METHODS[name])
+            print(name, raw["methods"][name], flush=True)
     atomic_write_json(RAW, raw)
+
+
+def measured(kind: type[SoftActorCritic], experts: int) -> dict[str, float]:
+    """Milliseconds of the products, of an update and of a compiled one."""
+    model = kind("MlpPolicy", "HalfCheetah-v5", seed=0, device="cpu", learning_starts=300)
+    model.learn(310)
+    assert isinstance(model.replay_buffer, Buffer)
+    batch, operands = model.replay_buffer.batch(BATCH), products(experts)
+
+    def multiply() -> None:
+        for a, b in operands:
+            torch.bmm(a, b)
+
+    def update() -> None:
+        model.update(batch)
+
+    before, eager, after = median_ms(multiply), median_ms(update), median_ms(multiply)
+    for part in ("critic_gradients", "actor_gradients"):
+        setattr(model, part, compiled(getattr(model, part)))
+    update()  # compiles
+    return {"products": (before + after) / 2, "update": eager, "compiled": median_ms(update)}
 
 
 def page() -> None:

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = {"offrl": "offrl", "offrl.envs": "envs", "offrl.policies": "policies"}  # as in setup.py
 ALGORITHMS = sorted((ROOT / "offrl/algos").glob("[!_]*.py"))
 
-BASIC = {"offrl", "offrl.errors", "offrl.files"}  # the version, the errors, atomic files: anyone may use them
+# The version, the errors, atomic files, messages between processes: anyone may use them.
+BASIC = {"offrl", "offrl.errors", "offrl.files", "offrl.messages"}
 MAY_IMPORT = {  # package -> packages of ours that it may import, besides itself and BASIC
     "offrl.data": set(),
     "offrl.estimators": set(),
@@ -59,6 +60,7 @@ MAY_IMPORT = {  # package -> packages of ours that it may import, besides itself
     "offrl.__main__": {"offrl.cli"},
     "offrl.errors": set(),
     "offrl.files": set(),
+    "offrl.messages": set(),
 }
 # What drives a run also evaluates it and finds its algorithm by name; the parts that it drives do not.
 for driver in (
@@ -124,6 +126,8 @@ HEAVY = set(
         "gguf",
         "math_verify",
         "trl",
+        "verl",
+        "minigrid",
     ]
 )
 ON_SB3 = {"offrl.online"} | {
@@ -138,6 +142,7 @@ WITHOUT_TORCH = (
     "offrl.data.reference",
     "offrl.errors",
     "offrl.files",
+    "offrl.messages",
     "offrl.cli",
 )
 

@@ -14,6 +14,7 @@ import tyro
 from offrl.commands.arguments import parse
 from offrl.commands.compose_check import Setting, check_all, width, wire
 from offrl.commands.compose_diagnose import describe_hint, diagnose, summary_of
+from offrl.commands.compose_page import write_page
 from offrl.data.environments import named_environment
 from offrl.data.load import load_dataset
 from offrl.errors import ConfigError
@@ -47,7 +48,7 @@ class ComposeOptions:
     """
 
     policy: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="DIR")] = ()
-    """A run or policy folder; give the option once for each policy."""
+    """A run or policy folder, lerobot:DIR, sb3:FILE.zip or served:PORT; give the option once for each policy."""
     wiring: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE")] = ()
     """Wiring file (TOML) of each policy, in their order: which parts of the environment its inputs are made of;
     - for a policy whose inputs have the names of those parts."""
@@ -87,8 +88,14 @@ class ComposeOptions:
     """Seed of the report; the search takes the next one."""
     workers: int = 1
     """Processes; the numbers do not depend on it."""
+    side_by_side: int = 5
+    """Episodes whose chunks are denoised together; 32 are several times as fast and draw other noise."""
     out: Path | None = None
     """Folder for the composed policy and compose.json."""
+    report: Path | None = None
+    """Also write one HTML page: table, success against weight, a film of all side by side, denoising of a 2-D toy."""
+    no_film: bool = False
+    """Leave the film out of --report."""
     json: bool = False
     """Print one JSON object."""
 
@@ -108,7 +115,7 @@ def main(argv: list[str]) -> int:
         found = diagnose(composed, load_dataset(str(options.demos)), setting, options.seed)
         print(json.dumps(summary_of(found)) if options.json else describe_hint(found), flush=True)
         return 0
-    with Evaluator(spec, options.workers) as evaluator:
+    with Evaluator(spec, options.workers, width=options.side_by_side) as evaluator:
         best = search(options, parents, seen, evaluator) if options.search else None
         weights = best.best if best else options.weights or None
         chosen = compose(options, parents, weights, **seen)
@@ -116,6 +123,9 @@ def main(argv: list[str]) -> int:
     summary = summarize(options, chosen, results, best)
     for line in shortfalls(options, results):
         print(f"offrl: warning: {line}", file=sys.stderr)
+    if options.report is not None:
+        players = {"composition": chosen} | numbered(alone(parents, seen))
+        write_page(options.report, summary, players, spec, options.seed, film=not options.no_film)
     if options.out is not None:
         save_policy(chosen, options.out, {"env_id": spec.env_id})
         (options.out / "compose.json").write_text(json.dumps(summary, indent=1))
@@ -137,6 +147,14 @@ def check(options: ComposeOptions) -> None:
         raise ConfigError("--check looks at no weights, --diagnose needs them: give one of the two")
     if options.expect and len(options.expect) != len(options.policy):
         raise ConfigError(f"--expect takes {len(options.policy)} numbers, one a policy, in their order")
+    if options.out is not None and any(name.startswith("served:") for name in options.policy):
+        raise ConfigError("--out needs policies that are files: a served one ends with its server")
+    if options.report is not None and (options.check or options.diagnose):
+        raise ConfigError("--report shows what was played: leave --check and --diagnose out")
+    if options.report is not None and options.report.suffix not in (".html", ".htm"):
+        raise ConfigError(f"--report must end in .html, got {options.report}")
+    if options.no_film and options.report is None:
+        raise ConfigError("--no-film has an effect with --report only")
     if options.episodes < 2:
         raise ConfigError(f"episodes must be 2 or more, for an interval, got {options.episodes}")
 
@@ -234,8 +252,7 @@ def report(
     evaluator: Evaluator,
 ) -> dict[str, EvaluationResult]:
     """Results of the composition, its parents and the controls on the report seed's episodes."""
-    players: dict[str, Policy] = {"composition": chosen}
-    players |= {f"policy {i}": policy for i, policy in enumerate(alone(parents, seen), 1)}
+    players: dict[str, Policy] = {"composition": chosen} | numbered(alone(parents, seen))
     if not options.no_controls:
         weights = tuple(chosen.weights) if options.operator == "convex" else None
         players["equal weights"] = compose(options, parents, None, operator="convex", **seen)
@@ -245,6 +262,11 @@ def report(
             twice["wires"] = [seen["wires"][0]] * len(parents)
         players["policy 1 with itself"] = compose(options, itself, None, operator="convex", **twice)
     return {name: evaluator(policy, options.episodes, seed=options.seed) for name, policy in players.items()}
+
+
+def numbered(policies: list[Policy]) -> dict[str, Policy]:
+    """The policies by what they are called in tables."""
+    return {f"policy {i}": policy for i, policy in enumerate(policies, 1)}
 
 
 def alone(parents: list[Policy], seen: dict[str, Any]) -> list[Policy]:
@@ -289,6 +311,7 @@ def summarize(
     if found is not None:
         tried = [[*w, found.means[w], found.episodes[w]] for w in found.means]
         summary["search"] = {"seed": options.seed + 1, "episodes": found.played, "candidates": tried}
+        summary["search"]["intervals"] = [list(found.intervals[w]) for w in found.means]
     return summary
 
 

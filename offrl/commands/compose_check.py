@@ -15,7 +15,7 @@ from offrl.evaluation.environments import make_env, shown_parts
 from offrl.evaluation.sources import load_source, source_facts, split_source
 from offrl.nn.policy import Policy
 from offrl.nn.skeleton import policy_skeleton
-from offrl.policies.chunk import ChunkPolicy
+from offrl.policies.chunk import ChunkPolicy, Plans
 from offrl.policies.composed import ComposedPolicy, composable
 from offrl.policies.composition import normalizer_ratios
 from offrl.policies.wiring import Parts, Piece, Wiring, read_wiring, sizes
@@ -81,8 +81,9 @@ def wire(
 
 def inputs_of(policy: Policy, source: str, setting: Setting) -> Parts:
     """The inputs that a policy declares; those of the environment where its run was recorded in just that."""
-    if isinstance(policy, ChunkPolicy) and policy.inputs != (("observation", (policy.obs_dim,)),):
-        return policy.inputs
+    declared: Parts | None = getattr(policy, "inputs", None)
+    if declared and tuple(declared) != (("observation", (policy.obs_dim,)),):
+        return declared
     if split_source(source)[0] == "run" and source_facts(source).env == setting.spec:
         return setting.shown
     return [("observation", (policy.obs_dim,))]
@@ -169,7 +170,7 @@ def skeleton(source: str, setting: Setting) -> Policy:
         ConfigError, PolicyError, FileNotFoundError: no such policy, or one that has no denoiser.
     """
     scheme, rest = split_source(source)
-    if scheme not in ("run", "sb3", "lerobot"):
+    if scheme not in ("run", "sb3", "lerobot", "py", "served"):
         raise ConfigError(f"{source} has no denoiser; compose chunk policies or Gaussian actors")
     policy = policy_skeleton(rest) if scheme == "run" else load_source(source, setting.spec)
     composable(policy)
@@ -183,13 +184,15 @@ def width(setting: Setting) -> int:
 
 def describe(number: int, source: str, policy: Policy) -> list[str]:
     """A policy in a few lines."""
-    if not isinstance(policy, ChunkPolicy):
+    inputs: Parts | None = getattr(policy, "inputs", None)
+    if not isinstance(policy, Plans) or inputs is None:
         return [f"policy {number}: {source}: a {policy.kind} actor, one action at a time"]
     head = (
-        f"policy {number}: {source}: {policy.family}, chunks of {policy.horizon}, {policy.n_obs} observations seen, "
-        f"{policy.n_act} actions carried out, {policy.denoising_steps} denoising steps"
+        f"policy {number}: {source}: {getattr(policy, 'family', policy.kind)}, chunks of {policy.horizon}, "
+        f"{policy.n_obs} observations seen, {policy.n_act} actions carried out, {policy.denoising_steps} denoising "
+        "steps"
     )
-    return [head, *(f"  input {name}: {sizes(shape)}" for name, shape in policy.inputs)]
+    return [head, *(f"  input {name}: {sizes(shape)}" for name, shape in inputs)]
 
 
 def boxes(source: str, policy: Policy, setting: Setting) -> list[str]:

@@ -6,20 +6,22 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from offrl.commands import arguments
 from offrl.errors import ConfigError, UsageError
-from offrl.llm.methods import METHODS, load_method
+from offrl.llm.methods import METHODS, NATIVE, load_method, runs_in
+from offrl.llm.prompts import PARTS
 from offrl.llm.tasks import TASKS
 from offrl.llm.verifiers import VERIFIERS
 
 SUBCOMMANDS = {
     "train": "train a model: offrl llm train METHOD --model tiny:dense --task t1",
     "eval": "accuracy and pass@k of a run, the model it began with beside it",
-    "list": "the methods with their parts, the tasks and the rewards",
+    "list": "the methods with their parts, the tasks, the rewards and what chooses prompts",
+    "hints": "make hints for a data set's prompts, for --scaffold hints",
 }
 DATA = (
     "task",
@@ -29,6 +31,9 @@ DATA = (
     "chat_template",
     "max_prompt",
     "max_response",
+    "context",
+    "window",
+    "summaries",
     "reward",
 )
 
@@ -78,6 +83,12 @@ class EvalOptions:
     """Longer prompts are left out, in tokens; if other than the run's."""
     max_response: int | None = None
     """Tokens of the longest response, if other than the run's."""
+    context: Literal["full", "truncate", "supo"] | None = None
+    """What the model sees of long episodes, if other than in the run."""
+    window: int | None = None
+    """Tokens of the window, if other than the run's."""
+    summaries: int | None = None
+    """Summaries that an episode may have, if other than in the run: more may be better."""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What is right, if other than in the run: integer, regex:PATTERN, math, python, FILE.py:FUNCTION."""
     base: bool = True
@@ -111,24 +122,102 @@ def main(argv: list[str]) -> int:
     name, rest = arguments.subcommand("llm", SUBCOMMANDS, overview, argv), argv[1:]
     if name is None:
         return 0 if argv else 2
-    return {"train": train, "eval": evaluate, "list": show}[name](rest)
+    return {"train": train, "eval": evaluate, "list": show, "hints": hints}[name](rest)
 
 
 def show(argv: list[str]) -> int:
     """``offrl llm list``."""
     if argv and argv[0] not in ("-h", "--help"):
         raise UsageError(f"offrl llm list takes no arguments, got {argv[0]!r}")
-    rows = [("method", "advantage", "denominator", "mask", "aggregation", "learns from", "source", "status")]
-    rows += [(name, *dataclasses.astuple(entry)) for name, entry in METHODS.items()]
+    head = (
+        "method",
+        "advantage",
+        "denominator",
+        "mask",
+        "aggregation",
+        "learns from",
+        "source",
+        "status",
+        "runs in",
+    )
+    rows = [head, *((name, *dataclasses.astuple(e), " ".join(runs_in(name))) for name, e in METHODS.items())]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\nwhat TRL and verl have themselves, and how it differs (take theirs there)")
+    for name, native in NATIVE.items():
+        for framework, about in native.items():
+            print(f"  {name:20} {framework:5} {about}")
     print("\ntasks")
     for name, about in TASKS.items():
         print(f"  {name:10} {about}")
     print("\nrewards of prompts of one's own (--dataset), besides FILE.py:FUNCTION")
     for name, about in VERIFIERS.items():
         print(f"  {name:14} {about}")
+    print("\nwhat chooses prompts, with any method (options of 'offrl llm train')")
+    for part in PARTS.values():
+        print(f"  {part.option:22} {part.what} ({part.source})")
+    return 0
+
+
+@dataclass(frozen=True)
+class HintOptions:
+    """Have a teacher write hints for the prompts of a data set; what the file holds is not asked for again."""
+
+    prompts: Annotated[str, tyro.conf.arg(metavar="FILE")]
+    """Prompts with answers: FILE.jsonl, FILE.parquet, hf:ID or hf:ID:SPLIT."""
+    teacher: Annotated[str, tyro.conf.arg(metavar="URL")]
+    """Base address of a chat endpoint of OpenAI's form, such as http://localhost:8000/v1."""
+    out: Path = Path("hints.jsonl")
+    """File of hints, written after each prompt."""
+    model: str = "default"
+    """Name that the endpoint knows its model by."""
+    tiers: str = "knowledge,planning,solution"
+    """Kinds of hints, from abstract to concrete."""
+    parts: int = 4
+    """Hints of each kind."""
+    prompt_key: str = "prompt"
+    """Column of the prompts."""
+    answer_key: str = "answer"
+    """Column of the answers, which no hint may show."""
+    attempts: int = 2
+    """Tries for each kind, until a reply has the asked form and does not show the answer."""
+    timeout: float = 60.0
+    """Seconds to wait for a reply."""
+    max_tokens: int = 1024
+    """Tokens of a reply at most."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable with the endpoint's key, if it wants one."""
+
+    def __post_init__(self) -> None:
+        for name in ("parts", "attempts", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not self.timeout > 0.0:
+            raise ConfigError(f"timeout must be positive, got {self.timeout}")
+
+
+def hints(argv: list[str]) -> int:
+    """``offrl llm hints make``."""
+    usage = "usage: offrl llm hints make --prompts FILE --teacher URL [options]"
+    if argv[:1] != ["make"]:
+        asked = argv[:1] in (["-h"], ["--help"])
+        print(usage, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    o = arguments.parse(HintOptions, "offrl llm hints make", argv[1:])
+    from offrl.llm.data import load_rows
+    from offrl.llm.prompts.hints import Teacher, make_hints
+
+    key = os.environ.get(o.key_variable, "")
+    made = make_hints(
+        load_rows(o.prompts), o.out, Teacher(o.teacher, o.model, key, o.timeout, o.max_tokens),
+        tiers=o.tiers.split(","), parts=o.parts, prompt_key=o.prompt_key, answer_key=o.answer_key,
+        attempts=o.attempts, note=print,
+    )  # fmt: skip
+    print(
+        f"{made.asked} asked: {made.kept} kept, {made.leaked} showed the answer, {made.malformed} of another form"
+    )
+    print(f"next: offrl llm train METHOD --dataset {o.prompts} --scaffold hints --hints {o.out}")
     return 0
 
 

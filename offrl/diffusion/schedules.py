@@ -59,7 +59,10 @@ class VP:
     """
 
     def __init__(self, betas: Tensor) -> None:
-        self.abar = torch.cumprod(1.0 - betas.double(), dim=0)
+        self._set(torch.cumprod(1.0 - betas.double(), dim=0))
+
+    def _set(self, abar: Tensor) -> None:
+        self.abar = abar
         self.rho = ((1.0 - self.abar) / self.abar).sqrt()
         self._log = self.rho.log()
         self._found: dict[float, tuple[int, float]] = {}
@@ -68,6 +71,13 @@ class VP:
     def cosine(cls, steps: int = 100) -> "VP":
         """That of Diffusion Policy."""
         return cls(cosine_betas(steps))
+
+    @classmethod
+    def from_abar(cls, abar: Tensor) -> "VP":
+        """That with alpha^2 (T,) float64 at its levels, to the bit."""
+        made = cls.__new__(cls)
+        made._set(abar)
+        return made
 
     @classmethod
     def linear(cls, steps: int = 1000) -> "VP":

@@ -198,6 +198,12 @@ def group_leave_one_out(rewards: Tensor, group_ids: Tensor) -> Tensor:
     return groups.centered(rewards) * (size / (size - 1).clamp(min=1))
 
 
+def lone_rewards(advantages: Tensor, rewards: Tensor, group_ids: Tensor) -> Tensor:
+    """Advantages where a row alone in its group gets its reward, as in volcengine/verl, in place of 0; (B,)."""
+    groups = Groups(group_ids)
+    return torch.where(groups.rows(groups.size) == 1, rewards, advantages)
+
+
 def group_length(
     rewards: Tensor, group_ids: Tensor, lengths: Tensor, *, leave_one_out: bool = False
 ) -> Tensor:
@@ -309,6 +315,7 @@ ADVANTAGES: dict[str, Callable[..., Tensor]] = {
     "group_mean": group_mean,
     "group_std": group_std,
     "group_leave_one_out": group_leave_one_out,
+    "lone_rewards": lone_rewards,
     "group_length": group_length,
     "group_weighted": group_weighted,
     "whiten": whiten,

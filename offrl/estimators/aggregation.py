@@ -9,8 +9,8 @@ Rows without a chosen step count nowhere. The mean of a part of a batch is not p
 ``counts`` of the whole batch, and the losses (and gradients) of any parts add up to those of the whole.
 
 Source: DAPO, arXiv:2503.14476 (token-mean); GRPO, arXiv:2402.03300 (means of rows); Dr. GRPO, arXiv:2503.20783
-(fixed length). Names as in volcengine/verl, whose ``seq-mean-token-sum-norm`` is ``fixed-length`` times the rows;
-trl's ``dr_grpo`` is ``fixed-length``.
+(fixed length). Names as in volcengine/verl, whose ``seq-mean-token-sum-norm`` is ``fixed-length`` (before version 0.9
+times the rows); so is trl's ``dr_grpo``.
 """
 
 from collections.abc import Callable

@@ -78,6 +78,11 @@ def log_clip(
     return torch.where(advantages > 0, log_ratio <= high, log_ratio >= -low)
 
 
+def log_bound(ratio: Tensor, *, low: float = 0.4, high: float = 0.4) -> Tensor:
+    """Likewise for ``log_clip``: the ratio of denominator ``geometric``, in which the bounds are already."""
+    return ratio
+
+
 def icepop(
     old_log_probs: Tensor,
     rollout_log_probs: Tensor,
@@ -122,5 +127,9 @@ MASKS: dict[str, Callable[..., Tensor]] = {
     "stale_rows": stale_rows,
 }
 
-BOUNDS: dict[Callable[..., Tensor], Callable[..., Tensor]] = {ppo_clip: ppo_bound, dual_clip: dual_bound}
+BOUNDS: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
+    ppo_clip: ppo_bound,
+    dual_clip: dual_bound,
+    log_clip: log_bound,
+}
 """Masks of surrogates that are constant, not zero, where the mask is False."""

@@ -20,6 +20,7 @@ from offrl.errors import ConfigError, PolicyError
 from offrl.evaluation.environments import FlatObservation, mujoco_state
 from offrl.nn.policy import Policy, wrong_observations
 
+WIDTH = 5  # episodes in lockstep where nobody says
 TICK = 64  # lockstep steps between calls of ``tick``
 ENV_STREAM, POLICY_STREAM = 1, 2
 
@@ -37,7 +38,7 @@ class Plan:
     noise: float = 0.0  # std of Gaussian noise added to each action before it is clipped, in action units
     max_steps: int | None = None  # cuts episodes earlier than the environment does
     record: bool = False
-    width: int = 5  # K, episodes in lockstep; another width gives other last digits
+    width: int = WIDTH  # K, episodes in lockstep; another width gives other last digits
 
     def __post_init__(self) -> None:
         if self.seed < 0 or self.stream < 0:

@@ -16,6 +16,7 @@ from gymnasium import spaces
 from offrl.data.environments import EnvSpec, key_columns, named_environment
 from offrl.data.reference import MUJOCO, PUSHT
 from offrl.errors import ConfigError, MissingExtraError
+from offrl.messages import served_port
 
 SINGLETASK = "-singletask"  # in the ids of OGBench's environments
 ROBOTICS = ("PointMaze", "AntMaze", "Adroit", "Franka", "Fetch", "HandReach", "HandManipulate")
@@ -119,6 +120,8 @@ def make_env(spec: EnvSpec | str, render_mode: str | None = None) -> gymnasium.E
     spec = env_spec(spec)
     if spec.verdict == "none":
         raise ConfigError(f"there is no environment to act in: {spec.reason}")
+    if spec.env_id.startswith("served:"):
+        return _served(spec.env_id, render_mode)
     settings, env_id = dict(spec.kwargs), spec.env_id
     if spec.horizon is not None:
         settings["max_episode_steps"] = spec.horizon
@@ -136,7 +139,11 @@ def make_env(spec: EnvSpec | str, render_mode: str | None = None) -> gymnasium.E
     try:
         if SINGLETASK in env_id:
             env = SelfContained(env)
-        if env_id == PUSHT and "block_pose" in spec.flatten:
+        if (
+            env_id == PUSHT
+            and "block_pose" in spec.flatten
+            and isinstance(env.observation_space, spaces.Dict)
+        ):
             env = PushTViews(env)
         return _fitted(env, env_id, spec.flatten)
     except ConfigError:
@@ -151,6 +158,8 @@ def shown_parts(env: gymnasium.Env[Any, Any], spec: EnvSpec) -> list[tuple[str, 
         env: as from ``make_env``.
         spec: its row; a part of an array that is no dict is named only where its meaning is known.
     """
+    if (named := getattr(env.unwrapped, "parts", None)) is not None:  # it lives in another process
+        return list(named)
     if isinstance(env, FlatObservation):
         inner: Any = env.env.observation_space
         parts = []
@@ -218,6 +227,15 @@ def _make(env_id: str, settings: dict[str, Any]) -> gymnasium.Env[Any, Any]:
         ) from error
     except TypeError as error:
         raise ConfigError(f"{env_id} does not take the arguments {settings}: {error}") from error
+
+
+def _served(env_id: str, render_mode: str | None) -> gymnasium.Env[np.ndarray, np.ndarray]:
+    if render_mode is not None:
+        raise ConfigError(f"{env_id} lives in another process and cannot be filmed from here; film it there")
+    made: gymnasium.Env[np.ndarray, np.ndarray] = importlib.import_module(
+        "offrl.evaluation.served"
+    ).ServedEnv(served_port(env_id))
+    return made
 
 
 def _fitted(env: gymnasium.Env[Any, Any], env_id: str, flatten: tuple[str, ...]) -> gymnasium.Env[Any, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from offrl.data.environments import EnvSpec
 from offrl.data.reference import scored_values
 from offrl.errors import ConfigError
-from offrl.evaluation.blocks import Episode, Plan
+from offrl.evaluation.blocks import WIDTH, Episode, Plan
 from offrl.evaluation.environments import env_spec
 from offrl.evaluation.pool import BlockPool
 from offrl.nn.policy import Policy
@@ -51,15 +51,19 @@ class Evaluator:
     Args:
         env: a Gymnasium id or a row of the environment table.
         workers: processes that play, this one included; the results do not depend on it.
+        width: episodes side by side; the policy acts for all of them at once. Episode k begins alike for every
+            width, but a policy's draws and the last digits of its actions differ.
 
     Raises:
-        ConfigError: the environment cannot be made, or workers below 1.
+        ConfigError: the environment cannot be made, or workers or width below 1.
         MissingExtraError: the environment's library is not installed.
     """
 
-    def __init__(self, env: EnvSpec | str, workers: int = 1) -> None:
+    def __init__(self, env: EnvSpec | str, workers: int = 1, *, width: int = WIDTH) -> None:
+        if width < 1:
+            raise ConfigError(f"width must be 1 or more, got {width}")
         spec = env_spec(env)
-        self.pool, self.env_id = BlockPool(spec, workers), spec.env_id
+        self.pool, self.env_id, self.width = BlockPool(spec, workers), spec.env_id, width
 
     def __call__(
         self,
@@ -75,7 +79,7 @@ class Evaluator:
         """Play ``episodes`` episodes; the arguments are those of ``evaluate``."""
         if episodes < 1:
             raise ConfigError(f"episodes must be 1 or more, got {episodes}")
-        plan = Plan(seed, stream, deterministic, max_steps=max_steps)
+        plan = Plan(seed, stream, deterministic, max_steps=max_steps, width=self.width)
         played: list[Episode] = []
 
         def consume(block: list[Episode]) -> bool:

@@ -4,6 +4,7 @@
     lerobot:DIR              a LeRobot diffusion policy, of either layout
     sb3:FILE.zip             a stable-baselines3 agent, read without running its code
     py:PACKAGE.MODULE:NAME   your own code: NAME(env_spec) returns a Policy, or a function of observations
+    served:PORT              a chunk policy in another process of this machine ('offrl serve policy')
     random                   uniform actions
     waypoint                 the hand-written controller of point mazes
     expert                   the scripted expert of PushT or FetchPickAndPlace
@@ -28,11 +29,15 @@ from offrl.data.environments import EnvSpec
 from offrl.data.reference import FETCH_PICK, PUSHT
 from offrl.errors import CheckpointError, ConfigError, PolicyError
 from offrl.evaluation.environments import env_spec, make_env
+from offrl.messages import served_port
 from offrl.nn.policy import JSON_NAME, Policy, load_policy, read_description
 from offrl.nn.random_policy import RandomPolicy
 
-FORMS = "run:DIR (or just DIR), sb3:FILE.zip, lerobot:DIR, py:PACKAGE.MODULE:NAME, random, waypoint, expert"
-SCHEMES = ("run", "sb3", "py", "lerobot")
+FORMS = (
+    "run:DIR (or just DIR), sb3:FILE.zip, lerobot:DIR, py:PACKAGE.MODULE:NAME, served:PORT, random, waypoint, "
+    "expert"
+)
+SCHEMES = ("run", "sb3", "py", "lerobot", "served")
 NAMES = ("random", "waypoint", "expert")
 
 
@@ -62,6 +67,9 @@ def load_source(text: str, spec: EnvSpec | str) -> Policy:
         return found
     if scheme == "py":
         return _load_python(rest, env_spec(spec))
+    if scheme == "served":
+        served: Policy = importlib.import_module("offrl.policies.served").ServedPolicy(served_port(text))
+        return served
     if rest == "waypoint":
         from offrl.evaluation.waypoint import WaypointPolicy
 

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,52 @@ def record(
         return encode(frames, path, fps=steps_per_second / stride)
     finally:
         simulator.close()
+
+
+def record_side_by_side(
+    policies: Sequence[Policy],
+    env: str | EnvSpec,
+    path: Path | str,
+    *,
+    seed: int = 0,
+    size: tuple[int, int] = (240, 240),
+) -> int:
+    """Film one episode of several policies from the same start, left to right; one that is over stands still.
+
+    Args:
+        policies: what acts.
+        env: Gymnasium id or specification.
+        path: ends in ``.mp4`` or ``.gif``.
+        seed: of the environment and of the policies' samples.
+        size: of each picture; environments of a size of their own keep it.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        ConfigError, MissingExtraError: as ``record``.
+    """
+    path = Path(path)
+    check_target(path)
+    choose_backend()
+    films, fps = [], float(TARGET_FPS)
+    for policy in policies:
+        simulator = _make(env, size)
+        try:
+            fps = float(simulator.metadata.get("render_fps") or TARGET_FPS)
+            stride = max(1, round(fps / TARGET_FPS))
+            films.append(list(_frames(policy, simulator, seed, stride * MAX_FRAMES, stride, True)))
+        finally:
+            simulator.close()
+    return encode(beside(films), path, fps=fps / stride)
+
+
+def beside(films: Sequence[Sequence[np.ndarray]]) -> Iterator[np.ndarray]:
+    """Films of one size side by side, with a light line between them; the last frame of a short one stays."""
+    for at in range(max(map(len, films))):
+        frames = [film[min(at, len(film) - 1)] for film in films]
+        gap = np.full((frames[0].shape[0], 4, 3), 255, np.uint8)
+        yield np.concatenate([part for frame in frames for part in (frame, gap)][:-1], axis=1)
 
 
 def check_target(path: Path) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offrl.llm.served import Served
+
 
 class Engine:
     """Knobs of staleness and mismatch.
@@ -13,11 +15,14 @@ class Engine:
     Args:
         policy: as training begins.
         delay: steps that the copy lags behind.
+        served: a server that samples instead, with the current weights.
         rounding: exact, bf16, int8 (symmetric, a scale a row) or fp8 (3 bits of mantissa, any exponent) weights.
     """
 
-    def __init__(self, policy: torch.nn.Module, delay: int, rounding: str) -> None:
-        self.delay, self.rounding = delay, rounding
+    def __init__(
+        self, policy: torch.nn.Module, delay: int, rounding: str, served: Served | None = None
+    ) -> None:
+        self.delay, self.rounding, self.served, self.sent = delay, rounding, served, False
         self.copy = copy.deepcopy(policy) if delay or rounding != "exact" else None
         self.past: list[list[Tensor]] = []
         if delay:
@@ -25,6 +30,11 @@ class Engine:
 
     def sampler(self, policy: Any) -> Any:
         """What samples now."""
+        if self.served is not None:
+            if not self.sent:
+                self.served.synchronize()
+            self.sent = True
+            return self.served
         if self.copy is None:
             return policy
         current = self.past[0] if self.delay else _weights(policy)
@@ -35,6 +45,7 @@ class Engine:
 
     def remember(self, policy: torch.nn.Module) -> None:
         """A step was made: the oldest parameters are dropped."""
+        self.sent = False
         if self.delay:
             self.past = [*self.past, _weights(policy)][-self.delay - 1 :]
 

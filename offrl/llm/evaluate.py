@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offrl.llm.generate import sample
+from offrl.llm.episodes import respond
 from offrl.llm.tasks.task import Task
 from offrl.training.seeding import stream
 
@@ -75,9 +75,9 @@ def evaluate(
     success, rewards, lengths, greedy = [], [], [], []
     for rows in torch.arange(prompts).split(max(at_once // samples, 1)):
         part = drawn.rows(rows.to(device))
-        best = sample(policy, part, temperature=0.0)
+        best = respond(policy, task, part, temperature=0.0)
         greedy.append(task.success(part, best))
-        responses = sample(policy, part, copies=samples, temperature=temperature, generator=generator)
+        responses = respond(policy, task, part, copies=samples, temperature=temperature, generator=generator)
         many = part.repeat(samples)
         success.append(task.success(many, responses).view(-1, samples))
         outcome = torch.stack([*task.rewards(many, responses).values()]).sum(dim=0)

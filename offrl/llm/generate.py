@@ -1,21 +1,22 @@
 """Sampling: a batched loop with the model's cache; each prompt is read once, whatever the number of its responses.
 
-Meant for models of up to a few hundred million parameters; a serving engine is faster beyond.
+Meant for models of up to a few hundred million parameters; a serving engine (``offrl.llm.served``) is faster beyond.
 """
 
 import torch
 from torch import Tensor
 
 from offrl.llm.models import LanguageModel
+from offrl.llm.served import Served
 from offrl.llm.text import Prompts, Responses
 
 
 @torch.no_grad()
 def sample(
-    policy: LanguageModel,
+    policy: LanguageModel | Served,
     prompts: Prompts,
     *,
-    copies: int = 1,
+    copies: int | Tensor = 1,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Responses:
@@ -24,12 +25,14 @@ def sample(
     A row ends with the end token or at its prompt's limit; what follows is padding.
 
     Args:
-        policy: what samples.
+        policy: what samples, or the server that does.
         prompts: N of them.
-        copies: responses a prompt.
+        copies: responses a prompt; (N,) for numbers of their own.
         temperature: logits are divided by it; 0 takes the most probable token.
         generator: the random stream; not needed at temperature 0.
     """
+    if isinstance(policy, Served):
+        return policy.respond(prompts, copies, temperature, generator)
     limits = prompts.limits.repeat_interleave(copies)
     alive = torch.ones_like(limits, dtype=torch.bool)
     tokens: list[Tensor] = []

@@ -14,26 +14,33 @@ from offrl.estimators.advantages import gae, next_values, rewards_at_end
 from offrl.estimators.aggregation import sequence_sum
 from offrl.estimators.groups import Groups, whole_groups
 from offrl.estimators.rollouts import Counts, count
+from offrl.llm.contexts import score_segments
 from offrl.llm.engine import Engine
-from offrl.llm.generate import sample
+from offrl.llm.episodes import respond
 from offrl.llm.method import Companion, LossSettings, Method, TextRollouts
 from offrl.llm.models import FORBIDDEN
 from offrl.llm.options import LLMOptions
 from offrl.llm.parallel import Ranks
+from offrl.llm.pretrained import folder_of
+from offrl.llm.prompts.parts import PromptParts
 from offrl.llm.rollouts import (
     component_names,
-    demonstrated,
     first_groups,
     group_shares,
     joined,
     moved,
     rollouts,
 )
+from offrl.llm.rollouts import demonstrations as demonstrations_of
 from offrl.llm.score import Scores, score
+from offrl.llm.served import Served
 from offrl.llm.tasks.task import Task
+from offrl.llm.text import Prompts, Responses
 from offrl.training.seeding import stream
 
-STREAMS = ("prompts", "sampling", "minibatches", "demonstrations", "method")
+FURTHER = 1_000_000
+"""Where the numbers of groups beside the batch's begin, in each process."""
+STREAMS = ("sampling", "minibatches", "demonstrations", "method")
 SAMPLED = ("reward", "success", "zero_variance", "all_right", "all_wrong", "length")
 UPDATED = (
     "loss",
@@ -89,12 +96,12 @@ class Learner:
         self.device = policy.bias.device
         frozen = {id(p): p for p in policy.parameters() if not p.requires_grad}  # shared, not copied
         self.reference = copy.deepcopy(policy, frozen) if settings.kl != 0.0 or method.reference else None
-        self.engine = Engine(policy, options.delay, options.engine)
+        self.engine = Engine(policy, options.delay, options.engine, self._server())
         if method.answers and not hasattr(task, "final_answers"):
             raise ConfigError(f"task {task.name} does not say what the final answer of a response is")
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.critic: nn.Linear | None = None
-        if method.critic:
+        if method.critic(settings) if callable(method.critic) else method.critic:
             self.critic = nn.Linear(policy.head.shape[1], 1).to(policy.head)
             nn.init.zeros_(self.critic.weight)
             nn.init.zeros_(self.critic.bias)
@@ -105,13 +112,31 @@ class Learner:
         self.streams["sampling"] = stream(options.seed, own, self.device)
         self.steps, self.updates, self.rollouts, self.tokens = 0, 0, 0, 0
         self.companion = (method.companion or Companion)(settings, self)
+        self.prompting = PromptParts(task, options, policy)
+        if self.ranks.size > 1 and options.chosen_parts:
+            raise ConfigError(f"{options.chosen_parts[0]} runs in one process, not in {self.ranks.size}")
+        own_sampling = type(self.companion).sampled is not Companion.sampled
+        if options.scaffold != "none" and own_sampling:
+            raise ConfigError(
+                "the method notes more of its samples than hinted ones have: leave --scaffold out"
+            )
         self.shown = Shown([], [], [])
+
+    def _server(self) -> Served | None:
+        """What samples instead of the policy, if anything."""
+        kind, _, address = self.options.generation.partition(":")
+        if kind == "own":
+            return None
+        if self.ranks.size > 1:
+            raise ConfigError("a server samples for one process: train with one")
+        return Served(address, self.policy, folder_of(self.options.model))
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of what ``update`` returns."""
         names = component_names(self.task)
-        return (*SAMPLED, *(f"reward_{name}" for name in names), *UPDATED, *self.companion.metrics)
+        own = (*self.prompting.metrics, *self.companion.metrics)
+        return (*SAMPLED, *(f"reward_{name}" for name in names), *UPDATED, *own)
 
     @property
     def progress(self) -> float:
@@ -162,42 +187,55 @@ class Learner:
             groups += len(batch.group_ids.unique())
             if groups >= self.options.prompts:
                 break
-        batch = first_groups(joined(kept, self.policy.pad), self.options.prompts)
-        return batch, {n: torch.stack([m[n] for m in metrics]).mean() for n in metrics[0]}
+        batch = joined(kept, self.policy.pad)
+        if method.keep is not None:
+            batch = first_groups(batch, self.options.prompts)
+        means = {n: torch.stack([m[n] for m in metrics if n in m]).mean() for n in metrics[0]}
+        return batch, means | self.prompting.stepped()
 
     def _sampled(self, number: int) -> tuple[TextRollouts, dict[str, Tensor]]:
         """One sampling: prompts, responses, rewards."""
         o, method, task = self.options, self.method, self.task
-        prompts = task.prompts(o.prompts, self.streams["prompts"])
+        sampler = self.engine.sampler(self.policy)
+        own: dict[str, Tensor] = {}
+        if number == 0:
+            own = self.prompting.refreshed(self.steps, partial(self._respond, sampler))
+        prompts, copies = self.prompting.ask()
         demonstrations = None
         if method.data != "rollouts":
             noise = getattr(self.settings, "noise", 0.0)
-            tokens = task.demonstrations(prompts, self.streams["demonstrations"], noise)
-            tokens = tokens[self.ranks.share(o.prompts)].to(self.device)
-            demonstrations = demonstrated(tokens, task.vocabulary.pad)
+            drawn = demonstrations_of(task, prompts, self.streams["demonstrations"], noise)
+            demonstrations = drawn.rows(self.ranks.share(o.prompts)).to(self.device)
         share = self.ranks.share(o.prompts)
         prompts = prompts.rows(share).to(self.device)
         groups = number * o.prompts + torch.arange(o.prompts, device=self.device)[share]
         parts: list[TextRollouts] = []
         found: dict[str, Tensor] = {}
         if method.data != "demonstrations":
-            sampler = self.engine.sampler(self.policy)
+            copies = copies.to(self.device) if isinstance(copies, Tensor) else copies
             draw = partial(
-                sample, sampler, prompts,
-                copies=o.group, temperature=o.temperature, generator=self.streams["sampling"],
+                respond, sampler, task, prompts,
+                copies=copies, temperature=o.temperature, generator=self.streams["sampling"],
             )  # fmt: skip
             responses, fields = self.companion.sampled(sampler, draw)
-            many, ids = prompts.repeat(o.group), groups.repeat_interleave(o.group)
+            many, ids = prompts.repeat(copies), groups.repeat_interleave(copies)
             batch, found = self._rewarded(many, responses, ids)
+            found |= own | self.prompting.observe(prompts, batch)
+            batch, hinted = self.prompting.rescued(
+                self.steps, prompts, batch, partial(self._respond, sampler), self._rows
+            )
+            found |= hinted
             batch = batch.replace(**fields)
             if method.greedy_baseline:
-                best = sample(self.policy, prompts, temperature=0.0)
+                best = respond(self.policy, task, prompts, temperature=0.0)
                 baseline = torch.stack([*task.rewards(prompts, best).values()]).sum(dim=0)
-                batch = batch.replace(baseline_rewards=baseline.repeat_interleave(o.group))
+                batch = batch.replace(baseline_rewards=baseline.repeat_interleave(copies))
                 self.rollouts += self.ranks.total(len(prompts))
                 self.tokens += self.ranks.total(int(best.mask.sum()))
             self.rollouts += self.ranks.total(len(many))
             parts.append(batch)
+            if (further := self.companion.more(sampler, many, responses)) is not None:
+                parts.append(self._further(*further))
         if demonstrations is not None:
             batch, of_demonstrations = self._rewarded(prompts, demonstrations, groups, demo=True)
             found = found or of_demonstrations
@@ -206,32 +244,62 @@ class Learner:
         everyones = self.ranks.gathered(joined(parts, self.policy.pad))
         return joined([moved(part, self.device) for part in everyones], self.policy.pad), found
 
+    def _further(
+        self, prompts: Prompts, responses: Responses, ids: Tensor, fields: dict[str, Tensor]
+    ) -> TextRollouts:
+        """What a companion sampled beside the batch, in groups of its own."""
+        shown = self.shown
+        batch, _ = self._rewarded(prompts, responses, ids + FURTHER * (1 + self.ranks.rank))
+        self.rollouts += self.ranks.total(len(ids))
+        self.shown = shown
+        return batch.replace(**fields)
+
     def _rewarded(
         self, prompts: Any, responses: Any, ids: Tensor, *, demo: bool = False
     ) -> tuple[TextRollouts, dict[str, Tensor]]:
-        components = self.task.rewards(prompts, responses)
-        each = torch.stack([*components.values()], dim=1)
-        outcome = each.sum(dim=1)
-        success = self.task.success(prompts, responses)
+        batch = self._rows(prompts, responses, ids, demo=demo)
+        assert batch.success is not None
+        outcome, success = batch.components.sum(dim=1), batch.success
         metrics = {"reward": outcome.mean(), "success": success.float().mean()}
         metrics |= group_shares(outcome, ids, success)
         metrics["length"] = responses.lengths.float().mean()
-        metrics |= {f"reward_{name}": value.float().mean() for name, value in components.items()}
-        if self.method.shaped is not None:
-            outcome = self.method.shaped(self.settings, outcome, responses, prompts.limits)
+        names = component_names(self.task)
+        metrics |= {
+            f"reward_{name}": value.float().mean()
+            for name, value in zip(names, batch.components.T, strict=True)
+        }
         self.tokens += self.ranks.total(int(responses.mask.sum()))
-        batch = rollouts(prompts, responses, outcome, ids, each, demo=demo)
-        batch = batch.replace(cut=self._cut(batch) & ~batch.demo)
-        if self.method.answers:
-            batch = batch.replace(answer_ids=self.task.final_answers(prompts, responses))
         text = self.task.vocabulary.text
         some = range(0, len(prompts), max(len(prompts) // 4, 1))
         self.shown = Shown(
             [text(prompts.tokens[i][prompts.mask[i]]) for i in some],
-            [text(responses.tokens[i][responses.mask[i]]) for i in some],
-            [float(outcome[i]) for i in some],
+            [text(responses.row(i)) for i in some],
+            [float(batch.rewards[i]) for i in some],
         )
         return batch, metrics
+
+    def _rows(self, prompts: Any, responses: Any, ids: Tensor, *, demo: bool = False) -> TextRollouts:
+        """Rows of a batch, one a response, with their rewards."""
+        each = torch.stack([*self.task.rewards(prompts, responses).values()], dim=1)
+        outcome = each.sum(dim=1)
+        if self.method.shaped is not None:
+            outcome = self.method.shaped(self.settings, outcome, responses, prompts.limits)
+        batch = rollouts(prompts, responses, outcome, ids, each, demo=demo)
+        cut = self._cut(batch) if responses.cut is None else responses.cut
+        batch = batch.replace(cut=cut & ~batch.demo, success=self.task.success(prompts, responses))
+        if self.method.answers:
+            batch = batch.replace(answer_ids=self.task.final_answers(prompts, responses))
+        return batch
+
+    def _respond(self, sampler: Any, prompts: Any, copies: int = 1) -> Responses:
+        """Responses beside those of the batch, to its hinted prompts or to score the pool; they count as rollouts."""
+        responses = respond(
+            sampler, self.task, prompts.to(self.device),
+            copies=copies, temperature=self.options.temperature, generator=self.streams["sampling"],
+        )  # fmt: skip
+        self.rollouts += len(responses.tokens)
+        self.tokens += int(responses.mask.sum())
+        return responses
 
     def _cut(self, batch: TextRollouts) -> Tensor:
         """(B,) bool: responses as long as allowed that did not end, where the task lets them end."""
@@ -256,7 +324,8 @@ class Learner:
             returns = values + gae(batch.rewards, values, following, mask=mask, discount=1.0, lam=lam)
             batch = batch.replace(values=values, next_values=following, returns=returns)
         batch = self.companion.measured(batch)
-        return batch.replace(advantages=self.estimator.advantages(batch))
+        advantages = self.estimator.advantages(batch)
+        return batch.replace(advantages=self.prompting.even(advantages, batch.group_ids))
 
     def _old(self, batch: TextRollouts) -> tuple[Tensor | None, Tensor | None]:
         """Old log-probabilities (None: the only update finds them by itself) and values (None: no critic)."""
@@ -271,9 +340,12 @@ class Learner:
     def _with_kl(self, batch: TextRollouts, old: Tensor | None, reference: Tensor | None) -> Tensor:
         """The rewards that the method's advantages read: of rows or of tokens, less the KL where it goes there."""
         log_ratio = None if old is None or reference is None else old - reference
-        if self.method.kl == "step-reward":
-            coefficient = 0.0 if log_ratio is None else self.settings.kl
-            return rewards_at_end(batch.rewards, batch.mask, log_ratio, coefficient)
+        if self.method.kl == "step-reward" or self.critic is not None:
+            in_reward = self.method.kl == "step-reward" and log_ratio is not None
+            coefficient = self.settings.kl if in_reward else 0.0
+            steps = 0.0 if batch.step_rewards is None else batch.step_rewards
+            rest = batch.rewards if batch.step_rewards is None else batch.rewards - batch.step_rewards.sum(1)
+            return steps + rewards_at_end(rest, batch.mask, log_ratio, coefficient)
         if self.method.kl == "reward" and log_ratio is not None:
             return batch.rewards - self.settings.kl * sequence_sum(log_ratio, batch.mask)
         return batch.rewards
@@ -301,7 +373,14 @@ class Learner:
             yield rows, self._score(batch.rows(rows), self.policy, entropy)
 
     def _score(self, batch: TextRollouts, policy: Any, entropy: bool = False) -> Scores:
-        owners = Groups(batch.group_ids).index  # rows of a group answer one prompt
+        if batch.segments is not None and bool((batch.segments > 0).any()):
+            assert batch.contexts is not None
+            assert batch.context_mask is not None
+            return score_segments(
+                policy, (batch.contexts, batch.context_mask), batch.segments, batch.tokens, batch.mask,
+                temperature=self.options.temperature, entropy=entropy,
+            )  # fmt: skip
+        owners = Groups(batch.group_ids if batch.sources is None else batch.sources).index  # equal prompts
         first = torch.zeros_like(owners).scatter(0, owners, torch.arange(len(owners), device=owners.device))
         first = first[: int(owners.max()) + 1]
         with self.companion.scoring(batch, policy, first):
@@ -396,6 +475,7 @@ class Learner:
             "streams": {name: g.get_state() for name, g in self.streams.items()},
             "sampling": self.ranks.gathered(self.streams["sampling"].get_state()),
             "companion": self.companion.state_dict(),
+            "prompting": self.prompting.state_dict(),
             "counters": [self.steps, self.updates, self.rollouts, self.tokens],
         }
 
@@ -418,6 +498,7 @@ class Learner:
             )
         self.streams["sampling"].set_state(state["sampling"][self.ranks.rank].cpu())
         self.companion.load_state_dict(state["companion"])
+        self.prompting.load_state_dict(state["prompting"])
         self.steps, self.updates, self.rollouts, self.tokens = state["counters"]
 
 

@@ -12,7 +12,7 @@ from offrl.errors import ConfigError
 from offrl.estimators.compose import Estimator, Spec
 from offrl.estimators.group_losses import GroupEstimator
 from offrl.estimators.rollouts import Rollouts
-from offrl.llm.text import Responses
+from offrl.llm.text import Prompts, Responses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +36,34 @@ class TextRollouts(Rollouts):
     """(B,) int64, equal for equal prompts, also across batches."""
     components: Tensor
     """(B, K) the rewards whose sum is the outcome, as the task gave them."""
+    success: Tensor | None = None
+    """(B,) bool: what the task calls right."""
+    sources: Tensor | None = None
+    """(B,) int64, equal for rows with the same prompt tokens; None: those of a group have."""
     cut: Tensor | None = None
     """(B,) bool: stopped by its limit, not by an end."""
     answer_ids: Tensor | None = None
     """(B,) int64, equal for equal final answers, -1 without one; for methods that ask for them."""
     baseline_weights: Tensor | None = None
     """(B,) what a row weighs in the baseline of the others, for methods that measure it."""
+    step_ids: Tensor | None = None
+    """(B, T) int64, the turn of its episode that a chosen token belongs to, -1 elsewhere."""
+    step_rewards: Tensor | None = None
+    """(B, T) what an environment paid for each turn, at its last token; None: there is no environment."""
+    entropies: Tensor | None = None
+    """(B, T) of the policy before a batch's updates, for methods that measure them."""
+    segments: Tensor | None = None
+    """(B, T) int64, the context that each token stands in, -1 where it was dropped from it; None: there is one."""
+    contexts: Tensor | None = None
+    """(B, S, C) what each context begins with, padded on the left; the first is the prompt."""
+    context_mask: Tensor | None = None
+    """(B, S, C) bool."""
+    corridor: Tensor | None = None
+    """(B, 3) lowest and highest entropy that is left alone, and the weight of what holds the others (EPO)."""
+    vines: Tensor | None = None
+    """(B,) bool: rows that are compared in sets (Polychromic)."""
+    set_advantages: Tensor | None = None
+    """(B, K) of the K sets of such a row, 0 of those without it, or of all its sets in one (Polychromic)."""
     factors: Tensor | None = None
     """(B, T) what a companion decided about each token before an update."""
     prompt_routes: Tensor | None = None
@@ -86,8 +108,8 @@ class Method:
     """It needs the reward of the greedy response."""
     kl: Literal["loss", "reward", "step-reward"] = "loss"
     """Where the KL goes: the loss, a row's reward, or the rewards of single tokens."""
-    critic: bool = False
-    """It learns values on the model's states."""
+    critic: bool | Callable[[Any], bool] = False
+    """It learns values on the model's states, always or under some settings."""
     shaped: Callable[[Any, Tensor, Responses, Tensor], Tensor] | None = None
     """(settings, rewards, responses, limits) -> rewards to learn from."""
     keep: Callable[[Any, TextRollouts], Tensor] | None = None
@@ -122,13 +144,32 @@ class Companion:
     def __init__(self, settings: Any, learner: Any) -> None:
         self.settings, self.learner = settings, learner
 
+    @staticmethod
+    def watches(settings: Any) -> bool:
+        """Whether it only reports under these settings, so that the method is the same without it."""
+        return False
+
     def log_probs(self, batch: TextRollouts) -> Tensor:
         """What the current policy says of a batch, without gradient; (B, T)."""
         return torch.cat([scores.log_probs for _, scores in self.learner.scored(batch)])
 
+    def entropies(self, batch: TextRollouts) -> Tensor:
+        """Of the current policy at each token of a batch, without gradient; (B, T)."""
+        parts = [scores.entropy for _, scores in self.learner.scored(batch, entropy=True)]
+        return torch.cat([part for part in parts if part is not None])
+
     def sampled(self, sampler: Any, draw: Callable[[], Responses]) -> tuple[Responses, dict[str, Tensor]]:
         """The responses that ``draw`` gives, and further fields of their rows; ``sampler`` is what draws."""
         return draw(), {}
+
+    def more(
+        self, sampler: Any, prompts: Prompts, responses: Responses
+    ) -> tuple[Prompts, Responses, Tensor, dict[str, Tensor]] | None:
+        """Further prompts with their responses, numbers of their groups from 0, and fields of their rows.
+
+        ``prompts`` and ``responses`` are those of the batch, row by row.
+        """
+        return None
 
     def scoring(self, batch: TextRollouts, policy: Any, first: Tensor) -> AbstractContextManager[None]:
         """Around each reading of a batch by a policy, whose prompts are those of the rows ``first``."""
@@ -160,6 +201,12 @@ class Companion:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
+
+
+def watches(method: Method, settings: Any) -> bool:
+    """Whether the method's companion, if any, only reports."""
+    watching = getattr(method.companion, "watches", None)
+    return method.companion is None or (watching is not None and bool(watching(settings)))
 
 
 def unused(settings: Any, reason: str, *names: str) -> None:

@@ -59,11 +59,11 @@ class LanguageModel(Protocol):
             (B, T, H).
         """
 
-    def begin(self, prompt_tokens: Tensor, prompt_mask: Tensor, copies: int) -> tuple[Tensor, Any]:
+    def begin(self, prompt_tokens: Tensor, prompt_mask: Tensor, copies: int | Tensor) -> tuple[Tensor, Any]:
         """The states that predict the first tokens, (N copies, H), and what ``advance`` goes on from."""
 
     def advance(self, state: Any, tokens: Tensor) -> Tensor:
-        """The states after one more token a row: (B,) -> (B, H); changes ``state``."""
+        """The states after one more token a row, (B,), or several, (B, K): -> (B, H); changes ``state``."""
 
 
 class Transformer(nn.Module):
@@ -82,6 +82,7 @@ class Transformer(nn.Module):
     def __init__(self, model: Any, allowed: Tensor, pad: int, ends: list[int]) -> None:
         super().__init__()
         self.model, self.pad = model, pad
+        self.bf16 = False  # whether its layers compute in bfloat16
         self.adapters: tuple[
             Any, ...
         ] = ()  # peft's view of the same model, in a tuple so that it is no second module
@@ -118,7 +119,11 @@ class Transformer(nn.Module):
         seen = torch.cat([prompt_mask[owners], torch.ones_like(answer, dtype=torch.bool)], dim=1)
         return torch.cat([first, self._run(answer, seen, cache)], dim=1)
 
-    def begin(self, prompt_tokens: Tensor, prompt_mask: Tensor, copies: int) -> tuple[Tensor, Any]:
+    def prompt_states(self, prompt_tokens: Tensor, prompt_mask: Tensor) -> Tensor:
+        """(N, P, H), the last states of prompts."""
+        return self._read(prompt_tokens, prompt_mask)[0]
+
+    def begin(self, prompt_tokens: Tensor, prompt_mask: Tensor, copies: int | Tensor) -> tuple[Tensor, Any]:
         """Reads the prompts once; see ``LanguageModel``."""
         states, cache = self._read(prompt_tokens, prompt_mask)
         cache.batch_repeat_interleave(copies)
@@ -126,10 +131,10 @@ class Transformer(nn.Module):
         return states[:, -1].repeat_interleave(copies, dim=0), {"cache": cache, "seen": seen}
 
     def advance(self, state: Any, tokens: Tensor) -> Tensor:
-        """One token a row; see ``LanguageModel``."""
-        seen = state["seen"]
-        state["seen"] = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
-        return self._run(tokens[:, None], state["seen"], state["cache"])[:, -1]
+        """One pass; see ``LanguageModel``."""
+        new = tokens.view(len(tokens), -1)
+        state["seen"] = torch.cat([state["seen"], torch.ones_like(new, dtype=torch.bool)], dim=1)
+        return self._run(new, state["seen"], state["cache"])[:, -1]
 
     def _read(self, prompt_tokens: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Any]:
         """States of all prompt tokens, and the cache after them."""
@@ -151,8 +156,9 @@ class Transformer(nn.Module):
             positions = (seen.long().cumsum(dim=1) - 1).clamp(min=0)[:, -new:]
         if self.takes_positions:
             options["position_ids"] = positions
-        states: Tensor = self.model.get_decoder()(input_ids=ids, **options).last_hidden_state
-        return states
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.bf16):
+            states: Tensor = self.model.get_decoder()(input_ids=ids, **options).last_hidden_state
+        return states.to(self.bias.dtype)
 
     def save(self, directory: Path, task: Task) -> None:
         """A Hugging Face directory: the model, or the adapter alone, and the tokenizer."""
@@ -192,14 +198,15 @@ class Table(nn.Module):
             nodes.append(node := len(SYMBOLS) * node + symbol + 1)
         return self.logits[torch.stack(nodes, dim=1)]
 
-    def begin(self, prompt_tokens: Tensor, prompt_mask: Tensor, copies: int) -> tuple[Tensor, Any]:
+    def begin(self, prompt_tokens: Tensor, prompt_mask: Tensor, copies: int | Tensor) -> tuple[Tensor, Any]:
         """The first row; see ``LanguageModel``."""
-        node = torch.zeros(copies * len(prompt_tokens), dtype=torch.int64, device=prompt_tokens.device)
+        node = torch.zeros_like(prompt_tokens[:, 0]).repeat_interleave(copies)
         return self.logits[node], {"node": node}
 
     def advance(self, state: Any, tokens: Tensor) -> Tensor:
-        """The rows one symbol further; see ``LanguageModel``."""
-        state["node"] = len(SYMBOLS) * state["node"] + tokens - self.first + 1
+        """The rows that many symbols further; see ``LanguageModel``."""
+        for symbol in tokens.view(len(tokens), -1).T:
+            state["node"] = len(SYMBOLS) * state["node"] + symbol - self.first + 1
         return self.logits[state["node"]]
 
     def save(self, directory: Path, task: Task) -> None:

@@ -8,6 +8,8 @@ import tyro
 
 from offrl.errors import ConfigError
 from offrl.llm.method import Method
+from offrl.llm.prompts.options import PromptOptions
+from offrl.llm.prompts.parts import check_parts, facts
 from offrl.llm.tasks.task import Task
 from offrl.training.progress import spaced
 
@@ -19,7 +21,9 @@ class DataOptions:
     model: str = "tiny:dense"
     """tiny:dense, tiny:medium, tiny:moe, tiny:table; a folder (a run, or a Hugging Face model), FILE.gguf, or hf:ID."""
     task: str = "t1"
-    """What is learnt: t1, t2, t2-hard, t3, t5, t5-conditioned, arithmetic ('offrl llm list' says what they are)."""
+    """What is learnt, such as t1, t2-hard or t4a ('offrl llm list' says which there are)."""
+    actor: str = ""
+    """Of t4d: the run whose model acts, frozen."""
     dataset: str = ""
     """Prompts of one's own in place of a task: FILE.jsonl, FILE.parquet, hf:ID or hf:ID:SPLIT."""
     eval_dataset: str = ""
@@ -32,6 +36,12 @@ class DataOptions:
     """auto: the tokenizer's own if it has one; none: prompts as they are; or a file with a Jinja template."""
     max_prompt: int = 512
     """Longer prompts of a data set are left out, in tokens."""
+    context: Literal["full", "truncate", "supo"] = "full"
+    """What a model sees of long episodes: all; the last half of a full window; summaries of its own (SUPO)."""
+    window: int = 0
+    """Tokens of the window; 0 with --context full."""
+    summaries: int = 3
+    """Summaries that an episode may have, of --context supo."""
     max_response: int = 128
     """Tokens of the longest response to prompts of a data set."""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -41,11 +51,15 @@ class DataOptions:
     @property
     def task_name(self) -> str:
         """Of the task or the data set."""
-        return Path(self.dataset.removeprefix("hf:").replace(":", "-")).stem if self.dataset else self.task
+        return (
+            Path(self.dataset.removeprefix("hf:").replace(":", "-")).stem
+            if self.dataset
+            else self.task.replace(":", "-")
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class LLMOptions(DataOptions):
+class LLMOptions(DataOptions, PromptOptions):
     """How to run, whatever the method."""
 
     lora_rank: int = 0
@@ -94,19 +108,28 @@ class LLMOptions(DataOptions):
     """Steps between checkpoints."""
     threads: int = 1
     """CPU threads."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: the model's layers compute in bfloat16; weights, logits, losses and updates stay in float32."""
+    generation: str = "own"
+    """What samples: own, or vllm-server:URL, a vLLM on this machine; weights in the folder it serves are replaced."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in (
             "steps", "prompts", "group", "minibatches", "reuse", "log_every", "eval_prompts", "eval_samples",
-            "checkpoint_every", "threads", "max_prompt", "max_response",
+            "checkpoint_every", "threads", "max_prompt", "max_response", "summaries",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
         for name in ("seed", "micro_batch", "delay", "warmup", "eval_every", "lora_rank"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.generation != "own":
+            check_served(self)
         if self.eval_dataset and not self.dataset and self.task != "arithmetic":
             raise ConfigError(f"task {self.task} has its own prompts: leave --eval-dataset out")
+        if (self.window > 0) != (self.context != "full"):
+            raise ConfigError("--window and --context truncate or supo go together")
         for name in ("temperature", "lr", "max_grad_norm"):
             if not getattr(self, name) > 0.0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
@@ -127,6 +150,21 @@ class LLMOptions(DataOptions):
         return self.prompts * self.group // self.minibatches
 
 
+def check_served(options: LLMOptions) -> None:
+    """Whether a server can do what is asked.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not options.generation.startswith(("vllm-server:http://", "vllm-server:https://")):
+        raise ConfigError(f"generation is own or vllm-server:URL with http, got {options.generation!r}")
+    idle = {"delay": options.delay, "engine": options.engine != "exact", "lora_rank": options.lora_rank}
+    if wrong := [name for name, given in idle.items() if given]:
+        raise ConfigError(
+            f"a server samples with the weights it is sent: leave --{wrong[0].replace('_', '-')} out"
+        )
+
+
 def divisors(number: int, times: int = 1) -> str:
     """``1, 2, 4 or 8``, each times a number."""
     found = [str(n * times) for n in range(1, number + 1) if number % n == 0]
@@ -139,6 +177,7 @@ def check(name: str, method: Method, options: LLMOptions) -> None:
     Raises:
         ConfigError: they do not; the message says what would.
     """
+    check_parts(name, method, options)
     if method.grouped and options.group < 2:
         raise ConfigError(f"{name} compares the responses of a group: --group must be 2 or more")
     if method.coupled and options.micro_batch % options.group:
@@ -150,6 +189,7 @@ def check(name: str, method: Method, options: LLMOptions) -> None:
         if options.group != 1:
             raise ConfigError(f"{name} learns from one demonstration a prompt: pass --group 1")
         idle = {"delay": options.delay, "engine": options.engine != "exact", "bypass": options.bypass}
+        idle |= {"generation": options.generation != "own"}
         if wrong := [option for option, given in idle.items() if given]:
             raise ConfigError(f"{name} samples nothing: leave --{wrong[0]} out")
 
@@ -182,15 +222,19 @@ def plan(
     # per token: about 16 vectors a layer are kept for the backward pass, and keys and values while sampling
     activations = 4 * micro * length * width * (16 * layers + 8)
     memory = 4 * copies * parameters + 4 * frozen * (1 + (copies - 4)) + activations
-    return {
-        "prompts per step": str(options.prompts),
-        "responses per step": f"{rows} ({options.group} a prompt)"
-        if method.data != "demonstrations"
-        else "0",
-        "updates per step": f"{options.reuse * options.minibatches} of {options.minibatch_rows} responses",
-        "rows of one pass": str(micro),
-        "tokens per step": f"at most {rows * task.max_response} sampled, {rows * length} with prompts",
-        "rollouts in all": str(rows * options.steps if method.data != "demonstrations" else 0),
-        "parameters": spaced(parameters) + f" beside {spaced(frozen)} frozen" * (frozen > 0),
-        "peak memory": f"about {memory / 1e6:.0f} MB beside the libraries (rough)",
-    } | method.facts(settings, options)
+    return (
+        {
+            "prompts per step": str(options.prompts),
+            "responses per step": f"{rows} ({options.group} a prompt)"
+            if method.data != "demonstrations"
+            else "0",
+            "updates per step": f"{options.reuse * options.minibatches} of {options.minibatch_rows} responses",
+            "rows of one pass": str(micro),
+            "tokens per step": f"at most {rows * task.max_response} sampled, {rows * length} with prompts",
+            "rollouts in all": str(rows * options.steps if method.data != "demonstrations" else 0),
+            "parameters": spaced(parameters) + f" beside {spaced(frozen)} frozen" * (frozen > 0),
+            "peak memory": f"about {memory / 1e6:.0f} MB beside the libraries (rough)",
+        }
+        | facts(options)
+        | method.facts(settings, options)
+    )

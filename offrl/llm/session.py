@@ -20,12 +20,13 @@ from offrl.evaluation.rollout import EvaluationResult
 from offrl.llm.evaluate import Evaluation, evaluate
 from offrl.llm.learner import Learner, Shown
 from offrl.llm.methods import load_method
-from offrl.llm.models import load_model
+from offrl.llm.models import Table, load_model
 from offrl.llm.options import DataOptions, LLMOptions, check
 from offrl.llm.parallel import Ranks, join
 from offrl.llm.rewards import absolute
 from offrl.llm.tasks import task_for
 from offrl.llm.tasks.task import Task
+from offrl.nn.precision import Precision
 from offrl.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from offrl.training.loop import MetricMeans
 from offrl.training.options import resolve_device, settings_from_json
@@ -83,7 +84,7 @@ def anywhere(options: Options) -> Options:
     """The same options with absolute paths, for a run that is resumed from another folder."""
     paths: dict[str, Any] = {
         name: str(Path(given).resolve())
-        for name in ("model", "dataset", "eval_dataset", "chat_template")
+        for name in ("model", "dataset", "eval_dataset", "chat_template", "hints", "v0_weights", "actor")
         if (given := getattr(options, name)) and Path(given).exists()
     }
     return dataclasses.replace(options, **paths, reward=tuple(map(absolute, options.reward)))
@@ -129,6 +130,11 @@ def build(name: str, settings: Any, options: LLMOptions, ranks: Ranks | None = N
     torch.set_num_threads(options.threads)
     policy = load_model(options.model, task, options.seed, options.lora_rank)
     policy = policy.to(resolve_device(options.device))
+    if options.precision == "bf16":
+        if isinstance(policy, Table):
+            raise ConfigError("tiny:table has no layers: leave --precision out")
+        Precision("bf16", policy.bias.device.type)  # refuses what the device lacks
+        policy.bf16 = True
     return Learner(method, settings, task, policy, options, ranks)
 
 
@@ -169,7 +175,8 @@ def _config(name: str, settings: Any, options: LLMOptions) -> dict[str, Any]:
         "reference_returns": None, "seed": options.seed, "steps": options.steps, "log_every": options.log_every,
         "eval_every": options.eval_every, "eval_episodes": options.eval_prompts, "final_episodes": 0,
         "checkpoint_every": options.checkpoint_every, "workers": 1, "device": options.device,
-        "threads": options.threads, "precision": "float32", "compile": False, "tensorboard": False, "wandb": False,
+        "threads": options.threads, "precision": options.precision, "compile": False,
+        "tensorboard": False, "wandb": False,
     }  # fmt: skip
 
 

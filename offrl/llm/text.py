@@ -82,8 +82,8 @@ class Prompts:
         """Some of them."""
         return Prompts(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
 
-    def repeat(self, copies: int) -> "Prompts":
-        """Each ``copies`` times, equal ones beside each other."""
+    def repeat(self, copies: int | Tensor) -> "Prompts":
+        """Each ``copies`` times, or (N,) times each, equal ones beside each other."""
         return self.rows(torch.arange(len(self), device=self.tokens.device).repeat_interleave(copies))
 
     def to(self, device: torch.device | str) -> "Prompts":
@@ -101,11 +101,56 @@ class Responses:
     """(N, T) bool: tokens that were chosen, the end among them."""
     log_probs: Tensor
     """(N, T) of the policy that sampled, at its temperature; 0 outside the mask."""
+    step_ids: Tensor | None = None
+    """(N, T) int64, the turn that a chosen token belongs to, -1 elsewhere; None: there is one turn."""
+    rewards: Tensor | None = None
+    """(N, T) what an environment paid for a turn, at its last token; None: there is no environment."""
+    cut: Tensor | None = None
+    """(N,) bool, stopped by a limit; None: the end token tells."""
+    segments: Tensor | None = None
+    """(N, T) int64, the context that a token stands in, -1 where it was dropped from it; None: there is one."""
+    contexts: Tensor | None = None
+    """(N, S, C) what each context begins with, padded on the left; the first is the prompt."""
+    context_mask: Tensor | None = None
+    """(N, S, C) bool, False at padding and of contexts that a row does not have."""
+    overlong: Tensor | None = None
+    """(N,) bool: ran out of summaries."""
 
     @property
     def lengths(self) -> Tensor:
         """(N,) int64."""
         return self.mask.sum(dim=1)
+
+    def row(self, index: int) -> Tensor:
+        """The tokens of one, with what an environment said between them."""
+        tokens = self.tokens[index]
+        return tokens[self.mask[index] if self.step_ids is None else tokens != PAD]
+
+    def rows(self, index: Tensor | slice) -> "Responses":
+        """Some of them."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Responses(**{name: x if x is None else x[index] for name, x in fields.items()})
+
+    def to(self, device: torch.device | str) -> "Responses":
+        """On another device."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Responses(**{name: x if x is None else x.to(device) for name, x in fields.items()})
+
+    @property
+    def paid(self) -> Tensor:
+        """(N,) sum of the environment's rewards."""
+        return self.log_probs.new_zeros(len(self.tokens)) if self.rewards is None else self.rewards.sum(dim=1)
+
+
+def stacked(parts: list[Prompts]) -> Prompts:
+    """The rows of all parts, padded to the longest."""
+    width = max(part.tokens.shape[1] for part in parts)
+
+    def wide(x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x, (width - x.shape[1], 0)) if x.dim() == 2 else x
+
+    names = [field.name for field in dataclasses.fields(Prompts)]
+    return Prompts(*(torch.cat([wide(getattr(part, name)) for part in parts]) for name in names))
 
 
 def left_padded(rows: list[list[int]], width: int) -> tuple[Tensor, Tensor]:

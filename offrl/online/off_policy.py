@@ -33,6 +33,7 @@ from offrl.estimators.likelihood import tanh_gaussian_sample
 from offrl.nn.gradients import gradients
 from offrl.nn.mlp import Params, detached, init_mlp, mlp, unstack
 from offrl.nn.policy import Policy, SquashedGaussianPolicy
+from offrl.nn.precision import Precision
 from offrl.nn.soft_actor_critic import LOG_STD_MAX, values
 from offrl.nn.trainable import Trainable
 
@@ -347,10 +348,11 @@ class OffPolicyMethod(OffPolicyAlgorithm):
         """``gradient_steps`` updates."""
         assert isinstance(self.replay_buffer, Buffer)
         self.policy.set_training_mode(True)
-        for _ in range(gradient_steps):
-            metrics = self.update(self.replay_buffer.batch(batch_size, self._vec_normalize_env))
-            for name, value in metrics.items():
-                self._sums[name] = self._sums[name] + value if name in self._sums else value
+        with Precision("float32", self.device.type):
+            for _ in range(gradient_steps):
+                metrics = self.update(self.replay_buffer.batch(batch_size, self._vec_normalize_env))
+                for name, value in metrics.items():
+                    self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._summed += gradient_steps
         self._n_updates += gradient_steps
 

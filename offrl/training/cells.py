@@ -4,6 +4,7 @@ A finished cell is never run again; a training cell that was interrupted resumes
 retried and then reported. Pages are made from the raw files alone.
 """
 
+import csv
 import dataclasses
 import json
 import os
@@ -281,7 +282,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def raw_record(directory: Path) -> dict[str, Any]:
-    """The raw numbers of a finished run: every episode's return, the last metrics, settings, versions, speed.
+    """The raw numbers of a finished run: every episode's return (and success), last metrics, settings, versions, speed.
 
     A run that rows were drawn from is named by its path from here.
     """
@@ -289,20 +290,20 @@ def raw_record(directory: Path) -> dict[str, Any]:
     config = run.config
     if config.get("mix"):
         config = config | {"mix": config["mix"] | {"uri": os.path.relpath(config["mix"]["uri"])}}
-    evaluations: dict[int, list[float]] = {}
-    rows = (directory / "eval.csv").read_text().splitlines()
-    names = rows[0].split(",")
-    step, value = names.index("step"), names.index("return")
-    for row in rows[1:]:
-        cells = row.split(",")
-        evaluations.setdefault(int(cells[step]), []).append(float(cells[value]))
+    evaluations: dict[int, dict[str, list[float]]] = {}
+    with (directory / "eval.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            episodes = evaluations.setdefault(int(row["step"]), {"returns": []})
+            episodes["returns"].append(float(row["return"]))
+            if row.get("success"):
+                episodes.setdefault("successes", []).append(float(row["success"]))
     header, *lines = (line.split(",") for line in (directory / "metrics.csv").read_text().splitlines())
     timing_header, *timing = (line.split(",") for line in (directory / "timing.csv").read_text().splitlines())
     rates = [float(line[timing_header.index("steps_per_second")]) for line in timing]
     return {
         "config": config,
         "versions": run.recorded_versions(),
-        "evaluations": [{"step": s, "returns": r} for s, r in evaluations.items()],
+        "evaluations": [{"step": s, **episodes} for s, episodes in evaluations.items()],
         "last_metrics": dict(zip(header, map(_number, lines[-1]), strict=True)) if lines else {},
         "seconds": float(timing[-1][timing_header.index("seconds")]) if timing else None,
         "median_steps_per_second": float(np.median(rates)) if rates else None,

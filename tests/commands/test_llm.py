@@ -21,6 +21,12 @@ def test_the_list_has_every_method_and_task(capsys):
         "t2-hard",
         "arithmetic",
         "regex:PATTERN",
+        "--sampler vas",
+        "--allocator knapsack",
+        "--predictor v0",
+        "--curriculum stages",
+        "--scaffold hints",
+        "arXiv:2509.25849",
     ):
         assert word in out
 
@@ -42,6 +48,41 @@ def test_a_run_from_start_to_evaluation(tmp_path, capsys):
     assert low <= trained["pass@4"][0] <= high
     assert main(["llm", "eval", str(run), "--k", "2", "--prompts", "4", "--no-base"]) == 0
     assert "pass@2" in capsys.readouterr().out
+
+
+PARTS = [
+    "--task",
+    "t2-hard",
+    "--pool",
+    "20",
+    "--sampler",
+    "vas",
+    "--vas-rollouts",
+    "2",
+    "--allocator",
+    "knapsack",
+]
+PARTS += ["--budget-high", "9", "--curriculum", "stages", "--stage-bounds", "4", "8", "--scaffold", "hints"]
+
+
+def test_any_method_runs_with_all_parts(tmp_path, capsys):
+    command = ["llm", "train", "gdpo", *PARTS, "--hint-exempt", "0", "--steps", "2", *SMALL]
+    assert main([*command, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "responses per step   16 (2 to 9 a prompt, by history)" in out
+    assert "2 responses to each prompt of the pool every 28 steps" in out
+    assert "from step 1 on, a response a level to each prompt that failed" in out
+    assert "rising stages, the next by steps" in out
+    assert main([*command, "--log-every", "1", "--out", str(tmp_path), "-q"]) == 0
+    (run,) = (tmp_path / "gdpo" / "t2-hard").iterdir()
+    header, first, _ = (run / "metrics.csv").read_text().splitlines()
+    row = dict(zip(header.split(","), first.split(","), strict=True))
+    wanted = {"vas_variance", "vas_diversity", "vas_zero", "stage", "stage_success", "replayed"}
+    wanted |= {"budget_least", "budget_most", "prediction_error"}
+    wanted |= {"hint_prompts", "hint_rescued", "hint_level", "hint_graduated"}
+    assert wanted <= set(row)
+    assert float(row["rollouts"]) > 2 * 19 + 16
+    assert float(row["stage"]) == 1.0
 
 
 def test_a_dry_run_says_what_a_step_costs_and_writes_nothing(tmp_path, capsys):
@@ -70,7 +111,7 @@ def test_a_dry_run_says_what_a_step_costs_and_writes_nothing(tmp_path, capsys):
     ("argv", "code", "says"),
     [
         (["llm", "train", "gprpo"], 1, "did you mean 'grpo'"),
-        (["llm", "train", "grpo", "--task", "t9"], 1, "there are t1, t2, t2-hard, t3"),
+        (["llm", "train", "grpo", "--task", "t9"], 1, "there are t1, t2, t2-hard, t2-cliff, t3"),
         (["llm", "train", "grpo", "--minibatches", "5"], 2, "it can be 1, 2, 4, 8, 16 or 32"),
         (["llm", "train", "grpo", "--promts", "5"], 2, "did you mean --prompts"),
         (["llm", "trian"], 2, "did you mean 'train'"),

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from offrl.data.environments import environment_for
+from offrl.data.load import load_dataset
 from offrl.errors import MissingExtraError
 from offrl.evaluation.environments import SelfContained, make_env
+from offrl.training.build import dataset_env
 
 
 class Leaky(gymnasium.Env):
@@ -89,3 +91,13 @@ def test_a_missing_ogbench_is_named_with_its_extra(monkeypatch):
         monkeypatch.delitem(gymnasium.registry, env_id)
     with pytest.raises(MissingExtraError, match=r"pip install 'offrl\[ogbench\]'"):
         make_env(environment_for("ogbench:cube-single-play-singletask-v0"))
+
+
+@pytest.mark.parametrize(("view", "size"), [("", 5), ("/keypoints", 18)])
+def test_pusht_is_made_as_its_demonstrations_name_it(view, size):
+    """Of the state view, which is an array, the order of parts is a name and nothing to take apart."""
+    spec = dataset_env(load_dataset(f"builtin:pusht-demo{view}"), None)
+    env = make_env(spec)
+    assert env.observation_space.shape == (size,)
+    assert env.reset(seed=0)[0].shape == (size,)
+    env.close()

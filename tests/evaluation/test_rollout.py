@@ -286,6 +286,26 @@ def test_the_evaluator_reports_progress_and_can_be_closed_twice():
     assert calls == [(5, 12), (10, 12), (12, 12)]
 
 
+def test_episodes_side_by_side_are_the_same_ones_and_the_policy_sees_them_together():
+    rows = []
+
+    class Watching(SquashedGaussianPolicy):
+        def forward(self, observations):
+            rows.append(len(observations))
+            return observations[:, 1:2]
+
+    results = []
+    for width in (1, 3, 7):
+        with Evaluator(PENDULUM, width=width) as evaluator:
+            results.append(evaluator(Watching(3, 1, (4,), [-2.0], [2.0]), 7))
+            assert set(rows) == {width}
+            rows.clear()
+    for result in results[1:]:
+        np.testing.assert_allclose(result.returns, results[0].returns, rtol=1e-6)
+    with pytest.raises(ConfigError, match="width must be 1 or more, got 0"):
+        Evaluator(PENDULUM, width=0)
+
+
 # --- refusals ---------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,9 @@ from offrl.llm.options import LLMOptions
 from offrl.llm.tasks import load_task
 from offrl.llm.text import EOS, Responses
 
+SINGLE_TURN = {"polychromic": {"states": 0, "n": 2}}
+"""Settings of methods whose own are for episodes of several turns."""
+
 
 def learner(name="grpo", settings=None, *, model="tiny:dense", double=True, **options):
     method = load_method(name)
@@ -23,7 +26,9 @@ def learner(name="grpo", settings=None, *, model="tiny:dense", double=True, **op
     task = load_task(given.task)
     policy = load_model(given.model, task, given.seed)
     policy = policy.double() if double else policy
-    return Learner(method, method.config(**(settings or {})), task, policy, given)
+    return Learner(
+        method, method.config(**SINGLE_TURN.get(name, {}), **(settings or {})), task, policy, given
+    )
 
 
 class Favourite:

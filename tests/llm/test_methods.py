@@ -33,7 +33,8 @@ def ragged(seed=0):
         cut=torch.tensor(DEMO), answer_ids=torch.tensor(IDS) % 3, baseline_weights=mask.sum(1).double(),
         prompt_tokens=mask.long(), prompt_mask=mask, tokens=mask.long(), limits=mask.sum(1),
         mask=mask, old_log_probs=old, rollout_log_probs=old, ref_log_probs=0.9 * old, rewards=rewards, group_ids=torch.tensor(IDS),
-        demo=torch.tensor(DEMO), factors=mask.double(), prompt_ids=torch.tensor(IDS), components=torch.stack([rewards, rewards.flip(0)], dim=1),
+        step_ids=torch.arange(shape[1]).where(mask, -1), entropies=-old, vines=torch.tensor(DEMO), set_advantages=rewards[:, None],
+        corridor=torch.tensor([[0.2, 0.6, 1.5]]).expand(len(LENGTHS), 3), demo=torch.tensor(DEMO), factors=mask.double(), prompt_ids=torch.tensor(IDS), components=torch.stack([rewards, rewards.flip(0)], dim=1),
         baseline_rewards=torch.tensor([0.3, 0.1, 0.3, 0.1, 0.1, 0.3, 0.1], dtype=torch.float64),
     )  # fmt: skip
     return log_probs, batch
@@ -197,10 +198,10 @@ def config_of(name, **settings):
 def test_parts_of_a_batch_add_up_under_global_counts(name):
     log_probs, batch = ragged()
     method = load_method(name)
-    if name == "ppo":
+    if name in ("ppo", "polychromic"):
         x = batch.old_log_probs
         batch = batch.replace(values=x, next_values=x, returns=x, rewards=x)
-    if method.kl == "step-reward" and name != "ppo":
+    if method.kl == "step-reward" and batch.values is None:
         batch = batch.replace(rewards=batch.old_log_probs)
     estimator = method.estimator(config_of(name, entropy=0.1), LIMIT)
     batch = estimator.prepare(batch)

@@ -38,7 +38,7 @@ def found(tmp_path_factory):
 
 def test_two_processes_give_the_gradient_of_one(found):
     cases = {name: facts for name, facts in found.items() if name != "together"}
-    assert len(cases) == 7
+    assert len(cases) == 8
     for name, facts in cases.items():
         assert facts["scale"] > 1e-4, name
         assert facts["gradient"] < 1e-5, name

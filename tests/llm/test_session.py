@@ -53,6 +53,22 @@ CASES = {
     "d3s": ({}, {"task": "t2", "minibatches": 2}),
     "oblr_po": ({}, {"task": "t2"}),
     "hpt": ({}, {"task": "t2", "minibatches": 2}),
+    "gdpo": (
+        {},
+        {
+            **{"task": "t2", "pool": 24, "sampler": "vas", "vas_every": 2, "vas_rollouts": 2, "group": 4},
+            **{"allocator": "knapsack", "curriculum": "stages", "stage_bounds": (4, 8), "stage_replay": 0.5},
+            **{"stage_advance": "plateau", "stage_every": 1, "stage_patience": 1},
+            **{"scaffold": "hints", "hint_exempt": 0.3, "minibatches": 2},
+        },
+    ),
+    "dr_grpo": (
+        {},
+        {"task": "t2", "allocator": "knapsack", "predictor": "v0", "budget_high": 9, "prompts": 8},
+    ),
+    "epo": ({"low": 0.9, "high": 1.0}, {"task": "t4a"}),
+    "empg": ({}, {"task": "t6", "context": "supo", "window": 32}),
+    "polychromic": ({"states": 1, "vines": 4, "share": "set"}, {"task": "t4b", "minibatches": 2}),
     "copg": ({"kl": 0.5}, {"task": "t2", "micro_batch": 8, "minibatches": 2}),
 }
 

@@ -13,7 +13,7 @@ from offrl.llm.options import LLMOptions
 from offrl.llm.parallel import Ranks, join
 from offrl.llm.tasks import load_task
 
-METHODS = ("grpo", "reinforce_plus_plus", "ppo", "luffy", "sft")
+METHODS = ("grpo", "reinforce_plus_plus", "ppo", "luffy", "sft", "oblr_po")
 
 
 def learner(name, ranks, **given):

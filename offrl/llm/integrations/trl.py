@@ -25,10 +25,14 @@ from torch import Tensor
 from offrl.errors import ConfigError, MissingExtraError
 from offrl.estimators.compose import Estimator
 from offrl.estimators.rollouts import Counts, Rollouts
+from offrl.llm.method import watches
 from offrl.llm.methods import load_method
 
 VERSIONS = ("1.16", "1.17")
 """From the first, below the second: the trainer's private steps that we replace may change with any minor version."""
+
+KNOWN = {"rewards", "components", "group_ids", "mask", "lengths", "cut", "old_log_probs", "rollout_log_probs"}
+"""What a method may read."""
 
 
 def loss(
@@ -64,10 +68,26 @@ def loss(
     return value, estimator.surrogate(log_probs.detach(), rollouts, counts)
 
 
-def advantages(estimator: Estimator, rewards: Tensor, group: int, mask: Tensor) -> Tensor:
-    """Of all processes' rows: (B,) rewards of groups beside each other, (B, T) mask -> (B,)."""
-    ids = torch.arange(len(rewards), device=rewards.device) // group
-    return estimator.advantages(Rollouts(rewards=rewards, group_ids=ids, mask=mask))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TRLRollouts(Rollouts):
+    """What TRL knows of a batch."""
+
+    components: Tensor | None = None
+    """(B, K) weighted rewards."""
+    cut: Tensor | None = None
+    """(B,) bool: a response of the greatest length."""
+
+
+def advantages(estimator: Estimator, components: Tensor, ids: Tensor, mask: Tensor, longest: int) -> Tensor:
+    """Of all processes' rows: (B, K) weighted rewards, (B,) ids of groups, (B, T) mask -> (B,).
+
+    A response of ``longest`` tokens counts as cut.
+    """
+    cut = mask.sum(dim=1) >= longest
+    rollouts = TRLRollouts(
+        rewards=components.sum(dim=1), components=components, group_ids=ids, mask=mask, cut=cut
+    )  # fmt: skip
+    return estimator.advantages(rollouts)
 
 
 def trainer(name: str, settings: Any = None) -> Any:
@@ -87,7 +107,7 @@ def trainer(name: str, settings: Any = None) -> Any:
         "demonstrations": method.data != "rollouts", "greedy responses": method.greedy_baseline,
         "a critic": method.critic, "other groups": method.keep is not None,
         "whole groups in a loss": method.coupled, "final answers": method.answers,
-        "a step of its own in the engine": method.companion is not None, "a reference": method.reference,
+        "a step of its own in the engine": not watches(method, settings), "a reference": method.reference,
         "a KL in its reward": method.kl != "loss" and settings.kl != 0.0,
     }  # fmt: skip
     if wrong := [what for what, asked in own.items() if asked]:
@@ -96,6 +116,12 @@ def trainer(name: str, settings: Any = None) -> Any:
         )
     if settings.kl != 0.0:
         raise ConfigError("give the KL's coefficient as beta of GRPOConfig, so that TRL keeps a reference")
+    made = method.estimator(settings, 1)
+    assert isinstance(made, Estimator)
+    if unknown := sorted(made.needs() - KNOWN):
+        raise ConfigError(
+            f"{name} needs {unknown[0]}, which TRL's loop does not give: use offrl llm train {name}"
+        )
     base = _grpo_trainer()
 
     def estimator(length: int, beta: float) -> Estimator:
@@ -134,7 +160,7 @@ def _subclass(base: Any, estimator_of: Callable[[int, float], Estimator]) -> Any
 
         def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
             found = super()._calculate_rewards(*args, **kwargs)
-            self._rewards = (found * self.reward_weights.to(found.device)).nansum(dim=1)
+            self._components = (found * self.reward_weights.to(found.device)).nan_to_num(nan=0.0)
             return found
 
         def _generate_and_score_completions(self, inputs: Any) -> Any:
@@ -142,12 +168,17 @@ def _subclass(base: Any, estimator_of: Callable[[int, float], Estimator]) -> Any
             mask = output["completion_mask"].bool()
             lengths = self.accelerator.gather(mask.sum(dim=1))
             whole = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-            found = advantages(self.estimator, self._rewards, self.num_generations, whole)
+            ids = self._group_ids(len(self._components))
+            found = advantages(self.estimator, self._components, ids, whole, self.max_completion_length)
             mine = slice(
                 self.accelerator.process_index * len(mask), (self.accelerator.process_index + 1) * len(mask)
             )
             output["advantages"] = found[mine]
             return output
+
+        def _group_ids(self, count: int) -> Tensor:
+            """Of all processes' rows; those of a prompt are beside each other."""
+            return torch.arange(count, device=self.accelerator.device) // self.num_generations
 
         def _compute_loss(self, model: Any, inputs: Any) -> Any:
             ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)

@@ -91,8 +91,65 @@ METHODS = {
     "oblr_po": Entry(
         "group_weighted", "old", "ppo_clip", "seq-mean-token-sum", "rollouts", "arXiv:2511.23310"
     ),
+    "empg": Entry(
+        "group_std, modulated", "old", "ppo_clip", "seq-mean-token-mean", "episodes", "arXiv:2509.09265"
+    ),
+    "epo": Entry("group_std", "old", "ppo_clip", "seq-mean-token-mean", "episodes", "arXiv:2509.22576"),
+    "polychromic": Entry("gae, mixed", "old", "ppo_clip", "token-mean", "episodes, sets", "arXiv:2509.25424"),
+    "retroformer": Entry("group_mean", "old", "ppo_clip", "token-mean", "reflections", "arXiv:2308.02151"),
     "pacs": Entry("classification (a loss)", "-", "-", "mean of rows", "rollouts", "arXiv:2509.02522"),
 }
+
+IN_TRL = frozenset(
+    ("reinforce", "rloo", "reinforce_plus_plus", "grpo", "dr_grpo", "gspo", "cispo", "gpg", "sapo", "gmpo")
+) | {"beta_norm", "gdpo", "minirl", "adora"}
+"""Methods that offrl.llm.integrations.trl can run."""
+IN_VERL = IN_TRL - {"gdpo"} | {"remax"}
+"""Methods that offrl.llm.integrations.verl can run."""
+NATIVE = {  # method -> framework -> its own name for it, and what differs from ours
+    "rloo": {
+        "trl": "RLOOTrainer: clips the ratio of whole responses",
+        "verl": "adv_estimator rloo: a response alone in its group keeps its reward; the loss is the actor's",
+    },
+    "remax": {
+        "verl": "adv_estimator remax, loss_mode vanilla: also clips negative advantages at clip_ratio_c"
+    },
+    "reinforce_plus_plus": {
+        "verl": "adv_estimator reinforce_plus_plus[_baseline], loss_mode vanilla: also clips at clip_ratio_c"
+    },
+    "ppo": {"verl": "adv_estimator gae with a critic model of its own"},
+    "grpo": {
+        "trl": "loss_type grpo: std + 1e-4 where ours is std + 1e-6",
+        "verl": "adv_estimator grpo, loss_mode vanilla, loss_agg_mode seq-mean-token-mean: also clips at clip_ratio_c",
+    },
+    "dr_grpo": {
+        "trl": "loss_type dr_grpo with scale_rewards none",
+        "verl": "norm_adv_by_std_in_grpo false, loss_agg_mode seq-mean-token-sum-norm: also clips at clip_ratio_c",
+    },
+    "dapo": {"trl": "loss_type dapo: does not sample other groups", "verl": "recipe dapo"},
+    "gspo": {"trl": "loss_type grpo with importance_sampling_level sequence", "verl": "loss_mode gspo"},
+    "cispo": {
+        "trl": "loss_type cispo: epsilon_high is the whole bound, ours stands above 1",
+        "verl": "loss_mode cispo: also a floor, our --floor",
+    },
+    "gpg": {"verl": "adv_estimator gpg, loss_mode gpg: counts rewards other than 0, our --counts rewarded"},
+    "sapo": {"trl": "loss_type sapo", "verl": "loss_mode sapo"},
+    "gmpo": {"verl": "loss_mode geo_mean: means are over the micro-batch"},
+    "clip_cov": {"verl": "loss_mode clip_cov: statistics of the micro-batch"},
+    "kl_cov": {"verl": "loss_mode kl_cov: statistics of the micro-batch"},
+    "gdpo": {
+        "trl": "multi_objective_aggregation normalize_then_sum",
+        "verl": "adv_estimator gdpo: whitened over tokens, our --whiten-over tokens",
+    },
+    "oblr_po": {
+        "verl": "adv_estimator optimal_token_baseline: the baseline alone, token by token, all rows included"
+    },
+}
+
+
+def runs_in(name: str) -> tuple[str, ...]:
+    """Whose loop can run a method of ours: own, trl, verl."""
+    return ("own", *(["trl"] if name in IN_TRL else []), *(["verl"] if name in IN_VERL else []))
 
 
 def load_method(name: str) -> "Method":

@@ -109,6 +109,11 @@ class BetaNorm(Companion):
 
     metrics = ("alpha", "beta", "largest_factor")
 
+    @staticmethod
+    def watches(settings: BetaNormConfig) -> bool:
+        """Always."""
+        return True
+
     def chosen(self, batch: TextRollouts) -> tuple[TextRollouts, dict[str, Tensor]]:
         """All of the batch."""
         s, groups = self.settings, Groups(batch.group_ids)

@@ -3,8 +3,8 @@
     loss = -mean over tokens of stopgrad(min(r, 1 + high)) A log pi,     A as in GRPO
 
 Source: MiniMax-M1, arXiv:2506.13585.
-Departures: 1 + high is volcengine/verl's bound, without its floor at 1 - low; huggingface/trl's
-epsilon_high is the whole bound.
+Departures: 1 + high is volcengine/verl's bound, whose floor at 1 - low is ``floor``; huggingface/trl's epsilon_high is
+the whole bound.
 """
 
 from dataclasses import dataclass
@@ -20,11 +20,13 @@ class CISPOConfig(LossSettings):
 
     clip_high: float = 0.28
     """The weight is cut at 1 plus this."""
+    floor: float | None = None
+    """The weight is also held above 1 minus this; None: not."""
 
 
 def estimator(settings: CISPOConfig, length: int) -> Estimator:
     """The composition."""
-    denominator = ("truncated", {"high": settings.clip_high})
+    denominator = ("truncated", {"high": settings.clip_high, "low": settings.floor})
     return recipe("cispo", denominator=denominator, regularizers=terms(settings))
 
 

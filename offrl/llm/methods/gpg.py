@@ -4,8 +4,12 @@
     loss = -mean over tokens of A log pi
 
 Source: arXiv:2504.02546.
-Departures: volcengine/verl counts rows with a reward other than 0 in alpha instead; alpha is 1 if no group is unequal.
+Departures: where no group is unequal nothing is learnt. ``counts rewarded`` is volcengine/verl's alpha, rows over rows
+with a reward other than 0.
 """
+
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -14,16 +18,25 @@ from offrl.estimators.groups import Groups
 from offrl.llm.method import LossSettings, Method, terms
 
 
-def rescaled(advantages: Tensor, rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """Advantages times rows over rows of unequal groups; (B,)."""
+@dataclass(frozen=True, kw_only=True)
+class GPGConfig(LossSettings):
+    """Settings of GPG."""
+
+    counts: Literal["unequal", "rewarded"] = "unequal"
+    """Rows that alpha divides by: those of groups with unequal rewards, or those with a reward other than 0."""
+
+
+def rescaled(advantages: Tensor, rewards: Tensor, group_ids: Tensor, *, counts: str) -> Tensor:
+    """Advantages times rows over rows that count; (B,)."""
     groups = Groups(group_ids)
-    teaching = (groups.rows(groups.std(rewards)) > 0).sum()
+    teaching = (groups.rows(groups.std(rewards)) > 0 if counts == "unequal" else rewards != 0).sum()
     return advantages * (len(rewards) / teaching.clamp(min=1))
 
 
-def estimator(settings: LossSettings, length: int) -> Estimator:
+def estimator(settings: GPGConfig, length: int) -> Estimator:
     """The composition."""
-    return compose(advantage=["group_mean", rescaled], denominator="current", regularizers=terms(settings))
+    alpha = rescaled, {"counts": settings.counts}
+    return compose(advantage=["group_mean", alpha], denominator="current", regularizers=terms(settings))
 
 
-METHOD = Method(config=LossSettings, estimator=estimator, grouped=True)
+METHOD = Method(config=GPGConfig, estimator=estimator, grouped=True)

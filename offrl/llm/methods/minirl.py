@@ -57,6 +57,11 @@ class Replay(Companion):
         if settings.replay != "none" and not routers(learner.policy):
             raise ConfigError(f"minirl: {learner.options.model} has no routers to replay; leave --replay out")
 
+    @staticmethod
+    def watches(settings: MiniRLConfig) -> bool:
+        """Without replay it does not even that."""
+        return settings.replay == "none"
+
     def sampled(self, sampler: Any, draw: Callable[[], Responses]) -> tuple[Responses, dict[str, Tensor]]:
         """R3: with the experts of sampling, which reads each prompt once and then a token at a time."""
         if self.settings.replay != "R3":
@@ -64,10 +69,9 @@ class Replay(Companion):
         with recording(sampler) as passes:
             responses = draw()
         first, *rest = passes
-        copies = self.learner.options.group
-        of_prompts = first.view(len(responses.tokens) // copies, -1, *first.shape[1:]).repeat_interleave(
-            copies, 0
-        )
+        copies = self.learner.prompting.copies
+        prompts = len(copies) if isinstance(copies, Tensor) else len(responses.tokens) // copies
+        of_prompts = first.view(prompts, -1, *first.shape[1:]).repeat_interleave(copies, 0)
         later = torch.stack(rest, dim=1) if rest else of_prompts[:, :0]
         return responses, {"prompt_routes": of_prompts, "routes": later}
 
@@ -100,9 +104,15 @@ class Replay(Companion):
 
 def unfit(settings: MiniRLConfig, options: Any, task: Any) -> str | None:
     """Replay that cannot change anything."""
+    if settings.replay == "R3" and hasattr(task, "environment"):
+        return "R3 reads what sampling read token by token, which episodes are not: leave --replay R3 out"
+    if settings.replay != "none" and options.context != "full":
+        return "experts are replayed in whole episodes only: leave --context out"
     once = options.reuse * options.minibatches == 1
     if settings.replay == "R2" and once:
         return "R2 changes nothing in the first update of a batch: pass --minibatches or --reuse"
+    if settings.replay == "R3" and options.generation != "own":
+        return "R3 needs the experts of sampling, which a server does not tell: use R2"
     if settings.replay == "R3" and once and options.engine == "exact" and not options.delay:
         return "R3 changes nothing with one update a batch of an exact engine: pass --minibatches, --reuse or --engine"
     return None

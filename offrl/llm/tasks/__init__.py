@@ -16,11 +16,22 @@ TASKS = {  # name -> what it is
     "t1": "sum of two digits modulo 10; from random weights",
     "t2": "sums of 1 to 8 digits modulo 5; after sft with noise 0.3",
     "t2-hard": "the same modulo 10: the long prompts stay at chance",
+    "t2-cliff": "the same modulo 20: a guess is right once in 20 times",
     "t3": "strings of 4 symbols with a known target distribution; model tiny:table",
+    "t4a": "walks of 12 moves on a 5 x 5 grid to a goal that the prompt names; from random weights",
+    "t4b": "the same from the centre to any of four corners: how many does a policy keep?",
+    "t4c": "a key, then a door on a 7 x 7 grid, 30 moves; from random weights or after sft",
+    "t4d-actor": "from the centre to one of four corners, named in half of the prompts; after sft, the actor of t4d",
+    "t4d": "which corner should the actor (--actor RUN) try after it failed? the transcript tells",
     "t5": "sums of 2 to 4 digits with rewards for format, length and answer; after sft with noise 0.5",
     "t5-conditioned": "the same; a short response earns its length only if it is right",
+    "t6": "a key shown once and asked for after a long corridor: --context supo; after sft with noise 0.5",
+    "gui": "the next action on a small screen, for instructions of 1 to 6 operations; after sft with noise 0.4",
+    "minigrid:ID": "a MiniGrid environment in words, such as minigrid:MiniGrid-Empty-Random-6x6-v0; after sft",
     "arithmetic": "600 word problems of one or two steps, 120 held out; a model with a tokenizer",
 }
+
+CHAIN_BASES = {"t2": 5, "t2-hard": 10, "t2-cliff": 20}
 
 
 def load_task(name: str) -> Task:
@@ -30,18 +41,35 @@ def load_task(name: str) -> Task:
         ConfigError: an unknown name.
     """
     from offrl.llm.tasks.chainsum import ChainSum
+    from offrl.llm.tasks.corridor import Corridor
+    from offrl.llm.tasks.grid import SIZES, Grid
+    from offrl.llm.tasks.gui import Screen
     from offrl.llm.tasks.modsum import ModSum
     from offrl.llm.tasks.multi_reward import MultiReward
     from offrl.llm.tasks.string_target import StringTarget
 
+    if name == "t4d":
+        raise ConfigError(
+            "task t4d needs an actor: pass --actor RUN, of offrl llm train sft --task t4d-actor"
+        )
     if name == "arithmetic":
         raise ConfigError("task arithmetic is text: it needs a model with a tokenizer")
+    if name == "gui":
+        return Screen()
     if name == "t1":
         return ModSum()
+    if name in SIZES:
+        return Grid(name)
+    if name.startswith("minigrid:"):
+        from offrl.llm.tasks.minigrid import MiniGrid
+
+        return MiniGrid(name)
+    if name == "t6":
+        return Corridor()
     if name == "t3":
         return StringTarget()
-    if name in ("t2", "t2-hard"):
-        return ChainSum(name, 5 if name == "t2" else 10)
+    if name in CHAIN_BASES:
+        return ChainSum(name, CHAIN_BASES[name])
     if name in ("t5", "t5-conditioned"):
         return MultiReward(name, conditioned=name != "t5")
     raise ConfigError(f"unknown task {name!r}; there are {', '.join(TASKS)}")
@@ -57,7 +85,11 @@ def task_for(options: "DataOptions") -> Task:
     if not options.dataset and options.task != "arithmetic":
         if options.reward:
             raise ConfigError(f"task {options.task} has its own reward: leave --reward out")
-        return load_task(options.task)
+        if options.actor and options.task != "t4d":
+            raise ConfigError(f"task {options.task} has no other actor: leave --actor out")
+        return _windowed(_retry(options) if options.actor else load_task(options.task), options)
+    if options.context != "full":
+        raise ConfigError("prompts of one turn need no window: leave --context out")
     if options.dataset:
         return _prompts(options, options.dataset, options.eval_dataset)
     own = resources.files("offrl.llm.tasks")
@@ -65,6 +97,27 @@ def task_for(options: "DataOptions") -> Task:
     rewards = options.reward or ("integer",)
     given = dataclasses.replace(options, prompt_key="prompt", answer_key="answer", reward=rewards)
     return _prompts(given, files[0], options.eval_dataset or files[1])
+
+
+def _retry(options: "DataOptions") -> Task:
+    from offrl.llm.models import load_model
+    from offrl.llm.tasks.grid import Grid
+    from offrl.llm.tasks.retry import Retry
+
+    grid = Grid("t4d-actor")
+    return Retry(grid, load_model(options.actor, grid, 0))
+
+
+def _windowed(task: Task, options: "DataOptions") -> Task:
+    """With the window that the options ask for."""
+    if options.context == "full":
+        return task
+    if not hasattr(task, "request"):
+        raise ConfigError(f"episodes of task {task.name} are not summarized: leave --context out")
+    from offrl.llm.contexts import Window
+
+    task.window = Window(options.context, options.window, options.summaries, task, task.max_prompt)  # type: ignore[attr-defined]
+    return task
 
 
 def _prompts(options: "DataOptions", uri: str, held_out: str) -> "PromptTask":

@@ -2,6 +2,8 @@
 
 Prompt: k digits and "=". A response has exactly k tokens, for which the running sums modulo b are the natural chain of
 thought; it earns 1 iff its last token is the total. Without ``sft`` on such chains first, long prompts stay at chance.
+A hint of level j is the first j running sums, of at most k - 1, which end the prompt; the response is that much
+shorter.
 """
 
 import torch
@@ -15,11 +17,11 @@ from offrl.llm.text import BOS, PAD, Prompts, Responses, Vocabulary, left_padded
 class ChainSum:
     """Prompts of k digits, k uniform in 1 .. 8; the difficulty is k."""
 
-    levels, max_prompt, max_response = 8, 10, 8
+    levels, max_prompt, max_response, hint_levels = 8, 10, 8, 7
 
     def __init__(self, name: str = "t2", base: int = 5) -> None:
         self.name, self.base = name, base
-        digits = "0123456789"[:base]
+        digits = "0123456789ABCDEFGHIJ"[:base]
         self.vocabulary = Vocabulary("=" + digits)
         self.equals, self.zero = self.vocabulary.ids("=0")
         self.allowed = only(self.vocabulary, self.vocabulary.ids(digits))
@@ -39,10 +41,9 @@ class ChainSum:
 
     def sums(self, prompts: Prompts) -> Tensor:
         """(N, 8) tokens of the running sums modulo b, padded on the right."""
-        shift = (torch.arange(self.levels, device=prompts.tokens.device) - prompts.levels[:, None] - 1) % (
-            self.max_prompt
-        )
-        digits = prompts.tokens.gather(1, shift) - self.zero
+        end = (prompts.tokens == self.equals).int().argmax(dim=1)
+        place = torch.arange(self.levels, device=prompts.tokens.device) + (end - prompts.levels)[:, None]
+        digits = prompts.tokens.gather(1, place.clamp(max=prompts.tokens.shape[1] - 1)) - self.zero
         inside = torch.arange(self.levels, device=prompts.tokens.device) < prompts.levels[:, None]
         sums = self.zero + digits.where(inside, 0).cumsum(dim=1) % self.base
         return sums.where(inside, PAD)
@@ -52,18 +53,25 @@ class ChainSum:
         return {"correct": self.success(prompts, responses).float()}
 
     def final_answers(self, prompts: Prompts, responses: Responses) -> Tensor:
-        """The k-th token."""
-        last, width = prompts.levels - 1, responses.tokens.shape[1]
+        """The last token."""
+        last, width = prompts.limits - 1, responses.tokens.shape[1]
         given = responses.tokens.gather(1, last.clamp(max=width - 1)[:, None])[:, 0]
         return given.where(last < width, -1)
 
     def success(self, prompts: Prompts, responses: Responses) -> Tensor:
-        """Whether the k-th token is the total."""
-        last = prompts.levels[:, None] - 1
-        total = self.sums(prompts).gather(1, last)
+        """Whether the last token is the total."""
+        total = self.sums(prompts).gather(1, prompts.levels[:, None] - 1)
+        last = prompts.limits[:, None] - 1
         width = responses.tokens.shape[1]
         given = responses.tokens.gather(1, last.clamp(max=width - 1))
         return ((given == total) & (last < width))[:, 0]
+
+    def hinted(self, prompts: Prompts, level: int) -> tuple[Prompts, Tensor]:
+        """The first ``level`` running sums after each prompt, and which prompts have that many before the last."""
+        tokens = torch.cat([prompts.tokens, self.sums(prompts)[:, :level]], dim=1)
+        mask = torch.nn.functional.pad(prompts.mask, (0, level), value=True)
+        limits = (prompts.limits - level).clamp(min=1)
+        return Prompts(tokens, mask, limits, prompts.ids, prompts.levels), prompts.levels > level
 
     def demonstrations(self, prompts: Prompts, generator: torch.Generator, noise: float) -> Tensor:
         """Running sums, each digit random with probability ``noise``."""

@@ -53,7 +53,7 @@ class PromptTask:
                 f"what is a right response to {name}? pass --reward, for instance --reward integer"
             )
         self.name, self.vocabulary, self.components = name, vocabulary, list(rewards)
-        self.max_response = max_response
+        self.max_response, self.template = max_response, template
         self.held_out: PromptTask | None = None
         asked = [field(row, prompt_key, name) for row in rows]
         tokens = [vocabulary.prompt(prompt, template) for prompt in asked]

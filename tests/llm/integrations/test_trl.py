@@ -12,7 +12,7 @@ import torch
 
 from offrl.errors import ConfigError, MissingExtraError
 from offrl.llm.integrations import trl
-from offrl.llm.methods import load_method
+from offrl.llm.methods import METHODS, load_method, runs_in
 
 RECORDED = json.loads(Path(__file__).with_name("trl.json").read_text())
 
@@ -81,8 +81,11 @@ def test_tool_tokens_are_masked():
 
 def test_advantages_are_those_of_the_method():
     rewards, mask = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0]), torch.ones(6, 3, dtype=torch.bool)
+    ids = torch.arange(6) // 3
     found = {
-        name: trl.advantages(load_method(name).estimator(load_method(name).config(), 3), rewards, 3, mask)
+        name: trl.advantages(
+            load_method(name).estimator(load_method(name).config(), 3), rewards[:, None], ids, mask, 9
+        )
         for name in ("dr_grpo", "rloo")
     }
     torch.testing.assert_close(found["dr_grpo"], torch.tensor([2 / 3, -1 / 3, -1 / 3, 0, 0, 0]))
@@ -97,7 +100,9 @@ class Base:
 
     def __init__(self):
         self.args = types.SimpleNamespace(steps_per_generation=2)
-        self.accelerator = types.SimpleNamespace(gather=lambda x: x, num_processes=1, process_index=0)
+        self.accelerator = types.SimpleNamespace(
+            gather=lambda x: x, num_processes=1, process_index=0, device="cpu"
+        )
         self._metrics = {"train": defaultdict(list)}
 
     def _calculate_rewards(self):
@@ -145,6 +150,35 @@ def test_the_subclass_puts_its_advantages_and_loss_in_place(monkeypatch):
 def test_what_trls_loop_cannot_give_is_refused(name, says):
     with pytest.raises(ConfigError, match=says):
         trl.trainer(name)
+
+
+def test_the_list_says_which_methods_run(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", types.SimpleNamespace(GRPOTrainer=Base))
+    monkeypatch.setattr(metadata, "version", lambda name: "1.16.3")
+    for name in METHODS:
+        if "trl" in runs_in(name):
+            assert issubclass(trl.trainer(name), Base)
+        else:
+            with pytest.raises(ConfigError, match="TRL's loop does not give"):
+                trl.trainer(name)
+
+
+def test_each_reward_and_responses_that_were_cut():
+    """What GDPO and ADORA read: the weighted rewards apart, and which responses are of the greatest length."""
+    two = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 2.0], [0.0, 0.0]])
+    mask = torch.arange(4) < torch.tensor([[2], [4], [3], [1]])
+
+    def found(name, longest, **given):
+        method = load_method(name)
+        return trl.advantages(
+            method.estimator(method.config(**given), 4), two, torch.zeros(4).long(), mask, longest
+        )
+
+    got = found("gdpo", 4)
+    torch.testing.assert_close(got[0], got[1], atol=1e-3, rtol=0)  # one reward each, whatever its scale
+    assert abs(float(found("grpo", 4)[0] - found("grpo", 4)[1])) > 0.1
+    weighted = found("adora", 4, criterion="length", correct=0.5) / found("grpo", 4)
+    torch.testing.assert_close(weighted, torch.full((4,), 2.0))
 
 
 def test_settings_and_versions_that_do_not_fit(monkeypatch):

@@ -150,3 +150,62 @@ def test_impossible_settings():
         METHOD.config(target="pointwise", beta=0.5)
     with pytest.raises(ConfigError, match="beta and window must be positive"):
         METHOD.config(beta=0.0)
+
+
+def test_wanted_means_are_reached_and_nothing_else_changes():
+    """t3's first feature from 0.57 to 0.8: the target is the base with other odds for it, known exactly."""
+    settings = {"target": "moments", "moments": ("contains=1.6",), "divergence": "js"}
+    made = learner(settings, group=64)
+    log_a, (contains, _) = made.task.base_log_probs(), made.task.features(made.task.strings)
+    rate = float(log_a.exp()[contains].sum())
+    exact = (math.log(0.8 / 0.2) - math.log(rate / (1 - rate))) / 2.0
+    for _ in range(120):
+        made.update()
+    coefficients = made.companion.coefficients
+    assert coefficients[1:].tolist() == [0.0, 0.0]
+    assert abs(float(coefficients[0]) - exact) < 3 * 0.5 / math.sqrt(512 * rate * (1 - rate))
+    log_p = (log_a + coefficients[0] * 2.0 * contains).log_softmax(0)
+    found = evaluated(made)
+    assert 0.5 * float((found.exp() - log_p.exp()).abs().sum()) < 0.06
+    assert 0.5 * float((found.exp() - log_a.exp()).abs().sum()) > 0.15
+
+
+def evaluated(made):
+    """log pi of every string after the first prompt."""
+    from offrl.llm.score import score
+
+    prompts = made.task.prompts(1, torch.Generator()).repeat(len(made.task.strings))
+    with torch.no_grad():
+        return score(made.policy, prompts.tokens, prompts.mask, made.task.strings).log_probs.double().sum(1)
+
+
+def test_coefficients_are_fitted_once_and_weigh_draws_of_another_policy():
+    settings = {"target": "moments", "moments": ("palindrome=1.5", "contains=1.0")}
+    made = learner(settings)
+    batch = made._collect()[0]
+    batch = batch.replace(ref_log_probs=batch.rollout_log_probs + 0.3 * batch.components[:, :1])
+    made.companion.measured(batch)
+    c = made.companion.coefficients
+    weights = (4 * 0.3 * batch.components[:, 0].double() + batch.components.double() @ c).softmax(0)
+    means = weights @ batch.components.double()
+    torch.testing.assert_close(means[:2], torch.tensor([1.0, 1.5]).double(), atol=1e-3, rtol=0)
+    made.companion.measured(made._prepared(made._collect()[0]))
+    assert torch.equal(made.companion.coefficients, c)
+    again = learner(settings)
+    again.load_state_dict(made.state_dict())
+    assert torch.equal(again.companion.coefficients, c)
+
+
+def test_moments_that_cannot_be():
+    with pytest.raises(ConfigError, match="--target moments and --moments NAME=MEAN belong together"):
+        METHOD.config(target="moments")
+    with pytest.raises(ConfigError, match="belong together"):
+        METHOD.config(moments=("contains=1",))
+    with pytest.raises(ConfigError, match="a moment is NAME=MEAN, got 'contains'"):
+        METHOD.config(target="moments", moments=("contains",))
+    with pytest.raises(ConfigError, match="beta belongs to the exponential target"):
+        METHOD.config(target="moments", moments=("contains=1",), beta=2.0)
+    with pytest.raises(ConfigError, match="t3 has no reward 'length', it has contains, palindrome, shift"):
+        learner({"target": "moments", "moments": ("length=1",)})
+    with pytest.raises(ConfigError, match="a mean of 2.5 for contains, of which 0 to 2 were drawn"):
+        learner({"target": "moments", "moments": ("contains=2.5",)}).update()

@@ -1,0 +1,88 @@
+"""Retroformer: a model that reflects on failures is trained by the difference its reflection makes to the next try.
+
+    A_i = (G_next,i - G_failed) - mean over the reflections on the same failure
+    loss = -mean over tokens of [min(r A, clip(r) A) - c k3(pi, ref)]
+    c <- c (1 + clip(KL / target - 1, +-0.2) rows / horizon) after each step
+
+The actor is part of the environment (task t4d). A bad-luck failure is followed by a better try whatever was said: the
+mean over reflections on the same failure takes that out.
+
+Source: arXiv:2308.02151; controller: arXiv:1909.08593.
+Departures: no reward model, differences of returns are learnt from directly; the group's mean as a baseline, which the
+paper does not have.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from offrl.errors import ConfigError
+from offrl.estimators.aggregation import sequence_sum
+from offrl.estimators.compose import Estimator, compose
+from offrl.estimators.regularizers import adapted, k3
+from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetroformerConfig(ClipSettings):
+    """Settings of Retroformer."""
+
+    kl: float = 0.2
+    """Coefficient of the KL to the model that training began with, at first; above 0."""
+    target: float = 0.1
+    """KL of a response that the coefficient is adapted to."""
+    horizon: int = 10_000
+    """Responses over which the coefficient may change by a fifth."""
+
+    def __post_init__(self) -> None:
+        if not (self.kl > 0.0 and self.target > 0.0 and self.horizon >= 1):
+            raise ConfigError("retroformer: kl and target must be positive, and horizon 1 or more")
+
+
+def anchored(log_probs: Tensor, ref_log_probs: Tensor, factors: Tensor) -> Tensor:
+    """The coefficient times k3; (B, T)."""
+    return factors * k3(log_probs, ref_log_probs)
+
+
+class Controller(Companion):
+    """Adapts the coefficient of the KL."""
+
+    metrics = ("kl_coefficient",)
+
+    def __init__(self, settings: RetroformerConfig, learner: Any) -> None:
+        super().__init__(settings, learner)
+        self.coefficient = settings.kl
+
+    def chosen(self, batch: TextRollouts) -> tuple[TextRollouts, dict[str, Tensor]]:
+        """All; a step's KL moves the coefficient of the next."""
+        assert batch.ref_log_probs is not None
+        self.now = self.coefficient
+        kl = float(sequence_sum(batch.rollout_log_probs - batch.ref_log_probs, batch.mask).mean())
+        s = self.settings
+        self.coefficient = adapted(self.coefficient, kl, s.target, len(batch.mask) / s.horizon)
+        return batch, {"kl_coefficient": batch.ref_log_probs.new_tensor(self.now)}
+
+    def masked(self, batch: TextRollouts) -> tuple[TextRollouts, dict[str, Tensor]]:
+        """With the coefficient."""
+        return batch.replace(factors=batch.mask.to(batch.rollout_log_probs) * self.now), {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The coefficient."""
+        return {"coefficient": self.coefficient}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it."""
+        self.coefficient = state["coefficient"]
+
+
+def estimator(settings: RetroformerConfig, length: int) -> Estimator:
+    """The composition."""
+    return compose(
+        advantage="group_mean", mask=clip(settings), regularizers=[*terms(settings, None), (anchored, 1.0)]
+    )
+
+
+METHOD = Method(
+    config=RetroformerConfig, estimator=estimator, grouped=True, reference=True, companion=Controller
+)
