@@ -160,7 +160,10 @@ class ItemLevels(OnePerNode):
             self.network.sources[: self.network.internal], self.network.targets, strict=False
         ):
             group[root(target)] = root(source)
-        return torch.unique(torch.tensor([root(n) for n in range(len(group))]), return_inverse=True)[1]
+        found: Tensor = torch.unique(torch.tensor([root(n) for n in range(len(group))]), return_inverse=True)[
+            1
+        ]
+        return found
 
     def logits(self, seen: Observation) -> Tensor:
         """A, then b, (B, 2 N)."""
