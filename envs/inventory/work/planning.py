@@ -144,7 +144,7 @@ def season_of(fit: DemandFit, item: int) -> tuple[float, ...]:
 
 def is_company(name: str) -> bool:
     """Whether a setting's name is a workbook or folder, that is all items of a company."""
-    return name.lower().endswith(".xlsx") or Path(name).is_dir()
+    return name.lower().endswith(".xlsx") or (bool(name) and Path(name).is_dir())
 
 
 def read_plan(name: str) -> Plan:
