@@ -142,7 +142,7 @@ TASKS = (
         "The suite, with each method's published settings for hopper-medium-v2; ReBRAC and AWAC beside d3rlpy's, which "
         "differ in more than settings (`docs/from_d3rlpy.md`). FQL has no published settings for locomotion: here its "
         "four layers are 256 wide (512 in the paper); alpha 0.4 on the normalized Q is TD3+BC's balance (1 / 2.5). "
-        "O-DICE's default lam, 0.6, gives weight 0 to 95 to 99.9 % of the rows in so few updates; 0.4 and 0.5 were tried "
+        "O-DICE's default lam, 0.6, gives weight 0 to 95 to 99.9 % of the rows here; 0.4 and 0.5 were tried "
         "on seed 100 (scores 45 and 40 after 20 000 updates, 10 episodes), as were IQL's temperature (0.5: 44, 3: 30, "
         "10: 3) and TD3+BC's alpha (1: 34 after 85 at 10 000, 2.5: 35). The other rows keep published settings.",
         "hopper-medium-50k", preset="hopper-medium-v2", eval_every=5_000, last=5,
