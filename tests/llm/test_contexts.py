@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from offrl.errors import ConfigError
-from offrl.llm.contexts import score_segments
+from offrl.llm.contexts import Window, score_segments
 from offrl.llm.environment import Answer, Stateful
 from offrl.llm.episodes import demonstrate, respond
 from offrl.llm.learner import Learner
@@ -60,10 +60,11 @@ def test_the_log_probs_are_those_step_by_step_under_the_managed_contexts(kind):
     assert (found.segments[found.mask] >= 0).all()
 
 
+@pytest.mark.parametrize("count", [30, pytest.param(850, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["supo", "truncate"])
-def test_contexts_stay_within_the_window(kind):
+def test_contexts_stay_within_the_window(kind, count):
     for window, summaries in ((16, 2), (24, 6), (32, 3)):
-        _, _, _, found = played(kind, window, summaries, count=30, copies=4)
+        _, _, _, found = played(kind, window, summaries, count=count, copies=4)
         peak = found.context_mask.sum(dim=2)
         for number in range(peak.shape[1]):
             own = found.segments == number
@@ -73,6 +74,14 @@ def test_contexts_stay_within_the_window(kind):
             peak[:, number] = (peak[:, number] + own.logical_and(said).sum(dim=1)).where(said.any(dim=1), 0)
         assert int(peak.max()) <= window
         assert int(peak.max()) > window // 2
+
+
+def test_a_context_is_full_at_95_per_cent_or_where_a_summary_would_not_fit_any_more():
+    summary = task_for(LLMOptions(task="t6"))
+    own = len(summary.request) + summary.longest
+    assert Window("truncate", 200, 3, summary, 4).full == 190
+    assert Window("supo", 200, 3, summary, 4).full == 190
+    assert Window("supo", 40, 3, summary, 4).full == 40 - own < 38
 
 
 def test_a_context_begins_with_the_prompt_and_the_last_summary():

@@ -8,6 +8,7 @@ import torch
 from offrl.errors import ConfigError
 from offrl.llm.learner import Learner
 from offrl.llm.methods import load_method
+from offrl.llm.methods.retroformer import anchored
 from offrl.llm.models import load_model
 from offrl.llm.options import LLMOptions
 from offrl.llm.tasks import load_task, task_for
@@ -195,6 +196,30 @@ def test_the_coefficient_moves_towards_the_target_and_is_saved():
     other = learner(kl=0.1, target=10.0, horizon=100)
     other.load_state_dict(made.state_dict())
     assert float(other.update()["kl_coefficient"]) == float(made.update()["kl_coefficient"])
+
+
+def test_the_kl_is_estimated_from_samples_of_the_policy():
+    """Without bias for KL(pi || reference): its mean over what the policy samples is the KL of two categoricals."""
+    policy, reference = torch.tensor([0.7, 0.2, 0.1]).double(), torch.tensor([0.2, 0.3, 0.5]).double()
+    each = anchored(policy.log(), reference.log(), torch.full((3,), 0.5).double())
+    torch.testing.assert_close((policy * each).sum(), 0.5 * (policy * (policy / reference).log()).sum())
+
+
+def test_a_step_is_held_by_the_coefficient_from_before_it():
+    made = learner(kl=0.1, target=10.0, horizon=100)
+    used = []
+    masked = made.companion.masked
+
+    def seen(batch):
+        batch, found = masked(batch)
+        used.append(float(batch.factors.max()))
+        return batch, found
+
+    made.companion.masked = seen
+    told = [float(made.update()["kl_coefficient"]) for _ in range(2)]
+    assert used == pytest.approx(told)
+    assert used[0] == pytest.approx(0.1)
+    assert made.companion.coefficient < used[1]
 
 
 def test_only_the_reflections_have_gradients_and_the_actor_none():
