@@ -97,6 +97,7 @@ def page(parts: dict[str, dict[str, object]], path: Path, out: Path) -> None:
         lines += ["", f"## {name}", "", about, "", "```console", f"$ {part['command']}", text.rstrip(), "```"]
         if name in PICTURES:
             source, target, title = PICTURES[name]
+            (path.parent / "images").mkdir(parents=True, exist_ok=True)
             shutil.copy(out / source, path.parent / "images" / target)
             lines += ["", f"![{title}](images/{target})"]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -202,6 +202,7 @@ def company_of(tables: Mapping[str, Table]) -> Company:
         what = f"item {items[k].name!r} has no row in sheet 'demand'; add its sales or remove it"
         raise tables["items"].wrong(k, "item", what)
     lanes = _lanes(tables["lanes"], values["lanes"], suppliers, places, about["period"], first)
+    _check_trucks(tables["lanes"], values["lanes"], lanes, items)
     lanes = _received(tables.get("receipts"), values["receipts"], lanes, about["period"])
     holding, underage = _costs(tables["costs"], values["costs"], items, places, sales)
     today = first + timedelta(days=LENGTH[about["period"]]) * sales.shape[2]
@@ -323,14 +324,31 @@ def _check_lane(
             "lead_time",
             "lead time 0 is for stores: what a warehouse orders now it can ship next period; write 1",
         )
-    pack, least, most = cells["pack_size"] or 0.0, cells["min_order"] or 0.0, cells["capacity"]
-    smallest = max(pack * np.ceil(least / pack - 1e-9), pack) if pack else least
+    smallest, most = _smallest(cells["pack_size"] or 0.0, cells["min_order"] or 0.0), cells["capacity"]
     if most is not None and smallest > most:
         raise table.wrong(
             row,
             "capacity",
             f"capacity {most:g} is below the smallest order, {smallest:g}; raise it or lower min_order",
         )
+
+
+def _smallest(pack: float, least: float) -> float:
+    """Units of the smallest order that packs and the least order admit."""
+    return max(pack * float(np.ceil(least / pack - 1e-9)), pack) if pack else least
+
+
+def _check_trucks(table: Table, values: Typed, lanes: Sequence[Edge], items: Sequence[Item]) -> None:
+    """The smallest order of each item fits the truck of its lane."""
+    suppliers = {item.supplier for item in items}
+    for row, (lane, limit) in enumerate(zip(lanes, values["shared_capacity"], strict=True)):
+        own = [item for item in items if lane.source not in suppliers or item.supplier == lane.source]
+        if limit is None or not own:
+            continue
+        largest, smallest = max(own, key=lambda item: item.size), _smallest(lane.pack, lane.min_order)
+        if largest.size * smallest > limit:
+            what = f"{smallest:g} units of size {largest.size:g}, the smallest order of item {largest.name!r}"
+            raise table.wrong(row, "shared_capacity", f"{what}, do not fit; raise it or lower the pack")
 
 
 def _check_ways(table: Table, lanes: Sequence[Edge], kinds: Mapping[str, str]) -> None:

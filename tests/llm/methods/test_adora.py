@@ -67,6 +67,9 @@ def test_amplification_by_both_or_either():
     assert weights(table(), criterion="difficulty", hard=0.3) == [
         2.0 if sum(r[0]) == 0 else 1.0 for r in TABLE
     ]
+    shares = [sum(r[0]) / len(r[0]) for r in TABLE]
+    for hard in (share for share in set(shares) if share < 1):  # as hard as that counts
+        assert weights(table(), criterion="difficulty", hard=hard) == [1.0 + (x <= hard) for x in shares]
     higher = table().replace(rewards=table().rewards + 0.3)
     assert weights(higher, criterion="difficulty") == [1.0 + d for d in difficulty]
     assert weights(higher, criterion="difficulty", correct=1.4) == [2.0] * len(TABLE)

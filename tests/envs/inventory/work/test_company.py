@@ -185,6 +185,7 @@ MISTAKES = {  # what is wrong -> how to do it, where the message says it is, wha
     "min without max": (lambda b: put(b, "stock", "G4", None), "sheet 'stock', cell G4", "min and max go together"),
     "under way, no date": (lambda b: (put(b, "stock", "D4", 5), put(b, "stock", "E4", None)), "sheet 'stock', cell D4", "write when they come"),
     "truck of no size": (lambda b: put(b, "lanes", "K4", 0), "sheet 'lanes', cell K4", "must be above 0, or empty for none"),
+    "pack larger than its truck": (lambda b: put(b, "lanes", "K2", 5), "sheet 'lanes', cell K2", "do not fit; raise it or lower the pack"),
     "shared budget as text": (lambda b: put(b, "about", "F2", "much"), "sheet 'about', cell F2", "text 'much'; write a number"),
     "negative value": (lambda b: put(b, "items", "E3", -2), "sheet 'items', cell E3", "value is -2; it must be 0 or more"),
     "size of zero": (lambda b: put(b, "items", "F3", 0), "sheet 'items', cell F3", "must be above 0, or empty for none"),
