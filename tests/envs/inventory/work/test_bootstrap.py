@@ -54,6 +54,28 @@ def test_completed_histories_keep_what_is_known():
     assert made[:, 0, 1].mean() == pytest.approx(6, abs=0.8)
 
 
+def test_completed_weeks_go_with_those_of_the_other_stores():
+    """Half of the second store's weeks are unknown, some more ran out: what is drawn has the stores' correlation."""
+    fit, random = fit_of([30.0, 50.0]), np.random.default_rng(0)
+    drawn = CorrelatedCounts(fit=fit, correlation=0.6, season=np.ones(1)).draw(
+        1, 4000, np.random.RandomState(0)
+    )[0]
+    sales, empty = drawn.copy(), np.zeros(drawn.shape, dtype=bool)
+    unknown = random.random(4000) < 0.5
+    sales[1, unknown] = np.nan
+    cut = ~unknown & (drawn[1] > 55)
+    sales[1, cut], empty[1, cut] = 55, True
+    made = completed(sales, empty, fit, np.ones(4000), copies=4, seed=0, correlation=0.6)
+    apart = completed(sales, empty, fit, np.ones(4000), copies=4, seed=0)
+    pairs = [
+        np.corrcoef(np.tile(drawn[0, unknown], 4), x[:, 1, unknown].ravel())[0, 1] for x in (made, apart)
+    ]
+    assert pairs == pytest.approx([0.6, 0.0], abs=0.05)
+    whole = np.corrcoef(np.tile(drawn[0], 4), made[:, 1].ravel())[0, 1]
+    assert whole == pytest.approx(0.6, abs=0.05)
+    assert made[:, 1].mean() == pytest.approx(50, abs=1.5)
+
+
 def test_what_is_wrong():
     with pytest.raises(ConfigError, match="block must be in 1 .. 4"):
         BlockBootstrap(values=np.ones((1, 1, 4)), block=5)
