@@ -127,18 +127,18 @@ EXPERIMENTS: dict[str, Experiment] = {
         "summaries trained with the task (SUPO) beat a window that forgets, and more of them at test time help",
         "sampled", ("supo", "supo-dr_grpo"), 12_800, 1.5, {"task": "t6", **GRID},
         {
-            "truncated": Arm("grpo", {}, {"context": "truncate", "window": 32}),
-            "truncated-dr_grpo": Arm("dr_grpo", {}, {"context": "truncate", "window": 32}),
-            "truncated-reinforce": Arm("reinforce", {}, {"context": "truncate", "window": 32}),
-            "supo": Arm("grpo", {"clip_high": 0.28}, {"context": "supo", "window": 32, "summaries": 3}),
-            "supo-dr_grpo": Arm("dr_grpo", {}, {"context": "supo", "window": 32, "summaries": 3}),
+            "truncated": Arm("grpo", {}, {"context": "truncate", "context_window": 32}),
+            "truncated-dr_grpo": Arm("dr_grpo", {}, {"context": "truncate", "context_window": 32}),
+            "truncated-reinforce": Arm("reinforce", {}, {"context": "truncate", "context_window": 32}),
+            "supo": Arm("grpo", {"clip_high": 0.28}, {"context": "supo", "context_window": 32, "summaries": 3}),
+            "supo-dr_grpo": Arm("dr_grpo", {}, {"context": "supo", "context_window": 32, "summaries": 3}),
             "full": Arm("grpo"),
         },
         ("sft", {"noise": 0.5}, {
-            "task": "t6", "prompts": 64, "group": 1, "steps": 200, "context": "supo", "window": 32, "summaries": 6,
-            "lr": 2e-3,
+            "task": "t6", "prompts": 64, "group": 1, "steps": 200, "context": "supo", "context_window": 32,
+            "summaries": 6, "lr": 2e-3,
         }),
-        {f"summaries-{n}": {"context": "supo", "window": 32, "summaries": n} for n in (3, 4, 5, 6)},
+        {f"summaries-{n}": {"context": "supo", "context_window": 32, "summaries": n} for n in (3, 4, 5, 6)},
     ),
 }  # fmt: skip
 FAST = {"eval_prompts": 8, "eval_samples": 4, "eval_every": 1, "log_every": 1, "checkpoint_every": 2}

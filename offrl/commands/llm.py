@@ -32,7 +32,7 @@ DATA = (
     "max_prompt",
     "max_response",
     "context",
-    "window",
+    "context_window",
     "summaries",
     "reward",
 )
@@ -85,7 +85,7 @@ class EvalOptions:
     """Tokens of the longest response, if other than the run's."""
     context: Literal["full", "truncate", "supo"] | None = None
     """What the model sees of long episodes, if other than in the run."""
-    window: int | None = None
+    context_window: int | None = None
     """Tokens of the window, if other than the run's."""
     summaries: int | None = None
     """Summaries that an episode may have, if other than in the run: more may be better."""

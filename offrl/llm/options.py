@@ -38,8 +38,8 @@ class DataOptions:
     """Longer prompts of a data set are left out, in tokens."""
     context: Literal["full", "truncate", "supo"] = "full"
     """What a model sees of long episodes: all; the last half of a full window; summaries of its own (SUPO)."""
-    window: int = 0
-    """Tokens of the window; 0 with --context full."""
+    context_window: int = 0
+    """Tokens of that window; 0 with --context full."""
     summaries: int = 3
     """Summaries that an episode may have, of --context supo."""
     max_response: int = 128
@@ -128,8 +128,8 @@ class LLMOptions(DataOptions, PromptOptions):
             check_served(self)
         if self.eval_dataset and not self.dataset and self.task != "arithmetic":
             raise ConfigError(f"task {self.task} has its own prompts: leave --eval-dataset out")
-        if (self.window > 0) != (self.context != "full"):
-            raise ConfigError("--window and --context truncate or supo go together")
+        if (self.context_window > 0) != (self.context != "full"):
+            raise ConfigError("--context-window and --context truncate or supo go together")
         for name in ("temperature", "lr", "max_grad_norm"):
             if not getattr(self, name) > 0.0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")

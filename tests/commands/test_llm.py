@@ -1,10 +1,13 @@
 """``offrl llm``: what it prints and refuses."""
 
+import dataclasses
 import json
 
 import pytest
 
 from offrl.cli import main
+from offrl.llm.methods import METHODS, load_method
+from offrl.llm.options import LLMOptions
 
 SMALL = ["--prompts", "4", "--group", "4", "--eval-prompts", "8", "--eval-samples", "2", "--device", "cpu"]
 
@@ -29,6 +32,19 @@ def test_the_list_has_every_method_and_task(capsys):
         "arXiv:2509.25849",
     ):
         assert word in out
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_settings_and_options_of_a_method_have_names_of_their_own(name):
+    """Two of one name would be one option, which the command line refuses."""
+    settings = {field.name for field in dataclasses.fields(load_method(name).config)}
+    assert settings & {field.name for field in dataclasses.fields(LLMOptions)} == set()
+
+
+@pytest.mark.parametrize("name", ["fdpg", "polychromic"])
+def test_the_help_of_a_method_shows_its_settings(name, capsys):
+    assert main(["llm", "train", name, "--help"]) == 0
+    assert "--window" in capsys.readouterr().out
 
 
 def test_a_run_from_start_to_evaluation(tmp_path, capsys):

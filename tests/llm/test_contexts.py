@@ -25,7 +25,7 @@ def generator(seed=0):
 
 
 def played(kind="supo", window=32, summaries=3, count=5, copies=4, double=False):
-    task = task_for(LLMOptions(task="t6", context=kind, window=window, summaries=summaries))
+    task = task_for(LLMOptions(task="t6", context=kind, context_window=window, summaries=summaries))
     policy = load_model("tiny:dense", task, 0)
     policy = policy.double() if double else policy
     with torch.no_grad():
@@ -141,8 +141,8 @@ def test_a_long_window_is_as_none():
 
     whole = gradient()
     assert whole.abs().sum() > 0
-    assert torch.equal(gradient(context="supo", window=1000), whole)
-    assert not torch.equal(gradient(context="supo", window=32, summaries=6), whole)
+    assert torch.equal(gradient(context="supo", context_window=1000), whole)
+    assert not torch.equal(gradient(context="supo", context_window=32, summaries=6), whole)
 
 
 METHODS_GRPO = load_method("grpo")
@@ -155,7 +155,7 @@ def learner(name="grpo", **given):
         "group": 4,
         "device": "cpu",
         "context": "supo",
-        "window": 32,
+        "context_window": 32,
         "summaries": 2,
     }
     options = LLMOptions(**how | given)
@@ -231,7 +231,7 @@ class OneBit(Stateful):
 
 def test_the_expected_gradient_is_that_of_the_enumerated_return():
     """A one-bit summary channel: of all episodes, probability times return, differentiated, against the engine's scores."""
-    task = task_for(LLMOptions(task="t6", context="supo", window=11, summaries=2))
+    task = task_for(LLMOptions(task="t6", context="supo", context_window=11, summaries=2))
     task.longest = task.window.summary.longest = 1
     task.environment = lambda: OneBit(len(task.vocabulary))
     task.window.full = 8
@@ -261,11 +261,11 @@ def test_the_expected_gradient_is_that_of_the_enumerated_return():
 
 
 def test_demonstrated_summaries_carry_the_key():
-    task = task_for(LLMOptions(task="t6", context="supo", window=32, summaries=6))
+    task = task_for(LLMOptions(task="t6", context="supo", context_window=32, summaries=6))
     found = demonstrate(task, task.prompts(20, generator(1)), generator(), 0.0)
     assert (found.paid == 1).all()
     assert not found.overlong.any()
-    few = task_for(LLMOptions(task="t6", context="supo", window=32, summaries=1))
+    few = task_for(LLMOptions(task="t6", context="supo", context_window=32, summaries=1))
     short = demonstrate(few, few.prompts(20, generator(1)), generator(), 0.0)
     assert short.overlong.all()
     assert (short.paid == 0).all()
@@ -274,7 +274,7 @@ def test_demonstrated_summaries_carry_the_key():
 def test_more_summaries_make_longer_episodes_possible():
     paid = []
     for summaries in (2, 3, 4, 6):
-        task = task_for(LLMOptions(task="t6", context="supo", window=32, summaries=summaries))
+        task = task_for(LLMOptions(task="t6", context="supo", context_window=32, summaries=summaries))
         paid.append(float(demonstrate(task, task.prompts(100, generator(1)), generator(), 0.0).paid.mean()))
     assert paid == sorted(paid)
     assert paid[0] < 0.3 < paid[1] < paid[3] == 1.0
@@ -284,11 +284,11 @@ def test_more_summaries_make_longer_episodes_possible():
     ("given", "says"),
     [
         ({"context": "supo"}, "go together"),
-        ({"window": 24}, "go together"),
-        ({"context": "supo", "window": 24, "task": "t4a"}, "t4a are not summarized"),
-        ({"context": "supo", "window": 24, "task": "t1"}, "t1 are not summarized"),
-        ({"context": "supo", "window": 8}, "holds no turn"),
-        ({"context": "supo", "window": 24, "task": "arithmetic"}, "leave --context out"),
+        ({"context_window": 24}, "go together"),
+        ({"context": "supo", "context_window": 24, "task": "t4a"}, "t4a are not summarized"),
+        ({"context": "supo", "context_window": 24, "task": "t1"}, "t1 are not summarized"),
+        ({"context": "supo", "context_window": 8}, "holds no turn"),
+        ({"context": "supo", "context_window": 24, "task": "arithmetic"}, "leave --context out"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(given, says):
@@ -298,6 +298,6 @@ def test_what_does_not_fit_is_refused(given, says):
 
 @pytest.mark.parametrize(("name", "settings"), [("polychromic", {}), ("minirl", {"replay": "R2"})])
 def test_methods_that_start_inside_episodes_or_replay_them_refuse_windows(name, settings):
-    options = LLMOptions(task="t6", context="supo", window=32, device="cpu", minibatches=2)
+    options = LLMOptions(task="t6", context="supo", context_window=32, device="cpu", minibatches=2)
     with pytest.raises(ConfigError, match="leave --context out"):
         build(name, load_method(name).config(**settings), options)

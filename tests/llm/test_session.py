@@ -67,7 +67,7 @@ CASES = {
         {"task": "t2", "allocator": "knapsack", "predictor": "v0", "budget_high": 9, "prompts": 8},
     ),
     "epo": ({"low": 0.9, "high": 1.0}, {"task": "t4a"}),
-    "empg": ({}, {"task": "t6", "context": "supo", "window": 32}),
+    "empg": ({}, {"task": "t6", "context": "supo", "context_window": 32}),
     "polychromic": ({"states": 1, "vines": 4, "share": "set"}, {"task": "t4b", "minibatches": 2}),
     "copg": ({"kl": 0.5}, {"task": "t2", "micro_batch": 8, "minibatches": 2}),
 }

@@ -116,7 +116,9 @@ def _windowed(task: Task, options: "DataOptions") -> Task:
         raise ConfigError(f"episodes of task {task.name} are not summarized: leave --context out")
     from offrl.llm.contexts import Window
 
-    task.window = Window(options.context, options.window, options.summaries, cast(Any, task), task.max_prompt)  # type: ignore[attr-defined]
+    task.window = Window(
+        options.context, options.context_window, options.summaries, cast(Any, task), task.max_prompt
+    )  # type: ignore[attr-defined]
     return task
 
 
