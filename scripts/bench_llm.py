@@ -238,17 +238,21 @@ STARTS: dict[
 
 
 def started(name: str, sizes: Sizes) -> dict[str, Tensor]:
-    """Weights after a supervised stage with seed 0; kept in the work folder."""
-    path = sizes.work / f"start-{name}.pt"
-    if path.exists():
-        return torch.load(path, weights_only=True)
+    """Weights after a supervised stage."""
     task_name, steps, lr, noise = STARTS[name]
-    method, options = load_method("sft"), LLMOptions(prompts=128, group=1, lr=lr, task=task_name)
     task = load_task(task_name)
     task = Misled(task) if name == "misled" else task  # type: ignore[assignment]
+    return supervised(sizes.work / f"start-{name}.pt", task, max(int(sizes.share * steps), 1), lr, noise)
+
+
+def supervised(path: Path, task: Any, steps: int, lr: float, noise: float) -> dict[str, Tensor]:
+    """Weights after steps of 128 demonstrations with seed 0; kept at ``path``."""
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    method, options = load_method("sft"), LLMOptions(prompts=128, group=1, lr=lr, task=task.name)
     policy = load_model("tiny:dense", task, 0)
     learner = Learner(method, method.config(noise=noise), task, policy, options)
-    for _ in range(max(int(sizes.share * steps), 1)):
+    for _ in range(steps):
         learner.update()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".new")

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from bench_llm import supervised
 from torch import Tensor
 
 from offrl.files import atomic_write_json
@@ -142,22 +143,10 @@ class CellOptions:
 
 
 def started(e: Experiment, sizes: Sizes) -> dict[str, Tensor]:
-    """Weights after the supervised stage with seed 0; kept in the work folder."""
-    path = sizes.work / f"start-{e.name}.pt"
-    if path.exists():
-        return torch.load(path, weights_only=True)
+    """Weights after the supervised stage."""
     steps, lr, noise = e.start
-    method, options = load_method("sft"), LLMOptions(prompts=128, group=1, lr=lr, task=e.task)
-    task = load_task(e.task)
-    policy = load_model("tiny:dense", task, 0)
-    learner = Learner(method, method.config(noise=noise), task, policy, options)
-    for _ in range(max(int(sizes.share * steps), 1)):
-        learner.update()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".new")
-    torch.save(policy.state_dict(), beside)
-    beside.replace(path)
-    return policy.state_dict()
+    path = sizes.work / f"start-{e.name}.pt"
+    return supervised(path, load_task(e.task), max(int(sizes.share * steps), 1), lr, noise)
 
 
 def train(e: Experiment, arm: Arm, seed: int, sizes: Sizes) -> dict[str, Any]:
