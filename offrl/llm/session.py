@@ -261,6 +261,8 @@ class Session:
                 before = step
             if last or self.learner.ranks.any(asked) or step % o.checkpoint_every == 0:
                 self._checkpoint()
+            if self.reporter.live:
+                self.reporter.show(completions(self.learner.shown))
             self.reporter.progress(step, rate, force=last)
             began = time.monotonic()
 
@@ -343,7 +345,8 @@ def completions(shown: Shown, width: int = 110) -> list[str]:
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())
+    """What a model writes may hold line feeds, and escape sequences that a terminal would obey: spaces instead."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _result(run: RunDir, *, already: bool = False) -> LLMResult:

@@ -23,7 +23,8 @@ class Reporter:
         self.mode, self.steps, self.stream = mode, steps, stream or sys.stdout
         self.live = self.mode == "text" and self.stream.isatty()
         self.period = 0.2 if self.live else period
-        self.printed, self.width = time.monotonic(), 0
+        self.printed, self.width, self.above = time.monotonic(), 0, 0
+        self.lines: list[str] = []
         self.metrics: dict[str, float] = {}
         self.last: float | None = None
         self.best: float | None = None
@@ -34,6 +35,10 @@ class Reporter:
             self._clear()
             self.stream.write(text + "\n")
             self.stream.flush()
+
+    def show(self, lines: list[str]) -> None:
+        """Lines that stand above the progress line from its next turn on, until others replace them; on a terminal."""
+        self.lines = lines if self.live else []
 
     def progress(self, step: int, rate: float, *, force: bool = False) -> None:
         """The progress line, at most once a period."""
@@ -47,11 +52,11 @@ class Reporter:
             parts.append(f"score {self.last:.1f} (last) {self.best:.1f} (best)")
         parts += [f"{name} {value:.4g}" for name, value in list(self.metrics.items())[:METRICS_SHOWN]]
         line = "  ".join(parts)
-        if self.live:
-            line = line[
-                : shutil.get_terminal_size().columns - 1
-            ]  # a wrapped line cannot be rewritten in place
+        columns = shutil.get_terminal_size().columns - 1  # a wrapped line cannot be rewritten in place
+        line = line[:columns] if self.live else line
         self._clear()
+        self.stream.write("".join(f"{text[:columns]}\n" for text in self.lines))
+        self.above = len(self.lines)
         self.stream.write(line + ("" if self.live else "\n"))
         self.width = len(line) if self.live else 0
         self.stream.flush()
@@ -68,12 +73,14 @@ class Reporter:
         if self.width:
             self.stream.write("\n")
             self.stream.flush()
-            self.width = 0
+            self.width = self.above = 0
 
     def _clear(self) -> None:
         if self.live and self.width:
             self.stream.write("\r" + " " * self.width + "\r")
-            self.width = 0
+            if self.above:
+                self.stream.write(f"\x1b[{self.above}A\x1b[J")  # up, and everything from there is gone
+            self.width = self.above = 0
 
 
 def spaced(number: int) -> str:

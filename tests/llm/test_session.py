@@ -7,11 +7,11 @@ import torch
 
 from offrl.errors import CheckpointError, ConfigError
 from offrl.llm import session
-from offrl.llm.learner import Learner
+from offrl.llm.learner import Learner, Shown
 from offrl.llm.methods import load_method
 from offrl.llm.models import load_model
 from offrl.llm.options import LLMOptions
-from offrl.llm.session import resume, start
+from offrl.llm.session import completions, resume, start
 from offrl.llm.tasks import load_task
 
 TABLES = ("metrics.csv", "eval.csv", "accuracy.csv", "samples.csv")
@@ -195,3 +195,10 @@ def test_methods_and_options_that_do_not_fit(tmp_path):
     with pytest.raises(ConfigError, match="neither a folder"):
         start("grpo", load_method("grpo").config(), options(tmp_path, model="nowhere"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_completions_cannot_speak_to_the_terminal():
+    lines = completions(Shown(["1 +\n1"], ["\x1b[2J2\r\x07\u202e"], [1.0]))
+    assert len(lines) == 2
+    assert all(character.isprintable() for line in lines for character in line)
+    assert lines[1].endswith("1 + 1 | [2J2")

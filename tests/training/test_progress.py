@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 
 import pytest
 
@@ -101,3 +102,40 @@ def test_time_left_has_a_fitting_unit(clock, rate, left):
     stream = io.StringIO()
     Reporter("text", 1_100, stream).progress(100, rate, force=True)
     assert f"  {left} left" in stream.getvalue()
+
+
+def screen(text):
+    """What a terminal shows that knows line feeds, returns, going up and erasing."""
+    rows, row, column = [""], 0, 0
+    for part in re.split(r"(\x1b\[\d*[AJ]|[\r\n])", text):
+        if part == "\n":
+            row, column = row + 1, 0
+            rows += [""] * (row == len(rows))
+        elif part == "\r":
+            column = 0
+        elif part.endswith("A") and part.startswith("\x1b"):
+            row -= int(part[2:-1])
+        elif part == "\x1b[J":
+            rows[row:] = [rows[row][:column]]
+        else:
+            rows[row] = rows[row][:column].ljust(column) + part + rows[row][column + len(part) :]
+            column += len(part)
+    return [line.rstrip() for line in rows]
+
+
+def test_a_block_above_the_line_is_replaced_and_notes_stay(clock):
+    reporter = Reporter("text", 10, Terminal())
+    for step, lines in enumerate((["one", "two"], ["three", "four"], ["five"]), 1):
+        clock[0] += 1.0
+        reporter.show(lines)
+        reporter.progress(step, 1.0)
+        if step == 2:
+            reporter.note("a note")
+    shown = screen(reporter.stream.getvalue())
+    assert shown[:2] == ["a note", "five"]
+    assert shown[2].startswith("3/10")
+    assert len(shown) == 3
+    plain = Reporter("text", 10, io.StringIO())
+    plain.show(["one"])
+    plain.progress(1, 1.0, force=True)
+    assert plain.stream.getvalue().startswith("1/10")
