@@ -116,9 +116,8 @@ def _windowed(task: Task, options: "DataOptions") -> Task:
         raise ConfigError(f"episodes of task {task.name} are not summarized: leave --context out")
     from offrl.llm.contexts import Window
 
-    task.window = Window(
-        options.context, options.context_window, options.summaries, cast(Any, task), task.max_prompt
-    )  # type: ignore[attr-defined]
+    kind, size, own = options.context, options.context_window, cast(Any, task)
+    own.window = Window(kind, size, options.summaries, own, task.max_prompt)
     return task
 
 
