@@ -71,18 +71,21 @@ def drawn_on_the_cpu() -> Iterator[None]:
 
         return wrapped
 
-    plain, uniform = Tensor.bernoulli_, mirrored(torch.rand)
+    uniform, normal = mirrored(torch.rand), mirrored(torch.randn)
 
     def bernoulli_(self: Tensor, p: float = 0.5, *, generator: torch.Generator | None = None) -> Tensor:
-        if generator is None or generator.device.type == "cpu":
-            return plain(self, p, generator=generator)
         return self.copy_(uniform(self.shape, generator=generator) < p)
 
-    names = ("randn", "rand", "randint")
+    def normal_(
+        self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        return self.copy_(mean + std * normal(self.shape, generator=generator))
+
     with contextlib.ExitStack() as stack:
-        for name in names:
+        for name in ("randn", "rand", "randint"):
             stack.enter_context(mock.patch.object(torch, name, mirrored(getattr(torch, name))))
-        stack.enter_context(mock.patch.object(Tensor, "bernoulli_", bernoulli_))
+        for own in (bernoulli_, normal_):
+            stack.enter_context(mock.patch.object(Tensor, own.__name__, own))
         yield
 
 

@@ -31,7 +31,7 @@ def compiled(function: Function) -> Function:
 
     On a CPU it is ``torch.compile``'s, one graph. On a GPU it is a captured CUDA graph of the eager code: launching
     its many small kernels, not running them, is what takes time there. The graph keeps the Python numbers of its first
-    call, and what it returns is overwritten by the next call.
+    call.
     """
     made: list[Callable[..., Any]] = []
 
@@ -56,7 +56,7 @@ class Graphed:
         self.graphs: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Any]] = {}
 
     def __call__(self, *args: Any) -> Any:
-        """The function's values; the next call overwrites them."""
+        """The function's values, copies that the next call does not change."""
         given = [x.detach() for x in tensors(args)]
         key = tuple((x.shape, x.dtype, x.device) for x in given)
         if key not in self.graphs:
@@ -65,7 +65,10 @@ class Graphed:
         if given:
             torch._foreach_copy_(inputs, given)
         graph.replay()
-        return outputs
+        kept = tensors(outputs)
+        copies = [torch.empty_like(x) for x in kept]
+        torch._foreach_copy_(copies, kept)
+        return replaced(outputs, iter(copies))
 
     def _capture(self, args: Any, given: list[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Any]:
         inputs = [x.clone() for x in given]

@@ -61,7 +61,7 @@ def test_a_graph_gives_what_eager_code_gives():
         value = arguments(fill)
         return replaced(value, iter([x[:rows].cuda() * torch.randn(()) for x in tensors(value)]))
 
-    graphed = Graphed(function)
+    graphed, kept = Graphed(function), []
     for fill, rows in ((0.0, 2), (1.0, 2), (2.0, 1), (3.0, 2)):
         args = on_the_gpu(fill, rows)
         with torch.no_grad():
@@ -70,4 +70,6 @@ def test_a_graph_gives_what_eager_code_gives():
         (found,), more = graphed(*args)
         torch.testing.assert_close(found, wanted)
         torch.testing.assert_close(more["mean"], aux["mean"])
+        kept.append((found, wanted))
+    torch.testing.assert_close(*zip(*kept, strict=True))  # later calls leave earlier values alone
     assert len(graphed.graphs) == 2
