@@ -65,6 +65,9 @@ class LanguageModel(Protocol):
     def advance(self, state: Any, tokens: Tensor) -> Tensor:
         """The states after one more token a row, (B,), or several, (B, K): -> (B, H); changes ``state``."""
 
+    def narrow(self, state: Any, rows: Tensor) -> None:
+        """Only these rows go on, (K,): changes ``state``."""
+
 
 class Transformer(nn.Module):
     """A causal language model of transformers.
@@ -135,6 +138,11 @@ class Transformer(nn.Module):
         new = tokens.view(len(tokens), -1)
         state["seen"] = torch.cat([state["seen"], torch.ones_like(new, dtype=torch.bool)], dim=1)
         return self._run(new, state["seen"], state["cache"])[:, -1]
+
+    def narrow(self, state: Any, rows: Tensor) -> None:
+        """Drops the others from the cache; see ``LanguageModel``."""
+        state["cache"].batch_select_indices(rows)
+        state["seen"] = state["seen"][rows]
 
     def _read(self, prompt_tokens: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Any]:
         """States of all prompt tokens, and the cache after them."""
@@ -208,6 +216,10 @@ class Table(nn.Module):
         for symbol in tokens.view(len(tokens), -1).T:
             state["node"] = len(SYMBOLS) * state["node"] + symbol - self.first + 1
         return self.logits[state["node"]]
+
+    def narrow(self, state: Any, rows: Tensor) -> None:
+        """Drops the others; see ``LanguageModel``."""
+        state["node"] = state["node"][rows]
 
     def save(self, directory: Path, task: Task) -> None:
         """``table.safetensors``."""

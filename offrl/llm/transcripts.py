@@ -14,6 +14,9 @@ from offrl.llm.environment import Environment
 from offrl.llm.models import LanguageModel
 from offrl.llm.text import Responses
 
+SHARE = 0.8
+"""Of the rows that are read, at which those that have left are dropped."""
+
 
 class Transcripts:
     """N transcripts that grow token by token.
@@ -94,14 +97,17 @@ class Reader(Protocol):
         """Contexts, (N, P), that ``copies`` rows beside each other begin with."""
 
     def advance(self, tokens: Tensor) -> None:
-        """(N copies, K) the next tokens."""
+        """(R, K) the next tokens of all rows that are read."""
+
+    def narrow(self, rows: Tensor) -> None:
+        """(K,) rows of those that are read so far: the others have left."""
 
     def choose(self, rows: Tensor, choosing: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and log-probabilities.
 
         Args:
             rows: (M,) of the transcripts.
-            choosing: (N copies,) bool, which of what ``begin`` was given they are.
+            choosing: (R,) bool, which of the rows that are read they are.
         """
 
 
@@ -124,6 +130,10 @@ class Sampling:
     def advance(self, tokens: Tensor) -> None:
         """One pass; see ``Reader``."""
         self.hidden = self.policy.advance(self.cache, tokens)
+
+    def narrow(self, rows: Tensor) -> None:
+        """Out of the cache; see ``Reader``."""
+        self.policy.narrow(self.cache, rows)
 
     def choose(self, rows: Tensor, choosing: Tensor) -> tuple[Tensor, Tensor]:
         """Drawn; see ``Reader``."""
@@ -166,6 +176,9 @@ class Expert:
         """Nothing to read."""
 
     def advance(self, tokens: Tensor) -> None:
+        """Nothing to read."""
+
+    def narrow(self, rows: Tensor) -> None:
         """Nothing to read."""
 
     def choose(self, rows: Tensor, choosing: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,6 +228,11 @@ def read(
                 here = here.index_put((place[over],), ~turn(over))
         if not here.any():
             return
+        if int(here.sum()) <= SHARE * len(rows):
+            kept = here.nonzero()[:, 0]
+            reader.narrow(kept)
+            rows, start, here = rows[kept], start[kept], here[kept]
+            place = place.index_put((rows,), torch.arange(len(rows), device=rows.device))
         new = int((t.length[rows] - start)[here].min()) - fed
         columns = (start + fed)[:, None] + torch.arange(new, device=rows.device)
         reader.advance(t.tokens[rows[:, None], columns.clamp(max=t.tokens.shape[1] - 1)])

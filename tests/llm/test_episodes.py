@@ -8,7 +8,7 @@ from offrl.llm.episodes import converse, demonstrate, respond
 from offrl.llm.evaluate import evaluate
 from offrl.llm.learner import Learner
 from offrl.llm.methods import METHODS, load_method
-from offrl.llm.models import load_model
+from offrl.llm.models import Transformer, load_model
 from offrl.llm.options import LLMOptions
 from offrl.llm.rollouts import joined, rollouts
 from offrl.llm.score import score
@@ -309,3 +309,26 @@ def test_a_row_without_an_answer_is_followed_by_nothing():
     assert t.tokens[1, :3].tolist() == [7, 8, 9]
     assert t.said.tolist() == [0, 0]
     assert t.turn.tolist() == [0, 1]
+
+
+def test_episodes_that_ended_are_read_no_further_and_nothing_else_changes(monkeypatch):
+    read = []
+
+    def counted(self, state, tokens, advance=Transformer.advance):
+        read.append(len(tokens))
+        return advance(self, state, tokens)
+
+    monkeypatch.setattr(Transformer, "advance", counted)
+    _, _, _, _, narrowed = ragged(count=8)
+    narrow = read.copy()
+    read.clear()
+    monkeypatch.setattr("offrl.llm.transcripts.SHARE", 0.0)
+    _, _, _, _, whole = ragged(count=8)
+    assert set(read) == {32}
+    assert narrow[0] == 32
+    assert narrow == sorted(narrow, reverse=True)
+    assert len(set(narrow)) > 3
+    assert narrow[-1] <= 8
+    assert torch.equal(narrowed.tokens, whole.tokens)
+    assert torch.equal(narrowed.rewards, whole.rewards)
+    torch.testing.assert_close(narrowed.log_probs, whole.log_probs, atol=1e-5, rtol=0)

@@ -39,6 +39,9 @@ class Walker:
     def advance(self, state, tokens):
         return self._towards((tokens.view(len(tokens), -1)[:, -1] - self.grid.first).clamp(0, 24))
 
+    def narrow(self, state, rows):
+        self.target = self.target[rows]
+
     def _towards(self, cell):
         down, right = self.target // 5 - cell // 5, self.target % 5 - cell % 5
         move = torch.where(down < 0, 0, torch.where(down > 0, 2, torch.where(right > 0, 1, 3)))
