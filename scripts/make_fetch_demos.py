@@ -3,8 +3,8 @@
     python scripts/make_fetch_demos.py [--tasks pick push] [--out offrl/data/builtin] [--demos 150] [--workers 2]
 
 Plays episodes 0, 1, 2, ... of seed 0, keeps those that succeed, and writes the first ``--demos`` of them as
-``fetch-pick-demo.hdf5`` and ``fetch-push-demo.hdf5``: 50 steps each, all observations; the view ``positions`` sees neither velocities nor the
-object's rotation. The bytes depend on seed and library versions only.
+``fetch-pick-demo.hdf5`` and ``fetch-push-demo.hdf5``: 50 steps each, all observations; the view ``positions`` sees
+neither velocities nor the object's rotation. The bytes depend on seed and library versions only.
 """
 
 import argparse
