@@ -115,6 +115,15 @@ TASKS = {
         settings=SETTINGS,
         seconds=(0.05, 0.08, 0.13),
     ),
+    "push": Task(
+        "fetch-push-state",
+        "success",
+        chunk_pairs("positions"),
+        chunk_parents("fetch-push", "positions"),
+        steps=2_000,
+        settings=SETTINGS,
+        seconds=(0.05, 0.08, 0.13),
+    ),
     "pusht": Task(
         "pusht-all",
         "success",
@@ -383,6 +392,7 @@ def title(name: str) -> str:
         "hopper": "Hopper-v5, agents of the rl-baselines3-zoo",
         "walker2d": "Walker2d-v5, agents of the rl-baselines3-zoo",
         "fetch": "FetchPickAndPlace, chunk policies",
+        "push": "FetchPush, chunk policies",
         "pusht": "PushT, chunk policies",
     }[name]
 
