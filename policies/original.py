@@ -135,11 +135,11 @@ def _units(
 ) -> AffineNormalizer:
     """One part's; ``shared``: all its channels have one scale and one offset."""
     stored = [state.get(f"normalizer.params_dict.{name}.{which}") for which in ("scale", "offset")]
-    if any(t is None or t.shape != (1 if shared else width,) for t in stored):
+    if any(t is None or t.numel() != (1 if shared else width) for t in stored):
         raise PolicyError(
             f"{path} has no normalizer of its {name!r} of the right size: it would act on raw numbers"
         )
-    scale, offset = (t.expand(width).numpy() for t in stored if t is not None)
+    scale, offset = (t.flatten().expand(width).numpy() for t in stored if t is not None)
     return AffineNormalizer.build(0 * scale, scale, offset)
 
 

@@ -259,7 +259,7 @@ def _set_units(
     joined = [
         AffineNormalizer.concatenate([AffineNormalizer.identity(0), *own]) for own in (numbers, actions)
     ]
-    policy.set_normalizers(*joined, AffineNormalizer.identity(policy.channels) if policy.channels else None)
+    policy.set_normalizers(*joined)  # images stay as they are, from 0 to 1
 
 
 def _units(stats: Mapping[str, Any] | None, width: int, name: str, path: Any) -> AffineNormalizer:
