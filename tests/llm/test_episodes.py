@@ -332,3 +332,11 @@ def test_episodes_that_ended_are_read_no_further_and_nothing_else_changes(monkey
     assert torch.equal(narrowed.tokens, whole.tokens)
     assert torch.equal(narrowed.rewards, whole.rewards)
     torch.testing.assert_close(narrowed.log_probs, whole.log_probs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["t4a", "t4d-actor", "t6"])
+def test_an_evaluation_asks_as_many_prompts_as_it_is_told(name):
+    task = load_task(name)
+    found = evaluate(load_model("tiny:dense", task, 0), task, prompts=12, samples=1, seed=0, name="x")
+    assert found.success.shape == (12, 1)
+    assert not hasattr(task, "size")  # that of a data set, all of which is a pool
