@@ -79,6 +79,7 @@ class Rating:
         with torch.no_grad():
             return torch.cat([self.model(batch.rows(rows)) for rows in self._parts(batch)])
 
+    @torch.enable_grad()
     def learn(self, batch: TextRollouts) -> tuple[Tensor, Tensor]:
         """From which responses of a batch came out better; accuracy on its pairs before that, and the first loss."""
         better, worse = pairs(batch.rewards, batch.group_ids)
