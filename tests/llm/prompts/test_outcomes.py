@@ -163,7 +163,7 @@ def test_the_command_writes_a_file_that_a_run_reads(runs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ([], "missing"),
+        ([], "pass at least one run directory"),
         (["RUN", "--prompts", "63"], "prompts must be 64 or more, got 63"),
         (["RUN", "--share", "1.5"], "share must be within 0 and 1, got 1.5"),
         (["RUN", "--samples", "0"], "samples must be 1 or more, got 0"),
