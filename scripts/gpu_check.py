@@ -22,11 +22,11 @@ import torch
 import tyro
 from torch import Tensor
 
-from offrl.algos import ALGORITHMS, load_algorithm
+from offrl.algos import ALGORITHMS, CHUNKS, MODELS, load_algorithm
 from offrl.data.neighbours import NeighbourIndex
 from offrl.estimators.low_memory import from_logits, log_probs_and_entropy
 from offrl.files import atomic_write_json, atomic_write_text
-from offrl.training.check import batches, tiny_problem
+from offrl.training.check import batches, small_settings, tiny_problem
 from offrl.training.problem import Problem
 from offrl.training.run_dir import versions
 from offrl.training.seeding import seed_globally, stream
@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RAW, PAGE = ROOT / "benchmarks/raw/gpu", ROOT / "benchmarks/gpu.md"
 UPDATES, TOLERANCE = 5, 1e-4  # of weights and metrics, relative to 1 + |value|
 MODES = (False, True)  # eager, and as CUDA graphs
+METHODS = (*ALGORITHMS, *CHUNKS, *MODELS)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def parity(name: str, device: str, graphs: bool = False) -> float:
     for place, compiled in (("cpu", False), (device, graphs)):
         seed_globally(0)
         problem = replace(on(tiny_problem((0, 1)), place), compile=compiled)
-        learner = method.learner(problem, method.config())
+        config = method.config() if name in ALGORITHMS else method.config(**small_settings(method))
+        learner = method.learner(problem, config)
         logs = [learner.update(batch) for batch in itertools.islice(batches(method, problem), UPDATES)]
         weights = [p.detach().cpu() for k in (0, 1) for p in learner.policy(k).parameters()]
         found.append(
@@ -180,7 +182,7 @@ def run(o: Run) -> bool:
         print("no CUDA device here: nothing was run", file=sys.stderr)
         return False
     with drawn_on_the_cpu():
-        apart = {name: [parity(name, o.device, graphs) for graphs in MODES] for name in ALGORITHMS}
+        apart = {name: [parity(name, o.device, graphs) for graphs in MODES] for name in METHODS}
     record = {
         "device": torch.cuda.get_device_name() if o.device.startswith("cuda") else o.device,
         "versions": versions(o.device, torch.get_num_threads()),

@@ -18,7 +18,9 @@ def gpu_check():
     return module
 
 
-@pytest.mark.parametrize("name", ["td3_bc", "decision_transformer", "prdc"])
+@pytest.mark.parametrize(
+    "name", ["td3_bc", "decision_transformer", "prdc", "diffusion_policy", "policy_guided_diffusion", "cdsa"]
+)
 def test_a_device_agrees_with_itself(gpu_check, name):
     with gpu_check.drawn_on_the_cpu():
         assert gpu_check.parity(name, "cpu") == 0.0
