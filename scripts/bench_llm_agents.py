@@ -136,7 +136,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "t6": Experiment(
         "summaries trained with the task (SUPO) beat a window that forgets, and more of them at test time help",
-        "sampled", ("supo", "supo-dr_grpo"), 12_800, 0.6, {"task": "t6", "warmup": 10, **GRID},
+        "sampled", ("supo", "supo-dr_grpo"), 12_800, 0.6, {"task": "t6", **GRID},
         {
             "truncated": Arm("grpo", {}, {"context": "truncate", "context_window": 32}),
             "truncated-dr_grpo": Arm("dr_grpo", {}, {"context": "truncate", "context_window": 32}),
@@ -146,11 +146,11 @@ EXPERIMENTS: dict[str, Experiment] = {
             "full": Arm("grpo"),
         },
         ("sft", {"noise": 0.2}, {
-            "task": "t6", "prompts": 64, "group": 1, "steps": 100, "context": "supo", "context_window": 32,
+            "task": "t6", "prompts": 64, "group": 1, "steps": 400, "context": "supo", "context_window": 32,
             "summaries": 6, "lr": 2e-3,
         }),
         {f"summaries-{n}": {"context": "supo", "context_window": 32, "summaries": n} for n in (3, 4, 5, 6)},
-        begin_seconds=35.0,
+        begin_seconds=120.0,
     ),
 }  # fmt: skip
 FAST = {"eval_prompts": 8, "eval_samples": 4, "eval_every": 1, "log_every": 1, "checkpoint_every": 2}
