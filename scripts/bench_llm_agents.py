@@ -333,8 +333,9 @@ def page() -> str:
     for name, experiment in EXPERIMENTS.items():
         found = records(name)
         lines += [f"## {name}", "", f"Claim: {experiment.claim}. {experiment.rollouts:,} rollouts each.", ""]
+        lines += tuned(name)
         if not found:
-            lines += ["Not run yet.", ""]
+            lines += ["The seeds have not been run yet.", ""]
             continue
         control = ["success_2_without"] if experiment.metric == "success_2" else []
         best_of = [name for name in next(iter(found.values()))[0]["curve"][0] if name.startswith("pass_at_")]
@@ -363,6 +364,21 @@ def page() -> str:
         keys = [key for key in ("commit", "cpu", "torch", "transformers") if stamps[-1].get(key)]
         lines += ["Made with " + ", ".join(f"{key} {stamps[-1][key]}" for key in keys) + "."]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def tuned(name: str) -> list[str]:
+    """Where the tuning cells, which have half of the rollouts, began and ended."""
+    experiment, lines = EXPERIMENTS[name], []
+    for arm in experiment.arms:
+        paths = [One(name, arm, TUNE_SEED, rate).result for rate in experiment.rates]
+        if all(path.exists() for path in paths):
+            found = [json.loads(path.read_text()) for path in paths]
+            ends = " | ".join(f"{final(record, experiment.metric):.3f}" for record in found)
+            lines.append(f"| {arm} | {found[0]['curve'][0][experiment.metric]:.3f} | {ends} |")
+    if not lines:
+        return []
+    rates = " | ".join(f"{experiment.metric} at {rate:g}" for rate in experiment.rates)
+    return [f"| tuning seed | at first | {rates} |", "|---" * (2 + len(experiment.rates)) + "|", *lines, ""]
 
 
 def row(arm: str, found: list[dict[str, Any]], columns: list[str], extra: list[str]) -> str:
