@@ -136,7 +136,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "t6": Experiment(
         "summaries trained with the task (SUPO) beat a window that forgets, and more of them at test time help",
-        "sampled", ("supo", "supo-dr_grpo"), 12_800, 0.6, {"task": "t6", "warmup": 10, **GRID},
+        "sampled", ("supo", "supo-dr_grpo"), 12_800, 0.6, {"task": "t6", **GRID},
         {
             "truncated": Arm("grpo", {}, {"context": "truncate", "context_window": 32}),
             "truncated-dr_grpo": Arm("dr_grpo", {}, {"context": "truncate", "context_window": 32}),
@@ -146,11 +146,11 @@ EXPERIMENTS: dict[str, Experiment] = {
             "full": Arm("grpo"),
         },
         ("sft", {"noise": 0.2}, {
-            "task": "t6", "prompts": 64, "group": 1, "steps": 100, "context": "supo", "context_window": 32,
+            "task": "t6", "prompts": 64, "group": 1, "steps": 400, "context": "supo", "context_window": 32,
             "summaries": 6, "lr": 2e-3,
         }),
         {f"summaries-{n}": {"context": "supo", "context_window": 32, "summaries": n} for n in (3, 4, 5, 6)},
-        begin_seconds=35.0,
+        begin_seconds=120.0,
     ),
 }  # fmt: skip
 FAST = {"eval_prompts": 8, "eval_samples": 4, "eval_every": 1, "log_every": 1, "checkpoint_every": 2}
@@ -333,8 +333,9 @@ def page() -> str:
     for name, experiment in EXPERIMENTS.items():
         found = records(name)
         lines += [f"## {name}", "", f"Claim: {experiment.claim}. {experiment.rollouts:,} rollouts each.", ""]
+        lines += tuned(name)
         if not found:
-            lines += ["Not run yet.", ""]
+            lines += ["The seeds have not been run yet.", ""]
             continue
         control = ["success_2_without"] if experiment.metric == "success_2" else []
         best_of = [name for name in next(iter(found.values()))[0]["curve"][0] if name.startswith("pass_at_")]
@@ -363,6 +364,21 @@ def page() -> str:
         keys = [key for key in ("commit", "cpu", "torch", "transformers") if stamps[-1].get(key)]
         lines += ["Made with " + ", ".join(f"{key} {stamps[-1][key]}" for key in keys) + "."]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def tuned(name: str) -> list[str]:
+    """Where the tuning cells, which have half of the rollouts, began and ended."""
+    experiment, lines = EXPERIMENTS[name], []
+    for arm in experiment.arms:
+        paths = [One(name, arm, TUNE_SEED, rate).result for rate in experiment.rates]
+        if all(path.exists() for path in paths):
+            found = [json.loads(path.read_text()) for path in paths]
+            ends = " | ".join(f"{final(record, experiment.metric):.3f}" for record in found)
+            lines.append(f"| {arm} | {found[0]['curve'][0][experiment.metric]:.3f} | {ends} |")
+    if not lines:
+        return []
+    rates = " | ".join(f"{experiment.metric} at {rate:g}" for rate in experiment.rates)
+    return [f"| tuning seed | at first | {rates} |", "|---" * (2 + len(experiment.rates)) + "|", *lines, ""]
 
 
 def row(arm: str, found: list[dict[str, Any]], columns: list[str], extra: list[str]) -> str:

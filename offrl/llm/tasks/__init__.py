@@ -25,7 +25,7 @@ TASKS = {  # name -> what it is
     "t4d": "which corner should the actor (--actor RUN) try after it failed? the transcript tells",
     "t5": "sums of 2 to 4 digits with rewards for format, length and answer; after sft with noise 0.5",
     "t5-conditioned": "the same; a short response earns its length only if it is right",
-    "t6": "a key shown once and asked for after a long corridor: --context supo; after sft with noise 0.5",
+    "t6": "a key shown once and asked for after a long corridor: --context supo; after sft with noise 0.2",
     "gui": "the next action on a small screen, for instructions of 1 to 6 operations; after sft with noise 0.4",
     "minigrid:ID": "a MiniGrid environment in words, such as minigrid:MiniGrid-Empty-Random-6x6-v0; after sft",
     "arithmetic": "600 word problems of one or two steps, 120 held out; a model with a tokenizer",

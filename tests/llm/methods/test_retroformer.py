@@ -126,6 +126,23 @@ def test_a_perfect_hint_beats_trying_again_and_a_deaf_actor_takes_none():
     assert heard["success_2"] == heard["success_2_without"] == heard["success_1"]
 
 
+def test_only_failures_are_tried_again_so_that_success_never_falls():
+    task, sizes = retry(), []
+
+    def counted(goals, hints, generator, own=task.attempts):
+        found = own(goals, hints, generator)
+        sizes.append((len(goals), int((found.paid == 0).sum())))
+        return found
+
+    task.attempts = counted
+    found = task.measures(load_model("tiny:dense", task, 0))
+    (first, failed), (again, _), (hinted, _) = sizes
+    assert 0 < failed < first == 512
+    assert again == hinted == failed
+    assert found["success_1"] == pytest.approx(1 - failed / first)
+    assert found["success_1"] <= min(found["success_2"], found["success_2_without"])
+
+
 def bandit(success, centred, count=20_000, group=4):
     """Mean and variance of the gradient on one logit, of reflections on failures of an actor that succeeds so often."""
     g = generator(3)
