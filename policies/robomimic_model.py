@@ -68,8 +68,8 @@ def load_robomimic(payload: Mapping[str, Any], path: Any, low: Box, high: Box) -
             vision=vision,
             **_sizes(algo, unet),
         )
-        stats = [payload.get(f"{which}_normalization_stats") or {} for which in ("obs", "action")]
-        _set_units(policy, parts, *stats, config["train"].get("action_keys", ["actions"]), path)
+        seen_stats, acted = (payload.get(f"{which}_normalization_stats") or {} for which in ("obs", "action"))
+        _set_units(policy, parts, seen_stats, acted, config["train"].get("action_keys", ["actions"]), path)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
         if str(error).startswith(str(path)):
             raise
