@@ -1,7 +1,7 @@
 """What chooses prompts, on sums that a supervised start cannot do: does accuracy on long ones leave chance?
 
     python scripts/bench_llm_prompts.py plan                       what would run, and the expected core-hours
-    python scripts/bench_llm_prompts.py run [--minutes 60] [--only NAME] [--smoke]
+    python scripts/bench_llm_prompts.py run [--jobs 15] [--minutes 60] [--only NAME] [--smoke]
     python scripts/bench_llm_prompts.py show                       the tables, from benchmarks/raw/llm_prompts/*.json
 
 These tables are a part of the page that scripts/bench_llm_agents.py writes. All arms have the same rollouts, scoring
@@ -25,19 +25,18 @@ from torch import Tensor
 
 from offrl.files import atomic_write_json
 from offrl.llm.evaluate import evaluate
-from offrl.llm.generate import sample
 from offrl.llm.learner import Learner
 from offrl.llm.methods import load_method
 from offrl.llm.models import load_model
 from offrl.llm.options import LLMOptions
 from offrl.llm.prompts.knapsack import allocate
-from offrl.llm.prompts.v0 import Outcomes, QueryAdapter, auc, logistic
+from offrl.llm.prompts.outcomes import outcomes, ranked
+from offrl.llm.prompts.v0 import QueryAdapter
 from offrl.llm.prompts.v0 import train as train_adapter
 from offrl.llm.session import accuracy_row
 from offrl.llm.tasks import load_task
 from offrl.training.cells import Cell, RunCells, planned
 from offrl.training.run_dir import versions
-from offrl.training.seeding import stream
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINES = ("grpo", "dr_grpo", "reinforce")
@@ -50,7 +49,7 @@ class Sizes:
     share: float = 1.0
     points: int = 8
     prompts: int = 512
-    samples: int = 16
+    samples: int = 4
     seeds: tuple[int, ...] = (0, 1, 2)
     raw: Path = ROOT / "benchmarks/raw/llm_prompts"
     work: Path = ROOT / "runs/bench-llm-prompts"
@@ -68,6 +67,8 @@ class Arm:
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     method: str = "grpo"
+    first: bool = True
+    """Whether it is among those that answer a claim; others run last."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class Experiment:
     hard: tuple[int, ...] = (5, 6, 7, 8)
     """Difficulties at chance after the start."""
     chance: float = 0.1
+    rank: int = 0
+    """Added to that of its cells: what is tried first."""
 
 
 def arms(*more: Arm) -> tuple[Arm, ...]:
@@ -106,19 +109,19 @@ EXPERIMENTS = {
             arms(
                 Arm("vas", VAS), Arm("knapsack", {"allocator": "knapsack"}),
                 Arm("knapsack-v0", {"allocator": "knapsack", "predictor": "v0"}), Arm("hints", HINTS),
-                Arm("stages", STAGES), Arm("stages-replay", {**STAGES, "stage_replay": 0.2}),
-                Arm("stages-falling", {**STAGES, "stage_order": "falling"}),
-                Arm("vas-hints", {**VAS, **HINTS}),
+                Arm("stages", STAGES), Arm("stages-replay", {**STAGES, "stage_replay": 0.2}, first=False),
+                Arm("stages-falling", {**STAGES, "stage_order": "falling"}, first=False),
+                Arm("vas-hints", {**VAS, **HINTS}, first=False),
             ),
         ),
         Experiment(
             "t2-cliff", "t2-cliff: the same modulo 20", "t2-cliff", (1000, 1e-3, 0.2), arms(Arm("hints", HINTS)),
-            chance=0.05, hard=(7, 8),
+            chance=0.05, hard=(7, 8), rank=4,
         ),
         Experiment(
             "gui", "gui: the next action for instructions of 1 to 6 operations", "gui", (500, 1e-3, 0.4),
             arms(Arm("stages", STAGES), Arm("stages-replay", {**STAGES, "stage_replay": 0.2})),
-            hard=(5, 6), chance=0.125,
+            hard=(5, 6), chance=0.125, rank=2,
         ),
     )
 }  # fmt: skip
@@ -145,8 +148,13 @@ class CellOptions:
 def started(e: Experiment, sizes: Sizes) -> dict[str, Tensor]:
     """Weights after the supervised stage."""
     steps, lr, noise = e.start
-    path = sizes.work / f"start-{e.name}.pt"
+    path = start_of(e, sizes)
     return supervised(path, load_task(e.task), max(int(sizes.share * steps), 1), lr, noise)
+
+
+def start_of(e: Experiment, sizes: Sizes) -> Path:
+    """The file of these weights."""
+    return sizes.work / f"start-{e.name}.pt"
 
 
 def train(e: Experiment, arm: Arm, seed: int, sizes: Sizes) -> dict[str, Any]:
@@ -181,30 +189,6 @@ def train(e: Experiment, arm: Arm, seed: int, sizes: Sizes) -> dict[str, Any]:
     return {"points": points, "cpu_seconds": time.process_time() - began}
 
 
-def outcomes(learner: Learner, backbone: Any, count: int, samples: int, name: str) -> Outcomes:
-    """Success rates of the current policy on fresh prompts, with the frozen model's states of these."""
-    task, seed = learner.task, learner.options.seed
-    prompts = task.prompts(count, stream(seed, f"{name} prompts"))
-    found = sample(learner.policy, prompts, copies=samples, generator=stream(seed, name))
-    right = task.success(prompts.repeat(samples), found).view(count, samples).float().mean(dim=1)
-    with torch.no_grad():
-        states = backbone.prompt_states(prompts.tokens, prompts.mask).float()
-    return Outcomes(states, prompts.mask, right)
-
-
-def ranked(episodes: list[Outcomes], adapter: QueryAdapter | None, known: int) -> float:
-    """Mean AUC within policies, of prompts after the first 512, with a context of ``known`` of those."""
-    areas = []
-    for e in episodes:
-        with torch.no_grad():
-            features = e.states[:, -1] if adapter is None else adapter(e.states, e.mask)
-        x, half = features.double(), len(e.rates) // 2
-        right = e.rates[half:] >= 0.5
-        if bool(right.any()) and not bool(right.all()):
-            areas.append(auc(logistic(x[:known], e.rates[:known].double(), x[half:]), right))
-    return float(np.mean(areas)) if areas else 0.5
-
-
 def generalist(seed: int, sizes: Sizes) -> dict[str, Any]:
     """V_0 trained on the policies of one GRPO run, asked about those of another: AUC by context and by loss."""
     e, runs = EXPERIMENTS["t2-hard"], []
@@ -218,7 +202,8 @@ def generalist(seed: int, sizes: Sizes) -> dict[str, Any]:
         learner, episodes = Learner(method, method.config(), task, policy, options), []
         for step in range(steps):
             if step % max(steps // 12, 1) == 0:
-                episodes.append(outcomes(learner, backbone, count, 8, f"outcomes {step}"))
+                how = {"count": count, "samples": 8, "seed": own, "name": f"outcomes {step}"}
+                episodes.append(outcomes(learner.policy, backbone, task, **how))
             learner.update()
         runs.append(episodes)
     seen, unseen = runs
@@ -248,6 +233,9 @@ def run_cell(o: CellOptions) -> None:
     """Write one raw file."""
     sizes = SMOKE if o.smoke else FULL
     torch.set_num_threads(1)
+    if o.arm == "start":
+        started(EXPERIMENTS[o.experiment], sizes)
+        return
     if o.experiment == "speed":
         record = speed()
     elif o.experiment == "v0":
@@ -265,11 +253,11 @@ def cell_name(o: CellOptions) -> str:
     return "-".join(part for part in (o.experiment, o.arm, str(o.seed)) if part)
 
 
-def cells(sizes: Sizes) -> list[tuple[Cell, float]]:
-    """All, seed by seed, with expected seconds on one core."""
-    found: list[tuple[Cell, float]] = []
+def cells(sizes: Sizes) -> list[tuple[int, Cell, float]]:
+    """All, with ranks (the most telling ones first) and expected seconds on one core."""
+    found: list[tuple[int, Cell, float]] = []
 
-    def add(o: CellOptions, seconds: float) -> None:
+    def add(rank: int, o: CellOptions, seconds: float, needs: str) -> None:
         words = [sys.executable, str(Path(__file__).resolve()), "cell", "--experiment", o.experiment]
         words += [
             "--seed",
@@ -277,14 +265,22 @@ def cells(sizes: Sizes) -> list[tuple[Cell, float]]:
             *(["--arm", o.arm] if o.arm else []),
             *(["--smoke"] if o.smoke else []),
         ]
-        found.append((Cell(cell_name(o), tuple(words), sizes.raw / f"{cell_name(o)}.json"), seconds))
+        start = start_of(EXPERIMENTS[needs], sizes) if needs else None
+        result = start if o.arm == "start" and start else sizes.raw / f"{cell_name(o)}.json"
+        read = (start,) if start and result != start else ()
+        found.append((rank, Cell(cell_name(o), tuple(words), result, needs=read), seconds))
 
-    add(CellOptions("speed", smoke=sizes is SMOKE), 5.0)
+    smoke = sizes is SMOKE
+    for e in EXPERIMENTS.values():
+        add(e.rank - 2, CellOptions(e.name, "start", 0, smoke), 40.0, e.name)
+    add(2, CellOptions("speed", smoke=smoke), 5.0, "")
     for seed in sizes.seeds:
-        add(CellOptions("v0", "", seed, sizes is SMOKE), 160.0)
+        late = 2 * (seed == FULL.seeds[-1])
+        add(late, CellOptions("v0", "", seed, smoke), 160.0, "t2-hard")
         for e in EXPERIMENTS.values():
             for arm in e.arms:
-                add(CellOptions(e.name, arm.name, seed, sizes is SMOKE), e.seconds)
+                rank = e.rank + (late if arm.first else 5)
+                add(rank, CellOptions(e.name, arm.name, seed, smoke), e.seconds, e.name)
     return found
 
 
@@ -405,11 +401,12 @@ def main() -> None:
     """Dispatch."""
     word, *rest = sys.argv[1:] or ["--help"]
     if word == "plan":
-        print(planned(cells(FULL)))
+        print(planned([(cell, seconds) for _, cell, seconds in cells(FULL)]))
     elif word == "run":
         o = tyro.cli(Run, args=rest)
         sizes = SMOKE if o.smoke else FULL
-        o.run(lambda: [cell for cell, _ in cells(sizes)], sizes.work / "logs", print, ("",))
+        made = sorted(cells(sizes), key=lambda entry: entry[0])
+        o.run(lambda: [cell for _, cell, _ in made], sizes.work / "logs", print)
     elif word == "cell":
         run_cell(tyro.cli(CellOptions, args=rest))
     elif word == "show":

@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "eval": "accuracy and pass@k of a run, the model it began with beside it",
     "list": "the methods with their parts, the tasks, the rewards and what chooses prompts",
     "hints": "make hints for a data set's prompts, for --scaffold hints",
+    "v0": "train V_0's adapter on what the models of runs can do, for --v0-weights",
 }
 DATA = (
     "task",
@@ -122,7 +123,7 @@ def main(argv: list[str]) -> int:
     name, rest = arguments.subcommand("llm", SUBCOMMANDS, overview, argv), argv[1:]
     if name is None:
         return 0 if argv else 2
-    return {"train": train, "eval": evaluate, "list": show, "hints": hints}[name](rest)
+    return {"train": train, "eval": evaluate, "list": show, "hints": hints, "v0": generalist}[name](rest)
 
 
 def show(argv: list[str]) -> int:
@@ -218,6 +219,19 @@ def hints(argv: list[str]) -> int:
         f"{made.asked} asked: {made.kept} kept, {made.leaked} showed the answer, {made.malformed} of another form"
     )
     print(f"next: offrl llm train METHOD --dataset {o.prompts} --scaffold hints --hints {o.out}")
+    return 0
+
+
+def generalist(argv: list[str]) -> int:
+    """``offrl llm v0 RUN ...``."""
+    from offrl.llm.prompts.outcomes import Generalist, train_from_runs
+
+    o = arguments.parse(Generalist, "offrl llm v0", argv)
+    model = train_from_runs(o, print)
+    print(f"wrote {o.out}")
+    print(
+        f"next: offrl llm train METHOD --model {model} --allocator knapsack --predictor v0 --v0-weights {o.out}"
+    )
     return 0
 
 

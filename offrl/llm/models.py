@@ -62,8 +62,14 @@ class LanguageModel(Protocol):
     def begin(self, prompt_tokens: Tensor, prompt_mask: Tensor, copies: int | Tensor) -> tuple[Tensor, Any]:
         """The states that predict the first tokens, (N copies, H), and what ``advance`` goes on from."""
 
-    def advance(self, state: Any, tokens: Tensor) -> Tensor:
-        """The states after one more token a row, (B,), or several, (B, K): -> (B, H); changes ``state``."""
+    def advance(self, state: Any, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
+        """The states after one more token a row, (B,), or several, (B, K): -> (B, H); changes ``state``.
+
+        Where (B, K) bool ``seen`` is given, the others are padding on the left of each row's own.
+        """
+
+    def narrow(self, state: Any, rows: Tensor) -> None:
+        """Only these rows go on, (K,): changes ``state``."""
 
 
 class Transformer(nn.Module):
@@ -130,11 +136,17 @@ class Transformer(nn.Module):
         seen = prompt_mask.repeat_interleave(copies, dim=0)
         return states[:, -1].repeat_interleave(copies, dim=0), {"cache": cache, "seen": seen}
 
-    def advance(self, state: Any, tokens: Tensor) -> Tensor:
+    def advance(self, state: Any, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
         """One pass; see ``LanguageModel``."""
         new = tokens.view(len(tokens), -1)
-        state["seen"] = torch.cat([state["seen"], torch.ones_like(new, dtype=torch.bool)], dim=1)
+        there = torch.ones_like(new, dtype=torch.bool) if seen is None else seen
+        state["seen"] = torch.cat([state["seen"], there], dim=1)
         return self._run(new, state["seen"], state["cache"])[:, -1]
+
+    def narrow(self, state: Any, rows: Tensor) -> None:
+        """Drops the others from the cache; see ``LanguageModel``."""
+        state["cache"].batch_select_indices(rows)
+        state["seen"] = state["seen"][rows]
 
     def _read(self, prompt_tokens: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Any]:
         """States of all prompt tokens, and the cache after them."""
@@ -144,7 +156,7 @@ class Transformer(nn.Module):
         return self._run(prompt_tokens, prompt_mask, cache), cache
 
     def _run(self, ids: Tensor, seen: Tensor, cache: Any) -> Tensor:
-        """Last hidden states; ``seen`` is False at padding on the left, the only one that attention could see."""
+        """Last hidden states; ``seen`` is False at padding, which nothing may attend to."""
         new = ids.shape[1]
         options: dict[str, Any] = {"use_cache": True}
         options[self.cache_name] = cache
@@ -203,11 +215,18 @@ class Table(nn.Module):
         node = torch.zeros_like(prompt_tokens[:, 0]).repeat_interleave(copies)
         return self.logits[node], {"node": node}
 
-    def advance(self, state: Any, tokens: Tensor) -> Tensor:
+    def advance(self, state: Any, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
         """The rows that many symbols further; see ``LanguageModel``."""
-        for symbol in tokens.view(len(tokens), -1).T:
-            state["node"] = len(SYMBOLS) * state["node"] + symbol - self.first + 1
+        new = tokens.view(len(tokens), -1)
+        there = torch.ones_like(new, dtype=torch.bool) if seen is None else seen
+        for symbol, counts in zip(new.T, there.T, strict=True):
+            node = len(SYMBOLS) * state["node"] + symbol - self.first + 1
+            state["node"] = node.where(counts, state["node"])
         return self.logits[state["node"]]
+
+    def narrow(self, state: Any, rows: Tensor) -> None:
+        """Drops the others; see ``LanguageModel``."""
+        state["node"] = state["node"][rows]
 
     def save(self, directory: Path, task: Task) -> None:
         """``table.safetensors``."""

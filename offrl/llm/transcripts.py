@@ -1,7 +1,7 @@
 """What episodes say: transcripts without gaps, whatever the lengths of their turns, and the passes that grow them.
 
-Each pass reads the next tokens that all running episodes already have; an episode whose transcript is read to its end
-chooses a token, the others are read on.
+Each pass reads what is new in all running episodes, to the end of each: shorter news are padded on the left, which
+nothing attends to. Then all of them choose a token.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,9 @@ from torch import Tensor
 from offrl.llm.environment import Environment
 from offrl.llm.models import LanguageModel
 from offrl.llm.text import Responses
+
+SHARE = 0.9
+"""Of the rows that are read, at which those that have left are dropped."""
 
 
 class Transcripts:
@@ -93,15 +96,18 @@ class Reader(Protocol):
     def begin(self, tokens: Tensor, mask: Tensor, copies: int | Tensor) -> None:
         """Contexts, (N, P), that ``copies`` rows beside each other begin with."""
 
-    def advance(self, tokens: Tensor) -> None:
-        """(N copies, K) the next tokens."""
+    def advance(self, tokens: Tensor, seen: Tensor) -> None:
+        """(R, K) the next tokens of all rows that are read, where (R, K) bool ``seen``."""
 
-    def choose(self, rows: Tensor, choosing: Tensor) -> tuple[Tensor, Tensor]:
+    def narrow(self, rows: Tensor) -> None:
+        """(K,) rows of those that are read so far: the others have left."""
+
+    def choose(self, rows: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and log-probabilities.
 
         Args:
             rows: (M,) of the transcripts.
-            choosing: (N copies,) bool, which of what ``begin`` was given they are.
+            here: (R,) bool, which of the rows that are read they are.
         """
 
 
@@ -121,15 +127,19 @@ class Sampling:
         """One pass; see ``Reader``."""
         self.hidden, self.cache = self.policy.begin(tokens, mask, copies)
 
-    def advance(self, tokens: Tensor) -> None:
+    def advance(self, tokens: Tensor, seen: Tensor) -> None:
         """One pass; see ``Reader``."""
-        self.hidden = self.policy.advance(self.cache, tokens)
+        self.hidden = self.policy.advance(self.cache, tokens, seen)
 
-    def choose(self, rows: Tensor, choosing: Tensor) -> tuple[Tensor, Tensor]:
+    def narrow(self, rows: Tensor) -> None:
+        """Out of the cache; see ``Reader``."""
+        self.policy.narrow(self.cache, rows)
+
+    def choose(self, rows: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
         """Drawn; see ``Reader``."""
         policy = self.policy
         logits = (
-            torch.nn.functional.linear(self.hidden[choosing], policy.head).to(policy.bias.dtype) + policy.bias
+            torch.nn.functional.linear(self.hidden[here], policy.head).to(policy.bias.dtype) + policy.bias
         )
         log_p = (logits / (self.temperature or 1.0)).log_softmax(dim=-1)
         if self.temperature == 0.0:
@@ -165,10 +175,13 @@ class Expert:
     def begin(self, tokens: Tensor, mask: Tensor, copies: int | Tensor) -> None:
         """Nothing to read."""
 
-    def advance(self, tokens: Tensor) -> None:
+    def advance(self, tokens: Tensor, seen: Tensor) -> None:
         """Nothing to read."""
 
-    def choose(self, rows: Tensor, choosing: Tensor) -> tuple[Tensor, Tensor]:
+    def narrow(self, rows: Tensor) -> None:
+        """Nothing to read."""
+
+    def choose(self, rows: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
         """As planned; see ``Reader``."""
         fresh = rows[self.t.said[rows] == 0]
         if len(fresh):
@@ -204,18 +217,25 @@ def read(
         copies: rows that share a context.
     """
     reader.begin(*contexts, copies)
-    start, here, fed = t.length[rows], torch.ones_like(rows, dtype=torch.bool), 0
+    done, here = (
+        t.length[rows],
+        torch.ones_like(rows, dtype=torch.bool),
+    )  # what is read of each; who has not left
     place = torch.full_like(t.length, -1).index_put((rows,), torch.arange(len(rows), device=rows.device))
     while True:
-        choosing = here & (t.length[rows] - start == fed)
-        if choosing.any():
-            now = rows[choosing]
-            t.choose(now, *reader.choose(now, choosing))
-            if len(over := t.over(now, ends)):
-                here = here.index_put((place[over],), ~turn(over))
+        now = rows[here]
+        t.choose(now, *reader.choose(now, here))
+        if len(over := t.over(now, ends)):
+            here = here.index_put((place[over],), ~turn(over))
         if not here.any():
             return
-        new = int((t.length[rows] - start)[here].min()) - fed
-        columns = (start + fed)[:, None] + torch.arange(new, device=rows.device)
-        reader.advance(t.tokens[rows[:, None], columns.clamp(max=t.tokens.shape[1] - 1)])
-        fed += new
+        if int(here.sum()) <= SHARE * len(rows):
+            kept = here.nonzero()[:, 0]
+            reader.narrow(kept)
+            rows, done, here = rows[kept], done[kept], here[kept]
+            place = place.index_put((rows,), torch.arange(len(rows), device=rows.device))
+        length, width = t.length[rows], int((t.length[rows] - done)[here].max())
+        columns = length[:, None] - width + torch.arange(width, device=rows.device)
+        seen = (columns >= done[:, None]) | ~here[:, None]
+        reader.advance(t.tokens[rows[:, None], columns.clamp(min=0)].where(seen, t.pad), seen)
+        done = length

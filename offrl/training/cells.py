@@ -35,6 +35,7 @@ class Cell:
         result: the file that it leaves.
         log: where its output goes; default: ``NAME.log`` in the folder of logs.
         more: files that it leaves besides.
+        needs: files that other cells leave, without which it does not start.
     """
 
     name: str
@@ -42,6 +43,12 @@ class Cell:
     result: Path
     log: Path | None = None
     more: tuple[Path, ...] = ()
+    needs: tuple[Path, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        """Whether all that it needs is there."""
+        return all(path.exists() for path in self.needs)
 
     @property
     def done(self) -> bool:
@@ -91,7 +98,7 @@ def run_cells(
     """Run every cell whose result is missing, ``jobs`` at a time.
 
     Args:
-        cells: what to run, in this order.
+        cells: what to run, in this order as far as they need nothing of each other.
         logs: folder of one log file a cell.
         jobs: processes at once.
         deadline: seconds after which no new cell starts and running ones are asked to stop (they checkpoint).
@@ -123,7 +130,7 @@ class RunCells:
     minutes: float | None = None
     """Stop (with checkpoints) after this long."""
     only: str = ""
-    """Only cells whose name holds this."""
+    """Only cells whose name holds this, or one of several parts with commas between, and cells that these need."""
 
     def run(
         self,
@@ -142,11 +149,21 @@ class RunCells:
         """
         began, left = time.monotonic(), []
         for stage in stages:
-            chosen = [cell for cell in cells() if stage in cell.name and self.only in cell.name]
+            chosen = chosen_cells([cell for cell in cells() if stage in cell.name], self.only)
             spent = time.monotonic() - began
             deadline = None if self.minutes is None else max(60 * self.minutes - spent, 1.0)
             left += run_cells(chosen, logs, jobs=self.jobs, deadline=deadline, note=note)
         note(f"without a result: {', '.join(left) or 'none'}")
+
+
+def chosen_cells(cells: Sequence[Cell], only: str) -> list[Cell]:
+    """Those whose names hold one of the parts that commas separate, and those whose files they need."""
+    found = [cell for cell in cells if any(part in cell.name for part in only.split(","))]
+    needed = {path for cell in found for path in cell.needs}
+    while more := [cell for cell in cells if cell.result in needed and cell not in found]:
+        found += more
+        needed = {path for cell in more for path in cell.needs}
+    return [cell for cell in cells if cell in found]
 
 
 def planned(cells: Sequence[tuple[Cell, float]]) -> str:
@@ -194,9 +211,14 @@ def _run_cells(
             waiting = []
             for entry in running:
                 entry.process.terminate()
-        while waiting and len(running) < jobs:
-            running.append(_begin(*waiting.pop(0), logs, nice))
+        while len(running) < jobs and (ready := [entry for entry in waiting if entry[0].ready]):
+            waiting.remove(ready[0])
+            running.append(_begin(*ready[0], logs, nice))
             note(f"started {running[-1].cell.name}")
+        if waiting and not running:
+            missing += [cell.name for cell, _ in waiting]
+            note(f"not begun, because what they need is missing: {', '.join(c.name for c, _ in waiting)}")
+            waiting = []
         time.sleep(0.2)
         for entry in [e for e in running if e.process.poll() is not None]:
             running.remove(entry)

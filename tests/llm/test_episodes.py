@@ -8,7 +8,7 @@ from offrl.llm.episodes import converse, demonstrate, respond
 from offrl.llm.evaluate import evaluate
 from offrl.llm.learner import Learner
 from offrl.llm.methods import METHODS, load_method
-from offrl.llm.models import load_model
+from offrl.llm.models import Transformer, load_model
 from offrl.llm.options import LLMOptions
 from offrl.llm.rollouts import joined, rollouts
 from offrl.llm.score import score
@@ -309,3 +309,50 @@ def test_a_row_without_an_answer_is_followed_by_nothing():
     assert t.tokens[1, :3].tolist() == [7, 8, 9]
     assert t.said.tolist() == [0, 0]
     assert t.turn.tolist() == [0, 1]
+
+
+def test_episodes_that_ended_are_read_no_further_and_nothing_else_changes(monkeypatch):
+    read = []
+
+    def counted(self, state, tokens, seen, advance=Transformer.advance):
+        read.append(len(tokens))
+        return advance(self, state, tokens, seen)
+
+    monkeypatch.setattr(Transformer, "advance", counted)
+    _, _, _, _, narrowed = ragged(count=8)
+    narrow = read.copy()
+    read.clear()
+    monkeypatch.setattr("offrl.llm.transcripts.SHARE", 0.0)
+    _, _, _, _, whole = ragged(count=8)
+    assert set(read) == {32}
+    assert narrow[0] == 32
+    assert narrow == sorted(narrow, reverse=True)
+    assert len(set(narrow)) > 3
+    assert narrow[-1] <= 8
+    assert torch.equal(narrowed.tokens, whole.tokens)
+    assert torch.equal(narrowed.rewards, whole.rewards)
+    torch.testing.assert_close(narrowed.log_probs, whole.log_probs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["t4a", "t4d-actor", "t6"])
+def test_an_evaluation_asks_as_many_prompts_as_it_is_told(name):
+    task = load_task(name)
+    found = evaluate(load_model("tiny:dense", task, 0), task, prompts=12, samples=1, seed=0, name="x")
+    assert found.success.shape == (12, 1)
+    assert not hasattr(task, "size")  # that of a data set, all of which is a pool
+
+
+def test_a_pass_reads_all_that_is_new_and_padding_is_not_seen(monkeypatch):
+    """As many passes as the longest episode has tokens to choose, whatever the lengths of answers."""
+    passes = []
+
+    def counted(self, state, tokens, seen, advance=Transformer.advance):
+        passes.append((tokens.clone(), seen.clone()))
+        return advance(self, state, tokens, seen)
+
+    monkeypatch.setattr(Transformer, "advance", counted)
+    _, _, _, _, found = ragged()
+    assert len(passes) == int(found.mask.sum(dim=1).max()) - 1
+    assert not all(bool(seen.all()) for _, seen in passes)
+    assert all(bool(seen[:, -1].all()) for _, seen in passes)
+    assert all(bool((tokens[~seen] == PAD).all()) for tokens, seen in passes)

@@ -1,5 +1,6 @@
 """The runner of cells: finished ones are left alone, failed ones tried twice, a stop leaves no process behind."""
 
+import dataclasses
 import os
 import sys
 import time
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from offrl.training.cells import Cell, RunCells, planned, run_cells
+from offrl.training.cells import Cell, RunCells, chosen_cells, planned, run_cells
 
 LEAVES = "import sys, pathlib; print('hello'); pathlib.Path(sys.argv[1]).write_text('{}')"
 WAITS = (
@@ -105,3 +106,25 @@ def test_stages_run_in_turn_on_what_earlier_ones_left(tmp_path):
         lambda: [cell(tmp_path, "slow", "import time; time.sleep(60)")], tmp_path / "logs", lines.append
     )
     assert lines[-1] == "without a result: slow"
+
+
+def test_a_cell_waits_for_what_it_needs_and_is_given_up_where_nothing_leaves_it(tmp_path):
+    lines: list[str] = []
+    start = cell(tmp_path, "start", LEAVES)
+    reads = f"open({str(start.result)!r}); {LEAVES}"
+    last = dataclasses.replace(cell(tmp_path, "last", reads), needs=(start.result,))
+    lost = dataclasses.replace(cell(tmp_path, "lost", LEAVES), needs=(tmp_path / "nobody's",))
+    found = run_cells([last, lost, start], tmp_path / "logs", jobs=3, nice=0, note=lines.append)
+    assert found == ["lost"]
+    assert [line.split()[1] for line in lines if line.startswith("started")] == ["start", "last"]
+    assert lines[-1] == "not begun, because what they need is missing: lost"
+
+
+def test_only_takes_several_parts_and_what_the_cells_need(tmp_path):
+    start, before = cell(tmp_path, "start", LEAVES), cell(tmp_path, "before", LEAVES)
+    start = dataclasses.replace(start, needs=(before.result,))
+    one = dataclasses.replace(cell(tmp_path, "grpo-0", LEAVES), needs=(start.result,))
+    cells = [one, cell(tmp_path, "grpo-1", LEAVES), cell(tmp_path, "ppo-1", LEAVES), start, before]
+    assert [c.name for c in chosen_cells(cells, "o-0,ppo")] == ["grpo-0", "ppo-1", "start", "before"]
+    assert chosen_cells(cells, "") == cells
+    assert chosen_cells(cells, "nothing") == []

@@ -30,14 +30,14 @@ class Grid:
     levels = 1
 
     def __init__(self, name: str) -> None:
-        self.name, self.size, self.turns = name, SIZES[name], TURNS[name]
-        self.cells = self.size**2
+        self.name, self.side, self.turns = name, SIZES[name], TURNS[name]
+        self.cells = self.side**2
         self.vocabulary = Vocabulary(MOVES + "?+" + CELLS[: self.cells] + RELATIONS * (name == "t4d-actor"))
         self.first_move, self.blank, self.mark, self.first = self.vocabulary.ids("N?+a")
         self.allowed = only(self.vocabulary, self.vocabulary.ids(MOVES))
         self.max_prompt = 4 if name == "t4c" else 3
         self.max_response = 2 * self.turns + (name in ("t4c", "t4d-actor"))
-        self.corners = [0, self.size - 1, self.cells - self.size, self.cells - 1]
+        self.corners = [0, self.side - 1, self.cells - self.side, self.cells - 1]
 
     def prompts(self, count: int, generator: torch.Generator) -> Prompts:
         """Uniform places, none twice in a prompt."""
@@ -112,7 +112,7 @@ class GridEpisodes(Stateful):
     longest_turn = 1
 
     def __init__(self, task: Grid) -> None:
-        self.task, self.size = task, task.size
+        self.task, self.size = task, task.side
         self.longest_answer = 2 if task.name in ("t4c", "t4d-actor") else 1
         self.turn_ends = torch.zeros(len(task.vocabulary), dtype=torch.bool)
 

@@ -36,8 +36,11 @@ class Walker:
         self.target = hint * 0 if self.deaf else hint
         return self._towards(torch.full_like(hint, 12)), None
 
-    def advance(self, state, tokens):
+    def advance(self, state, tokens, seen=None):
         return self._towards((tokens.view(len(tokens), -1)[:, -1] - self.grid.first).clamp(0, 24))
+
+    def narrow(self, state, rows):
+        self.target = self.target[rows]
 
     def _towards(self, cell):
         down, right = self.target // 5 - cell // 5, self.target % 5 - cell % 5
