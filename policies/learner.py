@@ -27,7 +27,7 @@ from offrl.nn.actor_critic import ActionBox, check_optimization
 from offrl.nn.gradients import compiled, gradients
 from offrl.nn.mlp import Params
 from offrl.policies.chunk import ChunkPolicy, Family, copy_weights
-from offrl.policies.network import ChunkNetwork, Input, check_inputs, normalized, split
+from offrl.policies.network import ChunkNetwork, Input, check_inputs, normalized, together
 from offrl.training.problem import Problem
 
 LEVEL_WIDTHS = (1, 2, 4)  # of the U-Net, times ``hidden``
@@ -151,7 +151,7 @@ class ChunkLearner:
         self.obs_dim, self.act_dim = problem.obs_dim, problem.act_dim
         self.inputs = check_inputs(problem.inputs or None, self.obs_dim)
         self.vision = config.vision(self.inputs)
-        seen = numbers_of(self.inputs, problem.observations).cpu().numpy()
+        seen = problem.observations.cpu().numpy()  # images are apart
         self.observation_units = AffineNormalizer.limits(seen).to(problem.device)
         actions = problem.actions.cpu().numpy()
         self.action_units = AffineNormalizer.limits(actions).to(problem.device)
@@ -189,6 +189,8 @@ class ChunkLearner:
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step on the windows' chunks."""
         raw = batch.observations[:, :, : self.config.n_obs]
+        if batch.images is not None:
+            raw = together(self.inputs, raw, batch.images[:, :, : self.config.n_obs])
         seen = normalized(self.inputs, raw, self.observation_units, self.image_units)
         seen = seen if self.net.images else seen.flatten(2)
         chunks = self.action_units(batch.actions)
@@ -263,9 +265,3 @@ class ChunkLearner:
 
     def _streams(self) -> dict[str, list[torch.Generator]]:
         return {"noise": self.noise, "drops": self.drops, "crops": self.crops}
-
-
-def numbers_of(inputs: Sequence[Input], flat: Tensor) -> Tensor:
-    """The columns (..., D) of all parts that are no images."""
-    parts = zip(inputs, split(inputs, flat), strict=True)
-    return torch.cat([flat[..., :0], *(part for (_, shape), part in parts if len(shape) != 3)], dim=-1)

@@ -135,6 +135,16 @@ def split(inputs: Sequence[Input], flat: Tensor) -> Sequence[Tensor]:
     return torch.split(flat, [math.prod(shape) for _, shape in inputs], dim=-1)
 
 
+def together(inputs: Sequence[Input], numbers: Tensor, images: Tensor) -> Tensor:
+    """Flat observations (..., O) of their numbers (..., D) and their images (..., P), each side by side."""
+    split_numbers, split_images = (
+        iter(split([part for part in inputs if (len(part[1]) == 3) is seen], flat))
+        for flat, seen in ((numbers, False), (images, True))
+    )
+    parts = [next(split_images if len(shape) == 3 else split_numbers) for _, shape in inputs]
+    return torch.cat([part.to(numbers.dtype) for part in parts], dim=-1)
+
+
 def normalized(
     inputs: Sequence[Input], flat: Tensor, numbers: AffineNormalizer, images: AffineNormalizer | None
 ) -> Tensor:

@@ -68,8 +68,8 @@ def load_robomimic(payload: Mapping[str, Any], path: Any, low: Box, high: Box) -
             vision=vision,
             **_sizes(algo, unet),
         )
-        seen_stats, acted = (payload.get(f"{which}_normalization_stats") or {} for which in ("obs", "action"))
-        _set_units(policy, parts, seen_stats, acted, config["train"].get("action_keys", ["actions"]), path)
+        seen_in, acted_in = (payload.get(f"{part}_normalization_stats") or {} for part in ("obs", "action"))
+        _set_units(policy, parts, seen_in, acted_in, config["train"].get("action_keys", ["actions"]), path)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
         if str(error).startswith(str(path)):
             raise
@@ -80,7 +80,9 @@ def load_robomimic(payload: Mapping[str, Any], path: Any, low: Box, high: Box) -
 
 
 def set_box(policy: ChunkPolicy, low: Box, high: Box) -> None:
-    """The action box; without bounds the range of normalized actions from -1 to 1."""
+    """The action box; without bounds the range of normalized actions from -1 to 1 (PolicyError: of another size)."""
+    if low is not None and len(low) != policy.act_dim:
+        raise PolicyError(f"the policy's actions are {policy.act_dim} numbers, the environment's {len(low)}")
     ends = [policy.normalizer("action").inverse(sign * torch.ones(policy.act_dim)) for sign in (-1.0, 1.0)]
     policy.action_low.copy_(torch.minimum(*ends) if low is None else torch.as_tensor(low))
     policy.action_high.copy_(torch.maximum(*ends) if high is None else torch.as_tensor(high))

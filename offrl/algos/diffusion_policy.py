@@ -86,6 +86,7 @@ ALGORITHM = Algorithm(
     DiffusionPolicy,
     PRESETS,
     windows=True,
+    images=True,
     starts=chunk_windows,
     own_rows=True,
     online="it clones demonstrations and has no notion of reward",

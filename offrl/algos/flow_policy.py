@@ -54,6 +54,7 @@ ALGORITHM = Algorithm(
     FlowPolicy,
     PRESETS,
     windows=True,
+    images=True,
     starts=chunk_windows,
     own_rows=True,
     online="it clones demonstrations and has no notion of reward",

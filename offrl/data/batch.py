@@ -25,4 +25,5 @@ class Batch:
     next_actions: Tensor | None = None  # (S, B, A), where the method asks for them
     returns_to_go: Tensor | None = None  # (S, B), likewise; discounted
     steps: Tensor | None = None  # (S, B, L) int64, of windows: steps since the episode's start
+    images: Tensor | None = None  # (S, B, L, P) bytes, of windows, where the method looks at images
     valid: Tensor | None = None  # (S, B, L), of windows: 0 beyond the end of the episode, else 1

@@ -183,29 +183,45 @@ class OfflineDataset:
             array = self.fields[key]
             if columns != slice(None):
                 out.append((f"{name}[{columns.start}:{columns.stop}]", (columns.stop - columns.start,)))
-            elif array.ndim == 4 and array.dtype == np.uint8:
+            elif self._is_image(key, columns):
                 out.append((name, tuple(array.shape[1:])))
             else:
                 out.append((name, (int(np.prod(array.shape[1:])),)))
         return tuple(out)
 
-    def flat_observations(self, rows: np.ndarray | None = None, *, successors: bool = False) -> np.ndarray:
+    def flat_observations(
+        self, rows: np.ndarray | None = None, *, successors: bool = False, images: bool = True
+    ) -> np.ndarray:
         """Observations as one new float32 array (n, O); dict keys side by side in the declared order.
 
         Args:
             rows: (n,) row numbers; None for all.
             successors: take the recorded next observations instead (only if ``has_next_observations``).
+            images: also those parts that are images in bytes.
         """
         rows = np.arange(self.num_steps) if rows is None else rows
-        out = np.empty((len(rows), self.obs_dim), dtype=np.float32)
+        parts = [part for part in self.flat_parts if images or not self._is_image(*part)]
+        width = sum(len(self._columns(key, columns)) for key, columns in parts)
+        out = np.empty((len(rows), width), dtype=np.float32)
         column = 0
-        for key, columns in self.flat_parts:
+        for key, columns in parts:
             part = self.fields[f"next_{key}" if successors else key][rows].reshape(len(rows), -1)[:, columns]
             out[:, column : column + part.shape[1]] = part
             column += part.shape[1]
         return out
 
-    def transitions(self, rows: Rows = "exact", *, next_actions: bool = False) -> Transitions:
+    def flat_images(self, rows: np.ndarray) -> np.ndarray:
+        """The parts that are images, (n, P) bytes side by side in the declared order; P is 0 where there are none."""
+        found = [
+            self.fields[key][rows].reshape(len(rows), -1)
+            for key, columns in self.flat_parts
+            if self._is_image(key, columns)
+        ]
+        return np.concatenate([np.empty((len(rows), 0), np.uint8), *found], axis=1)
+
+    def transitions(
+        self, rows: Rows = "exact", *, next_actions: bool = False, images: bool = True
+    ) -> Transitions:
         """The transitions to learn from.
 
         ``exact``: the true next observation. A terminated step is kept (without a recorded successor it
@@ -222,6 +238,7 @@ class OfflineDataset:
             rows: which rule.
             next_actions: also give the action taken at the next observation; under ``exact`` this drops the
                 time-limit steps, whose next action was never taken.
+            images: whether observations hold the parts that are images; see ``flat_images``.
 
         Raises:
             ConfigError: unknown rule.
@@ -233,10 +250,12 @@ class OfflineDataset:
         recorded = rows == "exact" and self.has_next_observations
         fields = self.fields
         return Transitions(
-            observations=self.flat_observations(kept),
+            observations=self.flat_observations(kept, images=images),
             actions=fields["actions"][kept],
             rewards=fields["rewards"][kept],
-            next_observations=self.flat_observations(kept if recorded else successor, successors=recorded),
+            next_observations=self.flat_observations(
+                kept if recorded else successor, successors=recorded, images=images
+            ),
             terminated=fields["terminated"][kept].astype(np.float32),
             episode=np.searchsorted(self.episode_starts, kept, side="right") - 1,
             step=kept,
@@ -288,6 +307,10 @@ class OfflineDataset:
             f"{_spaced(self.num_steps)} transitions, {_spaced(self.num_episodes)} episodes, "
             f"O={self.obs_dim}, A={self.act_dim}, return {_short(low)} .. {_short(high)}"
         )
+
+    def _is_image(self, key: str, columns: slice) -> bool:
+        array = self.fields[key]
+        return bool(columns == slice(None) and array.ndim == 4 and array.dtype == np.uint8)
 
     def _columns(self, key: str, columns: slice) -> range:
         return range(int(np.prod(self.fields[key].shape[1:])))[columns]

@@ -150,10 +150,17 @@ class WindowSource(UniformSource):
         batch_size: B, windows in a batch.
         starts: (M,) int64, the rows at which windows may begin; None is all of them. Or (M, L), all rows of each
             window: they may stand in for steps before an episode, and all of them count as valid.
+        images: (N, P) bytes that batches hold besides, or None.
     """
 
     def __init__(
-        self, *fields: Any, episode: Tensor, length: int, batch_size: int, starts: Tensor | None = None
+        self,
+        *fields: Any,
+        episode: Tensor,
+        length: int,
+        batch_size: int,
+        starts: Tensor | None = None,
+        images: Tensor | None = None,
     ) -> None:
         super().__init__(*fields, batch_size=batch_size)
         lengths = torch.unique_consecutive(episode, return_counts=True)[1]
@@ -161,7 +168,7 @@ class WindowSource(UniformSource):
         self.first = (ends - lengths).repeat_interleave(lengths)  # (N,), first row of each row's episode
         self.last = (ends - 1).repeat_interleave(lengths)
         self.offsets = torch.arange(length, device=episode.device)
-        self.starts = starts
+        self.starts, self.images = starts, images
 
     def sample(self, generators: Sequence[torch.Generator]) -> Batch:
         """A batch of windows for each seed, (S, B, L, ...)."""
@@ -172,6 +179,11 @@ class WindowSource(UniformSource):
         rows = torch.minimum(wanted, last)
         valid = (wanted <= last).float()
         return dataclasses.replace(self.pick(rows), steps=rows - self.first[starts], valid=valid)
+
+    def pick(self, rows: Tensor) -> Batch:
+        """The batch of given rows (S, B, L, ...)."""
+        batch = super().pick(rows)
+        return batch if self.images is None else dataclasses.replace(batch, images=self.images[rows])
 
     def draw_starts(self, generators: Sequence[torch.Generator]) -> Tensor:
         """First rows (S, B) of windows, or all their rows (S, B, L)."""

@@ -42,7 +42,8 @@ def build(
     if method.prepare is not None:
         data = method.prepare(data, settings)
     rule: Rows = "steps" if method.windows else config["rows"]
-    rows = data.transitions(rule, next_actions=method.next_actions)
+    rows = data.transitions(rule, next_actions=method.next_actions, images=not method.images)
+    images = torch.from_numpy(data.flat_images(rows.step)) if method.images else None
     low, high = action_box(data, rows, spec)
     if getattr(settings, "normalize_observations", False):
         normalizer = ObservationNormalizer.fit(rows.observations)
@@ -66,6 +67,7 @@ def build(
         returns_to_go=None if to_go is None else to_go.to(device),
         episode=torch.from_numpy(rows.episode).to(device) if method.windows else None,
         inputs=data.flat_inputs,
+        images=images.to(device) if images is not None and images.shape[1] else None,
         seeds=tuple(seeds) or (config["seed"],),
         steps=config["steps"],
         device=device,
@@ -142,7 +144,12 @@ def make_source(
     if not window or problem.episode is None:
         return UniformSource(*_fields(problem), batch_size=batch_size)
     return WindowSource(
-        *_fields(problem), episode=problem.episode, length=window, batch_size=batch_size, starts=starts
+        *_fields(problem),
+        episode=problem.episode,
+        length=window,
+        batch_size=batch_size,
+        starts=starts,
+        images=problem.images,
     )
 
 
@@ -228,7 +235,7 @@ def action_box(
         ConfigError: the environment's observations or actions do not have the data's shape.
         DatasetError: recorded actions lie outside the bounds.
     """
-    obs_dim, act_dim = rows.observations.shape[1], rows.actions.shape[1]
+    obs_dim, act_dim = data.obs_dim, rows.actions.shape[1]
     if spec is not None:
         env = make_env(spec)
         try:

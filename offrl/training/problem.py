@@ -66,6 +66,7 @@ class Problem:
     inputs: tuple[
         tuple[str, tuple[int, ...]], ...
     ] = ()  # name and shape of each part of an observation, in order
+    images: Tensor | None = None  # (N, P) bytes, the inputs that are images, which the observations then lack
     seeds: tuple[int, ...] = (0,)
     steps: int = 1  # gradient updates of the whole run, for schedules
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -76,8 +77,8 @@ class Problem:
 
     @property
     def obs_dim(self) -> int:
-        """O."""
-        return self.observations.shape[1]
+        """O, with the images' numbers."""
+        return self.observations.shape[1] + (0 if self.images is None else self.images.shape[1])
 
     @property
     def act_dim(self) -> int:
@@ -130,6 +131,7 @@ class Algorithm:
     returns_to_go: bool = False  # whether batches carry discounted returns-to-go
     windows: bool = False  # whether batches are windows of whole episodes, all steps kept (rows="steps")
     starts: Callable[[Problem, Any], Tensor] | None = None  # rows at which windows may begin; None: at any
+    images: bool = False  # whether it looks at images: windows hold them in bytes, beside the other parts
     own_rows: bool = (
         False  # whether it looks a batch's rows up in the run's own data: no others can be mixed in
     )

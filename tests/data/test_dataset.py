@@ -276,6 +276,28 @@ def test_types():
     assert data.transitions().observations.dtype == np.float32
 
 
+def test_images_stand_apart_from_numbers_where_that_is_asked_for():
+    a, b = (np.arange(k, k + 60, dtype=np.uint8).reshape(3, 2, 5, 2) for k in (0, 100))
+    seen = {"a": a, "x": [[1.0], [2.0], [3.0]], "b": b, "y": [[4.0], [5.0], [6.0]]}
+
+    def build(*order):
+        return OfflineDataset.from_arrays(
+            seen, np.zeros((3, 1)), [0.0] * 3, [0, 0, 1], metadata={"flatten": order}
+        )
+
+    data, rows = build("b", "x", "a", "y"), np.array([2, 0])
+    assert data.flat_observations(rows, images=False).tolist() == [[3, 6], [1, 4]]
+    assert data.flat_images(rows).tolist() == [[*b[k].ravel(), *a[k].ravel()] for k in rows]
+    assert data.flat_images(rows).dtype == np.uint8
+    apart = data.transitions("steps", images=False)
+    assert apart.observations.tolist() == [[1, 4], [2, 5], [3, 6]]
+    assert apart.next_observations[:2].tolist() == [[2, 5], [3, 6]]
+    assert data.transitions("steps").observations.shape == (3, 42)
+    assert build("y").flat_images(rows).shape == (2, 0)
+    some = build("a[0:3]", "y")  # columns of an image are numbers
+    assert (some.flat_images(rows).shape, some.flat_observations(images=False).shape) == ((2, 0), (3, 4))
+
+
 def test_columns_of_width_one_are_squeezed():
     column = np.ones((3, 1))
     data = OfflineDataset.from_arrays(np.zeros((3, 2)), np.zeros((3, 1)), 2 * column, column, 0 * column)

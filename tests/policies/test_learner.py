@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from offrl.algos import load_algorithm
+from offrl.data.dataset import OfflineDataset
 from offrl.data.normalize import ObservationNormalizer
 from offrl.errors import ConfigError
 from offrl.nn.policy import load_policy, save_policy
 from offrl.policies.chunk import ChunkPolicy
-from offrl.policies.learner import numbers_of
+from offrl.policies.network import normalized, together
+from offrl.training.build import build
 from offrl.training.check import source_of, tiny_problem
 
 METHOD = load_algorithm("diffusion_policy")[1]
@@ -25,9 +27,15 @@ INPUTS = (("state", (2,)), ("camera", (48, 40, 3)), ("goal", (1,)))
 def sighted(seeds=(0,)):
     g = torch.Generator().manual_seed(5)
     problem = tiny_problem(seeds, rows=50)
-    images = torch.randint(256, (50, 48 * 40 * 3), generator=g).float()
-    seen = torch.cat((problem.observations[:, :2], images, problem.observations[:, 2:]), 1)
-    return dataclasses.replace(problem, observations=seen, next_observations=seen, inputs=INPUTS)
+    images = torch.randint(256, (50, 48 * 40 * 3), generator=g).to(torch.uint8)
+    return dataclasses.replace(problem, images=images, inputs=INPUTS)
+
+
+def shown(rows, make=sighted):
+    """Some observations of the data as a policy sees them."""
+    problem = make()
+    numbers, images = problem.observations[:rows], problem.images
+    return numbers if images is None else together(problem.inputs, numbers, images[:rows])
 
 
 def learner_of(problem, settings):
@@ -98,7 +106,7 @@ def test_what_was_trained_acts_and_is_saved(make, settings, tmp_path):
         assert torch.equal(weights[name], average[0]), name
     save_policy(policy, tmp_path)
     loaded = load_policy(tmp_path)
-    seen = make().observations[:3]
+    seen = shown(3, make)
     assert torch.equal(loaded(seen), policy(seen))
     assert loaded.inputs == policy.inputs
     assert policy.settings["kind"] == settings.get("denoiser", "unet")
@@ -139,9 +147,9 @@ def test_the_network_sees_parts_in_order_images_as_features_from_minus_one_to_on
     policy = learner.policy()
     told = []
     policy.rgb_encoder.register_forward_pre_hook(lambda _, args: told.append(args[0]))
-    history = sighted().observations[:4].view(2, 2, -1)
+    history = shown(4).view(2, 2, -1)
     condition = policy.encode(history).view(2, 2, 2 + 6 + 1)
-    numbers = learner.observation_units(numbers_of(INPUTS, history))
+    numbers = learner.observation_units(sighted().observations[:4].view(2, 2, 3))
     torch.testing.assert_close(condition[..., [0, 1, 8]], numbers)
     image = history[0, 0, 2:-1].view(48, 40, 3) / 127.5 - 1
     assert told[0].shape == (4, 3, 36, 30)
@@ -155,7 +163,7 @@ def test_images_are_encoded_once_a_plan(monkeypatch):
     calls = []
     policy.rgb_encoder.register_forward_hook(lambda *_: calls.append("image"))
     policy.unet.register_forward_hook(lambda *_: calls.append("level"))
-    policy.act(sighted().observations[:2])
+    policy.act(shown(2))
     assert calls == ["image"] + ["level"] * 10
 
 
@@ -175,7 +183,7 @@ def test_separate_cameras_have_encoders_of_their_own_and_a_shared_one_sees_all()
 
 def test_an_averaged_policy_follows_its_images():
     policy = learner_of(sighted(), VISION).policy()
-    a, b = sighted().observations[:2]
+    a, b = shown(2)
     other = torch.cat((a[:2], b[2:-1], a[-1:]))
     conditions = policy.encode(torch.stack((a, other))[:, None].expand(-1, 2, -1))
     assert (conditions[0] - conditions[1]).abs().max() > 1e-4
@@ -200,8 +208,38 @@ def test_settings_that_do_not_fit_are_refused(change, message):
 def test_images_may_be_all_there_is():
     """Without a state beside them."""
     problem = sighted()
-    seen = problem.observations[:, 2:-1]
-    only = {"observations": seen, "next_observations": seen, "inputs": INPUTS[1:2]}
-    problem = dataclasses.replace(problem, **only, normalizer=ObservationNormalizer.identity(seen.shape[1]))
+    none = problem.observations[:, :0]
+    only = {"observations": none, "next_observations": none, "inputs": INPUTS[1:2]}
+    problem = dataclasses.replace(problem, **only, normalizer=ObservationNormalizer.identity(0))
     policy = trained(problem, VISION).policy()
-    assert policy.plan(seen[None, :2], torch.Generator().manual_seed(0)).shape == (1, 2, 2)
+    seen = problem.images[None, :2].float()
+    assert policy.plan(seen, torch.Generator().manual_seed(0)).shape == (1, 2, 2)
+
+
+@pytest.mark.usefixtures("cheap")
+def test_images_are_bytes_until_they_are_looked_at():
+    g = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (30, 48, 40, 3), generator=g).to(torch.uint8).numpy()
+    numbers = {name: torch.rand(30, n, generator=g).numpy() for name, n in (("goal", 1), ("state", 2))}
+    data = OfflineDataset.from_arrays(
+        {"state": numbers["state"], "camera": pixels, "goal": numbers["goal"]},
+        *(torch.rand(30, 2, generator=g).numpy(), [0.0] * 30, [k % 10 == 9 for k in range(30)]),
+        metadata={"flatten": ["state", "camera", "goal"]},
+    )
+    config = METHOD.config(**VISION)
+    run = {"device": "cpu", "rows": "exact", "seed": 0, "steps": 3, "compile": False, "threads": 1}
+    learner, source = build(METHOD, config, data, None, run)
+    assert (learner.obs_dim, source.table.shape[1], source.images.dtype) == (
+        5763,
+        3 + 2 + 1 + 3 + 1,
+        torch.uint8,
+    )
+    batch = source.sample([torch.Generator().manual_seed(1)])
+    rows = batch.rows[0, :, :2]
+    shown = together(learner.inputs, batch.observations[0, :, :2], batch.images[0, :, :2])
+    assert torch.equal(shown, torch.from_numpy(data.flat_observations())[rows])
+    told = []
+    learner._gradients = lambda *args: (told.append(args[0]), learner.gradients(*args))[1]
+    learner.update(batch)
+    units = learner.observation_units, learner.image_units
+    assert torch.equal(told[0][0], normalized(learner.inputs, shown, *units))

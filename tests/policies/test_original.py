@@ -395,6 +395,16 @@ def test_without_statistics_robomimics_numbers_are_raw(tmp_path, capsys):
     assert (found.action_low.tolist(), found.action_high.tolist()) == ([-1, -1], [1, 1])
 
 
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("layout", [hybrid, robomimic])
+def test_the_box_is_that_of_the_environment_if_it_fits(layout, tmp_path):
+    torch.save(layout(sighted()), tmp_path / "x.ckpt")
+    found, _ = load_checkpoint(tmp_path / "x.ckpt", [0.0, -1.0], [2.0, 3.0])
+    assert (found.action_low.tolist(), found.action_high.tolist()) == ([0, -1], [2, 3])
+    with pytest.raises(PolicyError, match="actions are 2 numbers, the environment's 3"):
+        load_checkpoint(tmp_path / "x.ckpt", [0.0] * 3, [1.0] * 3)
+
+
 def configured(content, *path, value):
     """Change a setting in robomimic's JSON."""
     config = json.loads(content["config"])
