@@ -152,11 +152,13 @@ class ChunkLearner:
         self.inputs = check_inputs(problem.inputs or None, self.obs_dim)
         self.vision = config.vision(self.inputs)
         seen = numbers_of(self.inputs, problem.observations).cpu().numpy()
-        self.observation_units = AffineNormalizer.limits(seen)
-        self.action_units = AffineNormalizer.limits(problem.actions.cpu().numpy())
+        self.observation_units = AffineNormalizer.limits(seen).to(problem.device)
+        actions = problem.actions.cpu().numpy()
+        self.action_units = AffineNormalizer.limits(actions).to(problem.device)
         channels = sum(shape[2] for _, shape in self.inputs if len(shape) == 3)
         one = np.ones(channels)
-        self.image_units = AffineNormalizer.build(0 * one, 2 * one, -one) if channels else None
+        images = AffineNormalizer.build(0 * one, 2 * one, -one).to(problem.device)
+        self.image_units = images if channels else None
         sizes = (config.horizon, config.n_obs, config.widths, config.step_embed)
         self.net = ChunkNetwork(self.inputs, self.act_dim, *sizes, config.network, self.vision)
         self.net.to(problem.device)

@@ -10,6 +10,7 @@
 here, so that a composition with a served parent is the same to the bit.
 """
 
+import math
 import threading
 from collections import OrderedDict
 from typing import Any, ClassVar
@@ -138,7 +139,7 @@ class ServedPolicy(RecedingHorizon):
 
     Raises:
         ConfigError: nobody answers there.
-        PolicyError: what answers is no policy.
+        PolicyError: what answers is no policy, now or later: numbers that are not finite are refused.
     """
 
     kind: ClassVar[str] = "served"
@@ -159,6 +160,10 @@ class ServedPolicy(RecedingHorizon):
             self.inputs = tuple((str(name), tuple(map(int, shape))) for name, shape in facts["inputs"])
             self.units = AffineNormalizer(*(arrays[name] for name in UNITS))
             self.levels = VP.from_abar(arrays["abar"]) if "abar" in arrays else None
+            bound = () if self.clip_bound is None else (self.clip_bound,)
+            numbers = (*bound, *(n for a in arrays.values() for n in a.flatten().tolist()))
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError("it describes itself with numbers that are not finite")
         except (KeyError, TypeError, ValueError) as error:
             raise PolicyError(f"served:{port} is no policy ({type(error).__name__}: {error})") from None
         self.client = client
@@ -196,11 +201,15 @@ class ServedPolicy(RecedingHorizon):
         return actions[:, self.now : self.now + self.n_act]
 
     def tensor(self, answer: Message, name: str, shape: tuple[int, ...]) -> Tensor:
-        """An array of an answer (PolicyError where it has another shape)."""
+        """An array of an answer (PolicyError where it has another shape, or holds what is no number)."""
         found = answer.arrays.get(name)
         if found is None or found.shape != tuple(shape) or found.dtype != np.float32:
             raise PolicyError(
                 f"served:{self.client.port} answered {answer.call} with another shape than {tuple(shape)}"
+            )
+        if not np.isfinite(found).all():
+            raise PolicyError(
+                f"served:{self.client.port} answered {answer.call} with numbers that are not finite"
             )
         return torch.from_numpy(found)
 

@@ -115,6 +115,15 @@ TASKS = {
         settings=SETTINGS,
         seconds=(0.05, 0.08, 0.13),
     ),
+    "push": Task(
+        "fetch-push-state",
+        "success",
+        chunk_pairs("positions"),
+        chunk_parents("fetch-push", "positions"),
+        steps=2_000,
+        settings=SETTINGS,
+        seconds=(0.05, 0.08, 0.13),
+    ),
     "pusht": Task(
         "pusht-all",
         "success",
@@ -383,6 +392,7 @@ def title(name: str) -> str:
         "hopper": "Hopper-v5, agents of the rl-baselines3-zoo",
         "walker2d": "Walker2d-v5, agents of the rl-baselines3-zoo",
         "fetch": "FetchPickAndPlace, chunk policies",
+        "push": "FetchPush, chunk policies",
         "pusht": "PushT, chunk policies",
     }[name]
 
@@ -526,6 +536,24 @@ def section(name: str) -> list[str]:
         f"![{task.measure} against weight](compose-{name}.svg)",
         "",
         f"Played in {hours:.0f} CPU-minutes, {FULL.width} episodes side by side; {machine(v)}.",
+        *(pixels() if name == "pusht" else []),
+    ]
+
+
+def pixels() -> list[str]:
+    """The PushT policy that sees images, trained once on a GPU."""
+    r = read("pusht-pixels")
+    if r is None:
+        return []
+    (low, high), s = r["interval"], r["settings"]
+    return [
+        "",
+        f"A policy from pixels (96 x 96 image and agent position; ResNet-18 and U-Net, hidden {s['hidden']}, lr "
+        f"{s['lr']:g}, batches of {s['batch_size']}, {r['rows']:,} steps of the bundled demonstrations drawn again, "
+        f"seed {r['seed']}) was trained on a GPU for {r['steps']:,} updates, {r['seconds'] / 60:.0f} min beside other "
+        f"jobs: success {100 * np.mean(r['successes']):.1f} % ({100 * low:.1f} .. {100 * high:.1f}) on "
+        f"{len(r['successes'])} episodes of seed 0, mean of their largest rewards {np.mean(r['max_rewards']):.2f}; "
+        f"{machine(r['versions'])}.",
     ]
 
 

@@ -41,6 +41,7 @@ from offrl.training.run_dir import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RAW, PAGE = ROOT / "benchmarks/raw/speed.json", ROOT / "benchmarks/speed.md"
+GPU = ROOT / "benchmarks/raw/gpu/cuda.json"  # of scripts/gpu_check.py
 SHAPES = {"Hopper": (11, 3), "Walker2d": (17, 6)}
 BATCH = HIDDEN = 256
 NOISE_LIMIT = 0.10
@@ -409,6 +410,25 @@ def _measure_prdc(uri: str) -> dict[str, Any]:
     }
 
 
+def gpu_lines() -> list[str]:
+    """Stacked seeds on a GPU."""
+    if not GPU.exists():
+        return ["## Stacked seeds on a GPU", "", "Not run: none was at hand."]
+    r = json.loads(GPU.read_text())
+    lines = [
+        f"## TD3+BC on one {r['device']}, stacked seeds",
+        "",
+        f"torch {r['versions']['torch']}, commit {r['versions']['commit']}; more in [gpu.md](gpu.md).",
+        "",
+        "| | one seed, ms an update | ten seeds, ms | ten beside one |",
+        "|---|---|---|---|",
+    ]
+    for mode, name in (("eager", "eager"), ("graphs", "`--compile` (CUDA graphs)")):
+        one, ten = r["stacked"][f"{mode}_1"], r["stacked"][f"{mode}_10"]
+        lines.append(f"| {name} | {one:.2f} | {ten:.2f} | {ten / one:.2f} |")
+    return lines
+
+
 def page() -> str:
     """The page from the raw figures."""
     raw = json.loads(RAW.read_text())
@@ -475,6 +495,7 @@ def page() -> str:
             ]
             lines[-1] += f" 1M steps; {ratio['0-2k']:.2f} over steps 0-2k"
         lines += [""]
+    lines += gpu_lines()
     return "\n".join(lines) + "\n"
 
 

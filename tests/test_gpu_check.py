@@ -18,7 +18,9 @@ def gpu_check():
     return module
 
 
-@pytest.mark.parametrize("name", ["td3_bc", "decision_transformer", "prdc"])
+@pytest.mark.parametrize(
+    "name", ["td3_bc", "decision_transformer", "prdc", "diffusion_policy", "policy_guided_diffusion", "cdsa"]
+)
 def test_a_device_agrees_with_itself(gpu_check, name):
     with gpu_check.drawn_on_the_cpu():
         assert gpu_check.parity(name, "cpu") == 0.0
@@ -72,16 +74,16 @@ def test_the_page_says_not_run_until_there_is_a_raw_file(gpu_check, tmp_path):
     record = {
         "device": "a card",
         "versions": {"torch": "2", "commit": "c"},
-        "parity": {"bc": 3e-6},
+        "parity": {"bc": [3e-6, 4e-6]},
         "other_neighbours": 1,
         "log_probabilities": {"difference": 1e-6, "peak_mib": 5.0, "dense_peak_mib": 90.0},
-        "stacked": {"eager_1": 1.0, "eager_10": 4.0, "compiled_1": 0.5, "compiled_10": 0.75},
+        "stacked": {"eager_1": 1.0, "eager_10": 4.0, "graphs_1": 0.5, "graphs_10": 0.75},
     }
     (tmp_path / "cuda.json").write_text(json.dumps(record))
     page = gpu_check.page(tmp_path)
     assert "Not run" not in page
-    assert "| bc | 3.0e-06 |" in page
-    assert "compiled 0.75 and 0.50 ms" in page
+    assert "| bc | 3.0e-06 | 4.0e-06 |" in page
+    assert "as CUDA graphs 0.75 and 0.50 ms" in page
 
 
 def test_without_a_gpu_it_says_so(gpu_check, tmp_path, capsys, monkeypatch):

@@ -14,15 +14,15 @@ from offrl.nn.policy import save_policy
 from offrl.policies.chunk import ChunkPolicy
 from offrl.policies.lerobot import is_lerobot_policy
 from offrl.policies.lerobot_model import load_lerobot_policy
-from offrl.policies.original import load_original
+from offrl.policies.original import load_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
     """Read a policy that other code made, and write it as one of this package; nothing of the file is run.
 
-    FILE is a LeRobot pretrained directory ('diffusion', of either layout) or a checkpoint of the original Diffusion
-    Policy code (low-dimensional, U-Net or transformer). Example:
+    FILE is a LeRobot pretrained directory ('diffusion', of either layout), a checkpoint of the original Diffusion
+    Policy code (U-Net or transformer, with images or without), or one of robomimic's diffusion policy. Example:
 
       offrl policy convert ~/pretrained_model --env pusht-state --out theirs
       offrl eval theirs --env pusht-state --episodes 100 --expect 0.65
@@ -64,7 +64,7 @@ def read(file: Path, env: str | None) -> tuple[ChunkPolicy, str]:
         if not is_lerobot_policy(file):
             raise ConfigError(f"{file} is no LeRobot policy: it needs config.json and model.safetensors")
         return load_lerobot_policy(file, low, high), "LeRobot policy"
-    return load_original(file, low, high), "Diffusion Policy checkpoint"
+    return load_checkpoint(file, low, high)
 
 
 def box(env: str | None) -> tuple[Any, Any]:

@@ -15,7 +15,16 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from offrl.data.reference import D4RL, FETCH_PICK, OGBENCH, PUSHT, OGBenchName, bare_name, ogbench_name
+from offrl.data.reference import (
+    D4RL,
+    FETCH_PICK,
+    FETCH_PUSH,
+    OGBENCH,
+    PUSHT,
+    OGBenchName,
+    bare_name,
+    ogbench_name,
+)
 from offrl.errors import DatasetError
 
 Verdict = Literal["same", "drifted", "none"]
@@ -125,9 +134,10 @@ _FETCH_GOAL = (
     "object within 0.05 m of the goal at the end or before; pays -1 a step until then; never ends the episode"
 )
 _SHORT_NAMES |= {
-    f"fetch-pick-{view}": EnvSpec(
-        FETCH_PICK, {}, (*flatten, "desired_goal"), 50, "same", "", _FETCH_GOAL, width, 4, 1.0
+    f"fetch-{task}-{view}": EnvSpec(
+        env_id, {}, (*flatten, "desired_goal"), 50, "same", "", _FETCH_GOAL, width, 4, 1.0
     )
+    for task, env_id in (("pick", FETCH_PICK), ("push", FETCH_PUSH))
     for view, flatten, width in (
         ("state", ("observation",), 28),
         ("positions", ("observation[0:6]", "observation[9:11]"), 11),

@@ -69,6 +69,10 @@ class AffineNormalizer:
         shift, scale, offset = (t.to(values.device) for t in (self.shift, self.inverse_scale, self.offset))
         return (values - offset) * scale + shift
 
+    def to(self, device: torch.device) -> "AffineNormalizer":
+        """The same map on a device: one that is asked at every step must not be copied there each time."""
+        return AffineNormalizer(*(t.to(device) for t in vars(self).values()))
+
     @classmethod
     def identity(cls, width: int) -> "AffineNormalizer":
         """Changes nothing: delta actions in [-1, 1]."""

@@ -87,7 +87,7 @@ D4RL: dict[str, Pair] = _d4rl_table()  # every D4RL name that this library knows
 # --- OGBench --------------------------------------------------------------------------------------------
 
 PUSHT = "gym_pusht/PushT-v0"
-FETCH_PICK = "FetchPickAndPlace-v4"
+FETCH_PICK, FETCH_PUSH = "FetchPickAndPlace-v4", "FetchPush-v4"
 SUCCESS: Pair = (0.0, 1.0)  # an episode counts 1 if it succeeds
 OGBENCH: tuple[str, ...] = tuple(  # every OGBench dataset with vector observations: environment and kind
     f"{group}-{variant}-{kind}".replace("--", "-")
@@ -142,7 +142,7 @@ def ogbench_name(name: str) -> OGBenchName | None:
 def scored_by_success(env_id: str) -> bool:
     """Whether scores in this environment are success rates (OGBench's single tasks, robots), not scaled returns."""
     return (
-        env_id in (PUSHT, FETCH_PICK)
+        env_id in (PUSHT, FETCH_PICK, FETCH_PUSH)
         or re.fullmatch(r"[\w-]+-singletask(-task[1-5])?-v0", env_id) is not None
     )
 

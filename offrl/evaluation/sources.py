@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from offrl.data.environments import EnvSpec
-from offrl.data.reference import FETCH_PICK, PUSHT
+from offrl.data.reference import FETCH_PICK, FETCH_PUSH, PUSHT
 from offrl.errors import CheckpointError, ConfigError, PolicyError
 from offrl.evaluation.environments import env_spec, make_env
 from offrl.messages import served_port
@@ -91,12 +91,13 @@ def load_expert(spec: EnvSpec | str) -> Policy:
         from offrl.evaluation.pusht import PushTExpert
 
         return PushTExpert.for_env(spec)
-    if spec.env_id == FETCH_PICK:
-        from offrl.evaluation.fetch import FetchPickExpert
+    if spec.env_id in (FETCH_PICK, FETCH_PUSH):
+        from offrl.evaluation.fetch import FetchPickExpert, FetchPushExpert
 
-        return FetchPickExpert.for_env(spec)
+        return (FetchPickExpert if spec.env_id == FETCH_PICK else FetchPushExpert).for_env(spec)
     raise ConfigError(
-        f"there is no scripted expert for {spec.env_id}; there are some for pusht-state and fetch-pick-state"
+        f"there is no scripted expert for {spec.env_id}; there are some for pusht-state, fetch-pick-state and "
+        "fetch-push-state"
     )
 
 

@@ -99,7 +99,8 @@ class Rating:
 
     def _parts(self, batch: TextRollouts) -> tuple[Tensor, ...]:
         size = len(batch.tokens)
-        return torch.arange(size, device=batch.tokens.device).split(self.micro or size)
+        rows: tuple[Tensor, ...] = torch.arange(size, device=batch.tokens.device).split(self.micro or size)
+        return rows
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and the optimizer's state."""

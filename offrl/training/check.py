@@ -79,7 +79,7 @@ def check_algorithm(name: str) -> Iterator[tuple[str, str | None]]:
 
 def batches(method: Algorithm, problem: Problem) -> Iterator[Batch]:
     """An endless, reproducible series of batches."""
-    settings = method.config(**_small(method))
+    settings = method.config(**small_settings(method))
     window = settings.context if method.windows else 0
     starts = None if method.starts is None else method.starts(problem, settings)
     source = source_of(problem, 32, method.next_actions, method.returns_to_go, window, starts)
@@ -88,14 +88,14 @@ def batches(method: Algorithm, problem: Problem) -> Iterator[Batch]:
         yield source.sample(streams)
 
 
-def _small(method: Algorithm) -> dict[str, int]:
+def small_settings(method: Algorithm) -> dict[str, int]:
     """Settings that make a method's networks small, and a model's windows and averages fit into the tiny problem."""
     sizes = {"hidden": 16} if method.acts else {"hidden": 32, "context": 8, "ema_every": 1}
     return {name: value for name, value in sizes.items() if hasattr(method.config, name)}
 
 
 def _make(method: Algorithm, problem: Problem) -> Learner:
-    return method.learner(problem, method.config(**_small(method)))
+    return method.learner(problem, method.config(**small_settings(method)))
 
 
 def _updates(method: Algorithm) -> str | None:

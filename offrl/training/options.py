@@ -65,7 +65,7 @@ class RunOptions:
     precision: Literal["float32", "bf16"] = "float32"
     """bf16: hidden layers and products in bfloat16, parameters in float32; for chips that have it."""
     compile: bool = False
-    """Compile the gradient computation (on CPU this needs a C++ compiler)."""
+    """Compile the gradient computation (a CPU needs a C++ compiler; on a GPU CUDA graphs are captured)."""
     tensorboard: bool = False
     """Also write TensorBoard files into the run directory."""
     wandb: bool = False

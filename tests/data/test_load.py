@@ -167,9 +167,12 @@ def test_robot_demonstrations_load_in_every_view():
     assert whole.fields["terminated"][whole.episode_starts[1:] - 1].all()
     assert whole.metadata["env_kwargs"] == {"obs_type": "state"}
     assert keypoints.metadata["env_kwargs"] == {"obs_type": "environment_state_agent_pos"}
-    state, positions = (load_dataset(f"builtin:fetch-pick-demo/{view}") for view in ("state", "positions"))
-    assert (state.obs_dim, positions.obs_dim) == (28, 11)
-    assert state.num_episodes >= 100
+    for task in ("pick", "push"):
+        state, positions = (
+            load_dataset(f"builtin:fetch-{task}-demo/{view}") for view in ("state", "positions")
+        )
+        assert (state.obs_dim, positions.obs_dim) == (28, 11)
+        assert state.num_episodes >= 100
     with pytest.raises(DatasetError, match="no view 'pixel' of these data; there are: keypoints, state"):
         load_dataset("builtin:pusht-demo/pixel")
 

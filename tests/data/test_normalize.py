@@ -154,3 +154,8 @@ def test_parts_side_by_side_and_every_kind_comes_back():
     assert torch.equal(both(x)[:, 3:], x[:, 3:])
     torch.testing.assert_close(both.inverse(both(x)), x)
     assert both(x)[:, :3].abs().max() <= 1 + 1e-6
+
+
+def test_all_of_it_goes_to_a_device():
+    moved = AffineNormalizer.build(np.zeros(2), np.ones(2)).to(torch.device("meta"))
+    assert [t.device.type for t in vars(moved).values()] == ["meta"] * 4

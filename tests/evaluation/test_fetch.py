@@ -1,4 +1,4 @@
-"""FetchPickAndPlace: two views of it, and its scripted expert."""
+"""FetchPickAndPlace and FetchPush: two views of each, and the scripted experts."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from offrl.data.environments import named_environment
 from offrl.errors import ConfigError
 from offrl.evaluation.environments import make_env
-from offrl.evaluation.fetch import HOVER, FetchPickExpert
+from offrl.evaluation.fetch import BEHIND, HOVER, FetchPickExpert, FetchPushExpert
 from offrl.evaluation.rollout import evaluate
 from offrl.evaluation.sources import load_source
 
@@ -20,13 +20,14 @@ def row(gripper=(0, 0, 0), thing=(0, 0, 0), finger=0.05, goal=(0, 0, 0)):
     return out
 
 
-def test_the_positions_view_is_columns_of_the_state_view():
+@pytest.mark.parametrize("task", ["pick", "push"])
+def test_the_positions_view_is_columns_of_the_state_view(task):
     """Gripper 0:3, object 3:6, fingers 9:11, goal 25:28."""
-    state, positions = (make_env(f"fetch-pick-{view}") for view in ("state", "positions"))
+    state, positions = (make_env(f"fetch-{task}-{view}") for view in ("state", "positions"))
     whole, part = state.reset(seed=4)[0], positions.reset(seed=4)[0]
     assert (len(whole), len(part)) == (28, 11)
     np.testing.assert_array_equal(part, np.concatenate([whole[:6], whole[9:11], whole[25:]]))
-    assert named_environment("fetch-pick-positions").obs_dim == 11
+    assert named_environment(f"fetch-{task}-positions").obs_dim == 11
     state.close()
     positions.close()
 
@@ -49,19 +50,52 @@ def test_the_four_stages():
     assert carry[3] == -1
 
 
-def test_the_expert_solves_episodes_disturbed_or_not():
-    expert = load_source("expert", "fetch-pick-state")
-    assert evaluate(expert, "fetch-pick-state", episodes=4, seed=0).successes.all()
-    assert (
-        evaluate(expert, "fetch-pick-state", episodes=4, seed=1, deterministic=False).successes.mean() >= 0.5
-    )
+def test_the_stages_of_a_push():
+    """Object at the origin, goal along +x: the gripper belongs at x = -BEHIND."""
+    expert, goal = FetchPushExpert(), (0.2, 0.0, 0.0)
+    up = expert(row(gripper=(0.05, 0.0, 0.0), goal=goal))[0]  # low, on the wrong side
+    assert up[2] > 0
+    assert up[0] > 0  # away from the object
+    across = expert(row(gripper=(0.05, 0.02, 0.08), goal=goal))[0]
+    assert across[0] < 0
+    assert across[1] < 0
+    down = expert(row(gripper=(-BEHIND, 0.0, 0.08), goal=goal))[0]
+    assert down[:2].abs().max() < 1e-6
+    assert down[2] < 0
+    push = expert(row(gripper=(-0.05, 0.01, 0.0), goal=goal))[0]
+    assert push[0] == pytest.approx(0.8)  # the largest speed
+    assert push[1] < 0  # back onto the line
+    slow = expert(row(gripper=(-0.05, 0.0, 0.0), goal=(0.03, 0.0, 0.0)))[0]
+    assert slow[0] == pytest.approx(12.0 * 0.04)
+    assert expert(row(gripper=(-0.05, 0.0, 0.0), goal=(0.01, 0.0, 0.0)))[0, :3].abs().max() == 0
+    assert expert(row(goal=goal))[0, 3] == -1  # fingers shut
+
+
+def test_a_push_goes_along_any_line():
+    """Turning everything about the vertical turns the command."""
+    turned, expert = ((0, -1, 0), (1, 0, 0), (0, 0, 1)), FetchPushExpert()
+    for gripper in ((0.05, 0.02, 0.0), (-0.3, 0.1, 0.1), (-0.05, 0.01, 0.0), (0.1, 0.0, 0.08)):
+        plain = expert(row(gripper=gripper, goal=(0.05, 0.0, 0.0)))[0, :3].numpy()
+        moved = expert(row(gripper=np.dot(turned, gripper).tolist(), goal=(0.0, 0.05, 0.0)))[0, :3].numpy()
+        np.testing.assert_allclose(moved, np.dot(turned, plain), atol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["pick", "push"])
+def test_the_expert_solves_episodes_disturbed_or_not(task):
+    env = f"fetch-{task}-state"
+    expert = load_source("expert", env)
+    assert evaluate(expert, env, episodes=4, seed=0).successes.all()
+    assert evaluate(expert, env, episodes=4, seed=1, deterministic=False).successes.mean() >= 0.5
 
 
 @pytest.mark.slow
-def test_the_expert_succeeds_on_ninety_of_a_hundred():
-    assert evaluate(FetchPickExpert(), "fetch-pick-state", episodes=100, seed=0).successes.mean() >= 0.9
+@pytest.mark.parametrize("task", ["pick", "push"])
+def test_the_expert_succeeds_on_ninety_of_a_hundred(task):
+    env = f"fetch-{task}-state"
+    assert evaluate(load_source("expert", env), env, episodes=100, seed=0).successes.mean() >= 0.9
 
 
-def test_the_expert_needs_the_whole_state():
-    with pytest.raises(ConfigError, match="--env fetch-pick-state"):
-        load_source("expert", "fetch-pick-positions")
+def test_the_experts_need_the_whole_state():
+    for task in ("pick", "push"):
+        with pytest.raises(ConfigError, match=f"--env fetch-{task}-state"):
+            load_source("expert", f"fetch-{task}-positions")

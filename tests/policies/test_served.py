@@ -1,5 +1,6 @@
 """A policy in another process composes as it would in this one; what it is sent is checked."""
 
+import contextlib
 import gc
 import pickle
 import subprocess
@@ -160,3 +161,47 @@ def test_an_environment_is_no_policy():
     server.threads.shutdown()
     server.close()
     gc.collect()
+
+
+@contextlib.contextmanager
+def told(policy):
+    """A served policy of this process."""
+    server = connected(policy)
+    try:
+        yield server.port
+    finally:
+        server.threads.shutdown()
+        server.close()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("call", ["denoise", "chunk", "to_actions"])
+def test_answers_that_are_not_finite_are_refused_by_name(call, value):
+    policy = chunky(0)
+    sound = getattr(policy, call)
+
+    def spoilt(*args, **settings):
+        answer = sound(*args, **settings).clone()
+        answer[-1, -1, -1] = value
+        return answer
+
+    with told(policy) as port:
+        served = ServedPolicy(port)
+        player = ComposedPolicy([chunky(1), served]) if call == "denoise" else served
+        assert plan(player).isfinite().all()
+        setattr(policy, call, spoilt)
+        with pytest.raises(PolicyError) as refused:
+            plan(player)
+        served.client.close()
+    assert str(refused.value) == f"served:{port} answered {call} with numbers that are not finite"
+
+
+@pytest.mark.parametrize("part", ["action_high", "action_offset", "clip_bound"])
+def test_a_description_that_is_not_finite_is_no_policy(part, monkeypatch):
+    policy = chunky(0)
+    if part == "clip_bound":
+        monkeypatch.setattr(type(policy), "clip_bound", float("nan"))
+    else:
+        getattr(policy, part)[1] = float("inf")
+    with told(policy) as port, pytest.raises(PolicyError, match=f"^served:{port} is no policy .*finite"):
+        ServedPolicy(port)

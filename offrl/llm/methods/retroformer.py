@@ -62,7 +62,7 @@ def anchored(log_probs: Tensor, ref_log_probs: Tensor, factors: Tensor) -> Tenso
 class Controller(Companion):
     """Adapts the coefficient of the KL, and rates."""
 
-    metrics = ("kl_coefficient",)
+    metrics: tuple[str, ...] = ("kl_coefficient",)
 
     def __init__(self, settings: RetroformerConfig, learner: Any) -> None:
         super().__init__(settings, learner)

@@ -100,7 +100,7 @@ def origin(runs: Sequence[Path]) -> LLMOptions:
     Raises:
         ConfigError: runs of other programs, of several tasks, or that began with several models.
     """
-    found = []
+    found: list[LLMOptions] = []
     for run in runs:
         config = RunDir(run).config
         if "llm" not in config:
