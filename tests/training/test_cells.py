@@ -112,7 +112,8 @@ def test_a_cell_waits_for_what_it_needs_and_is_given_up_where_nothing_leaves_it(
     lines: list[str] = []
     start = cell(tmp_path, "start", LEAVES)
     reads = f"open({str(start.result)!r}); {LEAVES}"
-    last = dataclasses.replace(cell(tmp_path, "last", reads), needs=(start.result,))
+    (tmp_path / "there").touch()
+    last = dataclasses.replace(cell(tmp_path, "last", reads), needs=(tmp_path / "there", start.result))
     lost = dataclasses.replace(cell(tmp_path, "lost", LEAVES), needs=(tmp_path / "nobody's",))
     found = run_cells([last, lost, start], tmp_path / "logs", jobs=3, nice=0, note=lines.append)
     assert found == ["lost"]
