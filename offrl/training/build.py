@@ -43,7 +43,6 @@ def build(
         data = method.prepare(data, settings)
     rule: Rows = "steps" if method.windows else config["rows"]
     rows = data.transitions(rule, next_actions=method.next_actions, images=not method.images)
-    images = torch.from_numpy(data.flat_images(rows.step)) if method.images else None
     low, high = action_box(data, rows, spec)
     if getattr(settings, "normalize_observations", False):
         normalizer = ObservationNormalizer.fit(rows.observations)
@@ -67,7 +66,7 @@ def build(
         returns_to_go=None if to_go is None else to_go.to(device),
         episode=torch.from_numpy(rows.episode).to(device) if method.windows else None,
         inputs=data.flat_inputs,
-        images=images.to(device) if images is not None and images.shape[1] else None,
+        images=_images(data, rows, device) if method.images else None,
         seeds=tuple(seeds) or (config["seed"],),
         steps=config["steps"],
         device=device,
@@ -80,6 +79,12 @@ def build(
     if online is not None and spec is not None:
         return learner, _online_source(problem, online, method, settings, data, spec)
     return learner, _offline_source(problem, method, settings, data, config)
+
+
+def _images(data: OfflineDataset, rows: Transitions, device: torch.device) -> torch.Tensor | None:
+    """Those of the rows, (N, P) bytes, or None."""
+    found = data.flat_images(rows.step)
+    return torch.from_numpy(found).to(device) if found.shape[1] else None
 
 
 def _offline_source(
