@@ -102,7 +102,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "t4c": Experiment(
         "on a long and sparse task entropy regularization (EPO) and modulation (EMPG) beat their base, and EPO a plain "
         "entropy bonus",
-        "sampled", ("epo", "epo-alpha2", "empg"), 12_800, 0.5, {"task": "t4c", **GRID},
+        "sampled", ("epo", "epo-alpha2", "empg"), 12_800, 0.5, {"task": "t4c", "warmup": 10, **GRID},
         BASELINES
         | {
             "grpo-bonus": Arm("grpo", {"entropy": 1e-3}),
