@@ -102,7 +102,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "t4c": Experiment(
         "on a long and sparse task entropy regularization (EPO) and modulation (EMPG) beat their base, and EPO a plain "
         "entropy bonus",
-        "sampled", ("epo", "epo-alpha2", "empg"), 12_800, 0.5, {"task": "t4c", **GRID},
+        "sampled", ("epo", "epo-alpha2", "empg"), 12_800, 0.5, {"task": "t4c", "warmup": 10, **GRID},
         BASELINES
         | {
             "grpo-bonus": Arm("grpo", {"entropy": 1e-3}),
@@ -410,7 +410,8 @@ def verdicts(experiment: Experiment, found: dict[str, list[dict[str, Any]]]) -> 
             with_, control = ([final(r, c) for r in list_] for c in ("success_2", "success_2_without"))
             word = "shown" if min(with_) > max(control) else "not shown"
             lines.append(
-                f"* {arm} above no reflection: **{word}** ({spread(with_)} against {spread(control)})."
+                f"* {arm} above no reflection: **{word}** ({spread(with_)} against {spread(control)}, "
+                f"seeds: {len(list_)})."
             )
         return lines
     reached = {arm: [final(r, experiment.metric) for r in list_] for arm, list_ in found.items()}
@@ -420,7 +421,7 @@ def verdicts(experiment: Experiment, found: dict[str, list[dict[str, Any]]]) -> 
         word = "shown" if min(reached[arm]) > max(others[best]) else "not shown"
         lines.append(
             f"* {arm} above the best other arm ({best}) on every seed: **{word}** ({spread(reached[arm])} against "
-            f"{spread(others[best])}, {len(reached[arm])} seeds)."
+            f"{spread(others[best])}, seeds: {len(reached[arm])})."
         )
         if experiment.extra:
             least, *_, most = experiment.extra

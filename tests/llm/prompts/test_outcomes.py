@@ -121,6 +121,9 @@ def test_the_first_model_counts_and_held_out_ones_teach_nothing(runs, tmp_path):
     both = Generalist(tuple(runs), out=tmp_path / "both", **common)
     train_from_runs(both, lines.append)
     assert not torch.equal(load_adapter(both.out, 64).static, load_adapter(alone.out, 64).static)
+    other = Generalist((runs[0],), out=tmp_path / "share", share=1.0, **common)
+    train_from_runs(other, lines.append)
+    assert not torch.equal(load_adapter(other.out, 64).static, load_adapter(alone.out, 64).static)
 
 
 def test_the_command_writes_a_file_that_a_run_reads(runs, tmp_path, capsys):
