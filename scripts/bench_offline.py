@@ -1,7 +1,7 @@
 """The offline benchmark: cells, raw files, page.
 
     python scripts/bench_offline.py plan                    what would run, and the expected core-hours
-    python scripts/bench_offline.py run --jobs 2 [--minutes 60] [--d3rlpy PYTHON]
+    python scripts/bench_offline.py run --jobs 2 [--minutes 60] [--d3rlpy PYTHON] [--device cuda]
     python scripts/bench_offline.py page                    benchmarks/offline.md from benchmarks/raw/offline/*.json
 
 Needs the sets of scripts/make_zoo.py. Cells of d3rlpy need a Python that has it (its own environment); their weights
@@ -181,6 +181,8 @@ class Run(RunCells):
     """Processes at once, one thread each."""
     d3rlpy: Path | None = None
     """Python executable of an environment with d3rlpy; without it the peer's cells are left out."""
+    device: str = "cpu"
+    """On a GPU the missing seeds of a row are one cell, stacked, with --compile."""
 
 
 @dataclass(frozen=True)
@@ -199,8 +201,8 @@ class PeerCell:
     result: Path
 
 
-def cells(python: Path | None) -> list[tuple[Cell, float]]:
-    """All cells with their expected seconds; first seeds of everything come first."""
+def cells(python: Path | None, device: str = "cpu") -> list[tuple[Cell, float]]:
+    """All cells with their expected seconds on a CPU; first seeds of everything come first."""
     found: list[tuple[int, Cell, float]] = []
     for task in TASKS:
         options = {
@@ -212,12 +214,17 @@ def cells(python: Path | None) -> list[tuple[Cell, float]]:
         }
         for entry in present(task):
             preset, settings = task.settings_of(entry)
-            for seed in entry.seeds or task.seeds:
-                own = options | entry.options
-                dataset = entry.dataset or task.dataset
-                cell = TrainingCell(entry.algorithm, f"minari:{dataset}-v0", seed, own, settings, preset)
-                name = f"{task.prefix}-{re.sub('[^a-z0-9_]+', '_', entry.name).strip('_')}-{seed}"
-                found.append((seed, cell.cell(name, RAW, WORK), entry.seconds))
+            own = options | entry.options
+            if device != "cpu":
+                own |= {"device": device, "compile": True}
+            dataset = entry.dataset or task.dataset
+            name = f"{task.prefix}-{re.sub('[^a-z0-9_]+', '_', entry.name).strip('_')}"
+            for seeds in together(name, entry.seeds or task.seeds, device):
+                cell = TrainingCell(entry.algorithm, f"minari:{dataset}-v0", seeds[0], own, settings, preset)
+                stack = cell.stack(
+                    "-".join(map(str, (name, *seeds))), {k: f"{name}-{k}" for k in seeds}, RAW, WORK
+                )
+                found.append((seeds[0], stack, len(seeds) * entry.seconds))
         for algorithm in task.peers if python else ():
             for seed in task.peer_seeds:
                 name = f"{task.prefix}-d3rlpy_{algorithm}-{seed}"
@@ -228,6 +235,14 @@ def cells(python: Path | None) -> list[tuple[Cell, float]]:
                 found.append((seed, Cell(name, words, RAW / f"{name}.json"), task.peer_seconds))
     found.sort(key=lambda item: item[0])
     return [(cell, seconds) for _, cell, seconds in found]
+
+
+def together(name: str, seeds: tuple[int, ...], device: str) -> list[tuple[int, ...]]:
+    """The seeds of a row by cell: one each on a CPU, whose products fill a core; else the missing ones at once."""
+    if device == "cpu":
+        return [(seed,) for seed in seeds]
+    missing = tuple(seed for seed in seeds if not (RAW / f"{name}-{seed}.json").exists())
+    return [missing] if missing else []
 
 
 def present(task: Task) -> list[Entry]:
@@ -421,7 +436,8 @@ def _claim(ours: str, other: str, means: dict[str, np.ndarray]) -> str:
 def _where(record: dict[str, Any]) -> str:
     v = record["versions"]
     libraries = f"torch {v['torch']}, mujoco {v['mujoco']}"
-    return f"offrl {v['offrl']} ({v['commit']}), {libraries}, {v['cpu']}, {v['threads']} thread"
+    chip = v["cpu"] if v["device"] == "cpu" else f"{v['device']} (seeds stacked, --compile)"
+    return f"offrl {v['offrl']} ({v['commit']}), {libraries}, {chip}, {v['threads']} thread"
 
 
 def main() -> None:
@@ -431,7 +447,7 @@ def main() -> None:
         print(planned(cells(Path(rest[0]) if rest else Path("d3rlpy"))))
     elif word == "run":
         o = tyro.cli(Run, args=rest)
-        o.run(lambda: [cell for cell, _ in cells(o.d3rlpy)], WORK / "logs", print)
+        o.run(lambda: [cell for cell, _ in cells(o.d3rlpy, o.device)], WORK / "logs", print)
     elif word == "peer-cell":
         peer_cell(tyro.cli(PeerCell, args=rest))
     elif word == "page":

@@ -65,6 +65,7 @@ def test_the_stages_of_a_push():
     push = expert(row(gripper=(-0.05, 0.01, 0.0), goal=goal))[0]
     assert push[0] == pytest.approx(0.8)  # the largest speed
     assert push[1] < 0  # back onto the line
+    assert expert(row(gripper=(-0.05, 0.05, 0.0), goal=goal))[0, 2] > 0  # beside the lane: up, no push
     slow = expert(row(gripper=(-0.05, 0.0, 0.0), goal=(0.03, 0.0, 0.0)))[0]
     assert slow[0] == pytest.approx(12.0 * 0.04)
     assert expert(row(gripper=(-0.05, 0.0, 0.0), goal=(0.01, 0.0, 0.0)))[0, :3].abs().max() == 0

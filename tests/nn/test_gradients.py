@@ -46,6 +46,40 @@ def test_on_a_cpu_it_is_compiled_once_and_gives_the_same(monkeypatch):
     assert calls == [{"fullgraph": True, "dynamic": False}]
 
 
+class Recomputed(Graphed):
+    """Without a GPU: a replay computes anew from the captured inputs into the captured outputs."""
+
+    def _capture(self, args, given):
+        inputs = [x.clone() for x in given]
+        static = replaced(args, iter(inputs))
+        outputs = self.function(*static)
+
+        class Graph:
+            def replay(graph):  # noqa: N805
+                torch._foreach_copy_(tensors(outputs), tensors(self.function(*static)))
+
+        return Graph(), inputs, outputs
+
+
+def test_a_replay_reads_the_call_s_values_and_leaves_earlier_ones_alone():
+    def function(batch, parts, draws, settings, nothing):
+        return (settings["scale"] * batch.observations + parts[0],), {"second": draws.second}
+
+    graphed, kept = Recomputed(function), []
+    for fill in (0.0, 5.0, 7.0):
+        value = arguments(fill)
+        found = graphed(*value)
+        found[1]["mine"] = torch.zeros(1)  # a caller may add to what it was given
+        kept.append((found, function(*value)))
+    for ((found,), more), ((wanted,), aux) in kept:
+        assert torch.equal(found, wanted)
+        assert torch.equal(more["second"], aux["second"])
+    assert len(graphed.graphs) == 1
+    smaller = replaced(arguments(), iter([x[:1] for x in tensors(arguments())]))
+    assert graphed(*smaller)[0][0].shape == (1, 3)
+    assert len(graphed.graphs) == 2
+
+
 @pytest.mark.gpu
 def test_a_graph_gives_what_eager_code_gives():
     weights = torch.randn(3, 4, device="cuda", requires_grad=True)
