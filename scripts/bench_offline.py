@@ -151,10 +151,11 @@ TASKS = (
     Task(
         "zoo/halfcheetah-medium-expert", 50_000, (0, 1), (*_SUITE, _ODICE),
         "The suite, with each method's published settings for halfcheetah-medium-expert-v2; FQL as on hopper-medium. "
-        "These are made for 1M updates. Tried on seed 100 (scores after 20 000 updates, 10 episodes): O-DICE's lam 0.5: "
-        "9, 0.6: 2 (its published default; weight 0 for 95 % of the rows); TD3+BC's alpha 1: 64, 2.5 (published): "
-        "43, 5: 8; IQL's temperature 0.5: 11, 3 (published): 4, 10: 3. So O-DICE's lead over TD3+BC and IQL below is "
-        "that of a searched setting over published ones: it stays at the level of BC, which TD3+BC with alpha 1 reaches too.",
+        "These are made for 1M updates. Scores on seed 100 after 20 000 updates, 10 episodes: O-DICE with lam 0.5: 9, "
+        "with 0.6 (its published default; weight 0 for 95 % of the rows): 2; TD3+BC with alpha 1: 64, with 2.5 "
+        "(published): 43, with 5: 8; IQL with temperature 0.5: 11, with 3 (published): 4, with 10: 3. So O-DICE's lead "
+        "over TD3+BC and IQL below is that of a searched setting over published ones: it stays at the level of BC, "
+        "which TD3+BC with alpha 1 reaches too.",
         "halfcheetah-medium-expert", preset="halfcheetah-medium-expert-v2", eval_every=5_000, last=5, claims=_CLAIMS,
     ),
     Task(
