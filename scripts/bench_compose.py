@@ -95,6 +95,22 @@ def chunk_pairs(other: str) -> tuple[tuple[str, str], ...]:
 
 
 SETTINGS = {"hidden": 32, "lr": 1e-3}
+
+
+def fetch_task(name: str) -> Task:
+    """A task of the Fetch robot."""
+    parents = chunk_parents(f"fetch-{name}", "positions")
+    return Task(
+        f"fetch-{name}-state",
+        "success",
+        chunk_pairs("positions"),
+        parents,
+        steps=2_000,
+        settings=SETTINGS,
+        seconds=(0.05, 0.08, 0.13),
+    )
+
+
 TASKS = {
     "hopper": Task(
         "Hopper-v5",
@@ -106,24 +122,8 @@ TASKS = {
     "walker2d": Task(
         "Walker2d-v5", "return", (("sac", "tqc"), ("a2c", "trpo")), robot="Walker2d", seconds=(0, 0.12, 0.2)
     ),
-    "fetch": Task(
-        "fetch-pick-state",
-        "success",
-        chunk_pairs("positions"),
-        chunk_parents("fetch-pick", "positions"),
-        steps=2_000,
-        settings=SETTINGS,
-        seconds=(0.05, 0.08, 0.13),
-    ),
-    "push": Task(
-        "fetch-push-state",
-        "success",
-        chunk_pairs("positions"),
-        chunk_parents("fetch-push", "positions"),
-        steps=2_000,
-        settings=SETTINGS,
-        seconds=(0.05, 0.08, 0.13),
-    ),
+    "fetch": fetch_task("pick"),
+    "push": fetch_task("push"),
     "pusht": Task(
         "pusht-all",
         "success",

@@ -139,4 +139,7 @@ def test_what_has_no_effect_is_refused():
         METHOD.config(learn_from="ratings", rating_lr=0.0)
     options = LLMOptions(task="t6", context="supo", context_window=32)
     assert "leave --context out" in METHOD.unfit(METHOD.config(learn_from="ratings"), options, None)
+    table = LLMOptions(task="t3", model="tiny:table")
+    assert "need a transformer" in METHOD.unfit(METHOD.config(learn_from="ratings"), table, None)
+    assert METHOD.unfit(METHOD.config(), table, None) is None
     assert METHOD.unfit(METHOD.config(), options, None) is None

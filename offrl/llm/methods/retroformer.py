@@ -117,6 +117,8 @@ def unfit(settings: RetroformerConfig, options: Any, task: Any) -> str | None:
     """Ratings of parts of episodes, and of what has no body to copy."""
     if settings.learn_from == "ratings" and options.context != "full":
         return "ratings are of whole episodes: leave --context out"
+    if settings.learn_from == "ratings" and options.model == "tiny:table":
+        return "ratings need a transformer: tiny:table has no states to rate"
     return None
 
 

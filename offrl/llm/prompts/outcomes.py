@@ -131,6 +131,7 @@ def train_from_runs(o: Generalist, note: Callable[[str], None]) -> str:
         ConfigError: the runs do not fit together, or all policies are all right or all wrong.
     """
     options = origin([*o.runs, *o.held_out])
+    o.out.parent.mkdir(parents=True, exist_ok=True)  # before minutes of work
     task = task_for(options)
     backbone = load_model(options.model, task, options.seed)
     if not hasattr(backbone, "prompt_states"):
@@ -157,6 +158,5 @@ def train_from_runs(o: Generalist, note: Callable[[str], None]) -> str:
         if policies:
             plain, own = ranked(policies, None, context), ranked(policies, adapter, context)
             note(f"AUC within {label}: {own:.3f}, of the states alone {plain:.3f} (context {context})")
-    o.out.parent.mkdir(parents=True, exist_ok=True)
     save_adapter(adapter, o.out)
     return options.model
