@@ -25,7 +25,7 @@ from torch import Tensor
 from offrl.errors import ConfigError
 from offrl.estimators import mixture as mx
 from offrl.online.mixture import MixtureActorCriticPolicy
-from offrl.online.on_policy import CLIPPED_METRICS, ClippedConfig, ClippedMethod
+from offrl.online.on_policy import CLIPPED_METRICS, ClippedConfig, ClippedMethod, Columns
 from offrl.online.options import NORMALIZED, OnlineAlgorithm, model_of
 
 METRICS = (*CLIPPED_METRICS, "q_loss", "gate_loss", "gate_entropy", "active_experts")
@@ -67,19 +67,29 @@ class PMOEPPO(ClippedMethod):
         """Layers and experts."""
         return super().network_settings() | {"experts": self.settings.experts}
 
-    def loss(self, samples: RolloutBufferSamples) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, samples: RolloutBufferSamples) -> tuple[Tensor, Columns]:
         """PPO's with the ratio of the mixture, Q's and the gate's."""
-        loss, logged = super().loss(samples)
-        m = self.policy.get_distribution(samples.observations).mixture
-        weights = m.weights.detach()
-        logged["gate_entropy"] = mx.entropy(m.log_weights.detach()).mean()
-        logged["active_experts"] = mx.entropy(weights.mean(dim=0).log()).exp()
+        m = self.policy.mixture(samples.observations)
+        log_probs = mx.log_prob(m, samples.actions, squash=False)
+        values = self.policy.predict_values(samples.observations)
+        loss, seen = self.clipped_loss(samples, values, log_probs, None)
+        seen["log_weights"] = m.log_weights.detach()
         if self.policy.experts == 1:
-            zero = torch.zeros_like(loss.detach())
-            return loss, logged | {"q_loss": zero, "gate_loss": zero}
+            return loss, seen
         q_loss, gate_loss = self.gate_losses(m, samples)
-        logged |= {"q_loss": q_loss.detach(), "gate_loss": gate_loss.detach()}
-        return loss + q_loss + self.settings.gate_weight * gate_loss, logged
+        seen |= {"q_loss": q_loss.detach()[None], "gate_loss": gate_loss.detach()[None]}
+        return loss + q_loss + self.settings.gate_weight * gate_loss, seen
+
+    def metrics(self, seen: Columns) -> dict[str, Tensor]:
+        """PPO's, and what became of the gate; one expert has no losses of the gate."""
+        log_weights, zero = seen["log_weights"], torch.zeros(1)
+        logged = {
+            "gate_entropy": mx.entropy(log_weights).mean(),
+            "active_experts": mx.entropy(log_weights.exp().mean(dim=0).log()).exp(),
+            "q_loss": seen.get("q_loss", zero).mean(),
+            "gate_loss": seen.get("gate_loss", zero).mean(),
+        }
+        return super().metrics(seen) | logged
 
     def gate_losses(self, m: mx.Mixture, samples: RolloutBufferSamples) -> tuple[Tensor, Tensor]:
         """Mean (Q - G)^2, and mean (w - onehot j)^2 on fresh draws, through w alone."""

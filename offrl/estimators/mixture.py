@@ -103,6 +103,11 @@ def gumbel(uniform: Tensor) -> Tensor:
     return -(-uniform.clamp(min=tiny).log()).clamp(min=tiny).log()
 
 
+def gumbel_like(values: Tensor) -> Tensor:
+    """Standard Gumbel numbers from torch's global stream, in the shape of ``values``."""
+    return -torch.empty_like(values).exponential_().log()
+
+
 def draw_index(m: Mixture, gumbels: Tensor) -> Tensor:
     """I ~ w by the largest log w + g: (..., K) -> (...) int64."""
     return (m.log_weights + gumbels).argmax(dim=-1)

@@ -73,8 +73,7 @@ class Rollouts:
         return dataclasses.replace(self, **fields)
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
-        pairs = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
-        return [(name, x) for name, x in pairs if isinstance(x, Tensor)]
+        return [(name, x) for name, x in vars(self).items() if isinstance(x, Tensor)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,12 +6,12 @@
 Gates start at zero: every expert is equally likely. One expert is the Gaussian actor, weight for weight.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
 from offrl.errors import ConfigError
@@ -20,6 +20,7 @@ from offrl.nn.mixture import MixturePolicy, SquashedMixturePolicy
 from offrl.nn.mlp import Params, unstack
 from offrl.nn.policy import Policy
 from offrl.nn.soft_actor_critic import LOG_STD_MAX
+from offrl.online.actor_critic import FastActorCriticPolicy, chain
 from offrl.online.off_policy import LOG_STD_MIN, SACPolicy, SquashedActor
 
 
@@ -79,7 +80,7 @@ class MixtureActor(SquashedActor):
         """Experts drawn by their weights; one expert takes no random number."""
         if self.experts == 1:
             return torch.zeros(m.log_weights.shape[:-1], dtype=torch.int64, device=m.mean.device)
-        return mx.draw_index(m, mx.gumbel(torch.rand_like(m.log_weights)))
+        return mx.draw_index(m, mx.gumbel_like(m.log_weights))
 
     @torch.no_grad()
     def act(self, observations: Tensor, *, deterministic: bool) -> Tensor:
@@ -152,11 +153,11 @@ class MixtureDistribution(Distribution):
     def sample(self) -> Tensor:
         """Draws (B, A), constants for the gradient."""
         m = self.mixture
+        noise = torch.randn_like(m.mean[..., :1, :])  # one for all: one expert's draw counts
+        draws = torch.addcmul(m.mean, m.log_std.exp(), noise)
         if m.mean.shape[-2] == 1:
-            mean, log_std = m.mean.squeeze(-2), m.log_std.squeeze(-2)
-        else:
-            mean, log_std = m.expert(mx.draw_index(m, mx.gumbel(torch.rand_like(m.log_weights))))
-        return (mean + log_std.exp() * torch.randn_like(mean)).detach()
+            return draws.squeeze(-2).detach()
+        return mx.pick(draws, mx.draw_index(m, mx.gumbel_like(m.log_weights))).detach()
 
     def mode(self) -> Tensor:
         """The mean of the likeliest expert, (B, A)."""
@@ -174,7 +175,7 @@ class MixtureDistribution(Distribution):
         return actions, self.log_prob(actions)
 
 
-class MixtureActorCriticPolicy(ActorCriticPolicy):
+class MixtureActorCriticPolicy(FastActorCriticPolicy):
     """stable-baselines3's actor-critic with a mixture as its actor, and a Q network that judges the experts.
 
     Args:
@@ -183,7 +184,7 @@ class MixtureActorCriticPolicy(ActorCriticPolicy):
         **kwargs: of ``ActorCriticPolicy``.
     """
 
-    action_net: nn.Linear
+    action_dist: MixtureDistribution
 
     def __init__(
         self,
@@ -209,42 +210,38 @@ class MixtureActorCriticPolicy(ActorCriticPolicy):
             self.gate = nn.Linear(inputs, k)
             nn.init.zeros_(self.gate.weight)
             nn.init.zeros_(self.gate.bias)
-            self.q_net = nn.Sequential(
-                nn.Linear(inputs + a, 64),
-                nn.ReLU(),
-                nn.Linear(64, 64),
-                nn.ReLU(),
-                nn.Linear(64, 64),
-                nn.ReLU(),
-            ).append(nn.Linear(64, 1))
+            layers = [nn.Linear(*pair) for pair in pairwise((inputs + a, 64, 64, 64, 1))]
+            self.q_net = nn.Sequential(*[m for layer in layers for m in (layer, nn.ReLU())][:-1])
+            self.q_layers = tuple(layers)
         self.log_std = nn.Parameter(torch.full((k, a), self.log_std_init))
         made: Any = self.optimizer_class
         self.optimizer = made(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
-    def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions, values and log pi of the actions."""
-        distribution, values = self._both(obs)
-        actions = distribution.get_actions(deterministic=deterministic)
-        return actions.reshape(-1, *self.action_space.shape), values, distribution.log_prob(actions)  # type: ignore[misc]
+    def mixture(self, obs: Any) -> mx.Mixture:
+        """Weights and moments, (B, ...) -> (B, K, ...)."""
+        features = obs.float() if self.short else self._features(obs)
+        mean = self.mean(obs) if self.short else self.action_net(self.mlp_extractor.forward_actor(features))
+        gate = self.gate(features) if self.experts > 1 else features.new_zeros(len(features), 1)
+        return mx.mixture(gate, mean.view(-1, self.experts, self.act_dim), self.log_std)
+
+    def act(self, obs: Tensor, *, deterministic: bool) -> Tensor:
+        """Draws, or the mean of the likeliest expert: (B, O) -> (B, A)."""
+        return self.get_distribution(obs).get_actions(deterministic=deterministic)
 
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values, log pi of the actions, no entropy."""
-        distribution, values = self._both(obs)
-        return values, distribution.log_prob(actions), None
+        return self.predict_values(obs), mx.log_prob(self.mixture(obs), actions, squash=False), None
 
     def get_distribution(self, obs: Any) -> MixtureDistribution:
         """The mixture at observations."""
-        features = self.extract_features(obs, self.features_extractor)
-        assert isinstance(features, Tensor)
-        return self._distribution(features, self.mlp_extractor.forward_actor(features))
+        self.action_dist.mixture = self.mixture(obs)
+        return self.action_dist
 
     def q(self, obs: Any, actions: Tensor) -> Tensor:
         """Q of N actions a state, (B, N, A) -> (B, N)."""
-        features = self.extract_features(obs, self.features_extractor)
-        assert isinstance(features, Tensor)
+        features = obs.float() if self.short else self._features(obs)
         wide = features[:, None].expand(-1, actions.shape[1], -1)
-        values: Tensor = self.q_net(torch.cat((wide, actions), dim=2))
-        return values.squeeze(2)
+        return chain(self.q_layers, torch.cat((wide, actions), dim=2), torch.relu).squeeze(2)
 
     def acting_policy(self, low: Tensor, high: Tensor, observation_clip: float | None) -> Policy:
         """Itself as a policy in the box ``low`` .. ``high``."""
@@ -268,16 +265,10 @@ class MixtureActorCriticPolicy(ActorCriticPolicy):
             policy.log_std.copy_(self.log_std)
         return policy
 
-    def _both(self, obs: Any) -> tuple[MixtureDistribution, Tensor]:
+    def _features(self, obs: Any) -> Tensor:
         features = self.extract_features(obs)
         assert isinstance(features, Tensor), "a mixture shares its features extractor with the critic"
-        latent_pi, latent_vf = self.mlp_extractor(features)
-        return self._distribution(features, latent_pi), self.value_net(latent_vf)
-
-    def _distribution(self, features: Tensor, latent: Tensor) -> MixtureDistribution:
-        mean = self.action_net(latent).unflatten(-1, (self.experts, self.act_dim))
-        gate = self.gate(features) if self.experts > 1 else features.new_zeros(len(features), 1)
-        return MixtureDistribution().proba_distribution(gate, mean, self.log_std)
+        return features
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {"experts": self.experts}

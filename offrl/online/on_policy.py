@@ -10,7 +10,7 @@ time limit cut an episode, gamma V(last observation) is part of the last reward,
 Source: PPO, arXiv:1707.06347; GAE, arXiv:1506.02438.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,16 +18,19 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from offrl.errors import ConfigError
 from offrl.estimators import advantages, regularizers
 from offrl.estimators.compose import Estimator, compose
 from offrl.estimators.rollouts import Rollouts
+from offrl.online.actor_critic import FastActorCriticPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +71,22 @@ class OnPolicyConfig:
             raise ConfigError(f"activation must be tanh or relu, got {self.activation!r}")
 
 
+Judge = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
 class Buffer(RolloutBuffer):
-    """stable-baselines3's rollout buffer with the core's advantages."""
+    """stable-baselines3's rollout buffer with the core's advantages; ``judge`` fills in what acting left out."""
+
+    judge: Judge | None = None
+    """Observations (M, O) and actions (M, A) -> values and log pi (M,)."""
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
         """GAE of every environment; a step that ended an episode, however, has its value in its reward already."""
+        if self.judge is not None:
+            seen = (self.to_torch(x.reshape(-1, x.shape[-1])) for x in (self.observations, self.actions))
+            self.values, self.log_probs = (
+                x.cpu().numpy().reshape(self.rewards.shape) for x in self.judge(*seen)
+            )
         rewards, values, starts = (
             torch.from_numpy(x.T.copy()) for x in (self.rewards, self.values, self.episode_starts)
         )
@@ -95,7 +109,7 @@ class OnPolicyMethod(OnPolicyAlgorithm):
         **settings: the fields of ``config_class``.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ActorCriticPolicy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": FastActorCriticPolicy}
     config_class: ClassVar[type[OnPolicyConfig]] = OnPolicyConfig
     settings: OnPolicyConfig
     policy: ActorCriticPolicy
@@ -138,6 +152,25 @@ class OnPolicyMethod(OnPolicyAlgorithm):
             _init_setup_model=_init_setup_model,
         )
 
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """As in stable-baselines3; values and likelihoods of all steps at once, at the end, where that is possible."""
+        policy, buffer = self.policy, rollout_buffer
+        if not (isinstance(policy, FastActorCriticPolicy) and policy.short and isinstance(buffer, Buffer)):
+            return super().collect_rollouts(env, callback, buffer, n_rollout_steps)
+        policy.acting_only, buffer.judge = True, self.judge
+        try:
+            return super().collect_rollouts(env, callback, buffer, n_rollout_steps)
+        finally:
+            policy.acting_only, buffer.judge = False, None
+
+    @torch.no_grad()
+    def judge(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and log pi of steps, (M, O), (M, A) -> (M,) each."""
+        values, log_probs, _ = self.policy.evaluate_actions(observations, actions)
+        return values.flatten(), log_probs
+
     def network_settings(self) -> dict[str, Any]:
         """Arguments of the policy that the settings hold."""
         s = self.settings
@@ -155,11 +188,12 @@ class OnPolicyMethod(OnPolicyAlgorithm):
             size: steps.
             whole: leave a smaller last one out, if there is another.
         """
-        total = self.rollout_buffer.buffer_size * self.rollout_buffer.n_envs
-        for samples in self.rollout_buffer.get(size):
-            least = min(size or total, total) if whole else 2  # one step alone has no standard deviation
-            if len(samples.advantages) >= least:
-                yield samples
+        everything = next(self.rollout_buffer.get(None))
+        total = len(everything.advantages)
+        least = min(size or total, total) if whole else 2  # one step alone has no standard deviation
+        for parts in zip(*(x.split(size or total) for x in everything), strict=True):
+            if len(parts[0]) >= least:
+                yield RolloutBufferSamples(*parts)
 
     def actions(self, samples: RolloutBufferSamples) -> Tensor:
         """Actions as distributions take them: (B, A), or (B,) int64."""
@@ -175,11 +209,15 @@ class OnPolicyMethod(OnPolicyAlgorithm):
             parameters: of the policy.
             limit: longest gradient; None: no limit.
         """
-        self.policy.optimizer.zero_grad()
-        for parameter, grad in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.grad = grad
+        for group in self.policy.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        grads = torch.autograd.grad(loss, parameters)
         if limit is not None:
-            nn.utils.clip_grad_norm_(parameters, limit)
+            length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+            torch._foreach_mul_(grads, (limit / (length + 1e-6)).clamp(max=1.0))
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad
         self.policy.optimizer.step()
 
     def log(self, metrics: dict[str, list[Tensor]]) -> None:
@@ -211,6 +249,7 @@ class ClippedConfig(OnPolicyConfig):
             raise ConfigError(f"clip must be above 0, got {self.clip}")
 
 
+Columns = dict[str, Tensor]  # a row a step of the rollout, constants
 CLIPPED_METRICS = ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "explained_variance")
 
 
@@ -243,26 +282,48 @@ class ClippedMethod(OnPolicyMethod):
         parameters = list(self.policy.parameters())
         metrics: dict[str, list[Tensor]] = {}
         for _ in range(self.settings.epochs):
+            steps: list[Columns] = []
             for samples in self.minibatches(self.settings.batch_size):
-                loss, found = self.loss(samples)
+                loss, seen = self.loss(samples)
                 self.step(loss, parameters, self.settings.max_grad_norm)
-                for name, value in found.items():
+                steps.append(seen)
+            if steps:
+                whole = {name: torch.cat([seen[name] for seen in steps]) for name in steps[0]}
+                for name, value in self.metrics(whole).items():
                     metrics.setdefault(name, []).append(value)
             self._n_updates += 1
         self.log(metrics)
 
-    def loss(self, samples: RolloutBufferSamples) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise of a minibatch, and what to log."""
+    def loss(self, samples: RolloutBufferSamples) -> tuple[Tensor, Columns]:
+        """The scalar to minimise of a minibatch, and what ``metrics`` reads of it."""
         found, log_probs, entropy = self.policy.evaluate_actions(samples.observations, self.actions(samples))
-        rollouts = self.estimator.prepare(rollouts_of(samples))
-        predicted = found.flatten()
+        return self.clipped_loss(samples, found, log_probs, entropy)
+
+    def clipped_loss(
+        self, samples: RolloutBufferSamples, values: Tensor, log_probs: Tensor, entropy: Tensor | None
+    ) -> tuple[Tensor, Columns]:
+        """``loss`` from what the networks say.
+
+        Args:
+            samples: of the rollout.
+            values: V, (B, 1).
+            log_probs: log pi of the actions, (B,).
+            entropy: (B,); None: -log pi of the actions stands for it.
+        """
+        rollouts, predicted = self.estimator.prepare(rollouts_of(samples)), values.flatten()
         entropy = -log_probs if entropy is None else entropy
         loss = self.estimator.loss(log_probs, rollouts, entropy=entropy, predicted_values=predicted)
-        with torch.no_grad():
-            logged = self.estimator.diagnostics(log_probs, rollouts)
-            logged["policy_loss"] = self.estimator.surrogate(log_probs, rollouts)
-            logged["value_loss"] = regularizers.value_loss(predicted, samples.returns).mean()
-        return loss, logged
+        kept = {name: getattr(rollouts, name) for name in ("old_log_probs", "advantages", "returns")}
+        return loss, kept | {"log_probs": log_probs.detach(), "values": predicted.detach()}
+
+    def metrics(self, seen: Columns) -> dict[str, Tensor]:
+        """What to log of an epoch; ``seen``: what ``loss`` gave, its minibatches one after the other."""
+        log_probs = seen["log_probs"]
+        rollouts = Rollouts(old_log_probs=seen["old_log_probs"], advantages=seen["advantages"])
+        logged = self.estimator.diagnostics(log_probs, rollouts)
+        logged["policy_loss"] = self.estimator.surrogate(log_probs, rollouts)
+        logged["value_loss"] = regularizers.value_loss(seen["values"], seen["returns"]).mean()
+        return logged
 
 
 def rollouts_of(samples: RolloutBufferSamples) -> Rollouts:

@@ -115,12 +115,23 @@ def test_who_learns_from_what():
 def test_the_loss_is_the_sum_of_its_parts():
     model, samples = collected(gate_weight=3.0)
     torch.manual_seed(0)
-    loss, logged = model.loss(samples)
+    loss, seen = model.loss(samples)
+    logged = model.metrics(seen)
     base, _ = super(PMOEPPO, model).loss(samples)
     torch.testing.assert_close(loss, base + logged["q_loss"] + 3.0 * logged["gate_loss"])
     assert set(logged) | {"explained_variance"} >= set(ALGORITHM.metrics)
     assert logged["active_experts"].item() == pytest.approx(5.0)
     assert logged["gate_entropy"].item() == pytest.approx(torch.tensor(5.0).log().item())
+
+
+def test_experts_of_different_states_are_all_active():
+    """Sure in every state, of one expert in half of them and of another elsewhere: two are active."""
+    model, samples = collected(experts=3)
+    _, seen = model.loss(samples)
+    sure = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]).repeat(32, 1)
+    logged = model.metrics(seen | {"log_weights": sure.log()})
+    assert logged["gate_entropy"].item() == pytest.approx(0.0)
+    assert logged["active_experts"].item() == pytest.approx(2.0)
 
 
 def test_the_gate_learns_which_expert_q_prefers():
