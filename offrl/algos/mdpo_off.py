@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },  # an early arXiv version, quoted by the authors in their repository
     "Walker2d-": {"kl_coefficient": 1.0},  # the README of the authors' code
     "HumanoidStandup-": {"tsallis_q": 1.4},  # the paper's best q there
-    "Ant-": {"tsallis_q": 2.0},  # likewise, with its small networks
+    "Ant-": {"tsallis_q": 2.0, "hidden": 64, "batch_size": 64},  # likewise, in its minimal version
     # ours: the zoo's settings of SAC, and the old policy renewed as often in relation to the run
     "Pendulum-": {"learning_starts": 100, "lr": 1e-3, "refresh_every": 100, "steps": 20_000},
 }

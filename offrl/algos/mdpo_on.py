@@ -32,10 +32,9 @@ from offrl.online.options import NORMALIZED, OnlineAlgorithm, model_of
 
 METRICS = ("policy_loss", "value_loss", "kl", "step_size", "explained_variance")
 ESTIMATOR = compose(advantage="whiten", denominator="old")
-PRESETS: dict[
-    str, dict[str, Any]
-] = {  # the authors' script has one setting for all of MuJoCo, ten million steps
-    **{f"{name}-": NORMALIZED for name in ("Hopper", "HalfCheetah", "Walker2d", "Ant", "Humanoid")},
+MUJOCO = {**NORMALIZED, "steps": 10_000_000}  # the authors' script has one setting for all of it
+PRESETS: dict[str, dict[str, Any]] = {
+    **{f"{name}-": MUJOCO for name in ("Hopper", "HalfCheetah", "Walker2d", "Ant", "Humanoid")},
     # ours: the zoo's discount and step size for PPO
     "Pendulum-": {"num_envs": 4, "steps": 100_000, "rollout": 512, "discount": 0.9, "lr": 1e-3},
 }

@@ -10,8 +10,8 @@ Q(s, a) learns the returns of the actions taken and serves j alone. The gate lea
 Source: Ren, Li, Ding, Pan and Dong, arXiv:2104.09122; a co-author's code (Popular-RL-Algorithms, pmoe_ppo) for what the
 text leaves open.
 Departures: that code multiplies densities before the logarithm, which underflows; we add logarithms. It takes a time
-limit for a termination and clips the value loss; here as in stable-baselines3. The gate starts at zero. One expert has
-neither gate nor Q, and is PPO.
+limit for a termination, clips the value loss and gives it half our weight; here as in stable-baselines3. The gate
+starts at zero. One expert has neither gate nor Q, and is PPO.
 """
 
 from dataclasses import dataclass

@@ -49,6 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden": 256,
         "activation": "relu",
         "log_std": -2.0,
+        "orthogonal": False,
     },
     "HalfCheetah-": {
         **NORMALIZED,
@@ -65,6 +66,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden": 256,
         "activation": "relu",
         "log_std": -2.0,
+        "orthogonal": False,
     },
     "Pendulum-": {  # the same, 4 environments
         "num_envs": 4,

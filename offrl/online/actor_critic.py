@@ -83,9 +83,10 @@ class FastActorCriticPolicy(ActorCriticPolicy):
         actions = self.act(obs, deterministic=deterministic)
         if self.acting_only:
             values, log_probs = torch.full((2, len(actions)), torch.nan, device=actions.device)
-            return actions, values[:, None], log_probs
-        values, log_probs, _ = self.evaluate_actions(obs, actions)
-        return actions, values, log_probs
+            values = values[:, None]
+        else:
+            values, log_probs, _ = self.evaluate_actions(obs, actions)
+        return actions.view(-1, *self.action_space.shape), values, log_probs  # type: ignore[misc]
 
     def act(self, obs: Tensor, *, deterministic: bool) -> Tensor:
         """Draws, or the mean: (B, O) -> (B, A)."""

@@ -14,6 +14,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.save_util import recursive_getattr
 
+from offrl.online.off_policy import OffPolicyMethod
+
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_total_timesteps", "_current_progress_remaining")
 ARRAYS = (
     "observations",
@@ -41,6 +43,8 @@ def model_state(model: BaseAlgorithm) -> dict[str, Any]:
             for name in ("obs_rms", "ret_rms")
             if isinstance(rms := getattr(normalizer, name, None), RunningMeanStd)
         }
+    if isinstance(model, OffPolicyMethod):
+        state["metrics"] = [{name: total.detach() for name, total in model._sums.items()}, model._summed]
     buffer = getattr(model, "replay_buffer", None)
     if buffer is not None:
         rows = buffer.buffer_size if buffer.full else buffer.pos
@@ -68,6 +72,11 @@ def restore_model(model: BaseAlgorithm, state: dict[str, Any]) -> None:
         for name, (mean, var, count) in state["statistics"].items():
             rms = getattr(normalizer, name)
             rms.mean, rms.var, rms.count = mean.cpu().numpy(), var.cpu().numpy(), count
+        model._last_original_obs = normalizer.get_original_obs()  # what off-policy methods store
+        if model.env is normalizer:
+            model._last_obs = normalizer.normalize_obs(model._last_original_obs)
+    if isinstance(model, OffPolicyMethod):
+        model._sums, model._summed = state["metrics"]
     buffer = getattr(model, "replay_buffer", None)
     if buffer is not None:
         for name, rows in state["buffer"].items():

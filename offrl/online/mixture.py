@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor, nn
 
 from offrl.errors import ConfigError
@@ -197,7 +198,7 @@ class MixtureActorCriticPolicy(FastActorCriticPolicy):
         assert isinstance(action_space, spaces.Box), f"the action space must be a box, not {action_space}"
         if kwargs.get("use_sde"):
             raise ConfigError("a mixture has no state-dependent exploration")
-        self.experts, self.act_dim = experts, int(action_space.shape[0])
+        self.experts, self.act_dim = experts, get_action_dim(action_space)
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Any) -> None:
@@ -206,7 +207,8 @@ class MixtureActorCriticPolicy(FastActorCriticPolicy):
         k, a, inputs = self.experts, self.act_dim, self.features_dim
         if k > 1:
             self.action_net = nn.Linear(self.action_net.in_features, k * a)
-            self.init_weights(self.action_net, gain=0.01)
+            if self.ortho_init:
+                self.init_weights(self.action_net, gain=0.01)
             self.gate = nn.Linear(inputs, k)
             nn.init.zeros_(self.gate.weight)
             nn.init.zeros_(self.gate.bias)

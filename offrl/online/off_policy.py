@@ -36,6 +36,7 @@ from offrl.nn.policy import Policy, SquashedGaussianPolicy
 from offrl.nn.precision import Precision
 from offrl.nn.soft_actor_critic import LOG_STD_MAX, values
 from offrl.nn.trainable import Trainable
+from offrl.online.settings import FixedSettings
 
 LOG_STD_MIN = -20.0
 Metrics = dict[str, Tensor]
@@ -271,7 +272,7 @@ class Buffer(ReplayBuffer):
         )
 
 
-class OffPolicyMethod(OffPolicyAlgorithm):
+class OffPolicyMethod(FixedSettings, OffPolicyAlgorithm):
     """A stable-baselines3 algorithm with one update an environment step; the subclasses say which.
 
     Args:

@@ -31,6 +31,7 @@ from offrl.estimators import advantages, regularizers
 from offrl.estimators.compose import Estimator, compose
 from offrl.estimators.rollouts import Rollouts
 from offrl.online.actor_critic import FastActorCriticPolicy
+from offrl.online.settings import FixedSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,8 @@ class OnPolicyConfig:
     """tanh or relu."""
     log_std: float = 0.0
     """First log standard deviation of the actions."""
+    orthogonal: bool = True
+    """Start from orthogonal weights; without, from torch's."""
 
     def __post_init__(self) -> None:
         for name, least in (("rollout", 2), ("batch_size", 2), ("epochs", 1), ("hidden", 1)):
@@ -97,7 +100,7 @@ class Buffer(RolloutBuffer):
         self.returns = self.advantages + self.values
 
 
-class OnPolicyMethod(OnPolicyAlgorithm):
+class OnPolicyMethod(FixedSettings, OnPolicyAlgorithm):
     """A stable-baselines3 algorithm; the subclasses say how a rollout changes the networks (``train``).
 
     Args:
@@ -179,6 +182,7 @@ class OnPolicyMethod(OnPolicyAlgorithm):
             "net_arch": [s.hidden, s.hidden],
             "activation_fn": activation,
             "log_std_init": s.log_std,
+            "ortho_init": s.orthogonal,
         }
 
     def minibatches(self, size: int | None, *, whole: bool = False) -> Iterator[RolloutBufferSamples]:
@@ -212,7 +216,7 @@ class OnPolicyMethod(OnPolicyAlgorithm):
         for group in self.policy.optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
-        grads = torch.autograd.grad(loss, parameters)
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         if limit is not None:
             length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
             torch._foreach_mul_(grads, (limit / (length + 1e-6)).clamp(max=1.0))

@@ -97,6 +97,9 @@ class RunCallback(BaseCallback):
         self.sums: dict[str, list[float]] = {}  # metric -> sum and number since the last row
         self.seconds, self.logged, self.saved = 0.0, 0, 0  # of training; steps of the last row and checkpoint
         self.parts = 0  # of the recorded steps
+        self.pending: dict[
+            str, float
+        ] = {}  # logged before the checkpoint that is gone on from, and not dumped
         self.result: RunResult | None = None
 
     @classmethod
@@ -123,6 +126,8 @@ class RunCallback(BaseCallback):
         self.began, self.before = time.monotonic(), self.model.num_timesteps
         self.evaluated = self.model.num_timesteps  # steps of the last one
         self.logger.output_formats.append(Rows(self))
+        for name, value in self.pending.items():
+            self.logger.record(name, value)
 
     def _on_step(self) -> bool:
         step, every = self.num_timesteps, self.config["eval_every"]
@@ -143,7 +148,8 @@ class RunCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         c, step = self.config, min(self.model.num_timesteps, self.config["steps"])
-        self._row(step)
+        if step > self.logged:
+            self._row(step)
         result = self._evaluate(step, c["final_episodes"] or c["eval_episodes"])
         self.checkpoint()
         self.reporter.progress(step, self._rate(), force=True)
@@ -181,6 +187,7 @@ class RunCallback(BaseCallback):
             "seconds": self.seconds,
             "sums": self.sums,
             "logged": self.logged,
+            "pending": {k: float(v) for k, v in self.logger.name_to_value.items() if not isinstance(v, str)},
             "parts": self.parts,
             "rng": rng_state(),
             "sizes": [table.sync() for table in self.record.tables],
@@ -192,7 +199,7 @@ class RunCallback(BaseCallback):
         """Go on from a checkpoint: rows written after it are forgotten."""
         self.record.best, self.seconds = state["best"], state["seconds"]
         self.sums, self.logged, self.saved = state["sums"], state["logged"], state["step"]
-        self.parts = state.get("parts", 0)
+        self.parts, self.pending = state.get("parts", 0), state.get("pending", {})
         for table, size in zip(self.record.tables, state["sizes"], strict=True):
             table.truncate(size)
 

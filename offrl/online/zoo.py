@@ -30,6 +30,10 @@ NAMES = {  # theirs -> ours
     "norm_obs": "normalize_observations",
     "norm_reward": "normalize_rewards",
     "log_std_init": "log_std",
+    "ortho_init": "orthogonal",
+    "kl_coef": "kl_coefficient",
+    "m": "inner_steps",
+    "n_experts": "experts",
 }
 ALWAYS = {  # what they say of what is always so here
     "policy": "MlpPolicy",
@@ -104,7 +108,8 @@ def _translated(section: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
     values = {}
     for name, raw in given.items():
         ours, value = NAMES.get(name, name), _number(raw)
-        if value is None or (name in ALWAYS and value == ALWAYS[name]):
+        tuned = ours == "entropy_coefficient" and ours in known  # 'auto' of a method that has it fixed
+        if value is None or (name in ALWAYS and value == ALWAYS[name] and not tuned):
             continue
         if ours not in known:
             raise ConfigError(f"{name}: {raw!r} has no counterpart here; leave it out")
@@ -175,9 +180,18 @@ def _literal(node: ast.expr) -> Any:
 
 
 def fitted(values: Mapping[str, Any], config: type, options: type) -> dict[str, Any]:
-    """``values`` with the kind of each default: 1 for a number with a decimal point becomes 1.0."""
+    """``values`` with the kind of each default: 1 for a number with a decimal point becomes 1.0, 3.0 for a count 3.
+
+    Raises:
+        ConfigError: a fraction for a count.
+    """
     defaults = {f.name: f.default for kind in (config, options) for f in dataclasses.fields(kind)}
-    return {
-        k: float(v) if isinstance(defaults[k], float) and not isinstance(v, bool) else v
-        for k, v in values.items()
-    }
+    return {name: _fit(name, value, defaults[name]) for name, value in values.items()}
+
+
+def _fit(name: str, value: Any, default: Any) -> Any:
+    if isinstance(value, bool) or isinstance(default, bool) or not isinstance(value, int | float):
+        return value
+    if isinstance(default, int) and int(value) != value:
+        raise ConfigError(f"{name}: {value!r} must be a whole number")
+    return type(default)(value) if isinstance(default, int | float) else value

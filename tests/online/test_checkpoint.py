@@ -68,6 +68,9 @@ def test_ours_come_back_with_their_optimizers(kind, tiny, tmp_path):
     restore_model(other, state["model"])
     torch.testing.assert_close(other.get_parameters(), model.get_parameters(), rtol=0, atol=0)
     if kind is not MDPOOn:
+        assert model._summed > 0
+        assert other._summed == model._summed
+        assert other._sums == model._sums
         torch.manual_seed(0)
         batch = model.replay_buffer.batch(16)
         for m in (model, other):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from offrl.algos import load_online
 from offrl.algos.n_pg_igt import ALGORITHM, NPGIGT
 from offrl.errors import CheckpointError, ConfigError, Stopped
 from offrl.evaluation.runs import read_run
@@ -14,6 +15,7 @@ from offrl.nn.policy import load_policy
 from offrl.online import runner
 from offrl.online.options import OnlineOptions
 from offrl.online.runner import resume, start
+from offrl.training.checkpoint import load_checkpoint
 from offrl.training.run_dir import RunDir
 
 SETTINGS = ALGORITHM.config(trajectories=2, hidden=8, step_size=0.05)
@@ -180,3 +182,82 @@ def test_options_are_recorded(tmp_path):
     assert config["settings"] == dataclasses.asdict(SETTINGS)
     names = {f.name for f in dataclasses.fields(OnlineOptions)} - {"env", "out"}
     assert {name: config[name] for name in names} == {name: getattr(run_options, name) for name in names}
+
+
+OFF = {"learning_starts": 40, "batch_size": 8, "hidden": 8}
+ON = {"rollout": 60, "batch_size": 20, "hidden": 8}
+SMALL = {"sac": OFF, "mdpo_off": OFF, "pmoe_sac": OFF, "ppo": ON, "mdpo_on": ON, "pmoe_ppo": ON}
+
+
+def interrupted(monkeypatch, name, at, given):
+    """Start a run of SMALL that is asked to stop at step ``at``; its directory."""
+    made, settings = runner.RunCallback, load_online(name).config(**SMALL[name])
+
+    class Asking(made):
+        def _on_step(self):
+            if self.num_timesteps >= at:
+                self.asked.append(15)
+            return super()._on_step()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "RunCallback", Asking)
+        with pytest.raises(Stopped, match="go on with: offrl resume"):
+            start(name, settings, given)
+    (run,) = given.out.glob("*/*/*")
+    return run
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("name", list(SMALL))
+def test_others_resume_where_they_were_with_new_episodes(tmp_path, monkeypatch, name, normalized):
+    """Learned state as at the stop, observations under the saved statistics, every metric finite and none lost."""
+    more = {"normalize_observations": normalized, "normalize_rewards": normalized, "num_envs": 2}
+    given = options(tmp_path, steps=480, eval_every=0, log_every=1, checkpoint_every=1000, **more)
+    run = interrupted(monkeypatch, name, 200, given)
+    state, _ = load_checkpoint(run)
+    model, seen = state["model"], []
+    restored = runner.restore_model
+
+    def watched(other, saved):
+        restored(other, saved)
+        torch.testing.assert_close(other.get_parameters(), model["parameters"], rtol=0, atol=0)
+        seen.append(other)
+        if normalized:
+            raw = other.env.get_original_obs()
+            mean, var, _ = model["statistics"]["obs_rms"]
+            expected = (raw - mean.numpy()) / np.sqrt(var.numpy() + 1e-8)
+            np.testing.assert_allclose(other._last_obs, np.clip(expected, -10, 10), rtol=1e-5, atol=1e-5)
+
+    monkeypatch.setattr(runner, "restore_model", watched)
+    result = resume(run)
+    assert len(seen) == 1
+    assert np.isfinite(result.returns).all()
+    buffer = getattr(seen[0], "replay_buffer", None)
+    if buffer is not None:
+        rows = buffer.pos
+        assert rows * 2 == seen[0].num_timesteps
+        for field in ("observations", "next_observations", "actions", "rewards"):
+            assert np.isfinite(getattr(buffer, field)[:rows]).all(), field
+            assert (
+                getattr(buffer, field)[: state["model"]["buffer_at"][0]] == model["buffer"][field].numpy()
+            ).all()
+    for p in result.policy.parameters():
+        assert torch.isfinite(p).all()
+    table = read_run(run).metrics
+    assert (np.diff(table.steps) > 0).all()
+    learning = table.steps > 2 * max(SMALL[name].get("learning_starts", 0), SMALL[name].get("rollout", 0))
+    for metric in load_online(name).metrics:
+        column = np.asarray(table.columns[metric], dtype=float)[learning]
+        assert np.isfinite(column).all(), metric
+
+
+def test_metrics_that_waited_for_their_row_are_in_it_after_a_resume(tmp_path, monkeypatch):
+    """MDPO logs an update with the next rollout's row; the stop falls between them."""
+    given = options(tmp_path, steps=360, eval_every=0, log_every=1, checkpoint_every=1000)
+    run = interrupted(monkeypatch, "mdpo_on", 170, given)
+    state, _ = load_checkpoint(run)
+    waiting = state["pending"]["train/value_loss"]
+    resume(run)
+    table = read_run(run).metrics
+    at = table.steps.tolist().index(240)
+    assert float(table.columns["value_loss"][at]) == pytest.approx(waiting, rel=1e-6)

@@ -4,6 +4,9 @@ import dataclasses
 
 import pytest
 
+from offrl.algos.mdpo_off import ALGORITHM as MDPO_OFF
+from offrl.algos.mdpo_on import ALGORITHM as MDPO_ON
+from offrl.algos.pmoe_sac import ALGORITHM as PMOE_SAC
 from offrl.algos.ppo import ALGORITHM as PPO
 from offrl.algos.sac import ALGORITHM as SAC
 from offrl.cli import main
@@ -98,7 +101,10 @@ def test_what_is_always_so_may_be_said(tmp_path):
         ("default: {train_freq: 8}", SAC, "train_freq: 8 has no counterpart"),
         ("default: {policy: CnnPolicy}", PPO, "policy: 'CnnPolicy' has no counterpart"),
         ("default: {n_steps: 5}", SAC, "n_steps: 5 has no counterpart"),
-        ("default: {policy_kwargs: 'dict(ortho_init=False)'}", PPO, "ortho_init: False has no counterpart"),
+        ("default: {policy_kwargs: 'dict(ortho_init=False)'}", SAC, "ortho_init: False has no counterpart"),
+        ("default: {n_epochs: 2.5}", PPO, "epochs: 2.5 must be a whole number"),
+        ("default: {ent_coef: auto}", PPO, "ent_coef: 'auto' is no number"),
+        ("default: {ent_coef: auto}", MDPO_OFF, "ent_coef: 'auto' is no number"),
         ("default: {learning_rate: lin_3e-4}", PPO, "'lin_3e-4' is no number, and there are no schedules"),
         ("default: {policy_kwargs: {net_arch: [64]}}", PPO, "two equal hidden layers"),
         ("default: {policy_kwargs: {net_arch: [64, 32]}}", PPO, "two equal hidden layers"),
@@ -141,3 +147,49 @@ def test_the_command_line_reads_it_and_options_given_beside_win(tmp_path, capsys
     assert "9.8e-05" not in shown
     assert main(["train", "ppo", "--env", "Hopper-v5", "--preset", str(tmp_path / "no.yml")]) == 1
     assert "no.yml" in capsys.readouterr().err
+
+
+OWN = """
+pmoe:
+  n_timesteps: 1000000
+  policy: MlpPolicy
+  learning_starts: 1000
+  batch_size: 256
+  learning_rate: 0.0003
+  tau: 0.005
+  ent_coef: auto
+  policy_kwargs: {n_experts: 3, net_arch: [256, 256]}
+"on":
+  n_timesteps: 10000000
+  normalize: true
+  n_steps: 2048
+  m: 9
+  gamma: 0.98
+  gae_lambda: 0.9
+  learning_rate: 0.0002
+  n_epochs: 3.0
+"off": {n_timesteps: 1e6, ent_coef: 0.3, kl_coef: 2, refresh_every: 1e3, learning_starts: 100, buffer_size: 5.0e+4}
+"""
+
+
+def test_methods_that_the_zoo_lacks_have_names_in_its_manner(tmp_path):
+    _, pmoe = read(tmp_path, OWN, method=PMOE_SAC, section=":pmoe")
+    assert (pmoe.experts, pmoe.learning_starts) == (3, 1000)
+    options, on = read(tmp_path, OWN, method=MDPO_ON, section=":on")
+    assert (options.steps, options.normalize_rewards) == (10_000_000, True)
+    assert (on.inner_steps, on.discount, on.epochs) == (9, 0.98, 3)
+    assert isinstance(on.epochs, int)
+    _, off = read(tmp_path, OWN, method=MDPO_OFF, section=":off")
+    assert (off.entropy_coefficient, off.kl_coefficient, off.refresh_every, off.buffer_size) == (
+        0.3,
+        2.0,
+        1000,
+        50_000,
+    )
+    assert isinstance(off.kl_coefficient, float)
+
+
+def test_weights_need_not_be_orthogonal(tmp_path):
+    _, settings = read(tmp_path, "default: {policy_kwargs: 'dict(ortho_init=False)'}")
+    assert not settings.orthogonal
+    assert read(tmp_path, "default: {policy_kwargs: 'dict(ortho_init=True)'}")[1].orthogonal

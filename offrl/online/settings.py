@@ -1,0 +1,28 @@
+"""What a saved stable-baselines3 model of ours was trained with cannot be changed in passing."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from offrl.errors import ConfigError
+from offrl.online.zoo import NAMES
+
+
+class FixedSettings:
+    """``load`` of stable-baselines3 that refuses settings, which it would put where nobody reads them."""
+
+    config_class: ClassVar[type]
+
+    @classmethod
+    def load(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in stable-baselines3.
+
+        Raises:
+            ConfigError: an argument, or an entry of ``custom_objects``, is a setting by our name or theirs.
+        """
+        given = set(kwargs) | set(kwargs.get("custom_objects") or ())
+        known = {f.name for f in dataclasses.fields(cls.config_class)} | set(NAMES)
+        if wrong := sorted(given & known):
+            raise ConfigError(
+                f"load cannot change {wrong[0]}: make a new {cls.__name__} with it, then set_parameters(FILE)"
+            )
+        return super().load(*args, **kwargs)  # type: ignore[misc]
