@@ -98,9 +98,8 @@ PRESETS: dict[str, dict[str, Any]] = {  # gym/experiment.py of kzl/decision-tran
 
 
 def finished_episodes(dataset: OfflineDataset, config: DecisionTransformerConfig) -> OfflineDataset:
-    """The data without an unfinished last episode, whose returns-to-go would be too low."""
-    ended = dataset.fields["terminated"][-1] or dataset.fields["truncated"][-1]
-    if ended or dataset.num_episodes == 1:
+    """The data without a last episode in which recording stopped: its returns-to-go would be too low."""
+    if dataset.num_episodes == 1 or not dataset.last_is_cut:
         return dataset
     return dataset.select(np.arange(dataset.num_episodes - 1))
 

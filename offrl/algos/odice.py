@@ -22,7 +22,7 @@ and the linear term's mean runs over demonstrated states, so that V rises, and w
 Source: Mao, Xu, Zhang & Zhan, arXiv:2402.00348; official code maoliyuan/ODICE-Pytorch.
 Departures: the paper weighs the policy by the ratio w* = max(0, e / 2 + 1), the official code by max(0, e). We follow
 the code; ``weight`` ratio is the paper's. The code's reward scale takes 1000-row chunks for episodes, which drift on
-D4RL's 999-row ones; ours takes the episodes themselves. lam and eta per dataset are in an appendix that we could not
+D4RL's 999-row ones; ours takes the whole episodes themselves (``legacy_chunking`` for the code's way). lam and eta per dataset are in an appendix that we could not
 read: the presets leave them at the code's defaults. Imitation from demonstrations alone is the official code's (there
 the last row of the trajectory leads into the next one; ours does not). Imitation with unlabelled data is a
 reconstruction: the official code has none. The log-ratio reward is that of SMODICE, arXiv:2202.02433, over state-action
@@ -109,6 +109,8 @@ class ODICEConfig:
     """Imitation: number of the first of them, counted from 0."""
     return_range_scaling: bool = False
     """Multiply rewards by 1000 / (best - worst episode return), as the official code does on locomotion."""
+    legacy_chunking: bool = False
+    """For that scale: returns of pieces of 1000 rows, or up to a termination, as in the official code."""
     discount: float = 0.99
     """Discount factor per step."""
     tau: float = 0.005
@@ -151,6 +153,8 @@ class ODICEConfig:
     def _check_imitation(self) -> None:
         if self.expert_episodes < 0 or self.expert_first < 0:
             raise ConfigError("expert_episodes and expert_first must be 0 or more")
+        if self.legacy_chunking and not self.return_range_scaling:
+            raise ConfigError("legacy_chunking says how return_range_scaling counts, which is off")
         rewards = (self.return_range_scaling, self.reward_scale, self.reward_shift)
         if self.imitation and rewards != (False, 1.0, 0.0):
             raise ConfigError(

@@ -161,6 +161,20 @@ class OfflineDataset:
         return np.add.reduceat(self.fields["rewards"].astype(np.float64), self.episode_starts[:-1])
 
     @property
+    def last_is_cut(self) -> bool:
+        """Whether recording stopped inside the last episode, which is flagged as truncated or not at all.
+
+        It did not terminate, and is shorter than ``metadata["max_episode_steps"]`` or, where that is unknown, than
+        another episode that did not terminate.
+        """
+        terminated = self.fields["terminated"][self.episode_starts[1:] - 1]
+        if terminated[-1]:
+            return False
+        longest = int(self.episode_lengths[~terminated].max())
+        limit = self.metadata.get("max_episode_steps") or longest
+        return bool(self.episode_lengths[-1] < limit or not self.fields["truncated"][-1])
+
+    @property
     def reference_returns(self) -> tuple[float, float] | None:
         """Returns of a random and an expert policy for normalized scores, or None when they are not known."""
         pair = self.metadata.get("reference_returns")

@@ -175,23 +175,53 @@ def reward_map(data: OfflineDataset, settings: Any) -> Callable[[np.ndarray], np
     """What makes rewards (N,) float32 those that the settings ask for: scaled, then shifted."""
     scale, shift = getattr(settings, "reward_scale", 1.0), getattr(settings, "reward_shift", 0.0)
     if getattr(settings, "return_range_scaling", False):
-        scale *= return_range_scale(data)
+        scale *= return_range_scale(data, legacy_chunking=getattr(settings, "legacy_chunking", False))
     return lambda rewards: (rewards * scale + shift).astype(np.float32)
 
 
-def return_range_scale(data: OfflineDataset) -> float:
-    """1000 / (best - worst episode return): IQL's reward scale on locomotion data.
+def return_range_scale(data: OfflineDataset, *, legacy_chunking: bool = False) -> float:
+    """1000 / (best - worst return of a whole episode): the scale of rewards of IQL and others on locomotion data.
+
+    Args:
+        data: a last episode in which recording stopped does not count.
+        legacy_chunking: returns are those of ``chunk_returns``, as in the official code of O-DICE and in CORL.
 
     Raises:
         DatasetError: all episodes have the same return.
     """
-    returns = data.episode_returns
-    spread = float(returns.max() - returns.min())
+    if legacy_chunking:
+        rows = data.transitions("qlearning")
+        returns = chunk_returns(rows.rewards, rows.terminated)
+    else:
+        returns = data.episode_returns[:-1] if data.last_is_cut else data.episode_returns
+    spread = float(returns.max() - returns.min()) if len(returns) else 0.0
     if spread <= 0:
         raise DatasetError(
             "every episode has the same return: return_range_scaling has no scale, turn it off"
         )
     return 1000.0 / spread
+
+
+def chunk_returns(rewards: np.ndarray, terminated: np.ndarray, length: int = 1000) -> np.ndarray:
+    """Sums of rewards over ``length`` rows or up to a termination, what comes first; a rest is left out.
+
+    Q-learning rows lack the last one of an episode that timed out, so that a piece straddles two such episodes: that is
+    why it is not the default.
+
+    Args:
+        rewards, terminated: (N,).
+        length: of a piece without termination.
+
+    Returns:
+        (pieces,) float64.
+    """
+    found, total, steps = [], 0.0, 0
+    for reward, end in zip(rewards.tolist(), terminated.tolist(), strict=True):
+        total, steps = total + reward, steps + 1
+        if end or steps == length:
+            found.append(total)
+            total, steps = 0.0, 0
+    return np.array(found)
 
 
 def returns_to_go(

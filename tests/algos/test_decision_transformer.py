@@ -145,6 +145,8 @@ def test_an_unfinished_last_episode_is_left_out():
     data = finished_episodes(episodes((2, 3), unfinished=4), DecisionTransformerConfig())
     assert data.num_episodes == 2
     assert data.num_steps == 5
+    flagged = episodes((2, 5, 4))  # as a recording that stops flags it: others were longer
+    assert finished_episodes(flagged, DecisionTransformerConfig()).num_episodes == 2
     whole = episodes((2, 3))
     assert finished_episodes(whole, DecisionTransformerConfig()) is whole
 
