@@ -14,7 +14,8 @@ All gradients of an update are taken before any of its steps; then the target cr
 Source: Kumar, Zhou, Tucker & Levine, arXiv:2006.04779; cql of CORL, arXiv:2210.07105, whose settings these are.
 Departures: in CORL the second critic always has three layers and the orthogonal initial weights do not reach the actor;
 here both critics are alike and all networks begin orthogonal, as in young-geng/CQL, which CORL follows. The density of
-tanh(u) is computed from u, exactly. ``return_range_scaling`` takes whole episodes, not pieces of 1000 rows. The sum over actions is not divided by their number, as in the code.
+tanh(u) is computed from u, exactly. The sum over actions is not divided by their number, as in the code. The range of
+returns is that of whole episodes, not of pieces of 1000 rows.
 """
 
 from dataclasses import dataclass

@@ -13,8 +13,8 @@ Online (``offrl train iql --from RUN``) the actor's step size stays at lr, as in
 Source: Kostrikov, Nair & Levine, arXiv:2110.06169; official code ikostrikov/implicit_q_learning.
 Departures: the official loader clips the data's actions to +-(1 - 1e-5), which an un-squashed Gaussian does not
 need; we do not. CORL differs from the official code (V(s') and the advantage are taken before the value step, the
-two critic losses are averaged, dropout never reaches its Gaussian policy); we follow the official code. It counts a piece
-of an episode at the end of the data for ``return_range_scaling``; we do not. Its layers start orthogonal, ours as torch's.
+two critic losses are averaged, dropout never reaches its Gaussian policy); we follow the official code, but for its
+``return_range_scaling``, which counts a piece of an episode at the end of the data.
 """
 
 from __future__ import annotations  # evaluated annotations of inner functions cannot be compiled

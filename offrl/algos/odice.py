@@ -22,12 +22,12 @@ and the linear term's mean runs over demonstrated states, so that V rises, and w
 Source: Mao, Xu, Zhang & Zhan, arXiv:2402.00348; official code maoliyuan/ODICE-Pytorch.
 Departures: the paper weighs the policy by the ratio w* = max(0, e / 2 + 1), the official code by max(0, e). We follow
 the code; ``weight`` ratio is the paper's. The code's reward scale takes 1000-row chunks for episodes, which drift on
-D4RL's 999-row ones; ours takes the whole episodes themselves (``legacy_chunking`` for the code's way). lam and eta per dataset are in an appendix that we could not
-read: the presets leave them at the code's defaults. Imitation from demonstrations alone is the official code's (there
-the last row of the trajectory leads into the next one; ours does not). Imitation with unlabelled data is a
-reconstruction: the official code has none. The log-ratio reward is that of SMODICE, arXiv:2202.02433, over state-action
-pairs, its classifier trained along with V; the linear term, which stands for the initial states, is on E's as it is
-in the official imitation.
+D4RL's 999-row ones; ours takes the whole episodes themselves (``legacy_chunking`` for the code's way). lam and eta per
+dataset are in an appendix that we could not read: the presets leave them at the code's defaults. Imitation from
+demonstrations alone is the official code's (there the last row of the trajectory leads into the next one; ours does
+not). Imitation with unlabelled data is a reconstruction: the official code has none. The log-ratio reward is that of
+SMODICE, arXiv:2202.02433, over state-action pairs, its classifier trained along with V; the linear term, which stands
+for the initial states, is on E's as it is in the official imitation.
 """
 
 from __future__ import annotations  # evaluated annotations of inner functions cannot be compiled

@@ -209,7 +209,8 @@ def chunk_returns(rewards: np.ndarray, terminated: np.ndarray, length: int = 100
     why it is not the default.
 
     Args:
-        rewards, terminated: (N,).
+        rewards: (N,).
+        terminated: (N,), 0 or 1.
         length: of a piece without termination.
 
     Returns:

@@ -64,7 +64,9 @@ def test_pieces_drift_over_episodes_of_999_rows():
     np.testing.assert_array_equal(chunk_returns(rewards, np.zeros(len(rewards))), [1.0, 1002.0, 2003.0])
     ends = np.zeros(len(rewards))
     ends[[998, 1200]] = 1  # the first episode terminates; so does one after 202 rows more
-    np.testing.assert_array_equal(chunk_returns(rewards, ends), [0.0, 202.0, 797 + 2 * 203.0, 2 * 796 + 3 * 204.0])
+    np.testing.assert_array_equal(
+        chunk_returns(rewards, ends), [0.0, 202.0, 797 + 2 * 203.0, 2 * 796 + 3 * 204.0]
+    )
 
 
 def test_legacy_chunking_takes_pieces_of_the_rows_that_d4rl_keeps():
