@@ -37,7 +37,7 @@ from offrl.nn.mlp import Params, init_mlp, member, mlp, unstack
 from offrl.nn.policy import DeterministicPolicy
 from offrl.nn.trainable import Trainable
 from offrl.nn.vae import decode, encode, init_vae
-from offrl.training.problem import Algorithm, Problem
+from offrl.training.problem import Alarm, Algorithm, Problem
 from offrl.training.seeding import normal
 
 PRIOR_LIMIT = 0.5  # official code: decoding from the prior clips z to this
@@ -189,6 +189,8 @@ class A2PR:
 
     def __init__(self, problem: Problem, config: A2PRConfig) -> None:
         self.config, self.normalizer = config, problem.normalizer
+        held = Alarm(0.05, 1.0, "hardly anything holds the actor near the data")
+        self.alarms = {"gate_open_frac": held} | problem.q_alarm(config.discount)
         init = problem.streams("init")
         self.td3 = TD3(
             problem.obs_dim,

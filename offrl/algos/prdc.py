@@ -95,6 +95,7 @@ class PRDC:
 
     def __init__(self, problem: Problem, config: PRDCConfig) -> None:
         self.normalizer, self.beta = problem.normalizer, config.beta
+        self.alarms = problem.q_alarm(config.discount)
         self.index = NeighbourIndex(
             problem.observations, problem.actions, config.beta, threads=problem.threads
         )

@@ -167,6 +167,7 @@ class ReBRAC:
 
     def __init__(self, problem: Problem, config: ReBRACConfig) -> None:
         self.config, self.normalizer, self.problem = config, problem.normalizer, problem
+        self.alarms = problem.q_alarm(config.discount)
         self.bc_end, self.actor_bc_coef = 1.0, torch.full((), config.actor_bc_coef, device=problem.device)
         if isinstance(problem.online, PulledOnlineSettings):
             self.bc_end = problem.online.bc_end

@@ -78,6 +78,7 @@ class TD3BC:
 
     def __init__(self, problem: Problem, config: TD3BCConfig) -> None:
         self.normalizer, self.problem = problem.normalizer, problem
+        self.alarms = problem.q_alarm(config.discount)
         self.bc_end, bc_weight = 1.0, None
         if isinstance(problem.online, PulledOnlineSettings):
             self.bc_end, bc_weight = problem.online.bc_end, torch.ones((), device=problem.device)

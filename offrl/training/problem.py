@@ -1,8 +1,9 @@
 """What a learner is built from: the data as it will see them, and the facts about the run."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +43,14 @@ class PulledOnlineSettings(OnlineSettings):
             raise ConfigError(f"exploration_noise must be 0 or more, got {self.exploration_noise}")
         if not 0.0 < self.bc_end <= 1.0:
             raise ConfigError(f"bc_end must be in (0, 1], got {self.bc_end}")
+
+
+class Alarm(NamedTuple):
+    """Range in which a metric should be; a learner may have a dict of them by metric, ``alarms``."""
+
+    low: float
+    high: float
+    meaning: str  # of being outside for several rows of metrics.csv
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,11 @@ class Problem:
     def act_dim(self) -> int:
         """A."""
         return self.actions.shape[1]
+
+    def q_alarm(self, discount: float) -> dict[str, "Alarm"]:
+        """Alarm where the mean Q of the policy's actions is above every possible return, max(0, r) / (1 - discount)."""
+        limit = max(float(self.rewards.max()), 0.0) / max(1.0 - discount, 1e-12)
+        return {"q_policy": Alarm(-math.inf, limit, "more than any return: the critics overestimate")}
 
     def online_progress(self, updates: int) -> float:
         """Share of the updates online that ``updates`` in all have made, from 0 to 1."""

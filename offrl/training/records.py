@@ -1,6 +1,8 @@
 """What one run writes while it trains: rows of its tables, its mirrors, its policy, its end."""
 
 import math
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,9 +10,11 @@ import numpy as np
 from offrl.data.reference import normalized_score
 from offrl.evaluation.rollout import EvaluationResult
 from offrl.nn.policy import Policy, save_policy
+from offrl.training.problem import Alarm
 from offrl.training.run_dir import EVAL_COLUMNS, TIMING_COLUMNS, RunDir
 from offrl.training.sinks import Sinks
 
+PATIENCE = 5
 POLICY_FACTS = ("algorithm", "dataset_name", "dataset_sha256", "env_id", "seed")
 
 
@@ -21,10 +25,18 @@ class Record:
         run: where everything goes.
         metrics: names of the learner's metrics.
         timings: names of its wall-clock parts.
+        alarms: where metrics should be.
     """
 
-    def __init__(self, run: RunDir, metrics: tuple[str, ...], timings: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        metrics: tuple[str, ...],
+        timings: tuple[str, ...],
+        alarms: Mapping[str, Alarm] | None = None,
+    ) -> None:
         self.run, self.seed, self.best, self.diverged = run, run.config["seed"], -math.inf, False
+        self.alarms, self.outside = alarms or {}, Counter[str]()  # rows in a row, by metric
         self.failure: str | None = None  # why its policy cannot be evaluated
         self.metrics = run.table("metrics.csv", ["step", *metrics])
         self.evaluations = run.table("eval.csv", EVAL_COLUMNS)
@@ -43,6 +55,17 @@ class Record:
             return None
         self.diverged = True
         return f"{bad[0]} is {means[bad[0]]} at step {step}"
+
+    def warnings(self, means: dict[str, float]) -> list[str]:
+        """What to say of metrics that have now been out of their range for ``PATIENCE`` rows."""
+        found = []
+        for name, (low, high, meaning) in self.alarms.items():
+            value = means.get(name, math.nan)
+            self.outside[name] = self.outside[name] + 1 if value < low or value > high else 0
+            if self.outside[name] == PATIENCE:
+                bound = f"below {low:g}" if value < low else f"above {high:g}"
+                found.append(f"{name} is {value:.3g}, for {PATIENCE} rows {bound}: {meaning}")
+        return found
 
     def evaluation(self, step: int, result: EvaluationResult) -> dict[str, Any]:
         """Write a row an episode; returns the means and the best so far: scores where they are known."""

@@ -67,7 +67,8 @@ class Session:
         self.data = streams(seeds, "data", self.config["device"])
         self.step, self.seconds = 0, 0.0
         self.pop_timings = getattr(learner, "pop_timings", dict)  # wall-clock parts that some learners report
-        self.records = [Record(run, metrics, tuple(self.pop_timings())) for run in runs]
+        alarms = getattr(learner, "alarms", None)
+        self.records = [Record(run, metrics, tuple(self.pop_timings()), alarms) for run in runs]
         self.tables = [table for record in self.records for table in record.tables]
         self.identity = {key: self.config[key] for key in IDENTITY}
         self.identity["seeds"] = seeds if len(seeds) > 1 else None
@@ -209,10 +210,11 @@ class Session:
         timing = {"seconds": round(self.seconds, 3), "steps_per_second": round(rate, 2), **self.pop_timings()}
         for k, record in enumerate(self.records):
             rows.append({name: values[k] for name, values in means.items()})
-            wrong = record.means(self.step, rows[-1], timing)
-            if wrong:
-                who = f"seed {record.seed}" if len(self.records) > 1 else "the run"
+            who = f"seed {record.seed}" if len(self.records) > 1 else "the run"
+            if wrong := record.means(self.step, rows[-1], timing):
                 self.reporter.note(f"{wrong}: {who} has diverged")
+            for warning in record.warnings(rows[-1]):
+                self.reporter.note(f"{who}: {warning}" if len(self.records) > 1 else warning)
         self.reporter.metrics = {name: float(np.mean([row[name] for row in rows])) for name in means}
 
     def _record_evaluations(self, results: list[EvaluationResult | None]) -> None:
