@@ -37,10 +37,9 @@ Spec = str | Function | tuple[str | Function, Mapping[str, Any]]
 Specs = Spec | list[Spec] | tuple[()]
 
 STEP_FIELDS = ("log_probs", "ratio", "advantages", "entropy", "predicted_values")
-PER_STEP = frozenset(  # (B, T) numbers that regularizers read; outside the mask they may be anything
-    ("log_probs", "entropy", "predicted_values", "old_log_probs", "rollout_log_probs", "ref_log_probs")
-    + ("values", "next_values", "returns")
-)
+STORED_FIELDS = ("old_log_probs", "rollout_log_probs", "ref_log_probs", "values", "next_values", "returns")
+PER_STEP = {"log_probs", "entropy", "predicted_values", *STORED_FIELDS}
+"""(B, T) numbers that regularizers read; outside the mask they may be anything."""
 
 
 class Step:
