@@ -34,7 +34,7 @@ from offrl.online.mixture import SoftMixturePolicy
 from offrl.online.off_policy import SAC_METRICS, Metrics, OffPolicyConfig, SoftActorCritic
 from offrl.online.options import OnlineAlgorithm, model_of
 
-METRICS = (*SAC_METRICS, "policy_entropy", "gate_loss", "gate_entropy", "active_experts")
+METRICS = (*SAC_METRICS, "policy_entropy", "gate_loss", "gate_entropy", "active_experts", "expert_distance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +121,7 @@ class PMOESAC(SoftActorCritic):
             "gate_loss": found.gate_loss,
             "gate_entropy": mx.entropy(m.log_weights.detach()).mean(dim=1),
             "active_experts": mx.entropy(usage.log()).exp(),
+            "expert_distance": mx.distance(m.mean.detach().tanh()),
         }
         return found.loss.sum(), metrics
 

@@ -173,6 +173,7 @@ def test_what_is_logged():
     assert set(found) == set(ALGORITHM.metrics)
     assert 1.0 <= found["active_experts"].item() <= 4.0
     assert 0.0 <= found["gate_entropy"].item() <= 1.3863
+    assert 0.0 < found["expert_distance"].item() < 2.0
 
 
 def test_all_learners_and_the_mixtures_entropy_are_other_losses():
