@@ -37,9 +37,6 @@ Spec = str | Function | tuple[str | Function, Mapping[str, Any]]
 Specs = Spec | list[Spec] | tuple[()]
 
 STEP_FIELDS = ("log_probs", "ratio", "advantages", "entropy", "predicted_values")
-STORED_FIELDS = ("old_log_probs", "rollout_log_probs", "ref_log_probs", "values", "next_values", "returns")
-PER_STEP = {"log_probs", "entropy", "predicted_values", *STORED_FIELDS}
-"""(B, T) numbers that regularizers read; outside the mask they may be anything."""
 
 
 class Step:
@@ -154,18 +151,18 @@ class Estimator:
             twice: put pi / stopgrad(pi) in place of log pi. The gradient is the same, second derivatives then hold
                 the term grad log pi grad log pi^T of each step, and the value is -aggregate(w).
 
-        What stands outside the mask has no influence, on values and gradients: regularizers read zeros there.
+        What stands outside the mask has no influence, on values and gradients; regularizers see zeros there in what the
+        policy says.
         """
         with torch.no_grad():
             weights = self._weights(log_probs, rollouts)
         score = log_probs
         if twice:
-            inside = log_probs if rollouts.mask is None else log_probs.where(rollouts.mask, 0.0)
-            score = (inside - inside.detach()).exp()
+            ratio = log_probs - log_probs.detach()
+            score = (ratio if rollouts.mask is None else ratio.where(rollouts.mask, 0.0)).exp()
         steps = weights * score
         if self.regularizers:
-            step = Step(rollouts, log_probs, rollouts.advantages, entropy, predicted_values)
-            step = masked(step, self.regularizers)
+            step = inside(Step(rollouts, log_probs, rollouts.advantages, entropy, predicted_values))
             for part, coefficient in self.regularizers:
                 steps = torch.sub(steps, part(step), alpha=coefficient)
         return -self.aggregate(steps, rollouts.mask, counts)
@@ -330,24 +327,15 @@ def parts(kind: str, known: Mapping[str, Function], specs: Specs) -> tuple[Part,
     return tuple(resolve(kind, known, spec) for spec in listed)
 
 
-def masked(step: Step, regularizers: Sequence[tuple[Part, float]]) -> Step:
-    """The step itself, with zeros outside the mask in what ``regularizers`` read of it.
+def inside(step: Step) -> Step:
+    """The step itself, with zeros outside the mask in what the policy says.
 
-    To put zeros in place of their values is too late: in the backward pass 0 times NaN is NaN.
+    It stops gradients there on their way back. To choose among losses alone would not: 0 times NaN is NaN.
     """
-    mask, stored = step.rollouts.mask, {}
-    if mask is None:
-        return step
-    for name, of_the_step in {source[:2] for part, _ in regularizers for source in part.sources}:
-        value = getattr(step if of_the_step else step.rollouts, name, None)
-        if value is None or name not in PER_STEP:
-            continue
-        value = value.where(mask, 0.0)
-        if of_the_step:
-            setattr(step, name, value)
-        else:
-            stored[name] = value
-    step.rollouts = step.rollouts.replace(**stored)
+    if (mask := step.rollouts.mask) is not None:
+        for name in ("log_probs", "entropy", "predicted_values"):
+            if (value := getattr(step, name)) is not None:
+                setattr(step, name, value.where(mask, 0.0))
     return step
 
 

@@ -120,8 +120,18 @@ def outcome(estimator, rollouts, said, **options):
     return [loss.detach(), *torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)]
 
 
+def rows(log_probs, mask):
+    """A group loss of nothing but the sums of rows."""
+    return sequence_sum(log_probs, mask)
+
+
+def even(entropy):
+    """A regularizer of one's own."""
+    return (entropy - 0.5).square()
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("name", ["none", *REGULARIZERS])
+@pytest.mark.parametrize("name", ["none", *REGULARIZERS, even])
 def test_regularizers_do_not_see_what_stands_outside_the_mask(name, bad):
     """Loss and gradients bit for bit, in either form of the score; stored fields and what the policy says."""
     x, rollouts = ragged()
@@ -142,11 +152,6 @@ def test_regularizers_do_not_see_what_stands_outside_the_mask(name, bad):
         assert all(bool(a.isfinite().all()) for a in dirty)
         assert all(bool((a[hole] == 0).all()) for a in dirty[1:])
         assert name == "none" or any(bool(a.any()) for a in clean[1:])
-
-
-def rows(log_probs, mask):
-    """A group loss of nothing but the sums of rows."""
-    return sequence_sum(log_probs, mask)
 
 
 def test_second_derivatives_do_not_see_it_either():
