@@ -14,7 +14,8 @@ Source: Fatkhullin, Barakat, Kireeva and He, arXiv:2302.01734; its experiment co
 Departures: the experiment code multiplies means over the batch where B has the mean of products, averages the score
 over steps instead of summing it, and has the opposite sign in front; its correction is biased, and we follow the paper.
 The baseline is that of ``n_pg_igt``; it does not depend on the trajectory itself, and g and B stay unbiased. Ten
-episodes of either kind an iteration by default where the theory takes one.
+episodes of either kind an iteration by default where the theory takes one. A log_std below its bound is set to it in
+theta_t+1: there a step is shorter than gamma_t (or gamma_t |d_t|). v_t is of the thetas as they are, so it stays exact.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,8 @@ Source: Fatkhullin, Barakat, Kireeva and He, arXiv:2302.01734; its experiment co
 Departures: the experiment code transports with the eta of the iteration before, drops the discount's weight of late
 steps and averages over steps; we follow the paper's formulas. It subtracts a fitted linear baseline; we subtract the
 mean return-to-go at the same time of the iteration's other episodes, which keeps g unbiased without a fit. Ten episodes
-an iteration by default where the theory takes one.
+an iteration by default where the theory takes one. A log_std below its bound is set to it, in theta_t+1 and theta~_t:
+there a step is shorter than gamma_t, and the transport, which looks less far ahead, is no longer exact.
 """
 
 from collections.abc import Sequence

@@ -7,7 +7,8 @@
 
 The rest is ``sac``. The gate sees the last hidden layer as a constant, so the two parts of L_pi do not touch; it learns
 how often an expert's draw is the best, not how good it is. ``gradient`` exchanges L_pi for a gradient of
-E (alpha log pi - Q) itself; see ``offrl.estimators.mixture``.
+E (alpha log pi - Q) itself, by all that pi depends on: the last hidden layer then learns from the gate too; see
+``offrl.estimators.mixture``.
 
 Source: Ren, Li, Ding, Pan and Dong, arXiv:2104.09122; official code (rlkit-pmoe) for what the text leaves open.
 Departures: the official code steps the critics between building the actor's loss and using it, picks experts for a
@@ -33,7 +34,7 @@ from offrl.online.mixture import SoftMixturePolicy
 from offrl.online.off_policy import SAC_METRICS, Metrics, OffPolicyConfig, SoftActorCritic
 from offrl.online.options import OnlineAlgorithm, model_of
 
-METRICS = (*SAC_METRICS, "policy_entropy", "gate_loss", "gate_entropy", "active_experts")
+METRICS = (*SAC_METRICS, "policy_entropy", "gate_loss", "gate_entropy", "active_experts", "expert_distance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +89,11 @@ class PMOESAC(SoftActorCritic):
     policy: SoftMixturePolicy
 
     def network_settings(self) -> dict[str, Any]:
-        """Width and experts."""
+        """Width, experts, whose log pi counts, and what the gate's gradient reaches."""
         s = self.settings
-        whole = s.mixture_entropy or s.gradient != "frequency"
-        return super().network_settings() | {"experts": s.experts, "whole": whole}
+        frequency = s.gradient == "frequency"
+        own = {"experts": s.experts, "whole": s.mixture_entropy or not frequency, "detach": frequency}
+        return super().network_settings() | own
 
     def actor_loss(self, params: Params, batch: Batch, alpha: Tensor) -> tuple[Tensor, Metrics]:
         """L_pi on one draw of every expert."""
@@ -119,6 +121,7 @@ class PMOESAC(SoftActorCritic):
             "gate_loss": found.gate_loss,
             "gate_entropy": mx.entropy(m.log_weights.detach()).mean(dim=1),
             "active_experts": mx.entropy(usage.log()).exp(),
+            "expert_distance": mx.distance(m.mean.detach().tanh()),
         }
         return found.loss.sum(), metrics
 

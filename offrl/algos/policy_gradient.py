@@ -10,7 +10,8 @@ with the g of ``n_pg_igt``: REINFORCE with rewards-to-go (GPOMDP).
 
 Source: the first two as compared in arXiv:2302.01734; STORM-PG (storm): Yuan et al., arXiv:2003.04302.
 Departures: the experiment code's command for normalized momentum has no moving average; ours has. log w is held below
-20, so that one unlikely trajectory makes a large direction and not an infinite one. STORM-PG's schedule is STORM's.
+20, so that one unlikely trajectory makes a large direction and not an infinite one. STORM-PG's schedule is STORM's. The
+bound of log_std is kept as in ``harpg``.
 """
 
 from collections.abc import Sequence

@@ -150,13 +150,19 @@ class Estimator:
             predicted_values: (B, T) with gradient, likewise.
             twice: put pi / stopgrad(pi) in place of log pi. The gradient is the same, second derivatives then hold
                 the term grad log pi grad log pi^T of each step, and the value is -aggregate(w).
+
+        What stands outside the mask has no influence, on values and gradients; regularizers see zeros there in what the
+        policy says.
         """
         with torch.no_grad():
             weights = self._weights(log_probs, rollouts)
-        score = (log_probs - log_probs.detach()).exp() if twice else log_probs
+        score = log_probs
+        if twice:
+            ratio = log_probs - log_probs.detach()
+            score = (ratio if rollouts.mask is None else ratio.where(rollouts.mask, 0.0)).exp()
         steps = weights * score
         if self.regularizers:
-            step = Step(rollouts, log_probs, rollouts.advantages, entropy, predicted_values)
+            step = inside(Step(rollouts, log_probs, rollouts.advantages, entropy, predicted_values))
             for part, coefficient in self.regularizers:
                 steps = torch.sub(steps, part(step), alpha=coefficient)
         return -self.aggregate(steps, rollouts.mask, counts)
@@ -319,6 +325,18 @@ def parts(kind: str, known: Mapping[str, Function], specs: Specs) -> tuple[Part,
     """Parts from one specification, a list of them, or none."""
     listed: Sequence[Any] = specs if isinstance(specs, list) else [specs] if specs else []
     return tuple(resolve(kind, known, spec) for spec in listed)
+
+
+def inside(step: Step) -> Step:
+    """The step itself, with zeros outside the mask in what the policy says.
+
+    It stops gradients there on their way back. To choose among losses alone would not: 0 times NaN is NaN.
+    """
+    if (mask := step.rollouts.mask) is not None:
+        for name in ("log_probs", "entropy", "predicted_values"):
+            if (value := getattr(step, name)) is not None:
+                setattr(step, name, value.where(mask, 0.0))
+    return step
 
 
 def _bound(part: Part) -> Part | None:

@@ -126,6 +126,13 @@ def entropy(log_weights: Tensor) -> Tensor:
     return -torch.where(w > 0, w * log_weights, 0.0).sum(dim=-1)
 
 
+def distance(means: Tensor) -> Tensor:
+    """Root-mean-square distance between two experts' means, over pairs and batch: (..., B, K, A) -> (...)."""
+    rows, experts = means.shape[-3:-1]
+    from_center = (means - means.mean(dim=-2, keepdim=True)).square().sum(dim=(-3, -2, -1))
+    return (from_center * (2.0 / (rows * max(experts - 1, 1)))).sqrt()
+
+
 def wins(q: Tensor) -> Tensor:
     """One-hot of the expert whose draw is best, a constant: (..., K) -> (..., K); the first one of equals."""
     return F.one_hot(q.detach().argmax(dim=-1), q.shape[-1]).to(q.dtype)

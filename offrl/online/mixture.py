@@ -1,9 +1,10 @@
 """Actors that are mixtures of Gaussians, in place of the Gaussian ones of ``off_policy`` and ``on_policy``.
 
-    off-policy  u ~ sum_i w_i N(f_i(h), exp g_i(h)),     w = softmax(G h), h the last hidden layer, detached
+    off-policy  u ~ sum_i w_i N(f_i(h), exp g_i(h)),     w = softmax(G h), h the last hidden layer
     on-policy   a ~ sum_i w_i N(f_i(h), exp log_std_i),  w = softmax(G x), x the observation's features
 
-Gates start at zero: every expert is equally likely. One expert is the Gaussian actor, weight for weight.
+Gates start at zero: every expert is equally likely. One expert is the Gaussian actor, weight for weight. With
+``detach`` the off-policy gate takes h as a constant, as PMOE's own gradient asks: its loss does not touch the trunk.
 """
 
 from itertools import pairwise
@@ -34,6 +35,7 @@ class MixtureActor(SquashedActor):
         generator: of the first weights.
         experts: K.
         whole: log pi of a draw is that of the mixture, else that of the expert that was drawn.
+        detach: the trunk gets no gradient from the weights.
     """
 
     def __init__(
@@ -45,9 +47,10 @@ class MixtureActor(SquashedActor):
         *,
         experts: int,
         whole: bool,
+        detach: bool,
     ) -> None:
         super().__init__(obs_dim, experts * act_dim, hidden, generator)
-        self.act_dim, self.experts, self.whole = act_dim, experts, whole
+        self.act_dim, self.experts, self.whole, self.detach = act_dim, experts, whole, detach
         self.gate = nn.ParameterList([torch.zeros(1, hidden, experts), torch.zeros(1, 1, experts)])
 
     def mixture(self, params: Params, observations: Tensor) -> mx.Mixture:
@@ -58,7 +61,7 @@ class MixtureActor(SquashedActor):
             h = torch.baddbmm(hidden[layer + 1], h, hidden[layer]).relu()
         out = torch.baddbmm(bias, weight, h.transpose(1, 2)).transpose(1, 2)
         moments = out.unflatten(2, (2, self.experts, self.act_dim))
-        logits = torch.baddbmm(offset, h.detach(), gate)
+        logits = torch.baddbmm(offset, h.detach() if self.detach else h, gate)
         return mx.mixture(logits, moments[:, :, 0], moments[:, :, 1].clamp(LOG_STD_MIN, LOG_STD_MAX))
 
     def sample(
@@ -106,24 +109,28 @@ class SoftMixturePolicy(SACPolicy):
     Args:
         *args: as in ``SACPolicy``.
         experts: K.
-        whole: as in ``MixtureActor``.
+        whole, detach: as in ``MixtureActor``.
         **kwargs: as in ``SACPolicy``.
     """
 
     actor: MixtureActor
 
-    def __init__(self, *args: Any, experts: int = 4, whole: bool = False, **kwargs: Any) -> None:
-        self.experts, self.whole = experts, whole
+    def __init__(
+        self, *args: Any, experts: int = 4, whole: bool = False, detach: bool = True, **kwargs: Any
+    ) -> None:
+        self.experts, self.whole, self.detach = experts, whole, detach
         super().__init__(*args, **kwargs)
 
     def make_actor(self, generator: torch.Generator) -> MixtureActor:
         """A fresh mixture."""
-        return MixtureActor(
-            self.obs_dim, self.act_dim, self.hidden, generator, experts=self.experts, whole=self.whole
-        )
+        return MixtureActor(self.obs_dim, self.act_dim, self.hidden, generator, **self.of_mixture())
+
+    def of_mixture(self) -> dict[str, Any]:
+        """The settings that are not ``SACPolicy``'s."""
+        return {"experts": self.experts, "whole": self.whole, "detach": self.detach}
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return super()._get_constructor_parameters() | {"experts": self.experts, "whole": self.whole}
+        return super()._get_constructor_parameters() | self.of_mixture()
 
 
 class MixtureDistribution(Distribution):

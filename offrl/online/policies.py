@@ -1,10 +1,11 @@
 """The policy of methods that need likelihoods as a function of one parameter vector: no critic, no optimizer.
 
-    box       a ~ Normal(f(x), exp(max(log_std, log_std_min))), clipped to the box by the environment only
+    box       a ~ Normal(f(x), exp(log_std)), clipped to the box by the environment only
     discrete  a ~ Categorical(softmax f(x))
 
-f is a tanh network; log_std is one free number an action dimension, and cannot fall below ``log_std_min``, so that the
-Fisher information does not degenerate; or it is fixed.
+f is a tanh network; log_std is one free number an action dimension, or it is fixed. It is ``log_std_min`` or more,
+which bounds the scores. The bound is one on parameters, kept by whoever steps with ``floored``: in the likelihood it
+would be a place without gradient, where the Fisher information degenerates and no way leads back.
 """
 
 from collections.abc import Sequence
@@ -61,7 +62,7 @@ class EpisodicPolicy(BasePolicy):
     Args:
         observation_space, action_space: a flat box or a number of observations; a box or a number of actions.
         net_arch: sizes of the hidden layers.
-        log_std: its first value.
+        log_std: its first value, if it is not below its bound.
         log_std_min: its lower bound.
         fixed_std: keep it at its first value.
         **kwargs: of ``BasePolicy``.
@@ -84,7 +85,7 @@ class EpisodicPolicy(BasePolicy):
         outputs = action_space.n if isinstance(action_space, spaces.Discrete) else action_space.shape[0]  # type: ignore[index]
         sizes = (self.features_extractor.features_dim, *net_arch, int(outputs))
         self.discrete = isinstance(action_space, spaces.Discrete)
-        self.net = Net(sizes, None if self.discrete else log_std, fixed_std)
+        self.net = Net(sizes, None if self.discrete else max(log_std, log_std_min), fixed_std)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         own = ("net_arch", "log_std", "log_std_min", "fixed_std")
@@ -114,7 +115,7 @@ class EpisodicPolicy(BasePolicy):
         if deterministic:
             return output
         noise = torch.randn(output.shape, generator=generator, device=output.device, dtype=output.dtype)
-        return output + net.log_std.clamp(min=self.log_std_min).exp() * noise
+        return output + net.log_std.exp() * noise
 
     def log_probs(self, theta: Tensor, features: Tensor, actions: Tensor) -> Tensor:
         """Log pi(a | s) under the parameter vector ``theta`` (D,), (M,)."""
@@ -124,17 +125,23 @@ class EpisodicPolicy(BasePolicy):
         output: Tensor = torch.func.functional_call(self.net, given, (features,))
         if self.discrete:
             return output.log_softmax(dim=-1).gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
-        log_std = given.get("log_std", self.net.log_std).clamp(min=self.log_std_min)
-        return gaussian_log_prob(output, log_std, actions)
+        return gaussian_log_prob(output, given.get("log_std", self.net.log_std), actions)
+
+    def floored(self, theta: Tensor) -> Tensor:
+        """The nearest parameter vector whose log_std is not below its bound, (D,)."""
+        bounds = [
+            torch.full_like(p, self.log_std_min if name == "log_std" else -torch.inf).flatten()
+            for name, p in self.net.named_parameters()
+        ]
+        return theta.detach().maximum(torch.cat(bounds).detach())
 
     def acting_policy(self, low: Tensor, high: Tensor, observation_clip: float | None) -> DiagGaussianPolicy:
         """Itself as a policy in the box ``low`` .. ``high``."""
-        log_std = self.net.log_std.detach().cpu().clamp(min=self.log_std_min)
         return DiagGaussianPolicy.from_params(
             self.net.linear(),
             low,
             high,
-            log_std=log_std,
+            log_std=self.net.log_std.detach().cpu(),
             activation="tanh",
             observation_clip=observation_clip,
         )

@@ -4,6 +4,9 @@ An iteration: the method names the parameter vectors to sample from; whole episo
 makes a direction of them; one step follows. The policy that acts, is saved and is evaluated is always theta, never a
 point that was only sampled from. There is no bootstrapping: an episode that a time limit cuts counts as it is.
 
+Where log_std is below its bound, after a step or at a point to sample from, it is set to it: the projection on the
+parameters that are allowed. Directions are not changed; a step is then shorter than gamma_t, never longer.
+
 All randomness of an iteration comes from streams named by (seed, iteration), and every iteration resets its
 environments: a model that is saved and loaded goes on as if it had not been.
 """
@@ -50,7 +53,7 @@ class PolicyGradientConfig:
     log_std: float = 0.0
     """First log standard deviation of the actions."""
     log_std_min: float = -3.0
-    """Its lower bound."""
+    """Its lower bound, kept by projection after every step."""
     fixed_std: bool = False
     """Keep it at its first value."""
 
@@ -144,7 +147,7 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         return 1.0
 
     def normalizes(self) -> bool:
-        """Whether steps have length gamma_t, else gamma_t |d|."""
+        """Whether steps have length gamma_t before the projection, else gamma_t |d|."""
         return True
 
     @property
@@ -252,7 +255,7 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         """One iteration; False if a callback asked to stop."""
         callback.on_rollout_start()
         theta, batches = self.theta(), []
-        points = self.points(theta)
+        points = [self.policy.floored(point) for point in self.points(theta)]
         for number, point in enumerate(points):
             batch = self._collect(point, number, callback)
             if batch is None:
@@ -267,13 +270,12 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
             raise ConfigError(
                 f"the parameters are not finite after iteration {self._n_updates}: lower step_size"
             )
-        vector_to_parameters(new, self.policy.net.parameters())
+        vector_to_parameters(self.policy.floored(new), self.policy.net.parameters())
         self.logger.record_mean("train/direction_norm", float(transforms.norm(self.direction)))
         self.logger.record_mean("train/step_size", size)
         self.logger.record_mean("train/eta", self.eta())
         if not self.policy.discrete:
-            log_std = self.policy.net.log_std.detach().clamp(min=self.policy.log_std_min)
-            self.logger.record_mean("train/std", float(log_std.exp().mean()))
+            self.logger.record_mean("train/std", float(self.policy.net.log_std.detach().exp().mean()))
         self.previous = theta
         self._n_updates += 1
         return True

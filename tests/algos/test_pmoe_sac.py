@@ -142,6 +142,22 @@ def test_targets_draw_an_expert_and_stop_at_terminations():
 
 
 @GRADIENTS
+def test_the_trunk_learns_from_the_gate_where_the_gradient_is_that_of_the_objective(gradient, tmp_path):
+    """Its gradient changes with a detached gate, except for PMOE's own; a saved model goes on so."""
+    made = make(gradient=gradient)
+    made.save(tmp_path / "model.zip")
+    for model in (made, PMOESAC.load(tmp_path / "model.zip", device="cpu")):
+        _, batch = trained()
+        with torch.no_grad():
+            model.policy.actor.gate[0].normal_(generator=torch.Generator().manual_seed(0))
+        as_set, _ = split(model, batch)
+        model.policy.actor.detach = True
+        apart, _ = split(model, batch)
+        changed = [not torch.equal(a, b) for a, b in zip(as_set, apart, strict=True)]
+        assert changed == [gradient != "frequency"] * 4 + [False] * 2
+
+
+@GRADIENTS
 def test_every_gradient_moves_gate_and_experts(gradient):
     model = make(gradient=gradient)
     before = parameters(model)
@@ -157,6 +173,7 @@ def test_what_is_logged():
     assert set(found) == set(ALGORITHM.metrics)
     assert 1.0 <= found["active_experts"].item() <= 4.0
     assert 0.0 <= found["gate_entropy"].item() <= 1.3863
+    assert 0.0 < found["expert_distance"].item() < 2.0
 
 
 def test_all_learners_and_the_mixtures_entropy_are_other_losses():

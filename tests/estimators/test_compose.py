@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from offrl.estimators.aggregation import aggregate
+from offrl.estimators.aggregation import aggregate, sequence_sum
 from offrl.estimators.compose import compose, functional, score_loss
+from offrl.estimators.group_losses import group_loss
 from offrl.estimators.groups import solved_gate
 from offrl.estimators.masks import ppo_clip
 from offrl.estimators.recipes import recipe
+from offrl.estimators.regularizers import REGULARIZERS
 from offrl.estimators.rollouts import Rollouts, count
 
 MODES = ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "fixed-length"]
@@ -109,6 +111,57 @@ def test_what_stands_outside_the_mask_has_no_influence():
         score_loss(dirty.advantages, leaf.masked_fill(hole, -torch.inf), rollouts.mask), leaf
     )
     assert gradient.isfinite().all()
+
+
+def outcome(estimator, rollouts, said, **options):
+    """The loss and its gradients by what the policy says: log pi, entropy, values."""
+    log_probs, entropy, predicted = leaves = [t.clone().requires_grad_() for t in said]
+    loss = estimator.loss(log_probs, rollouts, entropy=entropy, predicted_values=predicted, **options)
+    return [loss.detach(), *torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)]
+
+
+def rows(log_probs, mask):
+    """A group loss of nothing but the sums of rows."""
+    return sequence_sum(log_probs, mask)
+
+
+def even(entropy):
+    """A regularizer of one's own."""
+    return (entropy - 0.5).square()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["none", *REGULARIZERS, even])
+def test_regularizers_do_not_see_what_stands_outside_the_mask(name, bad):
+    """Loss and gradients bit for bit, in either form of the score; stored fields and what the policy says."""
+    x, rollouts = ragged()
+    hole, said = ~rollouts.mask, torch.stack([x, x.square(), x.cos()])
+    fields = {
+        "old_log_probs": rollouts.old_log_probs,
+        "ref_log_probs": rollouts.old_log_probs + 0.3,
+        "returns": x.sin(),
+        "values": 0.5 * x,
+    }
+    spoilt = {field: value.masked_fill(hole, bad) for field, value in fields.items()}
+    terms = [] if name == "none" else [(name, 0.1)]
+    estimator, group = compose(mask="ppo_clip", regularizers=terms), group_loss(rows, regularizers=terms)
+    for kind, options in ((estimator, {}), (estimator, {"twice": True}), (group, {})):
+        clean = outcome(kind, rollouts.replace(**fields), said, **options)
+        dirty = outcome(kind, rollouts.replace(**spoilt), said.masked_fill(hole, bad), **options)
+        assert all(torch.equal(a, b) for a, b in zip(clean, dirty, strict=True))
+        assert all(bool(a.isfinite().all()) for a in dirty)
+        assert all(bool((a[hole] == 0).all()) for a in dirty[1:])
+        assert name == "none" or any(bool(a.any()) for a in clean[1:])
+
+
+def test_second_derivatives_do_not_see_it_either():
+    x, rollouts = ragged()
+    zero, found = torch.zeros((), dtype=x.dtype), []
+    for start in (x, x.masked_fill(~rollouts.mask, -torch.inf)):
+        loss = functional(compose(mask="ppo_clip"), lambda theta, _, s=start: theta * x.cos() + s, twice=True)
+        found.append(torch.func.hessian(loss)(zero, rollouts))
+    assert torch.equal(*found)
+    assert found[0] != 0
 
 
 def test_supervised_fine_tuning_is_cross_entropy():

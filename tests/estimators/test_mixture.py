@@ -272,10 +272,17 @@ def test_a_stack_of_runs_is_each_run(name):
         torch.testing.assert_close(ours[2], theirs)
 
 
-@pytest.mark.parametrize("experts", [1, 2])
-def test_the_two_hills(experts):
-    """Q = -4 (|a| - 1)^2, alpha 0.05: sigma = sqrt(alpha/8) = 0.0791 on a hill; the gate is then (2/pi) arctan(s2/s1)."""
-    g, alpha = torch.Generator().manual_seed(0), torch.tensor(0.05)
+def test_the_distance_of_experts_is_that_of_pairs():
+    """Root of the mean square over pairs and states, for each stacked run; none with one expert."""
+    means = torch.randn(2, 5, 3, 4)
+    pairs = [(means[:, :, i] - means[:, :, j]).square().sum(-1) for i, j in ((0, 1), (0, 2), (1, 2))]
+    torch.testing.assert_close(mx.distance(means), torch.stack(pairs).mean(dim=(0, 2)).sqrt())
+    assert mx.distance(means[:, :, :1]).tolist() == [0.0, 0.0]
+
+
+def on_hills(experts, seed):
+    """Gate, means and log_std after 1500 steps on Q = -4 (|a| - 1)^2 with alpha 0.05."""
+    g, alpha = torch.Generator().manual_seed(seed), torch.tensor(0.05)
     params = [
         torch.zeros(experts),
         0.3 * torch.randn(experts, 1, generator=g),
@@ -291,14 +298,26 @@ def test_the_two_hills(experts):
             m, noise, noise, lambda a: -4 * (a[..., 0].abs() - 1).square(), alpha, squash=False
         ).loss.backward()
         adam.step()
-    gate, mean, log_std = (p.detach() for p in params)
-    best = gate.argmax()
+    return [p.detach().squeeze(-1) for p in params[1:]] + [params[0].detach().softmax(0)]
+
+
+def test_one_expert_climbs_a_hill():
+    """There sigma = sqrt(alpha/8) = 0.0791."""
+    mean, log_std, _ = on_hills(1, seed=0)
+    assert mean.abs().item() == pytest.approx(1.0, abs=0.02)
+    assert 0.075 < log_std.exp().item() < 0.085
+
+
+def test_two_experts_climb_the_two_hills():
+    """With this seed one each; the winner as if it were alone, and the gate is then (2/pi) arctan(s2/s1)."""
+    mean, log_std, weights = on_hills(2, seed=7)
+    best, std = weights.argmax(), log_std.exp()
+    assert mean.prod() < 0
+    assert (mean.abs() - 1).abs().max() < 0.05
     assert mean[best].abs().item() == pytest.approx(1.0, abs=0.02)
-    assert 0.075 < log_std[best].exp().item() < (0.085 if experts == 1 else 0.1)
-    if experts == 2 and (mean.abs() - 1).abs().max() < 0.05:
-        s = log_std[:, 0].exp()
-        share = 2 / math.pi * torch.atan(s[1] / s[0])
-        assert gate.softmax(0)[0].item() == pytest.approx(share.item(), abs=0.03)
+    assert 0.075 < std[best].item() < 0.1
+    share = 2 / math.pi * torch.atan(std[1] / std[0])
+    assert weights[0].item() == pytest.approx(share.item(), abs=0.03)
 
 
 def test_the_score_ratios_baseline_leaves_the_row_itself_out():

@@ -131,20 +131,25 @@ def rates():
 
 
 def test_transport_beats_momentum_beats_plain_steps_where_the_theory_is_tight(rates):
-    """exp(-x), 400 runs, 3000 iterations: mean gaps in the order of the rates, apart by standard errors."""
+    """exp(-x), 400 runs, 3000 iterations: mean gaps in the order of the rates, apart by standard errors.
+
+    Plain steps and momentum meet the same noise: there the error is that of the difference run by run.
+    """
     gaps = {
         name: rates.exponential(rates.METHODS[name], 400, np.array([3000]), 0)[0] for name in rates.METHODS
     }
-    plain, average, igt, harpg = (gaps[name] for name in ("vanilla PG", "N-MPG", "N-PG-IGT", "HARPG"))
-    for better, worse in ((average, plain), (igt, average), (harpg, average)):
-        error = float((better.var() / 400 + worse.var() / 400).sqrt())
-        assert float(worse.mean() - better.mean()) > (0.5 if worse is plain else 2) * error
+    saved = gaps["vanilla PG"] - gaps["N-MPG"]
+    assert float(saved.mean()) > 3 * float(saved.std()) / 400**0.5
+    worse = gaps["N-MPG"]
+    for name in ("N-PG-IGT", "HARPG", "N-HARPG"):
+        error = float((gaps[name].var() / 400 + worse.var() / 400).sqrt())
+        assert float(worse.mean() - gaps[name].mean()) > 2 * error, name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vanilla PG", "N-MPG", "N-PG-IGT", "N-HARPG"])
+@pytest.mark.parametrize("name", ["vanilla PG", "N-MPG", "N-PG-IGT", "N-HARPG", "HARPG"])
 def test_rates_are_those_of_the_theory(rates, name):
-    """Slopes of the mean of 2000 runs within 0.08 of -1/3, -1/3, -2/5, -1/2 up to 1e5 iterations."""
+    """Slopes of the mean of 2000 runs within 0.08 of -1/3, -1/3, -2/5, -1/2, -1/2 up to 1e5 iterations."""
     marks = np.unique(np.geomspace(100, 1e5, 13).round().astype(int))
     gaps = rates.exponential(rates.METHODS[name], 2000, marks, list(rates.METHODS).index(name))
     slope = rates.slope(marks, torch.stack(gaps).mean(dim=1).numpy())

@@ -19,8 +19,8 @@ from offrl.online.off_policy import SquashedActor
 SEEN, BOX = gymnasium.spaces.Box(-9, 9, (3,)), gymnasium.spaces.Box(-1, 1, (2,))
 
 
-def actor(experts=3, whole=False, kind=MixtureActor):
-    more = {"experts": experts, "whole": whole} if kind is MixtureActor else {}
+def actor(experts=3, whole=False, kind=MixtureActor, detach=True):
+    more = {"experts": experts, "whole": whole, "detach": detach} if kind is MixtureActor else {}
     made = kind(3, 2, 16, torch.Generator().manual_seed(0), **more)
     if kind is MixtureActor:
         with torch.no_grad():
@@ -48,10 +48,46 @@ def test_one_expert_is_the_gaussian_actor_bit_for_bit():
 
 
 def test_a_fresh_gate_is_uniform():
-    made = MixtureActor(3, 2, 16, torch.Generator().manual_seed(0), experts=4, whole=False)
+    made = MixtureActor(3, 2, 16, torch.Generator().manual_seed(0), experts=4, whole=False, detach=True)
     assert torch.equal(
         made.mixture(list(made.parameters()), observations()).weights, torch.full((1, 50, 4), 0.25)
     )
+
+
+def quality(actions, x):
+    """Q of actions (..., N, A) that differs from state to state, (..., N)."""
+    return (x[..., None, :2] * actions).sum(-1) - (actions - 0.3).square().sum(-1)
+
+
+def dense_gradients(made, x, noise, alpha):
+    """Of sum_i w_i (alpha log pi(a_i) - Q(a_i)), state by state, from torch's layers and distributions alone."""
+    leaves = [p.detach().clone().requires_grad_() for p in made.parameters()]
+    first, first_bias, second, second_bias, last, last_bias, gate, offset = (p[0] for p in leaves)
+    total = 0.0
+    for state, eps in zip(x[0], noise[0], strict=True):
+        h = ((state @ first + first_bias[0]).relu() @ second + second_bias[0]).relu()
+        mean, log_std = (last @ h + last_bias[:, 0]).view(2, made.experts, made.act_dim)
+        weights = torch.distributions.Categorical(logits=h @ gate + offset[0])
+        normals = torch.distributions.Independent(torch.distributions.Normal(mean, log_std.exp()), 1)
+        whole = torch.distributions.MixtureSameFamily(weights, normals)
+        u = mean + log_std.exp() * eps
+        log_pi = whole.log_prob(u) - (1 - u.tanh().square()).log().sum(-1)
+        total = total + (weights.probs * (alpha * log_pi - quality(u.tanh(), state))).sum()
+    return torch.autograd.grad(total / len(x[0]), leaves)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_the_trunk_learns_from_the_gate_unless_it_is_detached(detach):
+    """The exact sum through the actor against a computation of its own: the whole gradient, or all but the trunk's."""
+    made = actor(detach=detach).double()
+    x = observations(20).double()
+    noise, alpha = torch.randn(1, 20, 3, 2, dtype=x.dtype), torch.tensor([0.2], dtype=x.dtype)
+    params = list(made.parameters())
+    m = made.mixture(params, x)
+    loss = mx.marginal(m, noise, noise, lambda a: quality(a, x), alpha).loss.sum()
+    found, expected = torch.autograd.grad(loss, params), dense_gradients(made, x, noise, 0.2)
+    equal = [torch.allclose(a, b, rtol=1e-8, atol=1e-10) for a, b in zip(found, expected, strict=True)]
+    assert equal == [not detach] * 4 + [True] * 4
 
 
 def test_the_gate_sees_the_trunk_as_a_constant():
@@ -200,10 +236,11 @@ def test_the_actor_critic_on_disk_plays_its_mode():
 
 
 def test_constructor_arguments_survive_saving(tmp_path):
-    """Of both policies: their sizes, and whose density counts."""
-    soft = SoftMixturePolicy(SEEN, BOX, hidden=8, experts=2, whole=True)
+    """Of both policies: their sizes, whose density counts, whether the gate is apart."""
+    soft = SoftMixturePolicy(SEEN, BOX, hidden=8, experts=2, whole=True, detach=False)
     soft.save(tmp_path / "soft.pth")
     loaded = SoftMixturePolicy.load(tmp_path / "soft.pth", device="cpu")
     assert (loaded.experts, loaded.actor.experts, loaded.actor.whole) == (2, 2, True)
+    assert loaded.actor.detach is False
     critic(3).save(tmp_path / "critic.pth")
     assert MixtureActorCriticPolicy.load(tmp_path / "critic.pth", device="cpu").experts == 3

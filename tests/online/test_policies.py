@@ -52,7 +52,7 @@ def test_draws_follow_the_likelihood():
 
 
 def test_the_standard_deviation_has_a_floor_everywhere():
-    """Likelihood, draws and the policy on disk agree on it, and below it no gradient pulls log_std further."""
+    """Likelihood, draws and the policy on disk agree on it."""
     policy = EpisodicPolicy(SEEN, BOX, log_std=-9.0, log_std_min=-1.0)
     x, a = torch.randn(4000, 4), torch.randn(4000, 2)
     theta = parameters_to_vector(policy.net.parameters()).detach()
@@ -63,6 +63,38 @@ def test_the_standard_deviation_has_a_floor_everywhere():
     assert float(drawn.std()) == pytest.approx(float(torch.tensor(-1.0).exp()), rel=0.05)
     saved = policy.acting_policy(torch.tensor([-1.0, -1.0]), torch.tensor([1.0, 1.0]), None)
     assert torch.equal(saved.log_std, torch.full((2,), -1.0))
+
+
+@pytest.mark.parametrize("above", [-0.01, 0.0, 0.01])
+def test_likelihoods_have_every_derivative_at_the_floor(above):
+    """By log_std, with z = (a - f)/std: first z^2 - 1, second -2 z^2; around the bound as elsewhere."""
+    policy = EpisodicPolicy(SEEN, BOX, net_arch=[3], log_std=-1.0, log_std_min=-1.0)
+    x, a = torch.randn(6, 4), torch.randn(6, 2)
+    with torch.no_grad():
+        policy.net.log_std += above
+        z = (a - policy.net(x)) / policy.net.log_std.exp()
+    theta = parameters_to_vector(policy.net.parameters()).detach()
+    free = policy.floored(torch.full_like(theta, -9.0)) == -1.0  # where log_std is
+    assert free.sum() == 2
+    slope, bend = torch.func.jacrev(policy.log_probs), torch.func.hessian(policy.log_probs)
+    torch.testing.assert_close(slope(theta, x, a)[:, free], z.square() - 1)
+    second = bend(theta, x, a)[:, free][:, :, free]
+    torch.testing.assert_close(second, torch.diag_embed(-2 * z.square()))
+
+
+def test_the_floor_moves_log_std_and_nothing_else():
+    """Only where it is below; a number of actions, or a fixed standard deviation, has no floor."""
+    policy = EpisodicPolicy(SEEN, BOX, net_arch=[3], log_std_min=-1.0)
+    with torch.no_grad():
+        policy.net.log_std.copy_(torch.tensor([-7.0, -0.5]))
+        policy.net.layers[0].bias.fill_(-8.0)
+    theta = parameters_to_vector(policy.net.parameters()).detach()
+    with torch.no_grad():
+        policy.net.log_std.copy_(torch.tensor([-1.0, -0.5]))
+    assert torch.equal(policy.floored(theta), parameters_to_vector(policy.net.parameters()))
+    for other in (EpisodicPolicy(SEEN, THREE), EpisodicPolicy(SEEN, BOX, fixed_std=True)):
+        theta = parameters_to_vector(other.net.parameters()).detach() - 9.0
+        assert torch.equal(other.floored(theta), theta)
 
 
 def test_a_fixed_standard_deviation_is_no_parameter():

@@ -7,6 +7,8 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from offrl.algos.harpg import HARPG
+from offrl.algos.n_pg_igt import NPGIGT
 from offrl.algos.policy_gradient import PolicyGradient
 from offrl.errors import ConfigError
 
@@ -106,6 +108,106 @@ def test_a_step_to_infinity_is_an_error():
     model, _ = collect(4, 1, step_size=1e38)
     with pytest.raises(ConfigError, match="not finite after iteration .*: lower step_size"):
         model.learn(1000)
+
+
+class Width(gymnasium.Env):
+    """One step an episode, nothing to see: r = pays a^2, so that log_std and the mean's bias matter."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Box(-20, 20, (1,))
+    pays = -1.0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), self.pays * float(action[0]) ** 2, True, False, {}
+
+
+METHODS = pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (NPGIGT, {"step_size": 1.0}),
+        (HARPG, {"normalize": True, "step_size": 1.0}),
+        (HARPG, {"step_size": 0.1}),
+        (PolicyGradient, {"update": "plain", "step_size": 0.3}),
+        (PolicyGradient, {"update": "momentum", "step_size": 1.0}),
+        (PolicyGradient, {"update": "storm", "step_size": 0.1}),
+    ],
+)
+FLOOR = -0.1
+
+
+def pressed(kind, settings, iterations=8):
+    """A model on the floor, because noise costs; and theta before and after each of its iterations."""
+    env = DummyVecEnv([Width] * 16)
+    common = {"trajectories": 32, "hidden": 4, "log_std": 0.0, "log_std_min": FLOOR}
+    model = kind("MlpPolicy", env, seed=0, device="cpu", **common | settings)
+    return model, iterate(model, iterations)
+
+
+def iterate(model, count):
+    """Theta before and after each of ``count`` iterations."""
+    _, callback = model._setup_learn(10**9, reset_num_timesteps=False)
+    path = []
+    for _ in range(count):
+        before = model.theta()
+        model._iterate(callback)
+        path.append((before, model.theta()))
+    return path
+
+
+@METHODS
+def test_log_std_leaves_its_floor_when_noise_pays(kind, settings):
+    """It is pressed on the floor first, exactly on it, and turns with the reward."""
+    model, _ = pressed(kind, settings)
+    assert model.policy.net.log_std.item() == np.float32(FLOOR)
+    model.env.set_attr("pays", 1.0)
+    iterate(model, 10)
+    assert model.policy.net.log_std.item() > FLOOR + 0.2
+
+
+@METHODS
+def test_a_step_is_projected_and_so_is_where_episodes_are_played(kind, settings, monkeypatch):
+    """theta = the projection of theta + step, with the direction as it was; never longer than the step without it."""
+    seen = []
+    monkeypatch.setattr(kind, "_collect", recorded(kind._collect, seen))
+    model, path = pressed(kind, settings)
+    model._n_updates -= 1  # what the last iteration saw
+    before, after = path[-1]
+    size, direction = model.step_size(), model.direction
+    step = size * (direction / direction.norm() if model.normalizes() else direction)
+    free = model.policy.floored(torch.full_like(before, -99.0)) == np.float32(FLOOR)
+    torch.testing.assert_close(after[~free], (before + step)[~free], rtol=0, atol=1e-6)
+    assert (before + step)[free] < FLOOR
+    assert (after - before).norm() < step.norm()
+    assert torch.equal(model.previous, before)
+    played = torch.cat([point[free] for point in seen])
+    assert (played >= np.float32(FLOOR)).all()
+    assert (played == np.float32(FLOOR)).sum() > 3
+
+
+def recorded(collect, seen):
+    """``collect``, which writes down the points."""
+
+    def wrapped(self, point, number, callback):
+        seen.append(point.clone())
+        return collect(self, point, number, callback)
+
+    return wrapped
+
+
+@METHODS
+def test_a_model_saved_on_the_floor_goes_on_as_if_it_had_not_been(kind, settings, tmp_path):
+    model, _ = pressed(kind, settings)
+    model.save(tmp_path / "model.zip")
+    loaded = kind.load(tmp_path / "model.zip", env=DummyVecEnv([Width] * 16), device="cpu")
+    assert torch.equal(loaded.theta(), model.theta())
+    for each in (model, loaded):
+        each.env.set_attr("pays", 1.0)
+        iterate(each, 3)
+    assert torch.equal(loaded.theta(), model.theta())
 
 
 def test_without_a_seed_two_models_differ_and_a_saved_one_keeps_its_streams(tmp_path):

@@ -108,7 +108,14 @@ def test_a_recorded_run_is_learnt_from_offline_and_written_to_minari(tmp_path, m
     command += ["--learning-starts", "10", "--eval-episodes", "1"]
     assert main([*command, "--record", "minari:tiny/sac-v0"]) == 0
     assert "40 transitions, 2 episodes" in capsys.readouterr().out
-    assert load_dataset("minari:tiny/sac-v0").num_steps == 40
+    data = load_dataset("minari:tiny/sac-v0")
+    assert data.num_steps == 40
+    successors, rewards = replayed(data)
+    assert np.allclose(data.fields["next_observations"], successors, atol=1e-4)
+    assert np.allclose(data.fields["rewards"], rewards, atol=1e-3)
+    assert list(np.flatnonzero(data.fields["truncated"])) == [19, 39]
+    assert not data.fields["terminated"].any()
+    assert np.abs(data.fields["actions"]).max() > 1.0
     learn = [
         "train",
         "bc",
