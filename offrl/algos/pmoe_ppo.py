@@ -28,7 +28,7 @@ from offrl.online.mixture import MixtureActorCriticPolicy
 from offrl.online.on_policy import CLIPPED_METRICS, ClippedConfig, ClippedMethod, Columns
 from offrl.online.options import NORMALIZED, OnlineAlgorithm, model_of
 
-METRICS = (*CLIPPED_METRICS, "q_loss", "gate_loss", "gate_entropy", "active_experts")
+METRICS = (*CLIPPED_METRICS, "q_loss", "gate_loss", "gate_entropy", "active_experts", "expert_distance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class PMOEPPO(ClippedMethod):
         log_probs = mx.log_prob(m, samples.actions, squash=False)
         values = self.policy.predict_values(samples.observations)
         loss, seen = self.clipped_loss(samples, values, log_probs, None)
-        seen["log_weights"] = m.log_weights.detach()
+        seen |= {"log_weights": m.log_weights.detach(), "means": m.mean.detach()}
         if self.policy.experts == 1:
             return loss, seen
         q_loss, gate_loss = self.gate_losses(m, samples)
@@ -86,6 +86,7 @@ class PMOEPPO(ClippedMethod):
         logged = {
             "gate_entropy": mx.entropy(log_weights).mean(),
             "active_experts": mx.entropy(log_weights.exp().mean(dim=0).log()).exp(),
+            "expert_distance": mx.distance(seen["means"]),
             "q_loss": seen.get("q_loss", zero).mean(),
             "gate_loss": seen.get("gate_loss", zero).mean(),
         }

@@ -43,12 +43,21 @@ CONFIG_SHARED = ({*CONFIG_TYPES} - {"seed"}) | {"stack"}  # what the runs of a s
 
 
 class Table:
-    """An append-only CSV file with a fixed header; every row is flushed, numbers are written exactly."""
+    """An append-only CSV file with a fixed header; every row is flushed, numbers are written exactly.
+
+    Raises:
+        CheckpointError: the file is there with other columns.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path, self.columns = path, list(columns)
-        if not path.exists():
+        if not path.exists() or path.stat().st_size == 0:
             self._write("w", self.columns)
+            return
+        with naming(path), open(path, encoding="utf-8") as file:
+            header = file.readline()
+        if header != self._line(self.columns):
+            raise CheckpointError(f"{path} has other columns: the run is of another version; train anew")
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row; a column that ``row`` lacks stays empty."""

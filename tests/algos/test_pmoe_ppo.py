@@ -132,6 +132,10 @@ def test_experts_of_different_states_are_all_active():
     logged = model.metrics(seen | {"log_weights": sure.log()})
     assert logged["gate_entropy"].item() == pytest.approx(0.0)
     assert logged["active_experts"].item() == pytest.approx(2.0)
+    apart = torch.tensor([[0.0], [3.0], [0.0]]).expand(64, 3, 1)  # two of three pairs are 3 apart
+    assert model.metrics(seen | {"means": apart})["expert_distance"].item() == pytest.approx(
+        (2 / 3 * 9) ** 0.5
+    )
 
 
 def test_the_gate_learns_which_expert_q_prefers():

@@ -100,6 +100,11 @@ def test_a_table_forgets_the_rows_after_a_size(tmp_path):
     table.truncate(size)
     assert table.path.read_text() == "step\n1\n"
     assert Table(tmp_path / "t.csv", ["step"]).sync() == size  # opening it again adds no header
+    for other in (["step", "new"], ["steps"]):
+        with pytest.raises(CheckpointError, match=r"t\.csv has other columns"):
+            Table(tmp_path / "t.csv", other)
+    (tmp_path / "u.csv").touch()  # killed before its header
+    assert Table(tmp_path / "u.csv", ["step"]).path.read_text() == "step\n"
     table.clear()
     assert table.path.read_text() == "step\n"
     with pytest.raises(CheckpointError, match="shorter than its checkpoint says"):
