@@ -260,7 +260,8 @@ def test_every_preset_is_a_valid_setting(name):
 
 def test_the_presets_of_iql_are_those_of_its_official_scripts():
     iql = load_algorithm("iql")[1]
-    assert preset(iql, "ant-medium-v2") == preset(iql, "hopper-medium-v2") == {"return_range_scaling": True}
+    assert preset(iql, "hopper-medium-v2") == {"return_range_scaling": True}
+    assert preset(iql, "ant-medium-v2") == preset(iql, "hopper-medium-v2")  # ours
     assert preset(iql, "antmaze-large-play-v2") == {
         "expectile": 0.9,
         "temperature": 10.0,
