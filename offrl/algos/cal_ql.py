@@ -27,8 +27,7 @@ from offrl.data.batch import Batch
 from offrl.errors import ConfigError, DatasetError
 from offrl.nn.actor_critic import ActionBox
 from offrl.nn.conservative import ConservativeActorCritic, ConservativeSettings
-from offrl.nn.policy import SquashedGaussianPolicy
-from offrl.nn.soft_actor_critic import values
+from offrl.nn.soft_actor_critic import SoftLearner
 from offrl.training.problem import Algorithm, OnlineSettings, Problem
 
 
@@ -87,7 +86,7 @@ def calibrated(q: Tensor, batch: Batch) -> Tensor:
     return q.maximum(batch.returns_to_go[:, None, None])
 
 
-class CalQL:
+class CalQL(SoftLearner):
     """Learner: temperature, actor, critics and targets, once each an update."""
 
     metrics = (
@@ -113,26 +112,6 @@ class CalQL:
             noise=problem.streams("noise"),
             compile=problem.compile,
         )
-
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One step of everything, from gradients at the same parameters."""
-        return self.sac.update(batch)
-
-    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
-        return values(self.sac.critic.constant, observations, actions)
-
-    def policy(self, seed: int = 0) -> SquashedGaussianPolicy:
-        """Pi of one seed, acting on raw observations."""
-        return self.sac.actor.policy(seed, self.normalizer.mean, self.normalizer.std)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Networks, targets, temperature, Lagrange factor, optimizers and noise streams."""
-        return self.sac.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
-        self.sac.load_state_dict(state)
 
 
 ALGORITHM = Algorithm(CalQLConfig, CalQL, PRESETS, returns_to_go=True, online=OnlineSettings)

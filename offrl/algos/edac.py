@@ -24,8 +24,7 @@ from offrl.estimators.bellman import td_loss
 from offrl.estimators.ensemble import gradient_similarity
 from offrl.nn.actor_critic import ActionBox
 from offrl.nn.mlp import Params
-from offrl.nn.policy import SquashedGaussianPolicy
-from offrl.nn.soft_actor_critic import EnsembleSettings, SoftActorCritic, values
+from offrl.nn.soft_actor_critic import EnsembleSettings, SoftActorCritic, SoftLearner
 from offrl.training.problem import Algorithm, OnlineSettings, Problem
 
 
@@ -95,7 +94,7 @@ def values_and_action_gradients(
     return q.view(seeds, members, batch_size), slopes.view(seeds, members, batch_size, -1)
 
 
-class EDAC:
+class EDAC(SoftLearner):
     """Learner: temperature, actor, critics and targets, once each an update."""
 
     metrics = ("critic_loss", "q_data", "q_std", "similarity", "actor_loss", "q_policy", "entropy", "alpha")
@@ -122,26 +121,6 @@ class EDAC:
             "q_std": q.std(dim=1, correction=0).mean(dim=1),
             "similarity": similarity,
         }
-
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One step of temperature, actor and critics, in that order."""
-        return self.sac.update(batch)
-
-    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
-        return values(self.sac.critic.constant, observations, actions)
-
-    def policy(self, seed: int = 0) -> SquashedGaussianPolicy:
-        """Pi of one seed, acting on raw observations."""
-        return self.sac.actor.policy(seed, self.normalizer.mean, self.normalizer.std)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Networks, targets, temperature, optimizers and noise streams."""
-        return self.sac.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
-        self.sac.load_state_dict(state)
 
 
 ALGORITHM = Algorithm(EDACConfig, EDAC, PRESETS, online=OnlineSettings)

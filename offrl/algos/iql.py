@@ -81,7 +81,9 @@ class IQLConfig:
 
 
 _HANDS: dict[str, Any] = {"temperature": 0.5, "dropout": 0.1}
-PRESETS: dict[str, dict[str, Any]] = {  # scripts of ikostrikov/implicit_q_learning; ant, which they lack, is ours
+PRESETS: dict[
+    str, dict[str, Any]
+] = {  # scripts of ikostrikov/implicit_q_learning; ant, which they lack, is ours
     **{f"{robot}-": {"return_range_scaling": True} for robot in ("halfcheetah", "hopper", "walker2d", "ant")},
     "antmaze-": {"expectile": 0.9, "temperature": 10.0, "reward_shift": -1.0},
     **{f"{task}-": _HANDS for task in ("kitchen", "pen", "hammer", "door", "relocate")},

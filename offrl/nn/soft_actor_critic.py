@@ -14,7 +14,7 @@ from __future__ import annotations  # evaluated annotations of inner functions c
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -268,3 +268,43 @@ class SoftActorCritic:
         self.critic.load_state_dict(state["critic"])
         for generator, saved in zip(self.noise, state["noise"], strict=True):
             generator.set_state(saved.cpu())
+
+
+class _ActorCritic(Protocol):
+    """What a ``SoftLearner`` holds."""
+
+    actor: SoftActor
+    critic: Trainable
+
+    def update(self, batch: Batch) -> Metrics: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class SoftLearner:
+    """The learner around such an actor-critic; a method's own part is how it makes ``sac``."""
+
+    sac: _ActorCritic
+    normalizer: Any  # ``mean`` and ``std`` of observations, (O,) each
+
+    def update(self, batch: Batch) -> Metrics:
+        """One step of everything, once each an update."""
+        return self.sac.update(batch)
+
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
+        return values(self.sac.critic.constant, observations, actions)
+
+    def policy(self, seed: int = 0) -> SquashedGaussianPolicy:
+        """Pi of one seed, acting on raw observations."""
+        return self.sac.actor.policy(seed, self.normalizer.mean, self.normalizer.std)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, targets, temperature, optimizers and noise streams."""
+        return self.sac.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.sac.load_state_dict(state)
