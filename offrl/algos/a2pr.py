@@ -31,10 +31,9 @@ from offrl.data.batch import Batch
 from offrl.errors import ConfigError
 from offrl.estimators.likelihood import standard_normal_kl
 from offrl.estimators.pathwise import normalized_q_loss
-from offrl.nn.actor_critic import TD3, ActionBox, TD3Settings
+from offrl.nn.actor_critic import TD3, ActionBox, TD3Learner, TD3Settings
 from offrl.nn.gradients import compiled, gradients
-from offrl.nn.mlp import Params, init_mlp, member, mlp, unstack
-from offrl.nn.policy import DeterministicPolicy
+from offrl.nn.mlp import Params, init_mlp, member, mlp
 from offrl.nn.trainable import Trainable
 from offrl.nn.vae import decode, encode, init_vae
 from offrl.training.problem import Alarm, Algorithm, Problem
@@ -178,7 +177,7 @@ class ActorInputs(NamedTuple):
     noise: Tensor  # (S, B, 2A), standard normal
 
 
-class A2PR:
+class A2PR(TD3Learner):
     """Learner: critics, V and VAE once an update, the actor every ``policy_delay`` updates."""
 
     metrics = (
@@ -295,16 +294,6 @@ class A2PR:
             "candidate_distance": (candidate - pi).abs().mean(dim=(1, 2)),
             "target_distance": (target - inputs.actions).abs().mean(dim=(1, 2)),
         }
-
-    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
-        return self.td3.values(self.td3.critic.constant, observations, actions)
-
-    def policy(self, seed: int = 0) -> DeterministicPolicy:
-        """Pi of one seed, acting on raw observations."""
-        layers = unstack(self.td3.actor.params, seed)
-        box, normalizer = self.td3.box, self.normalizer
-        return DeterministicPolicy.from_params(layers, box.low, box.high, normalizer.mean, normalizer.std)
 
     def state_dict(self) -> dict[str, Any]:
         """All networks, targets, optimizers, the update counter and both noise streams."""

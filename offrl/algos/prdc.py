@@ -23,9 +23,7 @@ from offrl.data.batch import Batch
 from offrl.data.neighbours import NeighbourIndex
 from offrl.errors import ConfigError
 from offrl.estimators.pathwise import normalized_q_loss, squared_distance
-from offrl.nn.actor_critic import TD3, ActionBox, TD3Settings
-from offrl.nn.mlp import unstack
-from offrl.nn.policy import DeterministicPolicy
+from offrl.nn.actor_critic import TD3, ActionBox, TD3Learner, TD3Settings
 from offrl.training.problem import Algorithm, Problem
 
 
@@ -77,7 +75,7 @@ def actor_loss(
     return q_loss + dc_loss, {"dc_loss": dc_loss, "q_scale": q_scale}
 
 
-class PRDC:
+class PRDC(TD3Learner):
     """Learner: one critic step an update, one neighbour search and actor step every ``policy_delay`` updates."""
 
     metrics = (
@@ -137,24 +135,6 @@ class PRDC:
         mean = 1000 * self.query_seconds / max(self.queries, 1)
         self.query_seconds, self.queries = 0.0, 0
         return {"neighbour_query_ms": mean}
-
-    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
-        return self.td3.values(self.td3.critic.constant, observations, actions)
-
-    def policy(self, seed: int = 0) -> DeterministicPolicy:
-        """Pi of one seed, acting on raw observations."""
-        layers = unstack(self.td3.actor.params, seed)
-        box, normalizer = self.td3.box, self.normalizer
-        return DeterministicPolicy.from_params(layers, box.low, box.high, normalizer.mean, normalizer.std)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Networks, targets, optimizers, counters and noise streams; the index is rebuilt from the data."""
-        return self.td3.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
-        self.td3.load_state_dict(state)
 
 
 ALGORITHM = Algorithm(

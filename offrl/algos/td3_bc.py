@@ -23,9 +23,7 @@ from torch import Tensor
 from offrl.data.batch import Batch
 from offrl.errors import ConfigError
 from offrl.estimators.pathwise import normalized_q_loss, squared_distance
-from offrl.nn.actor_critic import TD3, ActionBox, TD3Settings
-from offrl.nn.mlp import unstack
-from offrl.nn.policy import DeterministicPolicy
+from offrl.nn.actor_critic import TD3, ActionBox, TD3Learner, TD3Settings
 from offrl.training.problem import Algorithm, Problem, PulledOnlineSettings
 
 
@@ -71,7 +69,7 @@ def actor_loss(
     return q_loss + pull, {"bc_loss": bc_loss, "q_scale": q_scale}
 
 
-class TD3BC:
+class TD3BC(TD3Learner):
     """Learner: one critic step an update, one actor step every ``policy_delay`` updates."""
 
     metrics = ("critic_loss", "q_data", "actor_loss", "q_policy", "bc_loss", "q_scale")
@@ -98,24 +96,6 @@ class TD3BC:
         if self.bc_weight is not None:
             self.bc_weight.fill_(self.bc_end ** self.problem.online_progress(self.td3.updates))
         return self.td3.update(batch, anchor=batch.actions)
-
-    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
-        return self.td3.values(self.td3.critic.constant, observations, actions)
-
-    def policy(self, seed: int = 0) -> DeterministicPolicy:
-        """Pi of one seed, acting on raw observations."""
-        layers = unstack(self.td3.actor.params, seed)
-        box, normalizer = self.td3.box, self.normalizer
-        return DeterministicPolicy.from_params(layers, box.low, box.high, normalizer.mean, normalizer.std)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Networks, targets, optimizers, counters and noise streams."""
-        return self.td3.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
-        self.td3.load_state_dict(state)
 
 
 ALGORITHM = Algorithm(TD3BCConfig, TD3BC, PRESETS, online=PulledOnlineSettings)

@@ -22,7 +22,8 @@ from offrl.data.batch import Batch
 from offrl.errors import ConfigError
 from offrl.estimators.bellman import td_loss, td_target
 from offrl.nn.gradients import compiled, gradients
-from offrl.nn.mlp import Params, init_mlp, member, mlp
+from offrl.nn.mlp import Params, init_mlp, member, mlp, unstack
+from offrl.nn.policy import DeterministicPolicy
 from offrl.nn.trainable import Trainable
 from offrl.training.seeding import normal
 
@@ -260,3 +261,28 @@ class TD3:
         self.updates = state["updates"]
         for generator, saved in zip(self.noise, state["noise"], strict=True):
             generator.set_state(saved.cpu())
+
+
+class TD3Learner:
+    """The learner around a TD3; a method's own parts are how it makes ``td3``, and its updates."""
+
+    td3: TD3
+    normalizer: Any  # ``mean`` and ``std`` of observations, (O,) each
+
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_j(s, a) of the online critics, in units of the scaled reward: (S, B, O), (S, B, A) -> (S, E, B)."""
+        return self.td3.values(self.td3.critic.constant, observations, actions)
+
+    def policy(self, seed: int = 0) -> DeterministicPolicy:
+        """Pi of one seed, acting on raw observations."""
+        layers = unstack(self.td3.actor.params, seed)
+        box, normalizer = self.td3.box, self.normalizer
+        return DeterministicPolicy.from_params(layers, box.low, box.high, normalizer.mean, normalizer.std)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, targets, optimizers, counters and noise streams."""
+        return self.td3.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.td3.load_state_dict(state)
