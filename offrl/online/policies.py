@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor, nn
 
 from offrl.estimators.likelihood import gaussian_log_prob
@@ -82,9 +83,9 @@ class EpisodicPolicy(BasePolicy):
         self.net_arch, self.log_std, self.log_std_min = list(net_arch), log_std, log_std_min
         self.fixed_std = fixed_std
         self.features_extractor = self.make_features_extractor()
-        outputs = action_space.n if isinstance(action_space, spaces.Discrete) else action_space.shape[0]  # type: ignore[index]
-        sizes = (self.features_extractor.features_dim, *net_arch, int(outputs))
         self.discrete = isinstance(action_space, spaces.Discrete)
+        outputs = int(action_space.n) if self.discrete else get_action_dim(action_space)  # type: ignore[attr-defined]
+        sizes = (self.features_extractor.features_dim, *net_arch, outputs)
         self.net = Net(sizes, None if self.discrete else max(log_std, log_std_min), fixed_std)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from offrl.errors import ConfigError
 from offrl.estimators import hvp, transforms
 from offrl.online.policies import EpisodicPolicy
+from offrl.online.settings import FixedSettings
 from offrl.training.seeding import stream
 
 METRICS = ("direction_norm", "step_size", "eta", "std", "episode_return")
@@ -82,7 +83,7 @@ class Episodes:
     episode: Tensor  # (M,) int64
 
 
-class PolicyGradientAlgorithm(BaseAlgorithm):
+class PolicyGradientAlgorithm(FixedSettings, BaseAlgorithm):
     """A stable-baselines3 algorithm; the subclasses say where to sample and what the direction is.
 
     Args:
@@ -322,6 +323,7 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
             actions = self.policy.actions(self.sampler, features, generator)
         given = actions.cpu().numpy()
         if isinstance(self.action_space, spaces.Box):
+            given = given.reshape(-1, *self.action_space.shape)
             given = np.clip(given, self.action_space.low, self.action_space.high)
         self._last_obs, rewards, dones, infos = self.env.step(given)  # type: ignore[assignment]
         return features, actions, rewards, dones, infos

@@ -14,8 +14,6 @@ from torch import nn
 
 from offrl.algos.pmoe_ppo import PMOEPPO
 from offrl.algos.ppo import PPO
-from offrl.algos.sac import SAC
-from offrl.errors import ConfigError
 from offrl.estimators import mixture as mx
 from offrl.online.actor_critic import FastActorCriticPolicy
 
@@ -247,44 +245,3 @@ def test_a_value_function_may_go_untrained(kind):
     loss, _ = model.loss(next(model.minibatches(None)))
     model.step(loss, list(model.policy.parameters()), 0.5)
     assert all(torch.equal(a, b) for a, b in zip(before, model.policy.value_net.parameters(), strict=True))
-
-
-class Square(gymnasium.Env):
-    """Actions with two axes."""
-
-    observation_space = gymnasium.spaces.Box(-1, 1, (3,))
-    action_space = gymnasium.spaces.Box(-1, 1, (2, 2))
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return np.zeros(3, np.float32), {}
-
-    def step(self, action):
-        assert action.shape == (2, 2)
-        return np.zeros(3, np.float32), float(action.sum()), False, False, {}
-
-
-@pytest.mark.parametrize("kind", [PPO, PMOEPPO])
-def test_actions_may_have_two_axes(kind):
-    model = kind(env=Square(), device="cpu", rollout=20, batch_size=10, hidden=8).learn(40)
-    assert model.predict(np.zeros(3, np.float32))[0].shape == (2, 2)
-
-
-@pytest.mark.parametrize(
-    ("kind", "given", "name"),
-    [
-        (PPO, {"learning_rate": 1e-9}, "learning_rate"),
-        (PMOEPPO, {"clip": 0.1}, "clip"),
-        (SAC, {"custom_objects": {"gamma": 0.5}}, "gamma"),
-    ],
-)
-def test_settings_of_a_saved_model_are_not_ignored_but_refused(kind, given, name, tmp_path):
-    path = tmp_path / "model.zip"
-    kind(env="Pendulum-v1", device="cpu", hidden=8).save(path)
-    with pytest.raises(ConfigError, match=f"load cannot change {name}: make a new {kind.__name__}"):
-        kind.load(path, **given)
-    made = kind(env="Pendulum-v1", device="cpu", hidden=8, lr=1e-9)
-    made.set_parameters(path)
-    old = kind.load(path, env=gymnasium.make("Pendulum-v1"), device="cpu", verbose=0, custom_objects={})
-    torch.testing.assert_close(made.get_parameters()["policy"], old.get_parameters()["policy"])
-    assert old.settings.lr == 3e-4

@@ -26,6 +26,7 @@ from offrl.algos.pmoe_sac import PMOESAC
 from offrl.algos.policy_gradient import PolicyGradient
 from offrl.algos.ppo import PPO
 from offrl.algos.sac import SAC
+from offrl.errors import ConfigError
 from offrl.online.acting import acting_policy
 from offrl.online.options import OnlineOptions
 from offrl.online.runner import start
@@ -270,3 +271,45 @@ def test_presets_name_real_settings_and_options(name):
     known = {*method.config.__dataclass_fields__, *OnlineOptions.__dataclass_fields__}
     for key, values in method.presets.items():
         assert set(values) <= known, key
+
+
+class Square(gymnasium.Env):
+    """Actions with two axes, ten steps an episode."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,))
+    action_space = gymnasium.spaces.Box(-1, 1, (2, 2))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), {}
+
+    def step(self, action):
+        assert action.shape == (2, 2)
+        self.steps += 1
+        seen = self.np_random.uniform(-1, 1, 3).astype(np.float32)
+        return seen, float(action.sum()), False, self.steps == 10, {}
+
+
+@EVERY
+def test_actions_may_have_two_axes(case):
+    model = make(case, Square()).learn(40)
+    assert model.predict(OBSERVATIONS[0])[0].shape == (2, 2)
+    assert torch.isfinite(parameters(model)).all()
+
+
+@EVERY
+@pytest.mark.parametrize(
+    "given", [{"learning_rate": 1e-9}, {"custom_objects": {"gamma": 0.5}}, {"hidden": 4}]
+)
+def test_settings_of_a_saved_model_are_not_ignored_but_refused(case, given, tmp_path):
+    model, path = make(case), tmp_path / "model.zip"
+    model.save(path)
+    name = next(iter(given.get("custom_objects", given)))
+    with pytest.raises(ConfigError, match=f"load cannot change {name}: make a new {case.algorithm.__name__}"):
+        case.algorithm.load(path, **given)
+    other = make(case, seed=1)
+    other.set_parameters(path)
+    assert torch.equal(parameters(other), parameters(model))
+    loaded = case.algorithm.load(path, env=gymnasium.make("TinyPendulum-v0"), device="cpu", custom_objects={})
+    assert loaded.settings == model.settings
