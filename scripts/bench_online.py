@@ -64,6 +64,7 @@ class Group:
     seeds: tuple[int, ...]
     entries: tuple[Entry, ...]
     note: str = ""
+    pairs: tuple[tuple[str, str], ...] = ()  # labels of rows whose areas are compared
 
 
 TEN = {"num_envs": 10}
@@ -71,11 +72,13 @@ NORMALIZED = {"normalize_observations": True, "normalize_rewards": True}
 FOUR = {"num_envs": 4}
 FAST = {"learning_starts": 100, "lr": 1e-3}  # the zoo's settings of SAC for Pendulum-v1
 ON_POLICY = (
-    Entry("MDPO on-policy", "mdpo_on", 160, {}, NORMALIZED),
-    Entry("PPO of the core", "ppo", 230, {}, NORMALIZED),
+    Entry("MDPO on-policy", "mdpo_on", 100, {}, NORMALIZED),
+    Entry("PPO of the core", "ppo", 140, {}, NORMALIZED),
     Entry("PPO of SB3", "sb3:PPO", 230, {}, NORMALIZED),
-    Entry("PMOE-PPO", "pmoe_ppo", 420, {}, NORMALIZED),
+    Entry("PMOE-PPO", "pmoe_ppo", 230, {}, NORMALIZED),
 )
+PPOS = tuple((ours, "PPO of SB3") for ours in ("PPO of the core", "MDPO on-policy", "PMOE-PPO"))
+SACS = tuple((ours, "SAC of SB3") for ours in ("SAC of the core", "MDPO off-policy", "PMOE-SAC"))
 DEFAULTS = (
     "Everybody's defaults: rollouts of 2048 steps, two layers of 64, observations and rewards normalized."
 )
@@ -83,9 +86,11 @@ SOFT = (
     "Two layers of 256, batches of 256, one update a step, first steps random; MDPO's temperature is fixed."
 )
 GROUPS = {
-    "on-hopper": Group("Hopper-v5, on policy", "Hopper-v5", "steps", 500_000, (0, 1, 2), ON_POLICY, DEFAULTS),
+    "on-hopper": Group(
+        "Hopper-v5, on policy", "Hopper-v5", "steps", 500_000, (0, 1, 2), ON_POLICY, DEFAULTS, PPOS
+    ),
     "on-halfcheetah": Group(
-        "HalfCheetah-v5, on policy", "HalfCheetah-v5", "steps", 500_000, (0, 1, 2), ON_POLICY, DEFAULTS
+        "HalfCheetah-v5, on policy", "HalfCheetah-v5", "steps", 500_000, (0, 1, 2), ON_POLICY, DEFAULTS, PPOS
     ),
     "ppo-pendulum": Group(
         "Pendulum-v1, PPO of the core and of stable-baselines3",
@@ -99,6 +104,7 @@ GROUPS = {
             Entry("MDPO on-policy", "mdpo_on", 30, {"rollout": 512, "discount": 0.9, "lr": 1e-3}, FOUR),
         ),
         "The zoo's settings of PPO, without its state-dependent exploration.",
+        PPOS[:2],
     ),
     "soft-pendulum": Group(
         "Pendulum-v1, off policy",
@@ -113,6 +119,7 @@ GROUPS = {
             Entry("PMOE-SAC", "pmoe_sac", 330, FAST),
         ),
         SOFT,
+        SACS,
     ),
     "soft-halfcheetah": Group(
         "HalfCheetah-v5, off policy",
@@ -124,9 +131,10 @@ GROUPS = {
             Entry("MDPO off-policy", "mdpo_off", 800, {"kl_coefficient": 0.3}),
             Entry("SAC of the core", "sac", 760),
             Entry("SAC of SB3", "sb3:SAC", 1050, {"learning_starts": 10_000}),
-            Entry("PMOE-SAC", "pmoe_sac", 1600, {"learning_starts": 10_000}),
+            Entry("PMOE-SAC", "pmoe_sac", 1100, {"learning_starts": 10_000}),
         ),
         SOFT,
+        SACS,
     ),
     "pendulum": Group(
         "InvertedPendulum-v5, equal trajectories",
@@ -299,6 +307,7 @@ def table(g: Group, found: dict[str, list[dict[str, Any]]]) -> list[str]:
         f"training return at a quarter of the {g.unit}",
         "at half",
         "at the end",
+        "mean of the curve",
     ]
     rows = [[*head, f"last policy, mean of {EPISODES} episodes", "env steps", "CPU s"]]
     rows.append(["---"] * len(rows[0]))
@@ -308,7 +317,7 @@ def table(g: Group, found: dict[str, list[dict[str, Any]]]) -> list[str]:
         settings = ", ".join(f"{k} {v}" for k, v in {**entry.settings, **entry.options}.items())
         row = [entry.label, settings or "defaults", str(len(runs))]
         if not runs:
-            rows.append([*row, "not run yet", *[""] * 5])
+            rows.append([*row, "not run yet", *[""] * 6])
             continue
         for share in (0.25, 0.5, 1.0):
             at = [
@@ -316,10 +325,40 @@ def table(g: Group, found: dict[str, list[dict[str, Any]]]) -> list[str]:
                 for r in runs
             ]
             row.append(quartiles([values[-1] for values in at]))
+        row.append(quartiles([area(r, g) for r in runs]))
         row.append(quartiles([float(np.mean(r["final_returns"])) for r in runs]))
         row += [f"{np.median([r['curve'][-1][1] for r in runs]):,.0f}"]
         rows.append([*row, f"{np.median([r['cpu_seconds'] for r in runs]):.0f}"])
     return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def curve_at(run: dict[str, Any], g: Group) -> tuple[np.ndarray, np.ndarray]:
+    """Fifty marks of the budget, and the training return there."""
+    grid, curve = np.linspace(0.02, 1.0, 50) * g.budget, np.array(run["curve"])
+    return grid, np.interp(grid, curve[:, 0 if g.unit == "episodes" else 1], curve[:, 2])
+
+
+def area(run: dict[str, Any], g: Group) -> float:
+    """Area under a learning curve over the budget: its mean."""
+    return float(curve_at(run, g)[1].mean())
+
+
+def compared(pair: tuple[str, str], g: Group, found: dict[str, list[dict[str, Any]]]) -> str:
+    """Whether the areas of two rows agree: the interval of their difference holds 0, or their ratio is 0.9 to 1.1."""
+    one, other = (np.array([area(r, g) for r in found.get(label, [])]) for label in pair)
+    what = f"Areas, {pair[0]} against {pair[1]}: "
+    if not len(one) or not len(other):
+        return what + "not run yet."
+    rng = np.random.default_rng(0)
+    means = [rng.choice(x, (10_000, len(x))).mean(axis=1) for x in (one, other)]
+    low, high = np.quantile(means[0] - means[1], (0.025, 0.975))
+    difference, ratio = one.mean() - other.mean(), one.mean() / other.mean()
+    agree = low <= 0 <= high or 0.9 <= ratio <= 1.1
+    seeds = f"bootstrap over {len(one)} and {len(other)} seeds"
+    return (
+        f"{what}difference {difference:+.0f}, 95 % interval {low:+.0f} .. {high:+.0f} ({seeds}), ratio {ratio:.2f}: "
+        f"{'they agree' if agree else 'they differ'}."
+    )
 
 
 def quartiles(values: list[float]) -> str:
@@ -335,12 +374,11 @@ def figure(name: str, g: Group, found: dict[str, list[dict[str, Any]]]) -> None:
     from matplotlib import pyplot
 
     chart, axis = pyplot.subplots(figsize=(6, 3.6), constrained_layout=True)
-    grid, column = np.linspace(0.02, 1.0, 50) * g.budget, 0 if g.unit == "episodes" else 1
     for k, entry in enumerate(g.entries):
         if runs := found.get(entry.label):
-            curves = [np.array(r["curve"]) for r in runs]
-            at = np.array([np.interp(grid, c[:, column], c[:, 2]) for c in curves])
-            low, middle, high = np.quantile(at, (0.25, 0.5, 0.75), axis=0)
+            marks = [curve_at(r, g) for r in runs]
+            grid = marks[0][0]
+            low, middle, high = np.quantile([at for _, at in marks], (0.25, 0.5, 0.75), axis=0)
             axis.plot(grid, middle, color=f"C{k}", label=entry.label)
             axis.fill_between(grid, low, high, color=f"C{k}", alpha=0.15, linewidth=0)
     axis.set(title=g.title, xlabel=g.unit, ylabel=f"return of the last {WINDOW} training episodes")
@@ -379,6 +417,8 @@ def page() -> None:
             made = f"offrl {v['offrl']} ({v['commit']}), torch {v['torch']}, mujoco {v['mujoco']}"
             lines += ["", f"{made}, {v['cpu']}, one thread."]
         lines += ["", *table(g, found)]
+        for pair in g.pairs:
+            lines += ["", compared(pair, g, found)]
     if SPEED.exists():
         raw = json.loads(SPEED.read_text())
         lines += ["", f"## Speed in {raw['env']}, one thread", "", "`python scripts/bench_online.py speed`: "]
