@@ -152,8 +152,7 @@ TASKS = (
         "weights; at 0.5: 0.40 and 36 %). IQL, O-DICE and CQL ran with rewards scaled by 0.277: a piece of an episode"
         " that collection had cut off counted as one; whole episodes give 0.379, which is the rule now. d3rlpy's AWAC"
         " weighs rows by an unbounded softmax over the batch, ours (as CORL's) by exp(A / lam) cut at 100, and that "
-        "is the whole gap: with d3rlpy's weights ours scores 5 on seed 0 (last five evaluations, 1 to 8 until update "
-        "35 000).",
+        "is the whole gap: with d3rlpy's weights ours scores 5 on seed 0 (mean of its last five evaluations).",
         "hopper-medium-50k", preset="hopper-medium-v2", eval_every=5_000, last=5,
         peers=("rebrac", "awac"), peer_seconds=1200, claims=_CLAIMS,
     ),
