@@ -54,11 +54,12 @@ class Entry:
 
 ENTRIES = (Entry("iql", 1200, "iql (scaled rewards)", {"return_range_scaling": True}),)
 TRIED = (
-    "Why IQL: of trials with 20 000 updates online, one seed, 10 episodes an evaluation, it alone rose (34 to 42). TD3+BC "
-    "from 50 000 updates stayed where it was (34.5 to 34.8); with `--bc-end 0.02` it held 31 to 34 until three quarters, "
-    "when its critics began to overestimate, and then fell to 2. ReBRAC (actor_bc_coef 0.1, normalized, from 10 000 "
-    "updates) went from 32 to 26, with `--bc-end 0.05` to 23: Q still rose, and the exploring policy earned no more than "
-    "the offline one. Exploring TD3+BC (noise 0.1) earned 1599 an episode while its mean action earned 1113."
+    "Why IQL: of trials with 20 000 updates online, one seed, 10 episodes an evaluation, it alone rose (34 to 42). "
+    "TD3+BC from 50 000 updates stayed where it was (34.5 to 34.8); with `--bc-end 0.02` it held 31 to 34 until three"
+    " quarters, when its critics began to overestimate, and then fell to 2. ReBRAC (actor_bc_coef 0.1, normalized, "
+    "from 10 000 updates) went from 32 to 26, with `--bc-end 0.05` to 23: Q still rose, and the exploring policy "
+    "earned no more than the offline one. Exploring TD3+BC (noise 0.1) earned 1599 an episode while its mean action "
+    "earned 1113."
 )
 
 
