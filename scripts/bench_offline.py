@@ -98,7 +98,11 @@ _PUBLISHED_LAM = Entry("odice", 1000, "odice (lam 0.6)", seeds=(0,))
 _NORMALIZED_IQL = Entry("iql", 350, "iql (normalized)", {"normalize_observations": True})
 _BASELINES = ("bc", "td3_bc", "iql")
 _CLAIMS = tuple((ours, other) for ours in ("a2pr", _ODICE.label) for other in _BASELINES)
-_SPARSE = (*(e for e in _SUITE if e.algorithm in ("td3_bc", "iql", "prdc", "a2pr")), _ODICE, _PUBLISHED_LAM)
+_SPARSE = (
+    *(e for e in _SUITE if e.algorithm in ("bc", "td3_bc", "iql", "prdc", "a2pr")),
+    _ODICE,
+    _PUBLISHED_LAM,
+)
 _DEMONSTRATIONS = "zoo/halfcheetah-demonstrations"  # 10 episodes
 _IMITATION = {"lr": 1e-3, "policy_hidden": 256}
 _IMITATORS = (
@@ -175,7 +179,7 @@ TASKS = (
         "zoo/pointmaze-umaze", 50_000, (0, 1), _SPARSE,
         "Sparse reward; success rate in %, 100 episodes an evaluation, settings of antmaze-umaze-v2.",
         "pointmaze-umaze", preset="antmaze-umaze-v2", episodes=100, last=5,
-        claims=tuple(pair for pair in _CLAIMS if "bc" not in pair),
+        claims=_CLAIMS,
     ),
     Task(
         "zoo/hopper-medium", 5_000, (0,), _HEAVY, "Costly methods, a tenth of the updates: no ranking follows.",
