@@ -67,6 +67,8 @@ class DemandFacts:
     """Whether observations know the days from Christmas."""
     season: tuple[tuple[float, ...], ...] = ()
     """Factors of each store's mean, from period 0 on, repeated; empty: none."""
+    lead_times: tuple[int, ...] = ()
+    """All that occur, where scenarios differ in them; empty: the network's own."""
 
     @classmethod
     def of(cls, setting: AnySetting, scenarios: Scenarios) -> Self:
@@ -79,9 +81,13 @@ class DemandFacts:
             means = tuple(scenarios.demands.mean((0, 1), dtype=torch.float64).tolist())
             stds = tuple(scenarios.demands.double().std((0, 1)).tolist())
         calendar = scenarios.calendar is not None
+        times = getattr(
+            setting, "parameters", scenarios.parameters
+        ).lead_times  # of all series, not only these
         return cls(
             means=tuple(map(float, means)), stds=tuple(map(float, stds)),
             history=scenarios.history, calendar=calendar, season=getattr(demand, "seasons", ()),
+            lead_times=tuple(times.unique().tolist()) if times.ndim > 1 else (),
         )  # fmt: skip
 
 
