@@ -68,7 +68,7 @@ def score(policy: Policy, scenarios: Scenarios, start: int, *, begin: int = 0) -
         left = there - torch.cat([simulator.shipped(sent), demand], 1)
         short = (-left[:, upstream:]).clamp(min=0)
         own = (
-            demand - short,
+            torch.minimum(there[:, upstream:].clamp(min=0), demand),
             demand,
             left.clamp(min=0),
             short * scenarios.parameters.underage[..., upstream:],
