@@ -87,6 +87,13 @@ def test_savings_and_their_interval():
     assert (same.verdict, saving(theirs, theirs - 3).verdict) == ("not told apart", "worse")
 
 
+def test_dates_of_fewer_than_two_blocks_tell_nothing_apart():
+    for periods in (1, 3, 4, 7):
+        few = saving(np.zeros(periods), np.ones(periods))
+        assert (few.per_period, few.low, few.high, few.verdict) == (1.0, -np.inf, np.inf, "not told apart")
+    assert saving(np.zeros(8), np.ones(8)).verdict == "better"
+
+
 def test_groups_of_money_and_spread():
     """80, 15 and 5 of 100 by hand; an item that crosses a border counts to the group in which it begins."""
     money = np.array([3.0, 60.0, 2.0, 25.0, 10.0])
