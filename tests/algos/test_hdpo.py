@@ -100,6 +100,20 @@ def test_the_cost_is_that_of_a_plain_rollout_with_its_discount():
         torch.testing.assert_close(got, want)
 
 
+def test_sampled_rewards_add_up_to_the_loss_with_its_discount():
+    """Without noise a sampled rollout is the plain one, and both estimators have one objective."""
+    for name in ("or_gym_inv_management", "one_store_lost"):
+        setting = load_setting(name).resized(train=4, dev=4, test=4, periods={"train": 12})
+        paths = setting.draw("train")
+        policy = make_policy(
+            "base_stock", setting.network, DemandFacts.of(setting, paths), streams([0], "init", "cpu")
+        )
+        with torch.no_grad():
+            sampled = stochastic.sample(policy, torch.zeros(1, 1), paths, torch.zeros)
+            loss = rollout_cost(policy, paths) / (12 * paths.network.stores)
+        torch.testing.assert_close(-sampled.rewards.sum(1), loss)
+
+
 def test_chunks_of_a_batch_add_up_to_its_gradient():
     """20 paths 8 at a time, two seeds: the parts are unequal and belong to both."""
     batch = torch.stack([torch.arange(20), torch.arange(20).flip(0) + 5])
