@@ -320,6 +320,10 @@ class OrderTable(InventoryPolicy):
             raise ConfigError(f"policy {self.name} is for one store with lost sales, in cost mode")
         if abs(facts.stds[0] ** 2 - facts.means[0]) > 1e-6:
             raise ConfigError(f"policy {self.name} is for Poisson demand")
+        if not facts.stationary or network.edges[0].receipts:
+            raise ConfigError(
+                f"policy {self.name} is for demand without a season and deliveries that do not vary"
+            )
 
     @cached_property
     def table(self) -> Any:
