@@ -161,13 +161,17 @@ def _policy(o: Eval, setting: "AnySetting", test: "Scenarios") -> "InventoryPoli
 def _show(
     o: Eval, policy: "InventoryPolicy", setting: "AnySetting", costs: torch.Tensor, gap: "Gap | None"
 ) -> None:
-    error = float(costs.std() / len(costs) ** 0.5)
+    error = float(costs.std() / len(costs) ** 0.5) if len(costs) > 1 else float("nan")
     if o.json:
         facts: dict[str, Any] = {"policy": policy.name, "setting": setting.name, "cost": float(costs.mean())}
         facts |= {"options": dict(setting.options), "standard_error": error, "scenarios": len(costs)}
         if gap is not None:
             facts |= {"gap": dataclasses.asdict(dataclasses.replace(gap, reference=None))}  # type: ignore[arg-type]
             facts["gap"]["reference"] = {"cost": gap.reference.cost, "name": gap.reference.name}
+        if len(costs) == 1:  # no error is known
+            facts["standard_error"] = None
+            if gap is not None:
+                facts["gap"]["standard_error"] = None
         print(json.dumps(facts))
         return
     note = "" if policy.admissible else " (a reference: no policy that sees the past alone can do this)"
