@@ -318,6 +318,12 @@ class HDPO:
         ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
         config = resolved(config, train.network)
+        of_gradient = ("truncation", "chunk", "checkpoint_periods", "straight_through")
+        given = [name for name in of_gradient if getattr(config, name)]
+        if given and config.estimator != "pathwise":
+            raise ConfigError(
+                f"{given[0]} is for the pathwise estimator, not {config.estimator}: leave it out"
+            )
         if ranks.size > 1 and config.estimator != "pathwise":
             raise ConfigError(f"several processes share pathwise gradients only, not {config.estimator}")
         self.train, self.config, self.steps, self.updates, self.ranks = train, config, steps, 0, ranks

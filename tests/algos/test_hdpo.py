@@ -380,6 +380,15 @@ def test_settings_are_checked():
         learner("one_store_lost", "myopic_2")
 
 
+@pytest.mark.parametrize("option", ["truncation", "chunk", "checkpoint_periods", "straight_through"])
+def test_settings_of_the_pathwise_gradient_are_refused_by_the_others(option):
+    _, scenarios, facts = drawn("one_store_backlogged", 4)
+    HDPO(scenarios, facts, HDPOConfig(**{option: True}), (0,))
+    for name in ESTIMATORS[1:]:
+        with pytest.raises(ConfigError, match=f"{option} is for the pathwise estimator, not {name}"):
+            HDPO(scenarios, facts, HDPOConfig(estimator=name, **{option: True}), (0,))
+
+
 def test_the_step_size_falls_along_a_cosine():
     algorithm = learner("one_store_lost", "mlp_one_store", lr=0.01, lr_decay=True, steps=4)
     seen = []
