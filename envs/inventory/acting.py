@@ -8,7 +8,7 @@ from torch import Tensor
 
 from offrl.envs.inventory.gymnasium_env import DAYS, InventoryEnv
 from offrl.envs.inventory.network import Parameters
-from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy, load_policy
+from offrl.envs.inventory.policies import InventoryPolicy, at_home, load_policy
 from offrl.envs.inventory.scenarios import Observation
 from offrl.errors import PolicyError
 from offrl.nn.policy import Policy
@@ -71,8 +71,4 @@ def load_acting(folder: Path, env: Any) -> ActingPolicy:
         raise PolicyError(
             f"{folder} holds an inventory policy, which acts in the environments offrl/NAME alone"
         )
-    ours, theirs = policy.network, inner.network
-    if (ours.sources, ours.targets, ours.widths) != (theirs.sources, theirs.targets, theirs.widths):
-        setting = inner.setting
-        return ActingPolicy(policy.moved(theirs, DemandFacts.of(setting, setting.draw("train"))), inner)
-    return ActingPolicy(policy, inner)
+    return ActingPolicy(at_home(policy, inner.setting), inner)

@@ -247,6 +247,19 @@ def load_policy(folder: Path) -> InventoryPolicy:
     return made  # fmt: skip
 
 
+def at_home(policy: InventoryPolicy, setting: AnySetting) -> InventoryPolicy:
+    """The policy for a setting: one that can move takes its network and its demand, others must fit.
+
+    Raises:
+        ConfigError: the policy was made for another network and cannot move.
+    """
+    ours, theirs = policy.network, setting.network
+    same = (ours.sources, ours.targets, ours.widths) == (theirs.sources, theirs.targets, theirs.widths)
+    if same and type(policy).moved is InventoryPolicy.moved:
+        return policy
+    return policy.moved(theirs, DemandFacts.of(setting, setting.draw("train")))
+
+
 def network_to_json(network: Network) -> dict[str, Any]:
     """A network as JSON values; what has its default is left out."""
 

@@ -128,15 +128,12 @@ def _setting(o: Eval) -> "AnySetting":
 
 def _policy(o: Eval, setting: "AnySetting", test: "Scenarios") -> "InventoryPolicy":
     from offrl.envs.inventory.classical import just_in_time
-    from offrl.envs.inventory.policies import DemandFacts, load_policy, make_policy
+    from offrl.envs.inventory.policies import DemandFacts, at_home, load_policy, make_policy
 
     folder = Path(o.source)
     if (folder / "policy.json").is_file():
         policy = load_policy(folder)
-        ours, theirs = policy.network, setting.network
-        if (ours.sources, ours.targets, ours.widths) != (theirs.sources, theirs.targets, theirs.widths):
-            return policy.moved(setting.network, DemandFacts.of(setting, setting.draw("train")))
-        return policy
+        return at_home(policy, setting)
     if o.source == "just_in_time":
         return just_in_time(test)
     options: dict[str, Any] = {}

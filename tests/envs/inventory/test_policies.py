@@ -10,6 +10,7 @@ from offrl.envs.inventory.demand import Compound
 from offrl.envs.inventory.policies import (
     POLICIES,
     DemandFacts,
+    at_home,
     load_policy,
     make_policy,
     network_from_json,
@@ -214,6 +215,26 @@ def test_tables_of_a_stationary_problem_refuse_another(name):
     for other in ((network, seasonal), (late, facts)):
         with pytest.raises(ConfigError, match="without a season and deliveries that do not vary"):
             make_policy(name, *other, generators(0))
+
+
+def test_a_gnn_takes_the_demand_of_the_setting_also_where_the_network_is_its_own():
+    setting = load_setting("one_warehouse_lost_demand", stores=2).resized(train=4, dev=4, test=4)
+    policy = make_policy(
+        "gnn", setting.network, DemandFacts.of(setting, setting.draw("train")), generators(0)
+    )
+    larger = dataclasses.replace(
+        setting, demand=dataclasses.replace(setting.demand, means=(50.0, 40.0), stds=(9.0, 8.0))
+    )
+    moved, stayed = at_home(policy, larger), at_home(policy, setting)
+    assert (moved.facts.means, moved.facts.stds) == ((50.0, 40.0), (9.0, 8.0))
+    assert stayed.facts == policy.facts
+    seen = setting.draw("test").observe(setting.draw("test").initial, 0)
+    torch.testing.assert_close(stayed(seen), policy(seen), rtol=0, atol=0)
+    assert not torch.allclose(moved(seen), policy(seen))
+    fixed = make_policy("base_stock", setting.network, policy.facts, generators(0))
+    assert at_home(fixed, larger) is fixed
+    with pytest.raises(ConfigError, match="fits no other network"):
+        at_home(fixed, load_setting("one_warehouse_lost_demand", stores=3))
 
 
 def test_an_unknown_policy_or_option_is_one_line():
