@@ -10,7 +10,7 @@ from offrl.envs.inventory.gymnasium_env import DAYS, InventoryEnv
 from offrl.envs.inventory.network import Parameters
 from offrl.envs.inventory.policies import InventoryPolicy, at_home, load_policy
 from offrl.envs.inventory.scenarios import Observation
-from offrl.errors import PolicyError
+from offrl.errors import ConfigError, PolicyError
 from offrl.nn.policy import Policy
 
 
@@ -20,6 +20,9 @@ class ActingPolicy(Policy):
     Args:
         policy: one seed, for the environment's network.
         env: where it acts.
+
+    Raises:
+        ConfigError: the policy goes by the date, which no observation tells.
     """
 
     kind: ClassVar[str] = "inventory"
@@ -27,6 +30,10 @@ class ActingPolicy(Policy):
     def __init__(self, policy: InventoryPolicy, env: InventoryEnv) -> None:
         observations, actions = env.observation_space.shape or (), env.action_space.shape or ()
         super().__init__(observations[0], actions[0])
+        if policy.name == "item_levels" and not policy.facts.stationary:
+            raise ConfigError(
+                "item_levels follows a season, and observations of Gymnasium environments have no date"
+            )
         self.policy, self.history = policy, env.history
         self.register_buffer("largest", env.largest.clone())
 
