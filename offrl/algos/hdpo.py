@@ -486,8 +486,11 @@ class HDPO:
 
     def state_dict(self) -> dict[str, Any]:
         """Policy, optimizers, noise streams, count of updates."""
+        learned = {name for name, parameter in self.net.named_parameters() if parameter.requires_grad}
+        held = {name: value.clone() for name, value in self.net.state_dict().items() if name not in learned}
         return {
             "trained": self.trained.state_dict(),
+            "held": held,
             "values": None if self.values is None else self.values.state_dict(),
             "noise": [g.get_state() for g in self.noise],
             "updates": self.updates,
@@ -496,6 +499,7 @@ class HDPO:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self.trained.load_state_dict(state["trained"])
+        self.net.load_state_dict(state.get("held", {}), strict=False)
         if self.values is not None:
             self.values.load_state_dict(state["values"])
         for generator, saved in zip(self.noise, state["noise"], strict=True):

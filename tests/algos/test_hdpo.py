@@ -217,6 +217,27 @@ def _copied(x):
     return [_copied(v) for v in x] if isinstance(x, list) else x
 
 
+@pytest.mark.parametrize(
+    ("name", "policy", "part"),
+    [("favorita_one_store", "fixed_quantile", "forecaster.body.layers.0"), ("one_store_lost", "item_levels", "multiple")],
+)  # fmt: skip
+def test_what_was_fitted_before_training_is_in_the_checkpoint(name, policy, part, monkeypatch):
+    """It is not fitted anew by whatever machine or version goes on."""
+    setting = load_setting(name).resized(train=4, dev=4)
+    paths = setting.draw("train")
+    cls = type(
+        make_policy(policy, setting.network, DemandFacts.of(setting, paths), streams([0], "init", "cpu"))
+    )
+    monkeypatch.setattr(cls, "prepare", lambda self, scenarios: None)
+    made = [HDPO(paths, DemandFacts.of(setting, paths), HDPOConfig(policy=policy), (0, 1)) for _ in range(2)]
+    with torch.no_grad():
+        made[0].net.state_dict()[part].add_(1.0)
+    assert not torch.equal(made[1].net.state_dict()[part], made[0].net.state_dict()[part])
+    made[1].load_state_dict(made[0].state_dict())
+    for key, value in made[0].net.state_dict().items():
+        assert torch.equal(made[1].net.state_dict()[key], value), key
+
+
 def test_minibatches_cover_every_path_once_an_epoch():
     source, data = Permutations(10, 4, 2), streams((0, 1), "data")
     batches = [source.sample(data) for _ in range(6)]
