@@ -8,9 +8,9 @@ from torch import Tensor
 
 from offrl.envs.inventory.gymnasium_env import DAYS, InventoryEnv
 from offrl.envs.inventory.network import Parameters
-from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy, load_policy
+from offrl.envs.inventory.policies import InventoryPolicy, at_home, load_policy
 from offrl.envs.inventory.scenarios import Observation
-from offrl.errors import PolicyError
+from offrl.errors import ConfigError, PolicyError
 from offrl.nn.policy import Policy
 
 
@@ -20,6 +20,9 @@ class ActingPolicy(Policy):
     Args:
         policy: one seed, for the environment's network.
         env: where it acts.
+
+    Raises:
+        ConfigError: the policy goes by the date, which no observation tells.
     """
 
     kind: ClassVar[str] = "inventory"
@@ -27,6 +30,10 @@ class ActingPolicy(Policy):
     def __init__(self, policy: InventoryPolicy, env: InventoryEnv) -> None:
         observations, actions = env.observation_space.shape or (), env.action_space.shape or ()
         super().__init__(observations[0], actions[0])
+        if policy.name == "item_levels" and not policy.facts.stationary:
+            raise ConfigError(
+                "item_levels follows a season, and observations of Gymnasium environments have no date"
+            )
         self.policy, self.history = policy, env.history
         self.register_buffer("largest", env.largest.clone())
 
@@ -71,8 +78,4 @@ def load_acting(folder: Path, env: Any) -> ActingPolicy:
         raise PolicyError(
             f"{folder} holds an inventory policy, which acts in the environments offrl/NAME alone"
         )
-    ours, theirs = policy.network, inner.network
-    if (ours.sources, ours.targets, ours.widths) != (theirs.sources, theirs.targets, theirs.widths):
-        setting = inner.setting
-        return ActingPolicy(policy.moved(theirs, DemandFacts.of(setting, setting.draw("train"))), inner)
-    return ActingPolicy(policy, inner)
+    return ActingPolicy(at_home(policy, inner.setting), inner)

@@ -261,8 +261,8 @@ class JustInTime(InventoryPolicy):
         super().__init__(network, facts, generators)
         if scenarios is None:
             raise ConfigError("just_in_time reads the future: it is made by just_in_time(scenarios)")
-        if network.upstream and scenarios.parameters.lead_times.ndim > 1:
-            raise ConfigError("just_in_time needs lead times that all scenarios share, except for one tier")
+        if len(network.edges) > 1 and scenarios.parameters.lead_times.ndim > 1:
+            raise ConfigError("just_in_time needs lead times that all scenarios share, except for one store")
         self.scenarios = scenarios
         self.ways = self._ways(network)
 
@@ -320,6 +320,10 @@ class OrderTable(InventoryPolicy):
             raise ConfigError(f"policy {self.name} is for one store with lost sales, in cost mode")
         if abs(facts.stds[0] ** 2 - facts.means[0]) > 1e-6:
             raise ConfigError(f"policy {self.name} is for Poisson demand")
+        if not facts.stationary or network.edges[0].receipts:
+            raise ConfigError(
+                f"policy {self.name} is for demand without a season and deliveries that do not vary"
+            )
 
     @cached_property
     def table(self) -> Any:

@@ -41,8 +41,10 @@ class _Dense(InventoryPolicy):
         self, network: Network, facts: DemandFacts, generators: Sequence[torch.Generator], **options: Any
     ) -> None:
         super().__init__(network, facts, generators, **options)
-        width = network.width
-        used = [n * width + k for n, wide in enumerate(network.widths) for k in range(wide)]
+        width, varies = network.width, any(edge.receipts for edge in network.edges)
+        # where deliveries vary, all that is under way stands in the last column, beyond the longest lead time
+        self.widths = (width,) * len(network.nodes) if varies else network.widths
+        used = [n * width + k for n, wide in enumerate(self.widths) for k in range(wide)]
         self.all_used = len(used) == len(network.nodes) * width
         self.register_buffer("columns", torch.tensor(used, device=self.device), persistent=False)
         self.shipping = Shipping(network, self.device)
@@ -215,10 +217,10 @@ class SymmetryAware(_Dense):
             or len(network.edges) != network.stores + 1
         ):
             raise ConfigError(f"policy {self.name} is for one warehouse that alone supplies every store")
-        self.wide = max(network.widths[1:])
+        self.wide = max(self.widths[1:])
         self.context = self.net((len(self.columns), 256, context), generators)
         self.store = self.net((self.wide + 4 + context, 32, 32, 1), generators)
-        self.warehouse = self.net((network.widths[0] + context, 16, 16, 1), generators)
+        self.warehouse = self.net((self.widths[0] + context, 16, 16, 1), generators)
         own = torch.tensor([facts.means, facts.stds]).T / self.unit
         self.register_buffer("statics", own.to(self.device), persistent=False)
 
@@ -235,7 +237,7 @@ class SymmetryAware(_Dense):
             context[:, None].expand(-1, stores, -1),
         ]
         shops = self.through(self.store, torch.cat(parts, -1).flatten(0, 1)).view(rows, stores)
-        own = seen.stock[:, 0, : self.network.widths[0]] / self.unit
+        own = seen.stock[:, 0, : self.widths[0]] / self.unit
         return torch.cat([shops, self.through(self.warehouse, torch.cat([own, context], 1))], 1)
 
     def orders(self, logits: Tensor, seen: Observation) -> Tensor:

@@ -131,17 +131,23 @@ class ItemLevels(OnePerNode):
         return torch.cat([still, season[:, None]], 1)
 
     def prepare(self, scenarios: Scenarios) -> None:
-        """Choose each item's order size: the multiple under which its own nodes cost least."""
+        """Choose each item's order size: the multiple under which its own nodes cost least at the textbook's levels,
+        which are those of every seed.
+        """
         some = torch.nonzero(self.book_batch > 0).flatten()
         if not len(some):
             return
-        own = scenarios.rows(torch.arange(min(PATHS, len(scenarios)), device=self.device).repeat(self.copies))
+        own = scenarios.rows(torch.arange(min(PATHS, len(scenarios)), device=self.device))
+
+        def textbook(seen: Observation) -> Tensor:
+            return self.orders(seen.stock.new_zeros(len(seen.stock), 2 * len(self.network.nodes)), seen)
+
         item = self._items().to(self.device)
         costs = []
         with torch.no_grad():
             for multiple in MULTIPLES:
                 self.multiple.fill_(multiple)
-                by_node = rollout(self, own, feasibility="project").costs.sum((0, 1))
+                by_node = rollout(textbook, own, feasibility="project").costs.sum((0, 1))
                 costs.append(by_node.new_zeros(int(item.max()) + 1).index_add(0, item, by_node))
             best = torch.tensor(MULTIPLES, device=self.device)[torch.stack(costs).argmin(0)]
             self.multiple.copy_(best[item])

@@ -67,21 +67,37 @@ class DemandFacts:
     """Whether observations know the days from Christmas."""
     season: tuple[tuple[float, ...], ...] = ()
     """Factors of each store's mean, from period 0 on, repeated; empty: none."""
+    lead_times: tuple[int, ...] = ()
+    """All that occur, where scenarios differ in them; empty: the network's own."""
+
+    @property
+    def stationary(self) -> bool:
+        """Whether demand is the same in all periods."""
+        return all(set(factors) == {1.0} for factors in self.season)
 
     @classmethod
     def of(cls, setting: AnySetting, scenarios: Scenarios) -> Self:
         """The setting's own means and spreads where it states both, else those of the scenarios."""
         demand = getattr(setting, "demand", None)
         means, stds = getattr(demand, "means", ()), getattr(demand, "stds", None)
+        season = getattr(demand, "season", ())
+        season = season if any(season) and set(season) != {1.0} else ()
         if isinstance(demand, Poisson):
             stds = tuple(mean**0.5 for mean in means)
         elif stds is None:
             means = tuple(scenarios.demands.mean((0, 1), dtype=torch.float64).tolist())
             stds = tuple(scenarios.demands.double().std((0, 1)).tolist())
+            season = tuple(
+                factor * len(season) / sum(season) for factor in season
+            )  # the means have its height
         calendar = scenarios.calendar is not None
+        known = getattr(setting, "parameters", scenarios.parameters)  # of all series, not only these
+        times = known.lead_times
         return cls(
             means=tuple(map(float, means)), stds=tuple(map(float, stds)),
-            history=scenarios.history, calendar=calendar, season=getattr(demand, "seasons", ()),
+            history=scenarios.history, calendar=calendar,
+            season=getattr(demand, "seasons", (season,) * len(means) if season else ()),
+            lead_times=tuple(times.unique().tolist()) if times.ndim > 1 else (),
         )  # fmt: skip
 
 
@@ -229,6 +245,19 @@ def load_policy(folder: Path) -> InventoryPolicy:
             f"{path} is damaged or from another version: {type(error).__name__}: {first}"
         ) from None
     return made  # fmt: skip
+
+
+def at_home(policy: InventoryPolicy, setting: AnySetting) -> InventoryPolicy:
+    """The policy for a setting: one that can move takes its network and its demand, others must fit.
+
+    Raises:
+        ConfigError: the policy was made for another network and cannot move.
+    """
+    ours, theirs = policy.network, setting.network
+    same = (ours.sources, ours.targets, ours.widths) == (theirs.sources, theirs.targets, theirs.widths)
+    if same and type(policy).moved is InventoryPolicy.moved:
+        return policy
+    return policy.moved(theirs, DemandFacts.of(setting, setting.draw("train")))
 
 
 def network_to_json(network: Network) -> dict[str, Any]:

@@ -42,6 +42,10 @@ class ProjectedLevel(OnePerNode):
         mean = facts.means[0]
         if abs(facts.stds[0] ** 2 - mean) > 1e-6:
             raise ConfigError(f"policy {self.name} is for Poisson demand")
+        if not facts.stationary or network.edges[0].receipts:
+            raise ConfigError(
+                f"policy {self.name} is for demand without a season and deliveries that do not vary"
+            )
         self.level, self.lead_time = self.values("levels"), network.lead_times[0]
         most = int(2 * (mean * (self.lead_time + 1) + 10 * (mean * (self.lead_time + 1)) ** 0.5)) + 1
         counts = torch.arange(most + 1.0, device=self.device)

@@ -104,14 +104,13 @@ class Setting:
         rows, means = self._demands(count, periods, split, slice(first, first + split.scenarios))
         demands = rows[:, :, : split.periods].transpose(2, 0, 1)
         stock = self._stock(count, means, split.stock_seed)[first : first + split.scenarios]
+        ways = deliveries(self.network, periods, count, np.random.RandomState(split.demand_seed + 7919))
         return Scenarios(
             network=self.network,
             initial=torch.from_numpy(stock).to(dtype),
             demands=torch.from_numpy(np.ascontiguousarray(demands)).to(dtype),
             parameters=Parameters.of(self.network, dtype),
-            deliveries=deliveries(
-                self.network, split.periods, split.scenarios, np.random.RandomState(split.demand_seed + 7919)
-            ),
+            deliveries=None if ways is None else ways[: split.periods, first : first + split.scenarios],
         )
 
     def _demands(self, count: int, periods: int, split: Split, keep: slice) -> tuple[np.ndarray, np.ndarray]:

@@ -163,7 +163,7 @@ class _Newsvendor(InventoryPolicy):
         self, network: Network, facts: DemandFacts, generators: Sequence[torch.Generator],
         lead_times: tuple[int, ...] = (), **options: Any,
     ) -> None:  # fmt: skip
-        lead_times = lead_times or tuple(sorted(set(network.lead_times)))
+        lead_times = lead_times or facts.lead_times or tuple(sorted(set(network.lead_times)))
         super().__init__(network, facts, generators, lead_times=lead_times, **options)
         if network.upstream or len(network.edges) != len(network.nodes):
             raise ConfigError(
@@ -196,6 +196,11 @@ class _Newsvendor(InventoryPolicy):
     def quantile(self, tau: Tensor, seen: Observation) -> Tensor:
         """Q(tau) of each store's L + 1 periods, (B, S)."""
         rows, stores = tau.shape
+        leads = self.forecaster.lead_times
+        if not bool(torch.isin(seen.parameters.lead_times, torch.tensor(leads, device=self.device)).all()):
+            raise ConfigError(
+                f"policy {self.name} forecasts for lead times {leads} only, and the scenarios have others"
+            )
         past = seen.past_demand.flatten(0, 1) if seen.past_demand is not None else None
         found = self.forecaster(past, seen.days_from_christmas, rows * stores).view(rows, stores, -1, LEVELS)
         place = self.places[seen.parameters.lead_times].expand(rows, -1)[..., None, None]

@@ -19,6 +19,7 @@ from offrl.envs.inventory.classical import OrderTable
 from offrl.envs.inventory.demand import Normal, Poisson
 from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy, make_policy
 from offrl.envs.inventory.protocol import AnySetting, Setting
+from offrl.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,30 @@ class Gap:
 
 def reference(setting: AnySetting) -> Reference | None:
     """The best that is known exactly, None where theory has nothing."""
+    try:
+        return _known(setting)
+    except (
+        ConfigError
+    ):  # numbers that no solver takes: free stock or shortage, stock that gets cheaper downstream
+        return None
+
+
+def _known(setting: AnySetting) -> Reference | None:
+    """Raises ConfigError where a solver refuses the numbers."""
     if not isinstance(setting, Setting) or setting.network.profit or setting.network.extended:
         return None
     network, demand = setting.network, setting.demand
     if network.discount != 1 or any(edge.cost for edge in network.edges):
         return None
-    if not isinstance(demand, Normal | Poisson):
+    if not isinstance(demand, Normal | Poisson) or set(demand.season) - {1.0}:
         return None
     chain = len(network.edges) == len(network.nodes) and network.stores == 1
-    if chain and (isinstance(demand, Poisson) or demand.clip):
+    if chain and all(node.holds for node in network.nodes) and (isinstance(demand, Poisson) or demand.clip):
         if len(network.nodes) == 1:
             return _one_store(setting)
         return _serial(setting) if not network.lost_sales else None
-    if network.upstream == 1 and not network.nodes[0].holds and not network.lost_sales:
+    star = network.upstream == 1 and len(network.edges) == len(network.nodes)
+    if star and not network.nodes[0].holds and not network.lost_sales:
         return _centre(setting)
     return None
 

@@ -25,7 +25,8 @@ class Sampled(NamedTuple):
     """What a sampled rollout leaves; T periods, B rows."""
 
     rewards: Tensor
-    """(B, T): minus the cost of all nodes over T times the number of stores; their sum is minus the training loss."""
+    """(B, T): minus the network's discounted cost of all nodes over T times the number of stores; their sum is minus
+    the training loss."""
     log_probs: Tensor
     """(B, T), with gradient where it was asked for."""
     stocks: list[Tensor]
@@ -67,7 +68,7 @@ def sample(
                 state, policy.orders(z, seen), scenarios.demands[t + scenarios.history]
             )
         log_probs.append(log_prob(z, mean, log_std))
-        rewards.append(cost.sum(1) * scale)
+        rewards.append(cost.sum(1) * (scale * scenarios.network.discount**t))
         stocks.append(simulator.stock(state))
         wishes.append(z)
     return Sampled(torch.stack(rewards, 1), torch.stack(log_probs, 1), stocks, wishes)

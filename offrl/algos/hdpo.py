@@ -318,6 +318,12 @@ class HDPO:
         ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
         config = resolved(config, train.network)
+        of_gradient = ("truncation", "chunk", "checkpoint_periods", "straight_through")
+        given = [name for name in of_gradient if getattr(config, name)]
+        if given and config.estimator != "pathwise":
+            raise ConfigError(
+                f"{given[0]} is for the pathwise estimator, not {config.estimator}: leave it out"
+            )
         if ranks.size > 1 and config.estimator != "pathwise":
             raise ConfigError(f"several processes share pathwise gradients only, not {config.estimator}")
         self.train, self.config, self.steps, self.updates, self.ranks = train, config, steps, 0, ranks
@@ -480,8 +486,11 @@ class HDPO:
 
     def state_dict(self) -> dict[str, Any]:
         """Policy, optimizers, noise streams, count of updates."""
+        learned = {name for name, parameter in self.net.named_parameters() if parameter.requires_grad}
+        held = {name: value.clone() for name, value in self.net.state_dict().items() if name not in learned}
         return {
             "trained": self.trained.state_dict(),
+            "held": held,
             "values": None if self.values is None else self.values.state_dict(),
             "noise": [g.get_state() for g in self.noise],
             "updates": self.updates,
@@ -490,6 +499,7 @@ class HDPO:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self.trained.load_state_dict(state["trained"])
+        self.net.load_state_dict(state.get("held", {}), strict=False)
         if self.values is not None:
             self.values.load_state_dict(state["values"])
         for generator, saved in zip(self.noise, state["noise"], strict=True):

@@ -128,15 +128,12 @@ def _setting(o: Eval) -> "AnySetting":
 
 def _policy(o: Eval, setting: "AnySetting", test: "Scenarios") -> "InventoryPolicy":
     from offrl.envs.inventory.classical import just_in_time
-    from offrl.envs.inventory.policies import DemandFacts, load_policy, make_policy
+    from offrl.envs.inventory.policies import DemandFacts, at_home, load_policy, make_policy
 
     folder = Path(o.source)
     if (folder / "policy.json").is_file():
         policy = load_policy(folder)
-        ours, theirs = policy.network, setting.network
-        if (ours.sources, ours.targets, ours.widths) != (theirs.sources, theirs.targets, theirs.widths):
-            return policy.moved(setting.network, DemandFacts.of(setting, setting.draw("train")))
-        return policy
+        return at_home(policy, setting)
     if o.source == "just_in_time":
         return just_in_time(test)
     options: dict[str, Any] = {}
@@ -161,13 +158,17 @@ def _policy(o: Eval, setting: "AnySetting", test: "Scenarios") -> "InventoryPoli
 def _show(
     o: Eval, policy: "InventoryPolicy", setting: "AnySetting", costs: torch.Tensor, gap: "Gap | None"
 ) -> None:
-    error = float(costs.std() / len(costs) ** 0.5)
+    error = float(costs.std() / len(costs) ** 0.5) if len(costs) > 1 else float("nan")
     if o.json:
         facts: dict[str, Any] = {"policy": policy.name, "setting": setting.name, "cost": float(costs.mean())}
         facts |= {"options": dict(setting.options), "standard_error": error, "scenarios": len(costs)}
         if gap is not None:
             facts |= {"gap": dataclasses.asdict(dataclasses.replace(gap, reference=None))}  # type: ignore[arg-type]
             facts["gap"]["reference"] = {"cost": gap.reference.cost, "name": gap.reference.name}
+        if len(costs) == 1:  # no error is known
+            facts["standard_error"] = None
+            if gap is not None:
+                facts["gap"]["standard_error"] = None
         print(json.dumps(facts))
         return
     note = "" if policy.admissible else " (a reference: no policy that sees the past alone can do this)"

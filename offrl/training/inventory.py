@@ -6,7 +6,6 @@ has lost its patience keeps its best policy; the run ends when all have, or at t
 
 import dataclasses
 import hashlib
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -133,8 +132,8 @@ class InventoryResult:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean, over scenarios."""
-        return float(self.costs.std() / len(self.costs) ** 0.5)
+        """Of the mean, over scenarios; NaN for one."""
+        return float(self.costs.std() / len(self.costs) ** 0.5) if len(self.costs) > 1 else math.nan
 
 
 def dearer(setting: AnySetting, factor: float) -> AnySetting:
@@ -493,7 +492,8 @@ class InventorySession:
             "dev_cost": best.cost, "best_step": best.step, "steps": self.step, "seconds": self.seconds,
             "scenarios": len(costs), "periods": scenarios.periods, "ignore": split.ignore,
         }  # fmt: skip
-        atomic_write_json(run.path / "test.json", json.loads(json.dumps(facts)))
+        known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in facts.items()}
+        atomic_write_json(run.path / "test.json", known)
         run.finish(-costs.numpy(), np.full(len(costs), scenarios.periods))
         return result
 

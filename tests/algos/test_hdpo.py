@@ -100,6 +100,20 @@ def test_the_cost_is_that_of_a_plain_rollout_with_its_discount():
         torch.testing.assert_close(got, want)
 
 
+def test_sampled_rewards_add_up_to_the_loss_with_its_discount():
+    """Without noise a sampled rollout is the plain one, and both estimators have one objective."""
+    for name in ("or_gym_inv_management", "one_store_lost"):
+        setting = load_setting(name).resized(train=4, dev=4, test=4, periods={"train": 12})
+        paths = setting.draw("train")
+        policy = make_policy(
+            "base_stock", setting.network, DemandFacts.of(setting, paths), streams([0], "init", "cpu")
+        )
+        with torch.no_grad():
+            sampled = stochastic.sample(policy, torch.zeros(1, 1), paths, torch.zeros)
+            loss = rollout_cost(policy, paths) / (12 * paths.network.stores)
+        torch.testing.assert_close(-sampled.rewards.sum(1), loss)
+
+
 def test_chunks_of_a_batch_add_up_to_its_gradient():
     """20 paths 8 at a time, two seeds: the parts are unequal and belong to both."""
     batch = torch.stack([torch.arange(20), torch.arange(20).flip(0) + 5])
@@ -201,6 +215,27 @@ def _copied(x):
     if isinstance(x, dict):
         return {k: _copied(v) for k, v in x.items()}
     return [_copied(v) for v in x] if isinstance(x, list) else x
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "part"),
+    [("favorita_one_store", "fixed_quantile", "forecaster.body.layers.0"), ("one_store_lost", "item_levels", "multiple")],
+)  # fmt: skip
+def test_what_was_fitted_before_training_is_in_the_checkpoint(name, policy, part, monkeypatch):
+    """It is not fitted anew by whatever machine or version goes on."""
+    setting = load_setting(name).resized(train=4, dev=4)
+    paths = setting.draw("train")
+    cls = type(
+        make_policy(policy, setting.network, DemandFacts.of(setting, paths), streams([0], "init", "cpu"))
+    )
+    monkeypatch.setattr(cls, "prepare", lambda self, scenarios: None)
+    made = [HDPO(paths, DemandFacts.of(setting, paths), HDPOConfig(policy=policy), (0, 1)) for _ in range(2)]
+    with torch.no_grad():
+        made[0].net.state_dict()[part].add_(1.0)
+    assert not torch.equal(made[1].net.state_dict()[part], made[0].net.state_dict()[part])
+    made[1].load_state_dict(made[0].state_dict())
+    for key, value in made[0].net.state_dict().items():
+        assert torch.equal(made[1].net.state_dict()[key], value), key
 
 
 def test_minibatches_cover_every_path_once_an_epoch():
@@ -364,6 +399,15 @@ def test_settings_are_checked():
     assert HDPOConfig(policy="base_stock").step_size == 0.5
     with pytest.raises(ConfigError, match="nothing to train"):
         learner("one_store_lost", "myopic_2")
+
+
+@pytest.mark.parametrize("option", ["truncation", "chunk", "checkpoint_periods", "straight_through"])
+def test_settings_of_the_pathwise_gradient_are_refused_by_the_others(option):
+    _, scenarios, facts = drawn("one_store_backlogged", 4)
+    HDPO(scenarios, facts, HDPOConfig(**{option: True}), (0,))
+    for name in ESTIMATORS[1:]:
+        with pytest.raises(ConfigError, match=f"{option} is for the pathwise estimator, not {name}"):
+            HDPO(scenarios, facts, HDPOConfig(estimator=name, **{option: True}), (0,))
 
 
 def test_the_step_size_falls_along_a_cosine():

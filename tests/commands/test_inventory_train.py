@@ -182,3 +182,16 @@ def test_weights_of_three_stores_are_measured_on_six(tmp_path, capsys):
 def test_the_other_train_command_points_here(capsys):
     assert main(["train", "hdpo", "--dataset", "builtin:double-pendulum-demo"]) == 1
     assert "offrl inventory train" in capsys.readouterr().err
+
+
+def test_one_path_has_no_standard_error(capsys):
+    words = ["--setting", "one_store_backlogged", "--with", "levels=29.59", "--paths", "1", "--json"]
+    assert run("eval", "base_stock", *words) == 0
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    facts = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert facts["scenarios"] == 1
+    assert facts["standard_error"] is None
+    assert facts["gap"]["standard_error"] is None

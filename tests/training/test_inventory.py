@@ -157,6 +157,19 @@ def test_patience_counts_updates_since_the_best(tmp_path):
     assert last == result.best_step + 8 < 200
 
 
+@pytest.mark.parametrize(("change", "paths"), [({}, 1), ({"policy": "mlp_one_store", "lr": 1e30}, 4)])
+def test_a_test_of_one_path_or_of_a_net_that_diverged_still_ends_the_run(tmp_path, change, paths):
+    """One path has no standard error, NaN is no cost: JSON has null for both."""
+    config = dataclasses.replace(CONFIG, **change)
+    (result,) = start(config, options(tmp_path, test_scenarios=paths, steps=8))
+    facts = json.loads((result.directory / "test.json").read_text())
+    assert len(result.costs) == facts["scenarios"] == paths
+    assert facts["standard_error"] is None
+    assert (facts["cost"] is None) == (facts["dev_cost"] is None) == bool(change)
+    (again,) = resume(result.directory)
+    assert again.already_finished
+
+
 def test_a_signal_stops_with_a_checkpoint(tmp_path, monkeypatch):
     real = inventory.HDPO.update
 

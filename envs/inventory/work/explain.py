@@ -13,11 +13,14 @@ from torch import Tensor
 from offrl.envs.inventory.policies import InventoryPolicy
 from offrl.envs.inventory.rules import RuledSimulator
 from offrl.envs.inventory.scenarios import Observation, Scenarios, guarded
+from offrl.envs.inventory.spec import Network
 
 Array = NDArray[np.float64]
 PLENTY = 1e9
 SOME = 0.5
 """Orders of fewer units count as none."""
+SHARES = ("mlp_serial", "mlp_network")
+"""Policies that order shares of their supplier's stock: what they order is all that they want."""
 
 
 def nearest(policy: InventoryPolicy, scenarios: Scenarios, kind: str) -> Tensor:
@@ -55,23 +58,46 @@ def _threshold(position: Array, orders: NDArray[np.bool_]) -> Array:
     return found
 
 
+def _tiers(network: Network) -> list[tuple[list[int], list[int]]]:
+    """Nodes upstream of stores by the lanes of the longest way to them, and the lanes on which they send."""
+    hops, inside = (
+        [0] * len(network.nodes),
+        list(zip(network.sources[: network.internal], network.targets, strict=False)),
+    )
+    for _ in network.nodes:
+        for source, target in inside:
+            hops[target] = max(hops[target], hops[source] + 1)
+    found = []
+    for tier in sorted(set(hops[: network.upstream])):
+        nodes = [n for n in range(network.upstream) if hops[n] == tier]
+        found.append((nodes, [e for e, (source, _) in enumerate(inside) if source in nodes]))
+    return found
+
+
+def _wanted(policy: InventoryPolicy, seen: Observation, free: Observation) -> Tensor:
+    """What is ordered of suppliers with plenty; a net's answer is that to the stock there is."""
+    if isinstance(policy, InventoryPolicy):
+        return policy.orders(policy.logits(seen), free)
+    wanted: Tensor = policy(free)
+    return wanted
+
+
 @torch.no_grad()
 def _followed(policy: InventoryPolicy, scenarios: Scenarios) -> tuple[Array, Array]:
     """Positions and wishes (N, T * B) of every node; NaN where nobody may order."""
     simulator, network = scenarios.simulator(), scenarios.network
-    upstream, internal = network.upstream, network.internal
+    tiers = [] if getattr(policy, "name", "") in SHARES else _tiers(network)
     state = simulator.start(scenarios.initial)
     positions, wishes = [], []
     for t in range(scenarios.periods):
         stock = simulator.stock(state)
         seen = scenarios.observe(stock, t)
         orders = policy(seen)
-        wish = orders
-        if upstream:
+        wish = orders.clone()
+        for nodes, lanes in tiers:  # one after the other, as what a node orders depends on its own stock
             free = stock.clone()
-            free[:, :upstream, 0] = PLENTY
-            inside = policy(Observation(free, *seen[1:]))[:, :internal]
-            wish = torch.cat([inside, orders[:, internal:]], 1)
+            free[:, nodes, 0] = PLENTY
+            wish[:, lanes] = _wanted(policy, seen, seen._replace(stock=free))[:, lanes]
         position, wanted = stock.sum(-1), simulator.received(wish).sum(-1)
         if isinstance(simulator, RuledSimulator):
             closed = simulator.received(simulator.open(t)[None]).sum(-1) == 0

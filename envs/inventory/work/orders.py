@@ -152,10 +152,11 @@ def stock_at(plan: Plan, ordered: Array, period: int) -> Tensor:
     upstream, warehouses = network.upstream, len(company.places) - len(company.stores)
     stock = np.zeros((len(plan.nodes), network.width))
 
-    def came(node: int, first: int, last: int) -> float:
-        """Units that arrived for periods ``first`` .. ``last`` - 1."""
+    def came(node: int, first: int, last: int, before: int) -> float:
+        """Units that arrived for periods ``first`` .. ``last`` - 1, of orders placed before ``before``."""
         return sum(
-            float(ordered[max(first - times[e], 0) : max(last - times[e], 0), e].sum()) for e in into[node]
+            float(ordered[max(first - times[e], 0) : max(min(last - times[e], before), 0), e].sum())
+            for e in into[node]
         )
 
     for n, (k, place) in enumerate(plan.nodes):
@@ -164,10 +165,14 @@ def stock_at(plan: Plan, ordered: Array, period: int) -> Tensor:
             left, sales = company.left[item, place - warehouses], company.sales[item, place - warehouses]
             seen = np.flatnonzero(~np.isnan(left[:period]))
             at, rest = (int(seen[-1]), float(left[seen[-1]])) if len(seen) else (-1, 0.0)
-            stock[n, 0] = rest + came(n, at + 1, period + 1) - float(np.nansum(sales[at + 1 : period]))
+            stock[n, 0] = (
+                rest + came(n, at + 1, period + 1, period) - float(np.nansum(sales[at + 1 : period]))
+            )
             continue
         sent = sum(float(ordered[period:, e].sum()) for e in out[n])
-        stock[n, 0] = float(company.on_hand[item, place]) + sent - came(n, period + 1, plan.periods + 1)
+        stock[n, 0] = (
+            float(company.on_hand[item, place]) + sent - came(n, period + 1, plan.periods + 1, plan.periods)
+        )
     for e, (target, time) in enumerate(zip(targets, times, strict=True)):
         for column in range(1, time):
             if period + column - time >= 0:

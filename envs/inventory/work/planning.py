@@ -249,10 +249,13 @@ def held_out_scenarios(plan: Plan) -> Scenarios:
     paths, network = np.concatenate(parts, 1), plan.network
     start = torch.zeros(copies, len(network.nodes), network.width)
     start[:, :, 0] = torch.tensor([node.initial for node in network.nodes])
+    random = np.random.default_rng(
+        (plan.items[0], 7919)
+    )  # demand that is not known comes from the item's own number
     return Scenarios(
         network=network, initial=start, parameters=Parameters.of(network),
         demands=torch.from_numpy(np.ascontiguousarray(paths.transpose(2, 0, 1))).float(),
-        deliveries=deliveries(network, plan.periods, copies, np.random.default_rng(plan.items[0])),
+        deliveries=deliveries(network, plan.periods, copies, random),
     )  # fmt: skip
 
 

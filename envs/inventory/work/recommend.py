@@ -31,7 +31,8 @@ def recommend(plan: Plan, policy: InventoryPolicy) -> list[tuple[Any, ...]]:
     """
     network, stock, period = plan.network, today(plan), plan.periods
     simulator = simulator_of(network)
-    seen = Observation(stock, period, None, None, Parameters.of(network))
+    known = simulator.stock(simulator.start(stock))  # no dates of what is under way where deliveries vary
+    seen = Observation(known, period, None, None, Parameters.of(network))
     levels, book = levels_in_use(plan), base_stock(plan)
     with torch.no_grad():
         acting = policy if plan.joint else rounded(policy, network)

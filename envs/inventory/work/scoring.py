@@ -68,7 +68,7 @@ def score(policy: Policy, scenarios: Scenarios, start: int, *, begin: int = 0) -
         left = there - torch.cat([simulator.shipped(sent), demand], 1)
         short = (-left[:, upstream:]).clamp(min=0)
         own = (
-            demand - short,
+            torch.minimum(there[:, upstream:].clamp(min=0), demand),
             demand,
             left.clamp(min=0),
             short * scenarios.parameters.underage[..., upstream:],
@@ -87,7 +87,7 @@ class Saving:
 
     per_period: float
     low: float
-    """95 % interval, by blocks of 4 periods resampled."""
+    """95 % interval, by blocks of 4 periods resampled; all numbers where there are fewer than two."""
     high: float
 
     @property
@@ -99,7 +99,9 @@ class Saving:
 def saving(ours: Array, theirs: Array, block: int = 4, draws: int = 4000) -> Saving:
     """Of the costs of each period, (T,) each; the interval is over dates, which are what is scarce."""
     gap = theirs - ours
-    blocks = [gap[k : k + block].mean() for k in range(0, len(gap) - block + 1, block)] or [gap.mean()]
+    blocks = [gap[k : k + block].mean() for k in range(0, len(gap) - block + 1, block)]
+    if len(blocks) < 2:  # one block resampled is always itself
+        return Saving(per_period=float(gap.mean()), low=-np.inf, high=np.inf)
     random = np.random.default_rng(0)
     means = np.array(blocks)[random.integers(0, len(blocks), (draws, len(blocks)))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])

@@ -1,5 +1,7 @@
 """Trained inventory policies in the Gymnasium environments: same orders, same costs; datasets from them."""
 
+import dataclasses
+
 import gymnasium
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from offrl.cli import main
 from offrl.data.load import load_dataset
 from offrl.envs.inventory.acting import ActingPolicy
+from offrl.envs.inventory.demand import Poisson
 from offrl.envs.inventory.gymnasium_env import InventoryEnv
 from offrl.envs.inventory.policies import DemandFacts, make_policy, save_policy
 from offrl.envs.inventory.scenarios import evaluate
@@ -45,6 +48,16 @@ def test_an_episode_costs_what_the_simulator_says(name, policy, options):
     scenarios = env._batch._scenarios
     want = float(evaluate(policy, scenarios, periods=20).mean()) * 20
     assert total == pytest.approx(want, rel=1e-3)
+
+
+def test_a_policy_that_follows_a_season_does_not_act_without_a_date():
+    setting = load_setting("one_store_lost").resized(train=4, dev=4)
+    env = InventoryEnv(setting, periods=20)
+    ActingPolicy(made(setting, "item_levels"), env)
+    seasonal = dataclasses.replace(setting, demand=Poisson(means=(5.0,), season=(0.5, 1.5)))
+    with pytest.raises(ConfigError, match="have no date"):
+        ActingPolicy(made(seasonal, "item_levels"), env)
+    ActingPolicy(made(seasonal, "base_stock"), env)
 
 
 def test_rows_of_other_weeks_are_kept_apart():

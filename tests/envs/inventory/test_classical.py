@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from offrl.envs.inventory.classical import just_in_time
+from offrl.envs.inventory.network import Parameters
 from offrl.envs.inventory.policies import DemandFacts, make_policy
-from offrl.envs.inventory.scenarios import evaluate, rollout
+from offrl.envs.inventory.scenarios import Scenarios, evaluate, rollout
 from offrl.envs.inventory.settings import load_setting
+from offrl.envs.inventory.spec import OUTSIDE, Edge, Network, Node
 from offrl.errors import ConfigError
 
 
@@ -135,6 +137,19 @@ def test_just_in_time_through_a_warehouse_orders_for_all_its_stores():
     torch.testing.assert_close(orders[:, 5], total)
     with pytest.raises(ConfigError, match="future"):
         policy("just_in_time", setting)
+
+
+def test_just_in_time_refuses_lead_times_of_scenarios_where_there_are_several_lanes():
+    """It would take the first store's for all."""
+    nodes = tuple(Node(name=f"s{k}", kind="store") for k in range(2))
+    lanes = tuple(Edge(source=OUTSIDE, target=node.name, lead_time=3) for node in nodes)
+    network = Network(name="two", nodes=nodes, edges=lanes, lost_sales=True)
+    own = Parameters.of(network)._replace(lead_times=torch.tensor([[1, 2], [3, 1]]))
+    scenarios = Scenarios(
+        network=network, initial=torch.zeros(2, 2, 3), demands=torch.ones(6, 2, 2), parameters=own
+    )
+    with pytest.raises(ConfigError, match="except for one store"):
+        just_in_time(scenarios)
 
 
 def test_normalized_levels_start_at_the_demand_that_they_cover():

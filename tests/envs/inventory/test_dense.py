@@ -1,8 +1,11 @@
 """Dense nets: sizes of the publication, what they see, and that nothing is detached."""
 
+import dataclasses
+
 import pytest
 import torch
 
+from offrl.envs.inventory.extended import simulator_of
 from offrl.envs.inventory.policies import DemandFacts, make_policy
 from offrl.envs.inventory.scenarios import rollout
 from offrl.envs.inventory.settings import load_setting
@@ -44,6 +47,32 @@ def test_data_driven_sees_history_costs_and_lead_times():
     base = policy.logits(scenarios.observe(scenarios.initial, 4))
     later = policy.logits(scenarios.observe(scenarios.initial, 5))
     assert not torch.equal(base, later)
+
+
+@pytest.mark.parametrize(
+    ("policy", "setting"),
+    [
+        ("mlp_one_store", "one_store_backlogged"),
+        ("mlp_serial", "serial_system"),
+        ("mlp_network", "one_warehouse_lost_demand"),
+        ("data_driven", "one_warehouse_lost_demand"),
+        ("symmetry_aware", "one_warehouse_lost_demand"),
+    ],
+)
+def test_goods_under_way_are_seen_where_deliveries_vary(policy, setting):
+    """They stand in the state's last column, as late as the latest delivery, whatever the lead time."""
+    spec, scenarios, facts = drawn(setting)
+    late = ((1.0,), (0.0,) * 8 + (1.0,))
+    edges = tuple(dataclasses.replace(edge, receipts=late) for edge in spec.network.edges)
+    network = dataclasses.replace(spec.network, edges=edges, widths=(), width=0)
+    net = make_policy(policy, network, facts, [torch.Generator().manual_seed(0)])
+    simulator = simulator_of(network)
+    stock = torch.ones(5, len(network.nodes), network.width)
+    seen = scenarios.observe(simulator.stock(simulator.start(stock)), 0)
+    for node in range(len(network.nodes)):
+        more = seen.stock.clone()
+        more[:, node, -1] += 1.0
+        assert not torch.equal(net.logits(seen._replace(stock=more)), net.logits(seen)), node
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ import json
 import pytest
 import torch
 
+from offrl.envs.inventory.demand import Compound
 from offrl.envs.inventory.policies import (
     POLICIES,
     DemandFacts,
+    at_home,
     load_policy,
     make_policy,
     network_from_json,
@@ -176,6 +178,63 @@ def test_every_name_of_the_table_is_its_class(name):
     policy = make_policy(name, setting.network, facts, generators(0))
     assert policy.name == name
     assert policy.trainable == any(p.requires_grad for p in policy.parameters())
+
+
+def test_facts_have_the_season_of_the_demand_and_its_height_once():
+    """Stated means are those before the season; means of scenarios have its height, and its factors then mean 1."""
+    setting = load_setting("one_warehouse_lost_demand", stores=2).resized(
+        train=4000, dev=4, periods={"train": 40}
+    )
+    season = (1.0, 3.0)
+    normal = dataclasses.replace(setting.demand, season=season)
+    lumpy = Compound(rates=(2.0, 1.0), batch=1.5, season=season)
+    for demand, own, means in ((normal, season, normal.means), (lumpy, (0.5, 1.5), (6.0, 3.0))):
+        seasonal = dataclasses.replace(setting, demand=demand)
+        paths = seasonal.draw("train")
+        facts = DemandFacts.of(seasonal, paths)
+        assert facts.season == (own, own)
+        assert facts.means == pytest.approx(means, rel=0.01)
+        drawn = paths.demands.mean(1)[:2].mean(1)
+        want = [factor * sum(facts.means) / 2 for factor in own]
+        assert drawn.tolist() == pytest.approx(want, rel=0.03)
+        assert not facts.stationary
+    plain = dataclasses.replace(setting, demand=dataclasses.replace(normal, season=(1.0, 1.0)))
+    facts = DemandFacts.of(plain, plain.draw("train"))
+    assert facts.season == ()
+    assert facts.stationary
+
+
+@pytest.mark.parametrize("name", ["optimal", "myopic_2", "projected_level"])
+def test_tables_of_a_stationary_problem_refuse_another(name):
+    network = load_setting("one_store_lost", lead_time=2).network
+    facts = DemandFacts(means=(5.0,), stds=(5.0**0.5,))
+    assert make_policy(name, network, facts, generators(0)).name == name
+    seasonal = dataclasses.replace(facts, season=((0.5, 1.5),))
+    lane = dataclasses.replace(network.edges[0], receipts=((1.0,), (0.0, 1.0)))
+    late = dataclasses.replace(network, edges=(lane,))
+    for other in ((network, seasonal), (late, facts)):
+        with pytest.raises(ConfigError, match="without a season and deliveries that do not vary"):
+            make_policy(name, *other, generators(0))
+
+
+def test_a_gnn_takes_the_demand_of_the_setting_also_where_the_network_is_its_own():
+    setting = load_setting("one_warehouse_lost_demand", stores=2).resized(train=4, dev=4, test=4)
+    policy = make_policy(
+        "gnn", setting.network, DemandFacts.of(setting, setting.draw("train")), generators(0)
+    )
+    larger = dataclasses.replace(
+        setting, demand=dataclasses.replace(setting.demand, means=(50.0, 40.0), stds=(9.0, 8.0))
+    )
+    moved, stayed = at_home(policy, larger), at_home(policy, setting)
+    assert (moved.facts.means, moved.facts.stds) == ((50.0, 40.0), (9.0, 8.0))
+    assert stayed.facts == policy.facts
+    seen = setting.draw("test").observe(setting.draw("test").initial, 0)
+    torch.testing.assert_close(stayed(seen), policy(seen), rtol=0, atol=0)
+    assert not torch.allclose(moved(seen), policy(seen))
+    fixed = make_policy("base_stock", setting.network, policy.facts, generators(0))
+    assert at_home(fixed, larger) is fixed
+    with pytest.raises(ConfigError, match="fits no other network"):
+        at_home(fixed, load_setting("one_warehouse_lost_demand", stores=3))
 
 
 def test_an_unknown_policy_or_option_is_one_line():

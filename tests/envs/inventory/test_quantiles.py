@@ -124,6 +124,26 @@ def test_lead_times_of_scenarios_choose_their_own_quantile():
         assert float(got[i]) == pytest.approx(max(float(found[i, lead_time - 4, 9]), 0.0), rel=1e-4)
 
 
+def test_every_lead_time_of_the_series_has_a_forecast_of_its_own():
+    """The network has one lane of lead time 6; the series have 4, 5 and 6, also where few of them are drawn."""
+    setting = load_setting("favorita_one_store").resized(train=2, dev=2)
+    facts = DemandFacts.of(setting, setting.draw("train"))
+    for name in ("quantile_nv", "returns_nv", "fixed_quantile", "transformed_nv"):
+        policy = make_policy(name, setting.network, facts, [generator()])
+        assert policy.forecaster.lead_times == (4, 5, 6)
+        assert policy.places[[4, 5, 6]].tolist() == [0, 1, 2]
+
+
+def test_a_lead_time_without_a_forecast_is_refused():
+    setting = load_setting("favorita_one_store").resized(train=12)
+    scenarios = setting.draw("train")
+    facts = DemandFacts.of(setting, scenarios)
+    for few in ((6,), (4, 6), (4, 5)):
+        policy = make_policy("quantile_nv", setting.network, facts, [generator()], lead_times=few)
+        with pytest.raises(ConfigError, match="and the scenarios have others"):
+            policy(scenarios.observe(scenarios.initial, 0))
+
+
 def test_a_warehouse_is_refused_and_short_demand_too():
     setting = load_setting("one_warehouse_lost_demand")
     facts = DemandFacts(means=setting.demand.means, stds=setting.demand.stds)

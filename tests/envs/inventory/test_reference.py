@@ -1,5 +1,7 @@
 """What is known to be best, and paired comparison."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from offrl.envs.inventory.policies import DemandFacts, make_policy, rounded
 from offrl.envs.inventory.reference import Reference, compare, reference
 from offrl.envs.inventory.scenarios import evaluate
 from offrl.envs.inventory.settings import load_setting
+from offrl.envs.inventory.spec import OUTSIDE, Edge
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,49 @@ def test_the_optimal_policy_costs_what_the_reference_says(name):
 )
 def test_nothing_is_claimed_where_nothing_is_known(name):
     assert reference(load_setting(name)) is None
+
+
+def changed(name, *, node=None, demand=None, **of_nodes):
+    """A setting with other values at all nodes (or one), or other demand."""
+    setting = load_setting(name)
+    nodes = tuple(
+        dataclasses.replace(own, **of_nodes) if node in (None, own.name) else own for own in setting.network.nodes
+    )  # fmt: skip
+    network = dataclasses.replace(setting.network, nodes=nodes)
+    demand = dataclasses.replace(setting.demand, **(demand or {}))
+    return dataclasses.replace(setting, network=network, demand=demand)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        changed("one_store_lost", demand={"season": (0.5, 1.5)}),
+        changed("one_store_backlogged", demand={"season": (0.5, 1.5)}),
+        changed("serial_system", demand={"season": (0.5, 1.5)}),
+        changed("transshipment_backlogged", demand={"season": (0.5, 1.5)}),
+        changed("serial_system", node="warehouse", holds=False),
+        changed("serial_system", node="warehouse", holding_cost=2.0),
+        changed("one_store_backlogged", holding_cost=0.0),
+        changed("one_store_backlogged", underage_cost=0.0),
+        changed("one_store_lost", underage_cost=0.0),
+        changed("one_store_backlogged", demand={"stds": (0.0,)}),
+        changed("one_store_lost", demand={"means": (0.0,)}),
+    ],
+)
+def test_nothing_is_claimed_where_the_theory_does_not_hold(setting):
+    """Seasons, a centre in a chain, stock that gets cheaper downstream, free stock, free shortage, sure demand."""
+    assert reference(setting) is None
+
+
+def test_a_season_of_ones_is_none():
+    assert reference(changed("one_store_backlogged", demand={"season": (1.0, 1.0)})) is not None
+
+
+def test_no_bound_is_claimed_where_a_store_has_a_second_supplier():
+    setting = load_setting("transshipment_backlogged")
+    lane = Edge(source=OUTSIDE, target="store 1", lead_time=1)
+    network = dataclasses.replace(setting.network, edges=(*setting.network.edges, lane))
+    assert reference(dataclasses.replace(setting, network=network)) is None
 
 
 def test_pairing_takes_out_the_luck_of_the_paths():

@@ -196,6 +196,49 @@ def test_demand_does_not_depend_on_the_deliveries():
     assert without.draw("test").deliveries is None
 
 
+def test_training_and_development_deliveries_are_rows_of_one_draw():
+    """As their demand: the development set is the first rows, and no path of training has its deliveries."""
+    nodes = (Node(name="s", kind="store", holding_cost=1, underage_cost=9),)
+    ways = ((1.0,), (0.0, 1.0), (0.5, 0.0, 0.5))
+    lane = Edge(source=OUTSIDE, target="s", lead_time=2, receipts=ways)
+    split = Split(scenarios=5, batch=5, periods=40, ignore=0, demand_seed=3)
+    setting = Setting(
+        name="late", network=Network(name="late", nodes=nodes, edges=(lane,), lost_sales=True),
+        demand=Poisson(means=(5.0,)), splits={"train": split, "dev": split, "test": split},
+    )  # fmt: skip
+    train, dev = setting.draw("train").deliveries, setting.draw("dev").deliveries
+    assert train.shape == dev.shape == (40, 5, 1)
+    assert abs(float((train == dev).float().mean()) - 1 / 3) < 0.15
+    more = setting.resized(train=9)
+    assert torch.equal(more.draw("dev").deliveries, dev)
+    assert torch.equal(more.draw("train").deliveries[:, :5], train)
+    shorter = setting.resized(periods={"train": 20})
+    assert torch.equal(shorter.draw("train").deliveries, train[:20])
+
+
+def test_projected_orders_are_those_that_the_rules_make_of_the_wishes():
+    """A lane that is closed today takes nothing from the open one beside it; what a network owes is not forgotten."""
+    nodes = (Node(name="w", kind="warehouse", initial=10.0), *STORES[:2])
+    lanes = (
+        Edge(source=OUTSIDE, target="w", lead_time=1), Edge(source="w", target="s0", lead_time=1),
+        Edge(source="w", target="s1", lead_time=1, calendar=(0, 1)),
+    )  # fmt: skip
+    network = Network(name="days", nodes=nodes, edges=lanes, lost_sales=True)
+    split = Split(scenarios=2, batch=2, periods=1, ignore=0, demand_seed=3)
+    setting = Setting(
+        name="days", network=network, demand=Poisson(means=(5.0, 5.0)), splits=dict.fromkeys(("train", "dev", "test"), split)
+    )  # fmt: skip
+    paths = setting.draw("test")
+    done = rollout(lambda o: torch.tensor([[10.0, 10.0, 0.0]] * 2), paths, feasibility="project", record=True)
+    assert done.stocks[-1, :, :, 0].tolist() == [[0.0, 10.0, 0.0]] * 2
+    owing = load_setting("or_gym_inv_management").resized(train=4, dev=4, test=4).draw("test")
+    plenty = [
+        rollout(lambda o: torch.full((4, 3), 95.0), owing, feasibility=how).costs
+        for how in ("trust", "project")
+    ]
+    torch.testing.assert_close(*plenty)
+
+
 def test_gradients_pass_the_rounding_straight_through():
     simulator, stock, wishes = random_states(64)
     wishes.requires_grad_()

@@ -1,5 +1,7 @@
 """Orders as they were placed, levels from files, and the stock from which those orders went on."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,22 @@ def test_the_stock_of_a_day_is_what_led_to_today(company, orders):
             on_hand += pipe.pop(0)
             pipe.append(0.0)
         assert on_hand == pytest.approx(float(company.on_hand[0, place]))
+
+
+def test_an_order_that_comes_at_once_is_not_in_the_stock_before_it(company):
+    """Lead time 0: as_placed places it in the period itself; it would come twice."""
+    at_once = tuple(
+        dataclasses.replace(lane, lead_time=0) if lane.target in company.stores else lane for lane in company.lanes
+    )  # fmt: skip
+    left = np.full_like(company.left, np.nan)
+    left[:, :, 21] = 7.0  # the last stock-take
+    plan = plan_of(dataclasses.replace(company, lanes=at_once, left=left), 0)
+    n = plan.network.upstream
+    lane = plan.network.targets.index(n)
+    ordered = np.zeros((plan.periods, len(plan.network.edges)))
+    ordered[20:26, lane] = [1000.0, 1000.0, 30.0, 20.0, 1000.0, 1000.0]
+    sold = np.nansum(company.sales[0, plan.nodes[n][1] - n, 22:24])
+    assert float(stock_at(plan, ordered, 24)[0, n, 0]) == pytest.approx(7 + 30 + 20 - sold)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,18 @@
 """An item as a setting; held-out dates; min/max; savings with their interval."""
 
+from datetime import date
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from offrl.envs.inventory.scenarios import rollout
 from offrl.envs.inventory.settings import load_setting
+from offrl.envs.inventory.spec import Edge, Network, Node
 from offrl.envs.inventory.work.company import company_of
+from offrl.envs.inventory.work.fit import fit_demand
+from offrl.envs.inventory.work.history import History
 from offrl.envs.inventory.work.planning import (
     COPIES,
     held_out_scenarios,
@@ -60,6 +66,27 @@ def test_held_out_demand_is_the_sales_where_they_tell_it(company):
     cut = company.left[0] == 0
     assert (drawn[:, cut] >= company.sales[0][cut]).all()
     assert drawn[:, cut].std(0).max() > 0
+
+
+def test_held_out_deliveries_do_not_follow_the_demand_that_is_drawn():
+    """One store and one lane, so that both draws have one shape; a period without stock has a demand of any size."""
+    random = np.random.default_rng(5)
+    sales = random.poisson(6.0, (1, 1, 60)).astype(float)
+    left = np.where(random.random(sales.shape) < 0.5, 0.0, 3.0)
+    history = History(
+        items=("I",), stores=("s",), first=date(2024, 1, 1), period="week", sales=sales, left=left
+    )
+    ways = tuple((0.0,) * k + (1.0,) for k in range(30))
+    lane = Edge(source="outside", target="s", lead_time=2, receipts=ways)
+    network = Network(name="n", nodes=(Node(name="s", kind="store"),), edges=(lane,), lost_sales=True)
+    plan = SimpleNamespace(
+        network=network, history=history, fit=fit_demand(history), sold=[(0, [0])], start=48, items=(0,), periods=60
+    )  # fmt: skip
+    drawn = held_out_scenarios(plan)
+    demand = drawn.demands[:, :, 0].numpy()[left[0, 0] == 0]
+    late = drawn.deliveries[:, :, 0].numpy()[left[0, 0] == 0]
+    demand = demand - demand.mean(1, keepdims=True)
+    assert abs(np.corrcoef(demand.ravel(), late.ravel())[0, 1]) < 0.1
 
 
 def test_min_max_repeats_the_rules_of_the_example(company, small):

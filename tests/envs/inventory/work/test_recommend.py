@@ -70,3 +70,23 @@ def test_goods_under_way_come_in_their_period(company):
     stock = today(plan_of(dataclasses.replace(company, due=due, on_order=coming), 0))
     assert float(stock[0, 0, 1]) == 40.0
     assert float(stock[0, 1, -1]) == 50.0
+
+
+def test_where_deliveries_vary_a_policy_sees_what_it_saw_in_training(company):
+    """What is under way stands in the last column, without its date."""
+    import dataclasses
+
+    due, coming = company.due.copy(), company.on_order.copy()
+    due[0, :2], coming[0, :2] = [1, 2], [40.0, 50.0]
+    late = tuple(dataclasses.replace(e, receipts=((1.0,), (0.0,) * 6 + (1.0,))) for e in company.lanes)
+    plan = plan_of(dataclasses.replace(company, due=due, on_order=coming, lanes=late), 0)
+    seen = []
+
+    def policy(observation):
+        seen.append(observation.stock)
+        return torch.zeros(1, len(plan.network.edges))
+
+    recommend(plan, policy)
+    assert plan.network.width == 7
+    assert seen[0][0, :2, 1:].tolist() == [[0.0] * 5 + [40.0], [0.0] * 5 + [50.0]]
+    torch.testing.assert_close(seen[0][..., 0], today(plan)[..., 0])

@@ -33,6 +33,26 @@ def test_a_score_says_what_the_kpis_say(small, lead_time):
     assert not np.allclose(later.costs, own.costs)  # another stock to begin with
 
 
+@pytest.mark.parametrize("lead_time", [1, 0])
+def test_where_demand_waits_customers_of_earlier_periods_are_not_served_at_once(small, lead_time):
+    tables = read_tables_of(small.rows)
+    tables["about"].columns["unmet"][0] = "waits"
+    tables["lanes"].columns["lead_time"][6:] = [lead_time] * 3
+    plan = plan_of(company_of(tables), 2)
+    scenarios = held_out_scenarios(plan)
+    for policy in (
+        min_max(plan.network, levels_in_use(plan) / 3),
+        lambda seen: torch.zeros(len(seen.stock), len(plan.network.edges)),
+    ):
+        own = score(policy, scenarios, plan.start)
+        want = kpis(
+            rollout(policy, scenarios, feasibility="project", record=True), scenarios, ignore=plan.start
+        )
+        np.testing.assert_allclose(own.served / own.demand, want.fill_rate, rtol=1e-5)
+        np.testing.assert_allclose(own.costs.mean(0), want.cost, rtol=1e-5, atol=1e-5)
+    assert own.fill == 0.0
+
+
 def test_order_days_are_those_of_the_calendar_wherever_one_begins(small):
     """Item I003 may order from outside in even weeks only."""
     plan = plan_of(company_of(read_tables_of(small.rows)), 2)
@@ -65,6 +85,13 @@ def test_savings_and_their_interval():
     assert wide.high - wide.low > 0.8 * (better.high - better.low)
     assert better.verdict == "better"
     assert (same.verdict, saving(theirs, theirs - 3).verdict) == ("not told apart", "worse")
+
+
+def test_dates_of_fewer_than_two_blocks_tell_nothing_apart():
+    for periods in (1, 3, 4, 7):
+        few = saving(np.zeros(periods), np.ones(periods))
+        assert (few.per_period, few.low, few.high, few.verdict) == (1.0, -np.inf, np.inf, "not told apart")
+    assert saving(np.zeros(8), np.ones(8)).verdict == "better"
 
 
 def test_groups_of_money_and_spread():
