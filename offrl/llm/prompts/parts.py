@@ -250,7 +250,7 @@ def hinter_of(task: Task, options: Any, policy: Any) -> Hinter:
     Raises:
         ConfigError: nobody does, or both do.
     """
-    if hasattr(task, "hinted"):
+    if hasattr(task, "hint_levels"):
         if options.hints or options.hint_tiers:
             raise ConfigError(f"task {task.name} has its own hints: leave --hints and --hint-tiers out")
         return cast(Hinter, task)

@@ -223,6 +223,7 @@ def test_a_curriculum_moves_on_and_its_batches_with_it():
         ("grpo", {"allocator": "knapsack"}, "--predictor history knows prompts that come again"),
         ("grpo", {"curriculum": "stages"}, "--curriculum stages knows prompts that come again"),
         ("grpo", {"scaffold": "hints", "task": "t1"}, "task t1 has no hints"),
+        ("grpo", {"scaffold": "hints", "task": "t4a"}, "task t4a has no hints"),
         ("grpo", {"scaffold": "hints", "hints": "h"}, "task t2 has its own hints"),
         ("sft", {"group": 1, "pool": 9, "sampler": "vas"}, "sft samples nothing: leave --sampler vas out"),
         ("hpt", {"scaffold": "hints"}, "hpt has demonstrations where all responses fail"),
