@@ -5,15 +5,15 @@ from typing import Literal
 
 from offrl.errors import ConfigError
 
-NEEDS = {  # first word of an option -> the option that must choose its part, and the choice
-    "vas": ("sampler", "vas"),
-    "budget": ("allocator", "knapsack"),
-    "predictor": ("allocator", "knapsack"),
-    "history": ("predictor", "history"),
-    "v0": ("predictor", "v0"),
-    "stage": ("curriculum", "stages"),
-    "hint": ("scaffold", "hints"),
-    "hints": ("scaffold", "hints"),
+NEEDS = {  # first word of an option -> the options that must choose its part, and the choices
+    "vas": {"sampler": "vas"},
+    "budget": {"allocator": "knapsack"},
+    "predictor": {"allocator": "knapsack"},
+    "history": {"allocator": "knapsack", "predictor": "history"},
+    "v0": {"predictor": "v0"},
+    "stage": {"curriculum": "stages"},
+    "hint": {"scaffold": "hints"},
+    "hints": {"scaffold": "hints"},
 }
 
 
@@ -105,9 +105,12 @@ class PromptOptions:
     def _check_use(self) -> None:
         """Refuse what has no effect."""
         for field in fields(PromptOptions):
-            option, choice = NEEDS.get(field.name.split("_")[0], ("", ""))
-            if option and getattr(self, option) != choice and getattr(self, field.name) != field.default:
-                raise ConfigError(f"{field.name} has no effect without --{option} {choice}: leave it out")
+            needs = NEEDS.get(field.name.split("_")[0], {})
+            missing = [
+                f"--{option} {choice}" for option, choice in needs.items() if getattr(self, option) != choice
+            ]
+            if missing and getattr(self, field.name) != field.default:
+                raise ConfigError(f"{field.name} has no effect without {missing[0]}: leave it out")
         used = {"plateau": ("stage_patience",), "competence": ("stage_threshold",), "steps": ("stage_steps",)}
         rules = {name for names in used.values() for name in names} | {"stage_every"}
         for field in fields(PromptOptions):

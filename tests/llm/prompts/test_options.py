@@ -17,6 +17,7 @@ from offrl.llm.prompts.options import PromptOptions
             {"allocator": "knapsack", "predictor": "v0", "history_decay": 0.5},
             "history_decay has no effect without",
         ),
+        ({"history_decay": 0.5}, "history_decay has no effect without --allocator knapsack"),
         ({"stage_replay": 0.2}, "stage_replay has no effect without --curriculum stages"),
         ({"hints": "h"}, "hints has no effect without --scaffold hints"),
         ({"hint_exempt": 0.5}, "hint_exempt has no effect without --scaffold hints"),
