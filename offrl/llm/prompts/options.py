@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from offrl.errors import ConfigError
+from offrl.llm.prompts.v0 import FEW
 
 NEEDS = {  # first word of an option -> the options that must choose its part, and the choices
     "vas": {"sampler": "vas"},
@@ -47,7 +48,7 @@ class PromptOptions:
     history_decay: float = 0.7
     """What past responses to a prompt still weigh at its next visit."""
     v0_context: int = 256
-    """Pairs of prompt and success rate that the predictor looks back at."""
+    """Pairs of prompt and success rate that the predictor looks back at, 16 or more: it says nothing from fewer."""
     v0_weights: str = ""
     """Adapter trained by offrl.llm.prompts.v0.train; default: none, the frozen model's states as they are."""
     curriculum: Literal["none", "stages"] = "none"
@@ -84,12 +85,13 @@ class PromptOptions:
             "vas_every",
             "vas_rollouts",
             "budget_low",
-            "v0_context",
             "stage_every",
             "stage_patience",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.v0_context < FEW:
+            raise ConfigError(f"v0_context must be {FEW} or more, got {self.v0_context}")
         for name in ("pool", "stage_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
