@@ -234,8 +234,14 @@ def pool_of(task: Task, options: Any) -> Pool | None:
 
 
 def stages_of(task: Task, pool: Pool | None, o: Any) -> Stages:
-    """The curriculum of a run."""
+    """The curriculum of a run.
+
+    Raises:
+        ConfigError: there is nothing to order, or bounds and pool do not fit.
+    """
     assert pool is not None
+    if task.levels == 1:
+        raise ConfigError(f"prompts of {task.name} are all of one difficulty: leave --curriculum out")
     bounds = o.stage_bounds or thirds(task.levels)
     return Stages(
         pool.prompts.levels, bounds, order=o.stage_order, advance=o.stage_advance,

@@ -222,6 +222,7 @@ def test_a_curriculum_moves_on_and_its_batches_with_it():
         ("grpo", {"sampler": "vas"}, "--sampler vas knows prompts that come again: pass --pool N"),
         ("grpo", {"allocator": "knapsack"}, "--predictor history knows prompts that come again"),
         ("grpo", {"curriculum": "stages"}, "--curriculum stages knows prompts that come again"),
+        ("grpo", {"task": "t1", "pool": 9, "curriculum": "stages"}, "prompts of t1 are all of one difficulty"),
         ("grpo", {"scaffold": "hints", "task": "t1"}, "task t1 has no hints"),
         ("grpo", {"scaffold": "hints", "task": "t4a"}, "task t4a has no hints"),
         ("grpo", {"scaffold": "hints", "hints": "h"}, "task t2 has its own hints"),
