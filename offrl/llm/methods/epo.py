@@ -93,7 +93,8 @@ class History(Companion):
             mean = sum(self.past) / k
             self.corridor = [s.low * mean, s.high * mean, beta(k, self.learner.options.steps, s.decay)]
         shares = Turns(batch.step_ids, batch.mask).shares()
-        self.past.append(float((shares * entropies).sum() / batch.mask.any(dim=1).sum().clamp(min=1)))
+        if batch.mask.any():  # not where all episodes were overlong
+            self.past.append(float((shares * entropies).sum() / batch.mask.any(dim=1).sum()))
         return batch.replace(entropies=entropies)
 
     def chosen(self, batch: TextRollouts) -> tuple[TextRollouts, dict[str, Tensor]]:
@@ -101,8 +102,8 @@ class History(Companion):
         assert batch.entropies is not None
         (low, high, _), h = self.corridor, batch.entropies[batch.mask]
         return batch, {
-            "turn_entropy": h.new_tensor(self.past[-1]),
-            "outside": ((h < low) | (h > high)).float().mean(),
+            "turn_entropy": h.new_tensor(self.past[-1] if len(h) else 0.0),
+            "outside": ((h < low) | (h > high)).float().sum() / max(len(h), 1),
         }
 
     def masked(self, batch: TextRollouts) -> tuple[TextRollouts, dict[str, Tensor]]:

@@ -135,6 +135,16 @@ def test_the_history_is_the_mean_of_all_steps_before():
     torch.testing.assert_close(masked.corridor[0], torch.tensor([1.0, 3.0, beta(2, 10, 3.0)]))
 
 
+def test_a_step_of_overlong_episodes_alone_is_no_part_of_the_history():
+    """A window of 16 tokens and one summary reach the end of no corridor."""
+    window = {"context": "supo", "context_window": 16, "summaries": 1}
+    options = LLMOptions(task="t6", prompts=2, group=2, device="cpu", **window)
+    made = build("epo", METHOD.config(), options)
+    metrics = [made.update() for _ in range(2)]
+    assert made.companion.past == []
+    assert all(torch.isfinite(value).all() for found in metrics for value in found.values())
+
+
 def test_the_state_is_the_history():
     made = learner()
     made.update()
