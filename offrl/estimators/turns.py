@@ -36,9 +36,11 @@ class Turns:
         return x.gather(1, self.index).where(self.mask, 0.0)
 
     def following(self, x: Tensor) -> Tensor:
-        """The value of the next turn, 0 after the last: (B, K) -> (B, K)."""
-        later = torch.nn.functional.pad(x.where(self.present, 0.0)[:, 1:], (0, 1))
-        return later.where(torch.nn.functional.pad(self.present[:, 1:], (0, 1)), 0.0)
+        """The value of the next turn that is there, 0 after the last: (B, K) -> (B, K)."""
+        places = torch.arange(x.shape[1], device=x.device).expand_as(x).where(self.present, x.shape[1])
+        later = torch.nn.functional.pad(places[:, 1:], (0, 1), value=x.shape[1])
+        later = later.flip(1).cummin(dim=1).values.flip(1)
+        return torch.nn.functional.pad(x, (0, 1)).gather(1, later)
 
     def shares(self) -> Tensor:
         """1 / (turns of the row x tokens of the turn) at each token, so that their sum over a row is 1: (B, T)."""

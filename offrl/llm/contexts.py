@@ -9,7 +9,8 @@ its group. Each token of a transcript belongs to one context (``segments``), und
 of an episode stay one row, so that statistics over rows are over episodes, and every loss is what it was.
 
 Source: arXiv:2510.06727, with the notes of a replication (RainyFields/supo_codegym).
-Departures: limits on calls are the environment's limits on turns.
+Departures: limits on calls are the environment's limits on turns, and episodes that these cut are learnt from like
+others; only those that ran out of summaries are masked.
 """
 
 from dataclasses import dataclass

@@ -35,6 +35,14 @@ def test_the_next_turn_is_that_of_the_same_row():
     assert found.tolist() == [[2, 3, 0, 0], [6, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
+def test_turns_that_were_dropped_are_passed_over():
+    """As rounds before a summary are: the turn before them is followed by the one after them."""
+    steps = torch.tensor([[0, 1, -1, 3, 5, -1], [-1, -1, 2, 3, -1, -1]])
+    found = Turns(steps, steps >= 0).following(torch.arange(1.0, 13.0).view(2, 6))
+    assert found[0][[0, 1, 3, 5]].tolist() == [2, 4, 6, 0]
+    assert found[1][[2, 3]].tolist() == [10, 0]
+
+
 def test_shares_weigh_turns_the_same_and_add_up_to_one():
     """Two turns of one and nine tokens weigh half each."""
     steps = torch.tensor([[0, *[1] * 9]])

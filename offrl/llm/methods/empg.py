@@ -9,7 +9,8 @@ from it (with base dapo they are sampled anew).
 
 Source: arXiv:2509.09265.
 Departures: no code of the authors is known. zeta is that of one re-implementation; entropies are those of training's
-parameters before the first update.
+parameters before the first update. With base dapo the ratio's upper bound is ``clip_high`` as it is given, 0.2 by
+default where DAPO has 0.28, and long responses are not punished.
 """
 
 from dataclasses import dataclass

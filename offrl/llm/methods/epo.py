@@ -24,7 +24,7 @@ from offrl.errors import ConfigError
 from offrl.estimators.compose import Estimator
 from offrl.estimators.recipes import recipe
 from offrl.estimators.turns import Turns
-from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms
+from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms, unused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,8 @@ class EPOConfig(ClipSettings):
     def __post_init__(self) -> None:
         if not (self.entropy > 0.0 and self.alpha >= 0.0 and 0.0 <= self.low <= self.high):
             raise ConfigError("epo: entropy must be positive, alpha 0 or more, and 0 <= low <= high")
+        if self.base == "grpo":
+            unused(self, "with base grpo", "lam", "value")
 
 
 def held(
@@ -91,7 +93,8 @@ class History(Companion):
             mean = sum(self.past) / k
             self.corridor = [s.low * mean, s.high * mean, beta(k, self.learner.options.steps, s.decay)]
         shares = Turns(batch.step_ids, batch.mask).shares()
-        self.past.append(float((shares * entropies).sum() / batch.mask.any(dim=1).sum().clamp(min=1)))
+        if batch.mask.any():  # not where all episodes were overlong
+            self.past.append(float((shares * entropies).sum() / batch.mask.any(dim=1).sum()))
         return batch.replace(entropies=entropies)
 
     def chosen(self, batch: TextRollouts) -> tuple[TextRollouts, dict[str, Tensor]]:
@@ -99,8 +102,8 @@ class History(Companion):
         assert batch.entropies is not None
         (low, high, _), h = self.corridor, batch.entropies[batch.mask]
         return batch, {
-            "turn_entropy": h.new_tensor(self.past[-1]),
-            "outside": ((h < low) | (h > high)).float().mean(),
+            "turn_entropy": h.new_tensor(self.past[-1] if len(h) else 0.0),
+            "outside": ((h < low) | (h > high)).float().sum() / max(len(h), 1),
         }
 
     def masked(self, batch: TextRollouts) -> tuple[TextRollouts, dict[str, Tensor]]:
@@ -134,7 +137,17 @@ def estimator(settings: EPOConfig, length: int) -> Estimator:
     return recipe("ppo", advantage=advantage, mask=clip(settings), regularizers=regularizers)
 
 
+def unfit(settings: EPOConfig, options: Any, task: Any) -> str | None:
+    """Groups of one with base grpo."""
+    least = options.budget_low if options.allocator == "knapsack" else options.group
+    if settings.base == "grpo" and least < 2:
+        return (
+            "base grpo compares the responses of a group: --group must be 2 or more, and so must --budget-low"
+        )
+    return None
+
+
 METHOD = Method(
-    config=EPOConfig, estimator=estimator, grouped=True, companion=History,
+    config=EPOConfig, estimator=estimator, companion=History, unfit=unfit,
     critic=lambda settings: settings.base == "ppo",
 )  # fmt: skip

@@ -26,7 +26,7 @@ from offrl.estimators.compose import Estimator, Spec, compose
 from offrl.estimators.groups import Groups
 from offrl.estimators.sets import all_sets, enumerable, polychromic, projected, random_sets, shared
 from offrl.llm.episodes import Moment, environment_of, resumed
-from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms
+from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms, unused
 from offrl.llm.text import Prompts, Responses
 
 
@@ -56,6 +56,8 @@ class PolychromicConfig(ClipSettings):
     def __post_init__(self) -> None:
         if self.n < 2 or self.sets < 1 or self.states < 0 or self.window < 0:
             raise ConfigError("polychromic: n must be 2 or more, sets 1 or more, states and window 0 or more")
+        if self.states == 0:
+            unused(self, "with states 0", "vines")
         if self.states and self.n > self.vines:
             raise ConfigError(f"polychromic: sets of {self.n} need as many vines, got {self.vines}")
 

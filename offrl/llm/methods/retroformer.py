@@ -10,7 +10,8 @@ says (``offrl.llm.ratings``) in place of the difference; it learns from the pair
 
 Source: arXiv:2308.02151; controller: arXiv:1909.08593.
 Departures: differences are learnt from directly unless ratings are asked for; ratings learn while the policy does, not
-once before it; the group's mean as a baseline, which the paper does not have.
+once before it; the group's mean as a baseline, which the paper does not have; the KL stands in the loss, by k3, where
+the paper takes it off the reward.
 """
 
 from dataclasses import dataclass

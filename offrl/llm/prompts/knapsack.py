@@ -14,7 +14,8 @@ Source: arXiv:2509.25849; failures: arXiv:2602.03584. No code of the authors is 
 Departures: p is a posterior mean that decays (``history``), not the rate of the last visit alone, which at N = 2 knows
 three values. Prompts never seen get the average number. Every prompt weighs the same in the loss, however many
 responses it got: advantages are multiplied by the mean size of groups over that of their own (losses over whole
-groups take their means as they do anyway).
+groups take their means as they do anyway: PACS, a mean over rows, weighs prompts by their responses). Posterior means
+are never 0 or 1, so that with them every prompt has some value and nothing is left over.
 """
 
 import numpy as np

@@ -4,16 +4,17 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from offrl.errors import ConfigError
+from offrl.llm.prompts.v0 import FEW
 
-NEEDS = {  # first word of an option -> the option that must choose its part, and the choice
-    "vas": ("sampler", "vas"),
-    "budget": ("allocator", "knapsack"),
-    "predictor": ("allocator", "knapsack"),
-    "history": ("predictor", "history"),
-    "v0": ("predictor", "v0"),
-    "stage": ("curriculum", "stages"),
-    "hint": ("scaffold", "hints"),
-    "hints": ("scaffold", "hints"),
+NEEDS = {  # first word of an option -> the options that must choose its part, and the choices
+    "vas": {"sampler": "vas"},
+    "budget": {"allocator": "knapsack"},
+    "predictor": {"allocator": "knapsack"},
+    "history": {"allocator": "knapsack", "predictor": "history"},
+    "v0": {"predictor": "v0"},
+    "stage": {"curriculum": "stages"},
+    "hint": {"scaffold": "hints"},
+    "hints": {"scaffold": "hints"},
 }
 
 
@@ -47,7 +48,7 @@ class PromptOptions:
     history_decay: float = 0.7
     """What past responses to a prompt still weigh at its next visit."""
     v0_context: int = 256
-    """Pairs of prompt and success rate that the predictor looks back at."""
+    """Pairs of prompt and success rate that the predictor looks back at, 16 or more: it says nothing from fewer."""
     v0_weights: str = ""
     """Adapter trained by offrl.llm.prompts.v0.train; default: none, the frozen model's states as they are."""
     curriculum: Literal["none", "stages"] = "none"
@@ -84,12 +85,13 @@ class PromptOptions:
             "vas_every",
             "vas_rollouts",
             "budget_low",
-            "v0_context",
             "stage_every",
             "stage_patience",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.v0_context < FEW:
+            raise ConfigError(f"v0_context must be {FEW} or more, got {self.v0_context}")
         for name in ("pool", "stage_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
@@ -105,9 +107,12 @@ class PromptOptions:
     def _check_use(self) -> None:
         """Refuse what has no effect."""
         for field in fields(PromptOptions):
-            option, choice = NEEDS.get(field.name.split("_")[0], ("", ""))
-            if option and getattr(self, option) != choice and getattr(self, field.name) != field.default:
-                raise ConfigError(f"{field.name} has no effect without --{option} {choice}: leave it out")
+            needs = NEEDS.get(field.name.split("_")[0], {})
+            missing = [
+                f"--{option} {choice}" for option, choice in needs.items() if getattr(self, option) != choice
+            ]
+            if missing and getattr(self, field.name) != field.default:
+                raise ConfigError(f"{field.name} has no effect without {missing[0]}: leave it out")
         used = {"plateau": ("stage_patience",), "competence": ("stage_threshold",), "steps": ("stage_steps",)}
         rules = {name for names in used.values() for name in names} | {"stage_every"}
         for field in fields(PromptOptions):

@@ -15,6 +15,7 @@ import tyro
 
 from offrl.errors import ConfigError
 from offrl.llm.episodes import respond
+from offrl.llm.evaluate import FEW_ROWS, LARGE
 from offrl.llm.models import load_model
 from offrl.llm.options import LLMOptions
 from offrl.llm.prompts.v0 import Outcomes, QueryAdapter, auc, logistic, save_adapter, train
@@ -61,18 +62,32 @@ class Generalist:
 
 
 def outcomes(
-    policy: Any, backbone: Any, task: Task, *, count: int, samples: int, seed: int, name: str
+    policy: Any,
+    backbone: Any,
+    task: Task,
+    *,
+    count: int,
+    samples: int,
+    seed: int,
+    name: str,
+    temperature: float = 1.0,
 ) -> Outcomes:
     """Success rates of a policy on fresh prompts, with the frozen model's states of these; on the CPU."""
     device = policy.bias.device
     prompts = task.prompts(min(count, getattr(task, "size", count)), stream(seed, f"{name} prompts")).to(
         device
     )
-    found = respond(policy, task, prompts, copies=samples, generator=stream(seed, name, device))
-    right = task.success(prompts.repeat(samples), found).view(-1, samples).float().mean(dim=1)
-    with torch.no_grad():
-        states = backbone.prompt_states(prompts.tokens, prompts.mask).float()
-    return Outcomes(states.cpu(), prompts.mask.cpu(), right.cpu())
+    generator = stream(seed, name, device)
+    many = sum(p.numel() for p in policy.parameters()) > LARGE
+    right, states = [], []
+    for rows in torch.arange(len(prompts)).split(max(FEW_ROWS // samples, 1) if many else len(prompts)):
+        part = prompts.rows(rows.to(device))
+        found = respond(policy, task, part, copies=samples, temperature=temperature, generator=generator)
+        success = task.success(part.repeat(samples), found)
+        right.append(success.view(-1, samples).float().mean(dim=1).cpu())
+        with torch.no_grad():
+            states.append(backbone.prompt_states(part.tokens, part.mask).float().cpu())
+    return Outcomes(torch.cat(states), prompts.mask.cpu(), torch.cat(right))
 
 
 def ranked(policies: Sequence[Outcomes], adapter: QueryAdapter | None, context: int) -> float:
@@ -140,7 +155,14 @@ def train_from_runs(o: Generalist, note: Callable[[str], None]) -> str:
     def did(name: str, number: int) -> Outcomes:
         policy = load_model(name, task, options.seed)
         found = outcomes(
-            policy, backbone, task, count=o.prompts, samples=o.samples, seed=o.seed, name=f"policy {number}"
+            policy,
+            backbone,
+            task,
+            count=o.prompts,
+            samples=o.samples,
+            seed=o.seed,
+            name=f"policy {number}",
+            temperature=options.temperature,
         )
         note(f"{name}: {float(found.rates.mean()):.3f} right on {len(found.rates)} prompts")
         return found

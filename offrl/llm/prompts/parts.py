@@ -10,6 +10,7 @@ from torch import Tensor
 
 from offrl.errors import ConfigError
 from offrl.estimators.groups import Groups
+from offrl.llm.evaluate import FEW_ROWS, LARGE
 from offrl.llm.method import TextRollouts
 from offrl.llm.prompts import knapsack
 from offrl.llm.prompts.history import History
@@ -18,6 +19,7 @@ from offrl.llm.prompts.scaffold import Hinter, Scaffold
 from offrl.llm.prompts.stages import Stages, thirds
 from offrl.llm.prompts.v0 import V0
 from offrl.llm.prompts.vas import VAS
+from offrl.llm.rollouts import widened
 from offrl.llm.tasks.task import Task
 from offrl.llm.text import Prompts, Responses
 from offrl.training.seeding import stream
@@ -79,6 +81,8 @@ class PromptParts:
             if options.sampler == "vas":
                 self.vas = VAS(size, options.vas_share, options.vas_diversity, walk)
             self.sampler = self.vas or Walk(size, walk)
+            many = sum(p.numel() for p in policy.parameters()) > LARGE
+            self.at_once = FEW_ROWS if many else size * options.vas_rollouts
         if options.curriculum == "stages":
             self.stages = stages_of(task, self.pool, options)
         if options.allocator == "knapsack" and options.predictor == "v0":
@@ -109,11 +113,22 @@ class PromptParts:
         if self.vas is None or self.pool is None:
             return {}
         if step % self.options.vas_every == 0:
-            copies = self.options.vas_rollouts
-            responses = respond(self.pool.prompts, copies)
-            asked = self.pool.prompts.to(responses.tokens.device).repeat(copies)
-            self.reported = self.vas.refresh(self.task.success(asked, responses), responses)
+            self.reported = self.vas.refresh(*self._scored(self.pool.prompts, respond))
         return self.reported
+
+    def _scored(self, prompts: Prompts, respond: Respond) -> tuple[Tensor, Responses]:
+        """Successes and responses to all prompts, of a model of many parameters some at a time."""
+        copies = self.options.vas_rollouts
+        success, found = [], []
+        for rows in torch.arange(len(prompts)).split(max(self.at_once // copies, 1)):
+            responses = respond(prompts.rows(rows), copies)
+            asked = prompts.rows(rows).to(responses.tokens.device).repeat(copies)
+            success.append(self.task.success(asked, responses))
+            found.append(responses)
+        names = "tokens", "mask", "log_probs"
+        parts = ([getattr(responses, name) for responses in found] for name in names)
+        wide = (torch.cat(widened(part, 0, on_the_left=False)) for part in parts)
+        return torch.cat(success), Responses(*wide)
 
     def ask(self) -> tuple[Prompts, int | Tensor]:
         """Prompts of a batch, on the CPU, and how many responses each of them gets."""
@@ -234,8 +249,14 @@ def pool_of(task: Task, options: Any) -> Pool | None:
 
 
 def stages_of(task: Task, pool: Pool | None, o: Any) -> Stages:
-    """The curriculum of a run."""
+    """The curriculum of a run.
+
+    Raises:
+        ConfigError: there is nothing to order, or bounds and pool do not fit.
+    """
     assert pool is not None
+    if task.levels == 1:
+        raise ConfigError(f"prompts of {task.name} are all of one difficulty: leave --curriculum out")
     bounds = o.stage_bounds or thirds(task.levels)
     return Stages(
         pool.prompts.levels, bounds, order=o.stage_order, advance=o.stage_advance,
@@ -250,7 +271,7 @@ def hinter_of(task: Task, options: Any, policy: Any) -> Hinter:
     Raises:
         ConfigError: nobody does, or both do.
     """
-    if hasattr(task, "hinted"):
+    if hasattr(task, "hint_levels"):
         if options.hints or options.hint_tiers:
             raise ConfigError(f"task {task.name} has its own hints: leave --hints and --hint-tiers out")
         return cast(Hinter, task)

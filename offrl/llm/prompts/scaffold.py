@@ -7,8 +7,9 @@ The group then has one success among its failures. Log-probabilities of that row
 so that it is on policy. No hints in the first part of the run, and none in evaluations.
 
 Source: arXiv:2510.19807, dvlab-research/Scaf-GRPO.
-Departures: all three tiers, of which the published code leaves planning out. All levels are sampled at once, as in
-the code.
+Departures: all three tiers, of which the published code leaves planning out. All levels are sampled at once, and hints
+begin after a fixed share of the run, as in the code; the paper's sign, that fewer prompts are newly solved, is not
+looked for.
 """
 
 from collections.abc import Callable

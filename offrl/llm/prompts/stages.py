@@ -56,7 +56,8 @@ class Stages:
             self.buckets = self.last - self.buckets
         if missing := set(range(len(bounds))) - set(self.buckets.tolist()):
             raise ConfigError(
-                f"stage {min(missing) + 1} of {len(bounds)} holds no prompt of the pool: raise --pool"
+                f"stage {min(missing) + 1} of {len(bounds)} holds no prompt of the pool: raise --pool, "
+                "or pass --stage-bounds"
             )
         self.advance, self.steps, self.every = advance, steps, every
         self.patience, self.threshold, self.replay = patience, threshold, replay

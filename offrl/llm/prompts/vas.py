@@ -21,7 +21,7 @@ from offrl.llm.text import Responses
 
 ORDERS = (1, 2, 3)
 SMOOTH = 0.1
-"""Stands for the matches of an order that has none (smoothing method 1 of nltk)."""
+"""Stands for the matches of an order that has none (smoothing method 1 of nltk); without a shared token BLEU is 0."""
 CELLS = 2**24
 """Pairs of positions that are compared at once."""
 
@@ -105,6 +105,7 @@ def _self_bleu(tokens: Tensor, mask: Tensor) -> Tensor:
     same = tokens[:, :, :, None, None] == tokens[:, None, None]  # (P, N, T, N, T)
     same = same & mask[:, :, :, None, None] & mask[:, None, None]
     logs, orders = torch.zeros_like(lengths, dtype=torch.float64), torch.zeros_like(lengths)
+    alike = lengths > 0
     grams = same
     for order in ORDERS:
         if order > mask.shape[2]:
@@ -116,6 +117,7 @@ def _self_bleu(tokens: Tensor, mask: Tensor) -> Tensor:
         most = counts.where(other[None, :, None], 0).amax(dim=3)
         shared = torch.minimum(own, most).double() / own.clamp(min=1)
         matches = shared.sum(dim=2)  # the occurrences of a gram add up to its clipped count
+        alike = matches > 0 if order == 1 else alike
         total = (lengths - order + 1).clamp(min=0)
         fits = total > 0
         precision = matches.where(matches > 0, SMOOTH) / total.clamp(min=1)
@@ -125,4 +127,4 @@ def _self_bleu(tokens: Tensor, mask: Tensor) -> Tensor:
     nearest = (gaps + lengths[:, None] * 1e-6).where(other, torch.inf).argmin(dim=2)
     reference = lengths.gather(1, nearest).double()
     brevity = (1.0 - reference / lengths.clamp(min=1)).clamp(max=0.0).exp()
-    return brevity * (logs / orders.clamp(min=1)).exp().where(orders > 0, 0.0)
+    return brevity * (logs / orders.clamp(min=1)).exp().where(alike, 0.0)

@@ -2,7 +2,7 @@
 
 A turn is one word: ">" goes on, 1 to 8 name a key. The first answer is "!", the key and three letters, each of the next
 10 to 20 is five letters, and then "?" asks: 1 is earned if the next key that is named is the one that was shown
-(whatever else is said, "?" asks again, three times at most). 64 to 126 tokens; chance is 1/8.
+(whatever else is said, "?" asks again, three times at most). 70 to 130 tokens if it is named at once; chance is 1/8.
 """
 
 import torch
@@ -19,7 +19,7 @@ class Corridor:
     """Eight keys, lengths and letters by ``prompts.ids``; one difficulty."""
 
     name, levels, max_prompt = "t6", 1, 1
-    max_response = 6 * (1 + LONGEST) + 2 * (1 + ASKED)
+    max_response = 6 * (1 + LONGEST) + 2 * (1 + ASKED) + 1  # the word after the last question
 
     def __init__(self) -> None:
         self.vocabulary = Vocabulary(">12345678!?#=abcdefgh")

@@ -53,8 +53,9 @@ class Screen:
             text = f"{screen}|{''.join(OPERATIONS[i] for i in asked[:length])}|{past}="
             rows.append([BOS, *self.vocabulary.ids(text)])
         tokens, mask = left_padded(rows, self.max_prompt)
-        digest = (tokens * 31 ** torch.arange(self.max_prompt).clamp(max=11)).sum(dim=1)
-        ids = digest * 1009 + (tokens * torch.arange(1, self.max_prompt + 1) ** 3).sum(dim=1)
+        ids = torch.zeros_like(lengths)
+        for column in tokens.T:  # a polynomial modulo 2^64: the places are too many to be counted exactly
+            ids = 6364136223846793005 * ids + column
         return Prompts(tokens, mask, torch.full((count,), self.max_response), ids, lengths)
 
     def wanted(self, prompts: Prompts) -> tuple[Tensor, Tensor, Tensor]:

@@ -65,9 +65,7 @@ class PromptTask:
         self.tokens = [tokens[i] for i in kept]
         self.max_prompt = max(map(len, self.tokens))
         self.answers = [field(row, answer_key, name) for row in self.rows]
-        self.difficulty = torch.tensor([int(row.get("level", 1)) for row in self.rows])
-        if int(self.difficulty.min()) < 1:
-            raise DatasetError(f"levels of {name} must be 1 or more")
+        self.difficulty = torch.tensor([level_of(row, name) for row in self.rows])
         self.levels = int(self.difficulty.max())
         self.allowed = torch.ones(len(vocabulary), dtype=torch.bool)
         self.highest = max(vocabulary.filler, *(max(ids) for ids in self.tokens))
@@ -144,6 +142,22 @@ class PromptTask:
     def measures(self, policy: Any) -> dict[str, float]:
         """Nothing."""
         return {}
+
+
+def level_of(row: Row, name: str) -> int:
+    """The difficulty of a row, 1 without one.
+
+    Raises:
+        DatasetError: something else than a whole number from 1.
+    """
+    value = row.get("level", 1)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if number < 1.0 or not number.is_integer():
+        raise DatasetError(f"levels of {name} must be 1 or more, whole numbers, got {value!r}")
+    return int(number)
 
 
 def answer_id(text: str) -> int:

@@ -12,6 +12,7 @@ from offrl.llm.methods import load_method
 from offrl.llm.methods.epo import beta, held
 from offrl.llm.models import load_model
 from offrl.llm.options import LLMOptions
+from offrl.llm.session import build
 from offrl.llm.tasks import load_task
 
 METHOD = load_method("epo")
@@ -134,6 +135,16 @@ def test_the_history_is_the_mean_of_all_steps_before():
     torch.testing.assert_close(masked.corridor[0], torch.tensor([1.0, 3.0, beta(2, 10, 3.0)]))
 
 
+def test_a_step_of_overlong_episodes_alone_is_no_part_of_the_history():
+    """A window of 16 tokens and one summary reach the end of no corridor."""
+    window = {"context": "supo", "context_window": 16, "summaries": 1}
+    options = LLMOptions(task="t6", prompts=2, group=2, device="cpu", **window)
+    made = build("epo", METHOD.config(), options)
+    metrics = [made.update() for _ in range(2)]
+    assert made.companion.past == []
+    assert all(torch.isfinite(value).all() for found in metrics for value in found.values())
+
+
 def test_the_state_is_the_history():
     made = learner()
     made.update()
@@ -171,6 +182,28 @@ def test_above_the_corridor_entropy_falls_only_if_alpha_beta_exceeds_one(alpha, 
         assert end > start + 0.05
     else:
         assert abs(end - 2 * start / 3) < 0.1
+
+
+def test_a_critic_needs_no_groups_and_the_mean_of_a_group_does():
+    def made(base, **given):
+        options = LLMOptions(**{"task": "t4a", "prompts": 4, "device": "cpu"} | given)
+        return build("epo", METHOD.config(base=base), options)
+
+    metrics = made("ppo", group=1).update()
+    assert all(torch.isfinite(value).all() for value in metrics.values())
+    with pytest.raises(ConfigError, match="base grpo compares the responses of a group: --group must be 2"):
+        made("grpo", group=1)
+    least = {"group": 4, "pool": 9, "allocator": "knapsack", "budget_low": 1}
+    with pytest.raises(ConfigError, match="base grpo compares the responses of a group: .*budget-low"):
+        made("grpo", **least)
+    assert made("ppo", **least).options.budget_low == 1
+
+
+def test_settings_of_the_other_base_are_refused():
+    for given in ({"lam": 0.9}, {"value": 0.5}):
+        with pytest.raises(ConfigError, match="has no effect with base grpo"):
+            METHOD.config(**given)
+        METHOD.config(base="ppo", **given)
 
 
 def test_impossible_settings_are_refused():

@@ -150,6 +150,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
         make("t1", allocator="knapsack", states=0)
     with pytest.raises(ConfigError, match="--group 6 or more"):
         make("t1", group=4, states=0, n=6)
+    with pytest.raises(ConfigError, match="vines has no effect with states 0"):
+        METHOD.config(states=0, vines=16)
     with pytest.raises(ConfigError, match="sets of 9 need as many vines"):
         METHOD.config(n=9)
     with pytest.raises(ConfigError, match=r"rewards must lie in \[0, 1\]"):

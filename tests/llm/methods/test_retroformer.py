@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from offrl.errors import ConfigError
+from offrl.estimators.rollouts import Rollouts
 from offrl.llm.learner import Learner
 from offrl.llm.methods import load_method
 from offrl.llm.methods.retroformer import anchored
@@ -15,6 +16,8 @@ from offrl.llm.tasks import load_task, task_for
 from offrl.llm.tasks.grid import Grid
 from offrl.llm.tasks.retry import Retry
 from offrl.llm.text import PAD, Responses
+
+METHOD = load_method("retroformer")
 
 
 def generator(seed=0):
@@ -143,13 +146,20 @@ def test_only_failures_are_tried_again_so_that_success_never_falls():
     assert found["success_1"] <= min(found["success_2"], found["success_2_without"])
 
 
+def advantages(paid):
+    """(N, G) rewards of the reflections on N failures -> what the method learns from."""
+    estimator = METHOD.estimator(METHOD.config(), 1)
+    ids = torch.arange(len(paid)).repeat_interleave(paid.shape[1])
+    return estimator.advantages(Rollouts(rewards=paid.flatten(), group_ids=ids)).view(paid.shape)
+
+
 def bandit(success, centred, count=20_000, group=4):
     """Mean and variance of the gradient on one logit, of reflections on failures of an actor that succeeds so often."""
     g = generator(3)
     p = torch.tensor([0.3, 0.7])
     drawn = (torch.rand(count, group, generator=g) < p[1]).long()
     paid = (torch.rand(count, group, generator=g) < torch.tensor(success)[drawn]).float()
-    a = paid - paid.mean(dim=1, keepdim=True) if centred else paid
+    a = advantages(paid) if centred else paid
     each = (a * (drawn - p[1])).mean(dim=1) * (group / (group - 1) if centred else 1.0)
     return float(each.mean()), float(each.var())
 
@@ -176,7 +186,7 @@ def test_an_oracle_is_learnt_with_the_analytic_gradient():
     total = torch.zeros(3, dtype=torch.float64)
     for draw in itertools.product(range(3), repeat=2):
         paid = torch.tensor([float(a == 1) for a in draw], dtype=torch.float64)
-        a = 2 * (paid - paid.mean())
+        a = 2 * advantages(paid[None])[0]
         score = torch.eye(3, dtype=torch.float64)[list(draw)] - p.detach()
         total += p.detach()[list(draw)].prod() * (a[:, None] * score).mean(dim=0)
     torch.testing.assert_close(total[1], (p[1] * (1 - p[1])).detach(), atol=1e-12, rtol=0)
@@ -194,9 +204,6 @@ def test_selection_of_lucky_reflections_drifts_where_the_gradient_does_not():
     before = float(torch.cat([said_easy, said_hard]).float().mean())
     assert abs(before - 0.5) < 0.02
     assert float(lucky.float().mean()) > 0.75  # drifts, though no token helps
-
-
-METHOD = load_method("retroformer")
 
 
 def learner(task=None, **settings):

@@ -114,6 +114,16 @@ def test_a_run_that_was_cut_goes_on_where_it_was(serve, tmp_path):
     assert len(load_hints(str(out))) == 2
 
 
+def test_line_separators_within_text_end_no_line(tmp_path):
+    """JSON writes U+2028 and U+0085 as they are."""
+    out, asked = tmp_path / "h.jsonl", "two\u2028lines\x85more"
+    teacher = lambda text: '["a\u2028b", "c"]'  # noqa: E731
+    hints.make_hints([{"prompt": asked, "answer": "7"}], out, teacher, tiers=["knowledge"], parts=2)
+    assert load_hints(str(out))[asked][TIERS["knowledge"]] == ["a\u2028b", "c"]
+    out.write_bytes(out.read_bytes().replace(b"\n", b"\r\n"))
+    assert list(load_hints(str(out))) == [asked]
+
+
 def test_replies_that_show_the_answer_or_have_another_form_are_asked_for_again(serve, tmp_path):
     out = tmp_path / "h.jsonl"
     server = serve('["3 + 4 = 7", "so"]', GOOD, "no list", '["Paris!", "x"]')

@@ -28,7 +28,10 @@ class Frozen(torch.nn.Module):
 def test_rates_are_those_of_each_prompts_own_responses(monkeypatch):
     task = load_task("t2")
 
-    def respond(policy, task, prompts, *, copies, generator):
+    asked_for = []
+
+    def respond(policy, task, prompts, *, copies, temperature, generator):
+        asked_for.append((len(prompts), temperature))
         many, number = prompts.repeat(copies), torch.arange(len(prompts) * copies) % copies
         wrong = number >= many.ids % (copies + 1)
         sums = task.sums(many)
@@ -37,13 +40,21 @@ def test_rates_are_those_of_each_prompts_own_responses(monkeypatch):
         return demonstrated(sums)
 
     monkeypatch.setattr(outcomes, "respond", respond)
-    found = outcomes.outcomes(Frozen(), Frozen(), task, count=70, samples=4, seed=3, name="x")
+    how = {"samples": 4, "seed": 3, "name": "x", "temperature": 0.6}
+    found = outcomes.outcomes(Frozen(), Frozen(), task, count=70, **how)
+    assert asked_for == [(70, 0.6)]
     asked = task.prompts(70, outcomes.stream(3, "x prompts"))
     torch.testing.assert_close(found.rates, (asked.ids % 5) / 4)
     assert torch.equal(found.states[..., 0].long(), asked.tokens)
     assert torch.equal(found.mask, asked.mask)
-    small = outcomes.outcomes(Frozen(), Frozen(), Few(), count=70, samples=4, seed=3, name="x")
-    assert len(small.rates) == Few.size
+    assert len(outcomes.outcomes(Frozen(), Frozen(), Few(), count=70, **how).rates) == Few.size
+    monkeypatch.setattr(outcomes, "LARGE", -1)
+    monkeypatch.setattr(outcomes, "FEW_ROWS", 90)
+    again = outcomes.outcomes(Frozen(), Frozen(), task, count=70, **how)  # of large models some at a time
+    assert [size for size, _ in asked_for[-4:]] == [22, 22, 22, 4]
+    assert all(
+        torch.equal(getattr(again, field), getattr(found, field)) for field in ("states", "mask", "rates")
+    )
 
 
 class Few(type(load_task("t2"))):

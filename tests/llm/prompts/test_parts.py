@@ -10,7 +10,10 @@ from offrl.llm.methods import METHODS, load_method
 from offrl.llm.models import load_model
 from offrl.llm.options import LLMOptions, check
 from offrl.llm.prompts.knapsack import even
+from offrl.llm.prompts.parts import PromptParts
+from offrl.llm.rollouts import demonstrated
 from offrl.llm.tasks import load_task
+from offrl.llm.text import PAD
 
 
 def learner(name="grpo", settings=None, **options):
@@ -186,8 +189,6 @@ def test_limits_of_hinted_responses_are_shorter_by_the_hint():
     sums = task.sums(prompts)
     assert torch.equal(hinted.tokens[:, -3:][fits], sums[:, :3][fits])
     assert torch.equal(task.sums(hinted), sums)
-    from offrl.llm.rollouts import demonstrated
-
     rest = demonstrated(torch.nn.functional.pad(sums[:, 3:], (0, 1)))
     assert bool(task.success(hinted.rows(fits), demonstrated(rest.tokens[fits])).all())
     wrong = rest.tokens.clone()
@@ -202,6 +203,37 @@ def test_scoring_rollouts_count_and_come_when_due():
         made.update()
         counts.append(made.rollouts)
     assert counts == [3 * size + 16, 3 * size + 32, 6 * size + 48, 6 * size + 64]
+
+
+def test_models_of_many_parameters_score_a_pool_in_pieces(monkeypatch):
+    """As evaluations do; the scores are those of one piece."""
+    made = learner(pool=30, sampler="vas", vas_rollouts=3)
+    task, sizes = made.task, []
+
+    def respond(prompts, copies):
+        """The right sums, some of them spoilt, the same for the same prompt; as wide as the longest of them."""
+        sums = task.sums(prompts.repeat(copies))
+        sums = sums[:, : int((sums != PAD).sum(dim=1).max())]
+        spoilt = (prompts.repeat(copies).ids[:, None] * (1 + torch.arange(sums.shape[1]))) % 3 == 0
+        turn = torch.arange(len(sums))[:, None] % copies  # another one in each copy
+        other = torch.where(spoilt & (turn > 0) & (sums != PAD), task.zero + turn, sums)
+        sizes.append(len(sums))
+        return demonstrated(other)
+
+    parts = made.prompting
+    whole = {name: float(x) for name, x in parts.refreshed(0, respond).items()}
+    size, weights = len(parts.pool), parts.vas.weights
+    assert sizes == [3 * size]
+    assert 0.0 < float(weights.mean()) < 1.0
+    monkeypatch.setattr("offrl.llm.prompts.parts.LARGE", 0)
+    monkeypatch.setattr("offrl.llm.prompts.parts.FEW_ROWS", 16)
+    again = PromptParts(task, made.options, made.policy)
+    found = {name: float(x) for name, x in again.refreshed(0, respond).items()}
+    assert len(sizes) == 1 + -(-size // 5)
+    assert max(sizes[1:]) == 15
+    assert sum(sizes[1:]) == 3 * size
+    assert found == pytest.approx(whole, abs=1e-12)
+    torch.testing.assert_close(again.vas.weights, weights, atol=1e-12, rtol=0)
 
 
 def test_a_curriculum_moves_on_and_its_batches_with_it():
@@ -222,7 +254,9 @@ def test_a_curriculum_moves_on_and_its_batches_with_it():
         ("grpo", {"sampler": "vas"}, "--sampler vas knows prompts that come again: pass --pool N"),
         ("grpo", {"allocator": "knapsack"}, "--predictor history knows prompts that come again"),
         ("grpo", {"curriculum": "stages"}, "--curriculum stages knows prompts that come again"),
+        ("grpo", {"task": "t1", "pool": 9, "curriculum": "stages"}, "prompts of t1 are all of one difficulty"),
         ("grpo", {"scaffold": "hints", "task": "t1"}, "task t1 has no hints"),
+        ("grpo", {"scaffold": "hints", "task": "t4a"}, "task t4a has no hints"),
         ("grpo", {"scaffold": "hints", "hints": "h"}, "task t2 has its own hints"),
         ("sft", {"group": 1, "pool": 9, "sampler": "vas"}, "sft samples nothing: leave --sampler vas out"),
         ("hpt", {"scaffold": "hints"}, "hpt has demonstrations where all responses fail"),

@@ -104,7 +104,7 @@ def test_a_restored_sampler_goes_on_with_the_same_draws():
 
 
 def bleu(sentence, others):
-    """Written out: clipped counts, smoothing of empty orders, brevity penalty of the nearest length."""
+    """As nltk's sentence_bleu: clipped counts, smoothing of empty orders unless no word is shared, nearest length."""
     logs, orders = 0.0, 0
     for n in (1, 2, 3):
         if len(sentence) < n:
@@ -113,7 +113,10 @@ def bleu(sentence, others):
         most = Counter()
         for other in others:
             most |= Counter(tuple(other[i : i + n]) for i in range(len(other) - n + 1))
-        matches = sum(min(count, most[gram]) for gram, count in grams.items()) or 0.1
+        matches = sum(min(count, most[gram]) for gram, count in grams.items())
+        if n == 1 and matches == 0:
+            return 0.0
+        matches = matches or 0.1
         logs, orders = logs + log(matches / sum(grams.values())), orders + 1
     nearest = min((abs(len(o) - len(sentence)), len(o)) for o in others)[1]
     return exp(min(0.0, 1 - nearest / len(sentence))) * exp(logs / orders)
@@ -130,11 +133,16 @@ def test_diversity_is_one_less_self_bleu():
     assert diversity(tokens, mask).tolist() == pytest.approx(want, abs=1e-9)
 
 
-def test_equal_responses_have_no_diversity_and_disjoint_ones_nearly_all_of_it():
+def test_equal_responses_have_no_diversity_and_disjoint_ones_all_of_it():
     mask = torch.ones(1, 4, 9, dtype=torch.bool)
     same = torch.arange(9).expand(1, 4, 9)
     assert float(diversity(same, mask)) == pytest.approx(0.0, abs=1e-12)
-    assert float(diversity(torch.arange(36).view(1, 4, 9), mask)) > 0.98
+    for length in (1, 2, 9):
+        assert float(diversity(torch.arange(36).view(1, 4, 9)[:, :, :length], mask[:, :, :length])) == 1.0
+    shared = torch.tensor(
+        [[[1, 2, 3], [1, 4, 5]]]
+    )  # one word of three, no longer gram: (1/3 x 0.1/2 x 0.1)^(1/3)
+    assert float(diversity(shared, mask[:, :2, :3])) == pytest.approx(1 - (0.1 * 0.05 / 3) ** (1 / 3))
     one = torch.ones(1, 4, 1, dtype=torch.int64)
     assert float(diversity(one, mask[:, :, :1])) == pytest.approx(0.0, abs=1e-12)
 

@@ -80,3 +80,13 @@ def test_final_answers_are_equal_for_equal_actions():
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0]]).bool()
     found = TASK.final_answers(None, Responses(tokens, mask, torch.zeros(3, 4)))
     assert found[0] == found[1] != found[2]
+
+
+def test_different_prompts_have_different_ids():
+    """Among the 16 000 of this seed two pairs had one id each under an earlier numbering."""
+    prompts = TASK.prompts(16_000, torch.Generator().manual_seed(46))
+    tokens, first = torch.unique(prompts.tokens, dim=0, return_inverse=True)
+    assert len(tokens) < 16_000  # some come twice
+    assert len(prompts.ids.unique()) == len(tokens)
+    again = torch.zeros(len(tokens), dtype=torch.int64).scatter(0, first, prompts.ids)
+    assert torch.equal(again[first], prompts.ids)

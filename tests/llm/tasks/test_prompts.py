@@ -145,6 +145,12 @@ def test_mistakes_are_one_line(tmp_path, hugging_face):
         ({"reward": ()}, "pass --reward, for instance --reward integer"),
         ({"prompt_key": "prompt"}, "own has no 'prompt'; its columns are q, gold, level"),
         ({"rows": [{"q": "a", "gold": {"value": 1}, "level": 0}]}, "levels of own must be 1 or more"),
+        (
+            {"rows": [{"q": "a", "gold": {"value": 1}, "level": "Level 5"}]},
+            "levels of own must be .* got 'Level 5'",
+        ),
+        ({"rows": [{"q": "a", "gold": {"value": 1}, "level": None}]}, "levels of own must be .* got None"),
+        ({"rows": [{"q": "a", "gold": {"value": 1}, "level": 2.5}]}, "levels of own must be .* got 2.5"),
     ):
         with pytest.raises((ConfigError, DatasetError), match=says):
             made(tmp_path, hugging_face, **given)
