@@ -141,6 +141,9 @@ def test_impossible_plans_are_refused():
     for wrong in ({"batch": 0}, {"seed": -1}, {"length": 3}):
         with pytest.raises(ConfigError, match="batch must be 1 or more"):
             Plan(**wrong)
+    deep = TrajectoryModel(3, 1, hidden=32, blocks=4, length=16)  # halves the time three times
+    with pytest.raises(ConfigError, match="need 8 steps or more, got length 4"):
+        generate(deep, 5, Plan(Sampler(steps=3), length=4))
     broken = model()
     broken.weights[0].data.fill_(float("nan"))
     with pytest.raises(PolicyError, match="not finite"):
