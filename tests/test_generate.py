@@ -232,6 +232,8 @@ def test_the_same_options_give_the_same_bytes_and_guidance_others(folder):
         (["--guidance", "1"], "--policy and --guidance go together"),
         (["--policy", "random"], "--policy and --guidance go together"),
         (["--policy", "random", "--guidance", "1"], "a random policy guides nowhere"),
+        (["--normalize-guidance"], "has no effect without --policy and --guidance"),
+        (["--guidance-mode", "score"], "has no effect without --policy and --guidance"),
         (["--first-order", "--legacy-euler-base"], "collapses"),
         (["--threads", "0"], "threads must be 1 or more"),
         (["--length", "2"], "length 4 or more"),
