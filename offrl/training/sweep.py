@@ -177,9 +177,13 @@ def entries(
         draws: short name of an algorithm -> settings that vary besides, each combined with the grid.
 
     Raises:
-        ConfigError: a setting that no algorithm has, an impossible value, a dataset without preset, a cell twice.
+        ConfigError: a setting that no algorithm has, an impossible value, a dataset without preset, a cell twice, or
+            two datasets of one name, which tables and choices go by.
     """
-    found, used = [], set()
+    found, used, names = [], set(), {data.name: data for data in datasets}
+    if twins := [data for data in datasets if names[data.name] != data]:
+        other, name = names[twins[0].name], twins[0].name
+        raise ConfigError(f"{twins[0].uri} and {other.uri} are both called {name!r}: sweep them one by one")
     for algorithm, data in itertools.product(algorithms, datasets):
         if data.online != (algorithm in ONLINE):
             continue

@@ -76,6 +76,13 @@ def test_cells_named_twice_are_refused():
         cells(seeds=(1, 1))
 
 
+def test_two_datasets_of_one_name_are_refused():
+    """Tables and choices go by the name: runs on both would count as seeds on one."""
+    twins = [Data("one/data.hdf5", "data", "1"), Data("other/data.hdf5", "data", "2")]
+    with pytest.raises(ConfigError, match=r"one/data.hdf5 and other/data.hdf5 are both called 'data'"):
+        cells(datasets=twins)
+
+
 @pytest.mark.parametrize(
     "change", [{"options": {"steps": 11}}, {"datasets": [Data("tiny.npz", "tiny", "9")]}]
 )
