@@ -176,6 +176,8 @@ def identity(run: RunRecord) -> dict[str, Any]:
         "holdout": run.config.get("holdout") or 0.0
     }
     code = run.config.get("algorithm_sha256")
+    if (precision := run.config.get("precision", "float32")) != "float32":
+        facts["precision"] = precision
     if isinstance(mix := run.config.get("mix"), dict):  # other data in each batch
         drawn = ("refresh", "transitions", "guidance", "sampling_steps") if mix.get("sampling_steps") else ()
         facts |= {"mix": str(mix.get("sha256"))[:8], "share": mix.get("share")}

@@ -64,6 +64,11 @@ def test_runs_with_other_data_mixed_in_are_another_group(make_run):
     assert "guidance=1" in labels[4]
 
 
+def test_another_precision_is_another_group(make_run):
+    (task,) = tasks_of(make_run("a"), make_run("b", seed=1, precision="bf16"))
+    assert [group.label for group in task.groups] == ["td3_bc", "td3_bc precision=bf16"]
+
+
 def test_an_edited_algorithm_file_is_another_group(make_run):
     (task,) = tasks_of(make_run("a", algorithm_sha256="aa" * 32), make_run("b", algorithm_sha256="bb" * 32))
     assert [g.label for g in task.groups] == ["td3_bc file=aaaaaaaa", "td3_bc file=bbbbbbbb"]
