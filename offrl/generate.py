@@ -86,12 +86,15 @@ def generate(
         progress: called after each step of the sampler.
 
     Raises:
-        ConfigError: ``transitions`` below 1, or the folder holds batches of another plan.
+        ConfigError: ``transitions`` below 1, a length below what the model halves, or the folder holds batches of
+            another plan.
         PolicyError: the policy does not fit the model.
     """
     if transitions < 1:
         raise ConfigError(f"transitions must be 1 or more, got {transitions}")
     check_policy(model, policy)
+    if 0 < plan.length < (least := 2 ** (model.net.blocks - 1)):
+        raise ConfigError(f"this model's trajectories need {least} steps or more, got length {plan.length}")
     if folder is not None:
         _claim(folder, {"plan": asdict(plan), **(identity or {})})
     parts: list[Arrays] = []

@@ -201,14 +201,19 @@ def common_grid(
         parents: the policies.
         alignments: as from ``align``.
         steps: number of levels; None is all of the trained ones, 10 for flows.
+
+    Raises:
+        ConfigError: fewer than one level, or more than were trained.
     """
     owner = next((i for i, p in enumerate(parents) if p.levels is not None), None)
-    if owner is None:
+    trained = None if owner is None else parents[owner].levels
+    if steps is not None and (steps < 1 or (trained is not None and steps > len(trained.rho))):
+        most = "1 or more" if trained is None else f"in 1 .. {len(trained.rho)}, the trained levels"
+        raise ConfigError(f"the noise levels of a composition must be {most}, got {steps}")
+    if owner is None or trained is None:
         rhos = Flow().grid(10 if steps is None else steps)
     else:
-        levels = parents[owner].levels
-        assert levels is not None
-        rhos = [rho / alignments[owner].scale for rho in levels.grid(steps)]
+        rhos = [rho / alignments[owner].scale for rho in trained.grid(steps)]
     grid, worst = [], [0.0] * len(parents)
     for rho in rhos[:-1]:
         asked = []

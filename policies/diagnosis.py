@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offrl.errors import ConfigError
 from offrl.policies.composition import Composition
 
 
@@ -41,7 +42,12 @@ def error_products(
         chunks: demonstrated actions (B, H, A) in the first policy's normalized units.
         generator: of the noise, the same for all policies.
         levels: at most so many of the grid, evenly spread; an infinite one is left out.
+
+    Raises:
+        ConfigError: a policy has weight 0, so that the composition does not ask it.
     """
+    if not all(composition.asked):
+        raise ConfigError("the errors of a policy of weight 0 are not known: leave --weights out")
     grid = [level for level in composition.grid[:-1] if np.isfinite(level.rho)]
     chosen = [
         grid[i] for i in np.unique(np.linspace(0, len(grid) - 1, min(levels, len(grid))).round().astype(int))

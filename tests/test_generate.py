@@ -141,6 +141,9 @@ def test_impossible_plans_are_refused():
     for wrong in ({"batch": 0}, {"seed": -1}, {"length": 3}):
         with pytest.raises(ConfigError, match="batch must be 1 or more"):
             Plan(**wrong)
+    deep = TrajectoryModel(3, 1, hidden=32, blocks=4, length=16)  # halves the time three times
+    with pytest.raises(ConfigError, match="need 8 steps or more, got length 4"):
+        generate(deep, 5, Plan(Sampler(steps=3), length=4))
     broken = model()
     broken.weights[0].data.fill_(float("nan"))
     with pytest.raises(PolicyError, match="not finite"):
@@ -229,6 +232,8 @@ def test_the_same_options_give_the_same_bytes_and_guidance_others(folder):
         (["--guidance", "1"], "--policy and --guidance go together"),
         (["--policy", "random"], "--policy and --guidance go together"),
         (["--policy", "random", "--guidance", "1"], "a random policy guides nowhere"),
+        (["--normalize-guidance"], "has no effect without --policy and --guidance"),
+        (["--guidance-mode", "score"], "has no effect without --policy and --guidance"),
         (["--first-order", "--legacy-euler-base"], "collapses"),
         (["--threads", "0"], "threads must be 1 or more"),
         (["--length", "2"], "length 4 or more"),

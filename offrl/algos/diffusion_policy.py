@@ -9,8 +9,9 @@ Source: Chi et al., arXiv:2303.04137; official code real-stanford/diffusion_poli
 Departures: by default the network has 64, 128 and 256 channels (4 M parameters for PushT, official 256, 512 and 1024),
 batches 64 windows (256), and a plan takes 10 steps of the ODE, noisiest level first (100 posterior steps): for CPUs;
 preset 'official' is the published one, 'transformer' the published one of PushT's transformer, whose network is the
-default size of ``--denoiser transformer``. The cosine of the step size ends with the run. Images keep a group norm and
-are cropped to 7/8 of their sides, as published for PushT (96 to 84).
+default size of ``--denoiser transformer``. The cosine of the step size ends with the run. Windows are drawn with
+replacement, of all demonstrations: none is held out. Images keep a group norm and are cropped to 7/8 of their sides, as
+published for PushT (96 to 84).
 """
 
 from __future__ import annotations  # evaluated annotations of inner functions cannot be compiled

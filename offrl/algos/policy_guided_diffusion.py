@@ -11,8 +11,8 @@ weights. A run of it has no policy to evaluate.
 
 Source: Jackson et al., arXiv:2404.06356; official code EmptyJackson/policy-guided-diffusion.
 Departures: the official network has 1024 channels (178 M parameters; preset 'official'), ours by default 64 (0.7 M),
-for CPUs. Its 10 000 epochs set the length of its step-size schedule; ours is that of the run. Averaged weights leave
-the initial ones out.
+for CPUs. Its 10 000 epochs set the length of its step-size schedule; ours is that of the run. Windows are drawn with
+replacement, and none is held out for a validation loss. Averaged weights leave the initial ones out.
 """
 
 from __future__ import annotations  # evaluated annotations of inner functions cannot be compiled

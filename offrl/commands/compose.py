@@ -20,7 +20,7 @@ from offrl.data.load import load_dataset
 from offrl.errors import ConfigError
 from offrl.evaluation.reproduce import measured
 from offrl.evaluation.rollout import EvaluationResult, Evaluator
-from offrl.evaluation.sources import load_source
+from offrl.evaluation.sources import env_facts, load_source
 from offrl.nn.policy import Policy, save_policy
 from offrl.policies.composed import ComposedPolicy, ViewedPolicy
 from offrl.policies.composition import RATIO_TOLERANCE, Matching, Operator, normalizer_ratios
@@ -127,7 +127,7 @@ def main(argv: list[str]) -> int:
         players = {"composition": chosen} | numbered(alone(parents, seen))
         write_page(options.report, summary, players, spec, options.seed, film=not options.no_film)
     if options.out is not None:
-        save_policy(chosen, options.out, {"env_id": spec.env_id})
+        save_policy(chosen, options.out, env_facts(spec))
         (options.out / "compose.json").write_text(json.dumps(summary, indent=1))
     print(json.dumps(summary) if options.json else describe(summary), flush=True)
     return 0

@@ -12,7 +12,7 @@ from offrl.data.dataset import OfflineDataset
 from offrl.data.environments import EnvSpec, key_columns
 from offrl.errors import USER_ERRORS, ConfigError, DatasetError
 from offrl.evaluation.environments import make_env, shown_parts
-from offrl.evaluation.sources import load_source, source_facts, split_source
+from offrl.evaluation.sources import env_facts, load_source, source_facts, split_source
 from offrl.nn.policy import Policy
 from offrl.nn.skeleton import policy_skeleton
 from offrl.policies.chunk import ChunkPolicy, Plans
@@ -84,7 +84,8 @@ def inputs_of(policy: Policy, source: str, setting: Setting) -> Parts:
     declared: Parts | None = getattr(policy, "inputs", None)
     if declared and tuple(declared) != (("observation", (policy.obs_dim,)),):
         return declared
-    if split_source(source)[0] == "run" and source_facts(source).env == setting.spec:
+    own = source_facts(source).env if split_source(source)[0] == "run" else None
+    if own is not None and env_facts(own) == env_facts(setting.spec):  # a table's row says more besides
         return setting.shown
     return [("observation", (policy.obs_dim,))]
 

@@ -17,7 +17,7 @@ from offrl.commands.arguments import parse
 from offrl.data import doctor
 from offrl.data.dataset import OfflineDataset
 from offrl.data.download import add, data_home, fetch, installed, installed_ogbench, local_path
-from offrl.data.environments import EnvSpec, environment_for, find_environment
+from offrl.data.environments import EnvSpec, environment_for, find_environment, named_environment
 from offrl.data.load import load_dataset
 from offrl.data.reference import D4RL, OGBENCH, bare_name, ogbench_name, reference_label, reference_returns
 from offrl.errors import ConfigError, DatasetError, UsageError
@@ -76,7 +76,7 @@ class ConvertOptions:
     truncated: str | None = field(default=None, kw_only=True)
     """Tables: column of 0/1, the episode was cut; default: at the end of episodes that do not terminate."""
     env: str | None = field(default=None, kw_only=True)
-    """Gymnasium id to evaluate in, stored with the data."""
+    """Gymnasium id, or a short name (pusht-state), to evaluate in, stored with the data."""
     overwrite: bool = field(default=False, kw_only=True)
     """Replace the output if it exists."""
 
@@ -321,8 +321,11 @@ def convert_command(options: ConvertOptions) -> int:
     write = _writer(options.out, overwrite=options.overwrite)
     dataset = _read_source(options)
     if options.env is not None:
-        _check_environment(dataset, options.env)
-        dataset.metadata["env_id"] = options.env
+        spec = named_environment(options.env)
+        _check_environment(dataset, spec)
+        dataset.metadata |= {"env_id": spec.env_id, "env_kwargs": spec.kwargs}
+        if "observations" in dataset.fields:  # flat already, as this environment's parts lie
+            dataset.metadata["flatten"] = list(spec.flatten)
     write(dataset)
     print(f"{dataset.describe()}\nwritten to {options.out}")
     return 0
@@ -350,16 +353,16 @@ def _read_source(options: ConvertOptions) -> OfflineDataset:
     return load_dataset(options.source)
 
 
-def _check_environment(dataset: OfflineDataset, env_id: str) -> None:
+def _check_environment(dataset: OfflineDataset, spec: EnvSpec) -> None:
     """Refuse an environment that does not exist or whose spaces have other widths."""
     from offrl.evaluation.environments import make_env
 
-    env = make_env(env_id)
+    env = make_env(spec)
     shapes = (env.observation_space.shape, env.action_space.shape)
     env.close()
     if shapes != ((dataset.obs_dim,), (dataset.act_dim,)):
         raise DatasetError(
-            f"the data have O={dataset.obs_dim}, A={dataset.act_dim}, but {env_id} has observations of shape "
+            f"the data have O={dataset.obs_dim}, A={dataset.act_dim}, but {spec.env_id} has observations of shape "
             f"{shapes[0]} and actions {shapes[1]}; wrong environment or wrong columns?"
         )
 

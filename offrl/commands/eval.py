@@ -21,7 +21,7 @@ from offrl.errors import ConfigError
 from offrl.evaluation.reproduce import Measured, measured
 from offrl.evaluation.risk import comparison, mean_interval
 from offrl.evaluation.rollout import EvaluationResult, evaluate
-from offrl.evaluation.sources import SourceFacts, load_source, source_facts
+from offrl.evaluation.sources import SourceFacts, env_facts, load_source, source_facts
 from offrl.evaluation.video import check_target, record
 from offrl.files import atomic_write
 from offrl.nn.policy import Policy, save_policy
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
     base = load_source(options.source, spec)
     policy = adjusted(options, base)
     if options.adjust_out is not None:
-        save_policy(policy, options.adjust_out, {"env_id": spec.env_id, "base": options.source})
+        save_policy(policy, options.adjust_out, env_facts(spec) | {"base": options.source})
     result = play(options, spec, policy)
     summary = summarize(options, result, *reference(spec, facts))
     if facts.fine_tuned:

@@ -89,6 +89,8 @@ class GenerateOptions:
         )
         if (self.policy is None) != (self.guidance == 0.0):
             raise ConfigError("--policy and --guidance go together: a target, and how strongly to follow it")
+        if guidance != Guidance(self.guidance) and self.guidance == 0.0:
+            raise ConfigError("how the guidance is made has no effect without --policy and --guidance")
         sampler = Sampler(
             *(
                 self.sampling_steps,

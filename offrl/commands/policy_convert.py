@@ -10,6 +10,7 @@ from offrl.commands.arguments import parse
 from offrl.data.environments import named_environment
 from offrl.errors import ConfigError
 from offrl.evaluation.environments import make_env
+from offrl.evaluation.sources import env_facts
 from offrl.nn.policy import save_policy
 from offrl.policies.chunk import ChunkPolicy
 from offrl.policies.lerobot import is_lerobot_policy
@@ -42,8 +43,8 @@ def main(argv: list[str]) -> int:
     """``offrl policy convert ...``."""
     options = parse(ConvertOptions, "offrl policy convert", argv)
     policy, kind = read(options.file, options.env)
-    extra = {"converted_from": kind, "env_id": named_environment(options.env).env_id if options.env else None}
-    save_policy(policy, options.out, extra)
+    acts_in = env_facts(named_environment(options.env)) if options.env else {}
+    save_policy(policy, options.out, {"converted_from": kind, **acts_in})
     parts = ", ".join(f"{name} {list(shape)}" for name, shape in policy.inputs)
     print(
         f"{kind}: {policy.settings['kind']}, sees {policy.n_obs} of {parts}; chunks of {policy.horizon}, "

@@ -160,6 +160,7 @@ _LOCOMOTION = {  # robot -> id, arguments, observation and action widths
     "ant": ("Ant-v4", _ANT, 111, 8),
 }
 _HAND_WIDTHS = {"pen": (45, 24), "hammer": (46, 26), "door": (39, 28), "relocate": (39, 30)}
+_HAND_STEPS = 200  # of the registered environments: another limit must be told to gymnasium.make
 _HAND_GOALS = {
     "pen": "pen within 0.075 m of the target and aligned to 0.95; pays up to 60 a step while it is",
     "hammer": "nail within 0.01 m of the board; pays 100 a step while it is",
@@ -205,7 +206,7 @@ def _d4rl(name: str) -> EnvSpec:
         reason = _GYM_V2 + ("; contact forces are held at zero, as in the data" if family == "ant" else "")
         return EnvSpec(env_id, dict(kwargs), (), 1000, "drifted", reason, "", obs_dim, act_dim, 1.0)
     if family in _HAND_WIDTHS:
-        return _hand(family, horizon=100 if family == "pen" else 200, d4rl=True)
+        return _hand(family, horizon=100 if family == "pen" else _HAND_STEPS, d4rl=True)
     if family == "antmaze":
         rule = "within 0.5 m of the goal; ends the episode and pays 1"
         return _refused(_ANTMAZE_NONE, 700 if "umaze" in task else 1000, 29, 8, rule)
@@ -242,7 +243,8 @@ def _hand(hand: str, *, horizon: int, d4rl: bool) -> EnvSpec:
             "the data may hold the older one"
         )
     goal = _HAND_GOALS[hand]
-    return EnvSpec(f"AdroitHand{title}-v1", {}, (), horizon, verdict, reason, goal, obs_dim, act_dim, 1.0)
+    kwargs = {} if horizon == _HAND_STEPS else {"max_episode_steps": horizon}
+    return EnvSpec(f"AdroitHand{title}-v1", kwargs, (), horizon, verdict, reason, goal, obs_dim, act_dim, 1.0)
 
 
 # --- Minari, and this project's own zoo -----------------------------------------------------------------
@@ -351,7 +353,7 @@ _MINARI = (
     (r"D4RL/kitchen/(?P<kind>complete|partial|mixed)-v\d+", _kitchen),
     (
         r"D4RL/(?P<hand>pen|hammer|door|relocate)/[\w-]+-v\d+",
-        lambda m: _hand(m["hand"], horizon=200, d4rl=False),
+        lambda m: _hand(m["hand"], horizon=_HAND_STEPS, d4rl=False),
     ),
 )
 

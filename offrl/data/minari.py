@@ -271,15 +271,18 @@ def _metadata(raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
 
 
 def _recorded_environment(raw: Mapping[str, Any]) -> dict[str, Any]:
+    import gymnasium
+
     text = raw.get("eval_env_spec") or raw.get("env_spec")
     if not isinstance(text, str):
         return {}
     try:
         spec = json.loads(text)
-        order = list(flatten_order(spec["id"]))
-        return {"env_id": spec["id"], "env_kwargs": spec.get("kwargs") or {}} | (
-            {"flatten": order} if order else {}
-        )
+        order, kwargs = list(flatten_order(spec["id"])), spec.get("kwargs") or {}
+        limit, registered = spec.get("max_episode_steps"), gymnasium.registry.get(spec["id"])
+        if limit is not None and registered is not None and registered.max_episode_steps != limit:
+            kwargs = kwargs | {"max_episode_steps": limit}  # what gymnasium.make was told besides
+        return {"env_id": spec["id"], "env_kwargs": kwargs} | ({"flatten": order} if order else {})
     except (KeyError, TypeError, ValueError):
         raise DatasetError(
             f"minari:{raw.get('dataset_id')}: its env_spec is not a JSON environment spec"

@@ -195,7 +195,7 @@ class CDSAModel(Policy):
     def bounded(self, displacements: Tensor) -> Tensor:
         """Displacements (B, O), none longer than 99 % of the data's steps."""
         lengths = displacements.norm(dim=-1, keepdim=True)
-        return displacements * (self.step_limit / torch.maximum(lengths, self.step_limit))
+        return displacements * torch.where(lengths > self.step_limit, self.step_limit / lengths, 1.0)
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class Adjustment:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, float) and not 0.0 <= value < math.inf:
+            if isinstance(value, int | float) and not 0.0 <= value < math.inf:
                 raise ConfigError(f"{field.name} must be a finite number of 0 or more, got {value}")
         if self.steps < 1 or not self.sigma > 0:
             raise ConfigError(f"steps must be 1 or more and sigma above 0, got {self.steps} and {self.sigma}")

@@ -176,6 +176,12 @@ def identity(run: RunRecord) -> dict[str, Any]:
         "holdout": run.config.get("holdout") or 0.0
     }
     code = run.config.get("algorithm_sha256")
+    if (precision := run.config.get("precision", "float32")) != "float32":
+        facts["precision"] = precision
+    if isinstance(mix := run.config.get("mix"), dict):  # other data in each batch
+        drawn = ("refresh", "transitions", "guidance", "sampling_steps") if mix.get("sampling_steps") else ()
+        facts |= {"mix": str(mix.get("sha256"))[:8], "share": mix.get("share")}
+        facts |= {key: mix.get(key) for key in drawn}
     if "online" in run.config:
         facts |= run.config["online"] | {"offline_steps": run.config["fine_tuned_from"]["steps"]}
     return {**run.settings, **facts, "file": code[:8] if isinstance(code, str) else None}

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from offrl.data.environments import EnvSpec
+from offrl.data.environments import EnvSpec, flatten_order
 from offrl.data.reference import FETCH_PICK, FETCH_PUSH, PUSHT
 from offrl.errors import CheckpointError, ConfigError, PolicyError
 from offrl.evaluation.environments import env_spec, make_env
@@ -147,21 +147,38 @@ def source_facts(text: str) -> SourceFacts:
         return SourceFacts()
     path = _existing_directory(Path(rest)) / "config.json"
     if not path.is_file():
-        env_id = read_description(path.parent).get("extra", {}).get("env_id")
-        return SourceFacts(EnvSpec(env_id=str(env_id)) if env_id else None)
+        extra = read_description(path.parent).get("extra")
+        try:
+            return SourceFacts(_recorded_env(extra or {}))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise PolicyError(
+                f"{path.parent}: {JSON_NAME} does not describe an environment: {error}"
+            ) from None
     try:
         config = json.loads(path.read_text())
-        env_id, pair = config.get("env_id"), config.get("reference_returns")
-        flatten = tuple(str(key) for key in config.get("env_flatten") or ())
-        kwargs = dict(config.get("env_kwargs") or {})
+        pair = config.get("reference_returns")
         return SourceFacts(
-            EnvSpec(env_id=str(env_id), kwargs=kwargs, flatten=flatten) if env_id else None,
+            _recorded_env(config),
             None if pair is None else (float(pair[0]), float(pair[1])),
             config.get("dataset_name"),
             "fine_tuned_from" in config,
         )
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise CheckpointError(f"{path} is not a run's config.json: {error}") from None
+
+
+def env_facts(spec: EnvSpec) -> dict[str, Any]:
+    """What a policy's folder says of the environment that it acts in, for ``source_facts``."""
+    return {"env_id": spec.env_id, "env_kwargs": spec.kwargs, "env_flatten": list(spec.flatten)}
+
+
+def _recorded_env(facts: dict[str, Any]) -> EnvSpec | None:
+    """The environment in ``facts``; older folders of policies have its id alone."""
+    if not (env_id := facts.get("env_id")):
+        return None
+    flatten = facts["env_flatten"] or () if "env_flatten" in facts else flatten_order(str(env_id))
+    kwargs = dict(facts.get("env_kwargs") or {})
+    return EnvSpec(env_id=str(env_id), kwargs=kwargs, flatten=tuple(str(key) for key in flatten))
 
 
 class FunctionPolicy(Policy):

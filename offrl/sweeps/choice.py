@@ -23,7 +23,7 @@ import numpy as np
 
 from offrl.data.environments import EnvSpec
 from offrl.data.load import load_dataset
-from offrl.data.reference import normalized_score
+from offrl.data.reference import normalized_score, scored_by_success
 from offrl.errors import CheckpointError, ConfigError, PolicyError
 from offrl.evaluation.bandit import ucb
 from offrl.evaluation.rollout import Evaluator
@@ -33,7 +33,7 @@ from offrl.nn.decision_transformer import DecisionTransformerPolicy
 from offrl.nn.policy import load_policy
 from offrl.training.cells import Cell
 from offrl.training.run_dir import RunDir
-from offrl.training.sweep import Entry, run_directory
+from offrl.training.sweep import Entry, run_directory, scored
 
 Select = Literal["last", "fqe", "bandit"]
 SEARCH_STREAM = 1 << 31  # of the bandit's pulls: this plus the pull's number
@@ -147,20 +147,21 @@ def decide(contest: Contest, select: Select, out: Path, cells: Sequence[Cell]) -
     means, episodes = [], 0
     for arm in contest.arms:
         last = [_last_evaluation(entry, out) for entry in arm.entries]
-        means.append(float(np.mean([np.mean(returns) for returns in last])))
+        means.append(float(np.mean([np.mean(values) for values in last])))
         episodes += sum(map(len, last))
     how = f"highest last evaluation of {len(means)} configurations, {episodes} online episodes"
     return Decision(int(np.argmax(means)), tuple(means), episodes, how)
 
 
 def _last_evaluation(entry: Entry, out: Path) -> list[float]:
-    evaluations = json.loads(entry.result(out).read_text())["evaluations"]
-    if not evaluations:
+    """The episodes' returns, or their successes where scores are made of those."""
+    raw = json.loads(entry.result(out).read_text())
+    if not raw["evaluations"]:
         raise ConfigError(
             f"{entry.name} was never evaluated: --select last needs an environment, pass --env ID"
         )
-    returns: list[float] = evaluations[-1]["returns"]
-    return returns
+    values: list[float] = scored(raw["config"], raw["evaluations"][-1]).tolist()
+    return values
 
 
 # --- what a cell does -----------------------------------------------------------------------------------
@@ -246,6 +247,8 @@ def _scale(run: RunDir) -> tuple[tuple[float, float], str]:
     """Returns that count as 0 and 100: the exploration of the bandit is meant for such scores."""
     if reference := run.config["reference_returns"]:
         return (float(reference[0]), float(reference[1])), "normalized score"
+    if scored_by_success(run.config["env_id"]):
+        return (0.0, 1.0), "success rate, %"
     returns = load_dataset(run.config["dataset"]).episode_returns
     low, high = float(returns.min()), float(returns.max())
     return (

@@ -26,7 +26,13 @@ OWN = {
     "wandb",
     "mix",
 }  # options that are not the offline run's
-DIFFERENT = ("settings", "dataset_sha256", "rows", "env_id")  # in which runs of one call must agree
+DIFFERENT = (
+    "settings",
+    "dataset_sha256",
+    "rows",
+    "holdout",
+    "env_id",
+)  # in which runs of one call must agree
 
 
 def inherited(runs: Sequence[Path], algorithm: str) -> tuple[RunOptions, Any]:
@@ -43,7 +49,7 @@ def inherited(runs: Sequence[Path], algorithm: str) -> tuple[RunOptions, Any]:
     for run in found:
         refuse(run, name)
         for key in DIFFERENT:
-            if run.config[key] != found[0].config[key]:
+            if run.config.get(key) != found[0].config.get(key):
                 raise ConfigError(
                     f"{run.path} and {found[0].path} differ in {key}: fine-tune them one by one"
                 )

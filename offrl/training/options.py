@@ -77,6 +77,9 @@ class RunOptions:
                 "refresh must be 0 or more, synthetic_transitions 1 or more, sampling_steps 2 or more, got "
                 f"{self.refresh}, {self.synthetic_transitions}, {self.sampling_steps}"
             )
+        drawn = ("synthetic_transitions", "guidance", "sampling_steps")
+        if self.mix is None and any(getattr(self, name) != getattr(RunOptions, name) for name in drawn):
+            raise ConfigError(f"{', '.join(drawn)} say how rows are drawn: they need --mix RUN:SHARE")
         for name in ("steps", "log_every", "checkpoint_every", "eval_episodes", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")

@@ -15,7 +15,10 @@ from offrl.training.run_dir import EVAL_COLUMNS, TIMING_COLUMNS, RunDir
 from offrl.training.sinks import Sinks
 
 PATIENCE = 5
-POLICY_FACTS = ("algorithm", "dataset_name", "dataset_sha256", "env_id", "seed")
+POLICY_FACTS = (
+    *("algorithm", "dataset_name", "dataset_sha256", "seed"),
+    *("env_id", "env_kwargs", "env_flatten"),
+)
 
 
 class Record:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from offrl.algos import ONLINE, load_method, preset
-from offrl.data.reference import normalized_score
+from offrl.data.reference import normalized_score, scored_values
 from offrl.errors import ConfigError
 from offrl.files import atomic_write_text, sha256_file
 from offrl.online.options import ENVIRONMENTS, OnlineAlgorithm, OnlineOptions
@@ -177,9 +177,13 @@ def entries(
         draws: short name of an algorithm -> settings that vary besides, each combined with the grid.
 
     Raises:
-        ConfigError: a setting that no algorithm has, an impossible value, a dataset without preset, a cell twice.
+        ConfigError: a setting that no algorithm has, an impossible value, a dataset without preset, a cell twice, or
+            two datasets of one name, which tables and choices go by.
     """
-    found, used = [], set()
+    found, used, names = [], set(), {data.name: data for data in datasets}
+    if twins := [data for data in datasets if names[data.name] != data]:
+        other, name = names[twins[0].name], twins[0].name
+        raise ConfigError(f"{twins[0].uri} and {other.uri} are both called {name!r}: sweep them one by one")
     for algorithm, data in itertools.product(algorithms, datasets):
         if data.online != (algorithm in ONLINE):
             continue
@@ -278,9 +282,7 @@ def row(entry: Entry, raw: dict[str, Any]) -> dict[str, Any]:
     config, evaluations = raw["config"], raw["evaluations"]
     reference = config["reference_returns"]
     means = [
-        float(
-            np.mean(normalized_score(tuple(reference), np.array(e["returns"])) if reference else e["returns"])
-        )
+        float(np.mean(normalized_score(tuple(reference), scored(config, e)) if reference else e["returns"]))
         for e in evaluations
     ]
     facts: dict[str, Any] = {
@@ -296,6 +298,16 @@ def row(entry: Entry, raw: dict[str, Any]) -> dict[str, Any]:
         return facts
     last = {"last": means[-1], "best": max(means), "mean_last_5": float(np.mean(means[-LAST:]))}
     return facts | last | {"episodes": len(evaluations[-1]["returns"])}
+
+
+def scored(config: dict[str, Any], evaluation: dict[str, Any]) -> np.ndarray:
+    """What the scores of a recorded evaluation are made of: returns, or successes where those count."""
+    successes = evaluation.get("successes")
+    return scored_values(
+        config.get("env_id"),
+        np.array(evaluation["returns"]),
+        None if successes is None else np.array(successes),
+    )
 
 
 def markdown(rows: Sequence[dict[str, Any]], expected: int) -> str:

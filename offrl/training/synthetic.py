@@ -50,7 +50,8 @@ def parse_mix(options: RunOptions) -> dict[str, Any] | None:
     """The record of ``--mix`` and its companions; None without it.
 
     Raises:
-        ConfigError: not URI:SHARE, a share outside (0, 1), or a refresh of what is no trajectory model.
+        ConfigError: not URI:SHARE, a share outside (0, 1), a refresh of what is no trajectory model, or guidance
+            without refresh.
     """
     if options.mix is None:
         if options.refresh:
@@ -70,6 +71,8 @@ def parse_mix(options: RunOptions) -> dict[str, Any] | None:
             raise ConfigError(f"--refresh needs a run of policy_guided_diffusion, and {uri} is a dataset")
         path = str(Path(uri).resolve()) if Path(uri).exists() else uri
         return asdict(Mix(path, share, load_dataset(uri).sha256))
+    if not options.refresh and options.guidance != RunOptions.guidance:
+        raise ConfigError("the first draws are not guided: --guidance needs --refresh N")
     path = str(Path(uri.removeprefix("run:")).resolve())
     drawn = (options.synthetic_transitions, options.guidance, options.sampling_steps)
     return asdict(Mix(path, share, fingerprint(model), options.refresh, *drawn))

@@ -1,6 +1,7 @@
 """``offrl compose --check`` says everything that is wrong, without loading a weight."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 import torch
 
 from offrl.cli import main
-from offrl.commands.compose_check import Setting, named_columns
+from offrl.commands.compose_check import Setting, inputs_of, named_columns
 from offrl.data.environments import named_environment
 from offrl.data.load import load_dataset
 from offrl.data.normalize import AffineNormalizer
 from offrl.evaluation.environments import make_env, shown_parts
+from offrl.evaluation.sources import env_facts
 from offrl.nn import policy as policy_module
 from offrl.nn.policy import load_policy, save_policy
 from offrl.nn.skeleton import policy_skeleton
@@ -50,6 +52,19 @@ def wired(tmp_path):
 def compose(parents, *options, env="Pendulum-v1"):
     named = [word for folder in parents for word in ("--policy", folder)]
     return main(["compose", *named, "--env", env, *options])
+
+
+@pytest.mark.parametrize("env", ["pusht-state", "Hopper-v5"])
+def test_a_policy_of_one_plain_observation_sees_the_environment_that_it_was_trained_in(tmp_path, env):
+    """As after 'offrl collect --env pusht-state': the short name stands for the same environment, and more is known."""
+    setting = Setting.of(named_environment(env))
+    dims = sum(math.prod(shape) for _, shape in setting.shown)
+    policy = ChunkPolicy(dims, len(setting.low), setting.low, setting.high, **SIZES)
+    save_policy(policy, tmp_path / "run", env_facts(setting.spec))
+    assert inputs_of(policy, str(tmp_path / "run"), setting) == setting.shown
+    other = env_facts(setting.spec) | {"env_kwargs": {"obs_type": "pixels"}}
+    save_policy(policy, tmp_path / "other", other)
+    assert inputs_of(policy, str(tmp_path / "other"), setting) == [("observation", (dims,))]
 
 
 def test_what_fits_is_described(parents, wired, capsys):

@@ -7,8 +7,10 @@ import pytest
 from offrl.cli import main
 from offrl.data.d4rl import read_d4rl, write_d4rl
 from offrl.data.dataset import OfflineDataset
+from offrl.data.environments import EnvSpec, named_environment
 from offrl.data.load import load_dataset
 from offrl.evaluation.environments import make_env
+from offrl.training.build import dataset_env
 
 
 @pytest.fixture(autouse=True)
@@ -220,6 +222,26 @@ def test_an_environment_can_be_named_and_must_fit(home, capsys):
     code, _, err = run(capsys, "convert", "logs.csv", *columns, "--env", "Pendulum-v1", "--out", "log.hdf5")
     assert (code, err) == (0, "")
     assert load_dataset("log.hdf5").metadata["env_id"] == "Pendulum-v1"
+
+
+@pytest.mark.parametrize(
+    ("env", "sizes", "parts"),
+    [
+        ("Pendulum-v1", (3, 1), ()),
+        ("AntMaze_UMaze-v4", (31, 8), ("achieved_goal", "observation", "desired_goal")),
+        ("pusht-keypoints", (18, 2), ("agent_pos", "environment_state")),
+    ],
+)
+def test_a_named_environment_is_stored_as_it_is_made(home, capsys, env, sizes, parts):
+    """In place of the recorded one, with its own arguments and the order of its parts (gymnasium's is another)."""
+    own = {"env_id": "Hopper-v5", "env_kwargs": {"healthy_reward": 2.0}, "flatten": ["a"]}
+    rows = [np.zeros((4, width), np.float32) for width in sizes]
+    ends = np.array([0, 0, 0, 1])
+    write_d4rl(OfflineDataset.from_arrays(*rows, np.zeros(4), ends, metadata=own), home / "own.hdf5")
+    assert run(capsys, "convert", "own.hdf5", "--env", env, "--out", "new.hdf5")[0] == 0
+    assert dataset_env(load_dataset("new.hdf5"), None) == EnvSpec(
+        named_environment(env).env_id, named_environment(env).kwargs, parts
+    )
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,9 @@ def check_row(spec, env):
     assert env.action_space.shape == (spec.act_dim,)
     np.testing.assert_allclose(np.abs([env.action_space.low, env.action_space.high]), spec.action_limit)
     assert env.spec.max_episode_steps == spec.horizon
+    registered = gymnasium.spec(spec.env_id).max_episode_steps
+    alone = spec.kwargs.get("max_episode_steps", registered)
+    assert alone == spec.horizon, "datasets and runs keep id and arguments, not the horizon"
 
 
 @pytest.mark.parametrize("name", rows())

@@ -3,6 +3,7 @@
 import json
 import warnings
 
+import gymnasium
 import minari
 import numpy as np
 import pytest
@@ -219,6 +220,20 @@ def test_the_recording_environment_is_used_if_nothing_else_is_known(root):
     path.write_text(json.dumps(raw | {"env_spec": "{}"}))
     with pytest.raises(DatasetError, match="toy-v0"):
         read_minari("toy-v0")
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"), [({}, {}), ({"max_episode_steps": 77}, {"max_episode_steps": 77})]
+)
+def test_the_time_limit_of_the_recording_environment_is_kept_where_it_is_not_the_registered_one(
+    root, told, wanted
+):
+    write_minari(episodes(), "toy-v0")
+    path = root / "toy-v0" / "data" / "metadata.json"
+    raw = json.loads(path.read_text())
+    raw["env_spec"] = gymnasium.make("Pendulum-v1", g=9.0, **told).spec.to_json()
+    path.write_text(json.dumps({k: v for k, v in raw.items() if k != "offrl"}))
+    assert read_minari("toy-v0").metadata["env_kwargs"] == {"g": 9.0} | wanted
 
 
 def test_the_first_goal_of_a_point_maze_episode_is_repaired():

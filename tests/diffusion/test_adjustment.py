@@ -180,6 +180,8 @@ def test_a_displacement_is_bounded_and_a_short_one_untouched():
     exact.step_limit.fill_(0.7)
     CDSAPolicy(base_policy(), exact, beta=0.1)(numbers(4, 3))
     torch.testing.assert_close(exact.asked[0].norm(dim=1), torch.full((4,), 0.7))
+    model.step_limit.zero_()  # states that stand still in 99 % of the rows
+    assert model.bounded(d).eq(0).all(), "0 / 0 is no number"
 
 
 def linear(box=([-1.0] * 2, [1.0] * 2)):
@@ -296,7 +298,7 @@ def test_the_model_itself_does_not_act_and_comes_back_whole(tmp_path):
         CDSAPolicy(model, model)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, -1])
 def test_numbers_out_of_range_are_refused(value):
     for field in dataclasses.fields(Adjustment):
         if field.type in ("float", float):

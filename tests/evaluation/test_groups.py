@@ -45,6 +45,30 @@ def test_what_sets_groups_apart_is_in_their_labels(make_run):
     }
 
 
+def test_runs_with_other_data_mixed_in_are_another_group(make_run):
+    """A run alone and one with nine tenths of every batch synthetic are no seeds of one experiment."""
+    data = {"uri": "synth.hdf5", "sha256": "cd" * 32, "refresh": 0, "transitions": 0, "sampling_steps": 0}
+    drawn = data | {"sha256": "ef" * 32, "refresh": 500, "transitions": 1000, "sampling_steps": 64}
+    (task,) = tasks_of(
+        make_run("a"),
+        make_run("b", seed=1, mix=data | {"share": 0.9, "guidance": 0.0}),
+        make_run("c", seed=2, mix=data | {"share": 0.5, "guidance": 0.0}),
+        make_run("d", seed=3, mix=drawn | {"share": 0.9, "guidance": 0.0}),
+        make_run("e", seed=4, mix=drawn | {"share": 0.9, "guidance": 1.0}),
+        make_run("f", seed=5, mix=drawn | {"share": 0.9, "guidance": 1.0}),
+    )
+    assert [[run.seed for run in group.runs] for group in task.groups] == [[0], [1], [2], [3], [4, 5]]
+    labels = [group.label for group in task.groups]
+    assert len(set(labels)) == 5
+    assert labels[:2] == ["td3_bc", "td3_bc mix=cdcdcdcd share=0.9"]
+    assert "guidance=1" in labels[4]
+
+
+def test_another_precision_is_another_group(make_run):
+    (task,) = tasks_of(make_run("a"), make_run("b", seed=1, precision="bf16"))
+    assert [group.label for group in task.groups] == ["td3_bc", "td3_bc precision=bf16"]
+
+
 def test_an_edited_algorithm_file_is_another_group(make_run):
     (task,) = tasks_of(make_run("a", algorithm_sha256="aa" * 32), make_run("b", algorithm_sha256="bb" * 32))
     assert [g.label for g in task.groups] == ["td3_bc file=aaaaaaaa", "td3_bc file=bbbbbbbb"]

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from offrl.data.environments import EnvSpec
+from offrl.data.environments import EnvSpec, environment_for
 from offrl.errors import CheckpointError, ConfigError, PolicyError
-from offrl.evaluation.sources import FunctionPolicy, load_source, source_facts, split_source
+from offrl.evaluation.sources import FunctionPolicy, env_facts, load_source, source_facts, split_source
 from offrl.nn.policy import DeterministicPolicy, save_policy
 from offrl.nn.random_policy import RandomPolicy
 
@@ -184,6 +184,22 @@ def test_facts_of_a_run_are_its_environment_and_reference(tmp_path):
 
 def test_facts_of_a_bare_policy_come_from_its_description(policy_folder):
     assert source_facts(str(policy_folder[0])).env == EnvSpec(PENDULUM)
+
+
+def test_a_bare_policy_acts_in_the_environment_that_it_was_saved_for(tmp_path):
+    """Also without the run's config.json: arguments and order of the parts are part of it, as with a run."""
+    policy = RandomPolicy(31, 8, [-1.0] * 8, [1.0] * 8)
+    spec = environment_for("D4RL/antmaze/umaze-v1")
+    saved = EnvSpec(spec.env_id, kwargs=spec.kwargs, flatten=spec.flatten)
+    save_policy(policy, tmp_path / "new", env_facts(spec))
+    assert source_facts(str(tmp_path / "new")).env == saved
+    save_policy(policy, tmp_path / "older", {"env_id": spec.env_id})
+    assert source_facts(str(tmp_path / "older")).env == EnvSpec(spec.env_id, flatten=spec.flatten)
+    save_policy(policy, tmp_path / "array", env_facts(EnvSpec(spec.env_id)))
+    assert source_facts(str(tmp_path / "array")).env == EnvSpec(spec.env_id)
+    save_policy(policy, tmp_path / "none", {"env_id": spec.env_id, "env_kwargs": 3})
+    with pytest.raises(PolicyError, match=r"policy\.json does not describe an environment"):
+        source_facts(str(tmp_path / "none"))
 
 
 def test_other_sources_have_no_facts():

@@ -380,6 +380,15 @@ def test_weights_that_are_none_are_refused(weights, message):
         Composition([gaussian(), gaussian()], weights=weights)
 
 
+@pytest.mark.parametrize("steps", [0, -1, 101])
+def test_noise_levels_that_are_none_are_refused(steps):
+    """Of flows -1 would be no level at all, and the answer zero."""
+    flows = [gaussian(levels=None), gaussian(levels=None)]
+    for parents in ([gaussian(), flows[0]], [flows[0], gaussian()], *([flows] if steps < 1 else [])):
+        with pytest.raises(ConfigError, match=f"noise levels of a composition must be .*, got {steps}"):
+            Composition(parents, steps=steps)
+
+
 def test_one_policy_is_no_composition():
     with pytest.raises(ConfigError, match="two or more"):
         Composition([gaussian()])

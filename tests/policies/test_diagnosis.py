@@ -6,6 +6,7 @@ import torch
 
 from offrl.data.normalize import AffineNormalizer
 from offrl.diffusion.schedules import VP
+from offrl.errors import ConfigError
 from offrl.policies.composition import Composition, Denoiser
 from offrl.policies.diagnosis import best_weights, error_products, hint
 
@@ -67,6 +68,15 @@ def test_planted_errors_of_denoisers_are_found_at_every_level():
     assert found.weights[0] == pytest.approx(0.8, abs=1e-4)
     assert found.gain == pytest.approx(0.045 - 0.036, abs=1e-5)
     np.testing.assert_allclose(found.gain_interval, found.gain, atol=1e-5)
+
+
+def test_a_policy_that_is_not_asked_has_no_errors():
+    """Its zeros would count as its clean chunks."""
+    chunks, units = torch.ones(2, 4, 2), AffineNormalizer.identity(2)
+    parents = [Denoiser(lambda u, rho, _: chunks, 4, 0, units, VP.cosine(100)) for _ in range(2)]
+    for weights in ([1.0, 0.0], [0.0, 1.0]):
+        with pytest.raises(ConfigError, match="weight 0 are not known: leave --weights out"):
+            error_products(Composition(parents, weights=weights), [None] * 2, chunks, torch.Generator())
 
 
 def test_the_interval_takes_episodes_not_chunks():

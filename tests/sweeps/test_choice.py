@@ -187,6 +187,26 @@ def test_last_takes_the_highest_mean_over_the_seeds_and_counts_its_episodes(out)
         decide(contest, "last", out, [])
 
 
+def test_where_success_counts_it_is_what_is_chosen_by(out, monkeypatch):
+    """Scores are made of successes there: the returns, -42.5 against -39.75, would choose the other one."""
+    listed = trained(out)
+    for entry, returns, successes in zip(
+        listed,
+        ([-40.0, -44.0], [-43.0], [-9.0, -50.0], [-50.0]),
+        ([1.0, 1.0], [1.0], [1.0, 0.0], [0.0]),
+        strict=True,
+    ):
+        raw = read(entry.result(out))
+        raw["config"]["env_id"] = "FetchPush-v4"
+        raw["evaluations"] = [{"step": 4, "returns": returns, "successes": successes}]
+        entry.result(out).write_text(json.dumps(raw))
+    decision = decide(contests(listed, out)[0], "last", out, [])
+    assert (decision.values, decision.arm, decision.online_episodes) == ((1.0, 0.25), 0, 6)
+    run = RunDir(run_directory(listed[0], out))
+    run.config |= {"env_id": "FetchPush-v4", "reference_returns": None}
+    assert choice._scale(run) == ((0.0, 1.0), "success rate, %")
+
+
 def test_fitted_q_decides_without_an_episode(out, monkeypatch):
     listed = trained(out)
     (contest,) = contests(listed, out)

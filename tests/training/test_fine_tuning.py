@@ -627,6 +627,10 @@ def test_runs_that_cannot_be_gone_on_from_are_refused(tmp_path, data, signal_at)
     with pytest.raises(ConfigError, match="the same seed"):
         inherited([run, run], "td3_bc")
     other = offline(tmp_path, data, seed=9, alpha=1.0)
+    held = offline(tmp_path, data, seed=8)
+    edit(held / "config.json", holdout=0.5)
+    with pytest.raises(ConfigError, match="differ in holdout"):
+        inherited([run, held], "td3_bc")
     with pytest.raises(ConfigError, match="differ in settings"):
         inherited([run, other], "td3_bc")
     signal_at(3)

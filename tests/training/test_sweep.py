@@ -76,6 +76,13 @@ def test_cells_named_twice_are_refused():
         cells(seeds=(1, 1))
 
 
+def test_two_datasets_of_one_name_are_refused():
+    """Tables and choices go by the name: runs on both would count as seeds on one."""
+    twins = [Data("one/data.hdf5", "data", "1"), Data("other/data.hdf5", "data", "2")]
+    with pytest.raises(ConfigError, match=r"one/data.hdf5 and other/data.hdf5 are both called 'data'"):
+        cells(datasets=twins)
+
+
 @pytest.mark.parametrize(
     "change", [{"options": {"steps": 11}}, {"datasets": [Data("tiny.npz", "tiny", "9")]}]
 )
@@ -137,6 +144,19 @@ def test_the_tables_hold_what_the_cells_scored(tmp_path):
         "|---|---|---|",
         "| bc lr=0.1 | 4.0 +- 2.8 (2) | 50.0 (1) |",
     ]
+
+
+def test_where_success_counts_the_tables_hold_success_rates(tmp_path):
+    """OGBench's single tasks pay -1 a step: a share of the return between (0, 1) would be -60 000."""
+    listed = cells(algorithms=["bc"], datasets=[Data("a", "a", "1")], seeds=(0,))
+    finish(listed[0], tmp_path, [[-1000.0, -200.0, -100.0, -1000.0], [-1000.0, -200.0]], reference=[0.0, 1.0])
+    raw = json.loads(listed[0].result(tmp_path).read_text())
+    raw["config"]["env_id"] = "antmaze-large-singletask-task2-v0"
+    raw["evaluations"][0]["successes"] = [0.0, 1.0, 1.0, 1.0]
+    raw["evaluations"][1]["successes"] = [0.0, 1.0]
+    listed[0].result(tmp_path).write_text(json.dumps(raw))
+    (row,) = write_tables(listed, tmp_path)
+    assert [row[k] for k in ("unit", "last", "best", "mean_last_5")] == ["normalized score", 50.0, 75.0, 62.5]
 
 
 def test_a_run_without_evaluation_has_empty_cells(tmp_path):

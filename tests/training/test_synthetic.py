@@ -268,6 +268,10 @@ def test_what_is_mixed_in_must_stay_as_it_was(folder, capsys):
         (["--mix", "other.hdf5:0.05"], "leaves none of one kind"),
         (["--mix", "missing.hdf5:0.5"], "no dataset file"),
         (["--sampling-steps", "1"], "sampling_steps 2 or more"),
+        (["--sampling-steps", "9"], "they need --mix RUN:SHARE"),
+        (["--guidance", "0.5"], "they need --mix RUN:SHARE"),
+        (["--synthetic-transitions", "9"], "they need --mix RUN:SHARE"),
+        (["--mix", "model:0.5", "--guidance", "0.5"], "--guidance needs --refresh N"),
     ],
 )
 def test_a_wrong_mix_is_one_line(folder, capsys, options, why):
