@@ -216,16 +216,16 @@ def group_weighted(
 ) -> Tensor:
     """R_i minus the weighted mean reward of its group; with ``leave_one_out`` of the others, which is unbiased.
 
-    Weights |grad log pi(y_j)|^2 give the baseline of least variance. All (B,).
+    Weights |grad log pi(y_j)|^2 give the baseline of least variance. Groups whose weights all vanish have equal ones.
+    All (B,).
     """
     groups = Groups(group_ids)
-    weighted, weights = baseline_weights * rewards, baseline_weights
-    top, bottom = groups.rows(groups.sum(weighted)), groups.rows(groups.sum(weights))
-    if leave_one_out:
-        top, bottom = top - weighted, bottom - weights
-        alone = groups.rows(groups.size) == 1
-        return torch.where(alone, 0.0, rewards - top / bottom.clamp(min=torch.finfo(bottom.dtype).tiny))
-    return rewards - top / bottom.clamp(min=torch.finfo(bottom.dtype).tiny)
+    weights = baseline_weights.clamp(min=torch.finfo(baseline_weights.dtype).tiny ** 0.5)
+    if not leave_one_out:
+        return rewards - groups.rows(groups.sum(weights * rewards) / groups.sum(weights))
+    alone = groups.rows(groups.size) == 1
+    baseline = groups.others(weights * rewards) / groups.others(weights)
+    return torch.where(alone, 0.0, rewards - baseline)
 
 
 def whiten(
