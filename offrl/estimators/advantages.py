@@ -233,6 +233,7 @@ def whiten(
 ) -> Tensor:
     """(A - mean) / (std + epsilon) over all chosen steps, std unbiased; (B,) values count once a step.
 
+    Where all are equal but for rounding of their mean, it is taken for them: 0 / epsilon, not noise / noise.
     Without ``center`` the mean is put back. Statistics are those of what is passed: give it the whole batch.
     """
     if mask is None:
@@ -245,6 +246,9 @@ def whiten(
         squares = masked_sum((advantages - mean).square(), mask)
         std = (squares / (tokens - 1).clamp(min=1)).sqrt()
     white = (advantages - mean) / (std + epsilon)
+    white = white.masked_fill(
+        std <= 16.0 * torch.finfo(std.dtype).eps * mean.abs(), 0.0
+    )  # nothing but rounding
     return white if center else white + mean
 
 
