@@ -191,6 +191,18 @@ def test_dapo_without_any_unequal_group_makes_no_update():
     assert made.rollouts == 32
 
 
+def test_a_batch_without_an_update_counts_as_one_of_the_delay():
+    made = learner("dapo", {"max_rounds": 1}, delay=1)
+    made.task = Favourite(made.task)
+    made.update()
+    moved, made.settings = weights(made), made.method.config(max_rounds=2)
+    made.task.rewards = lambda prompts, responses: {"even": torch.ones(len(prompts), dtype=torch.float64)}
+    made.update()
+    assert torch.equal(moved, weights(made))
+    sampler = made.engine.sampler(made.policy)
+    assert torch.equal(moved, torch.cat([p.detach().flatten() for p in sampler.parameters()]))
+
+
 def test_dapo_punishes_the_last_tokens_before_the_limit():
     method = load_method("dapo")
     made = learner("dapo", {"overlong": 2})
