@@ -407,7 +407,7 @@ class Learner:
         size = len(batch.tokens)
         micro = self.options.micro_batch or -(-size // self.ranks.size)
         if self.method.coupled and micro < size:
-            return tuple(whole_groups(batch.group_ids, micro))
+            return tuple(whole_groups(batch.group_ids, max(micro, self.options.group)))
         return torch.split(torch.arange(size, device=self.device), micro)
 
     def _update(self, batch: TextRollouts) -> dict[str, Tensor]:
