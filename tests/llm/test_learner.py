@@ -213,6 +213,12 @@ def test_dapo_punishes_the_last_tokens_before_the_limit():
     assert found.tolist() == [1.0, 1.0, 0.5, 0.0]
 
 
+@pytest.mark.parametrize("given", [{"max_rounds": 0}, {"overlong": -1}])
+def test_dapo_refuses_no_sampling_and_a_negative_punishment(given):
+    with pytest.raises(ConfigError, match="max_rounds must be 1 or more and overlong 0 or more"):
+        load_method("dapo").config(**given)
+
+
 def test_remax_subtracts_the_greedy_reward():
     made = easy("remax")
     batch = made._collect()[0]
