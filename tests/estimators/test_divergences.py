@@ -100,6 +100,24 @@ def test_moments():
     torch.testing.assert_close(mean, wanted, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 20.0, 1e4])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_moments_of_any_scale(scale, share):
+    """Of lengths for instance; steps of one size for all went astray beyond some 10."""
+    features = torch.stack(
+        [(torch.arange(400) < 200).double(), torch.arange(400).double() / 399 - 0.3], dim=1
+    )
+    wanted = scale * torch.tensor([share, 0.2 * share + 0.8 * (1.0 - share) - 0.3]).double()
+    mean = (scale * features @ fit_moments(scale * features, wanted)).softmax(0) @ (scale * features)
+    torch.testing.assert_close(mean, wanted, atol=2e-5 * scale, rtol=0)
+
+
+def test_means_that_cannot_be_had_together():
+    one = torch.arange(10).double()[:, None] > 4
+    with pytest.raises(ValueError, match="no coefficients give means of 0.3, 0.6"):
+        fit_moments(torch.cat([one, one], dim=1).double(), torch.tensor([0.3, 0.6]).double(), steps=200)
+
+
 def test_which_modes_a_restricted_student_keeps():
     """Four independent symbols for two peaks, 0000 and 5555: reverse KL and JS choose one, KL covers both."""
     strings = torch.tensor(list(itertools.product(range(6), repeat=4)))
