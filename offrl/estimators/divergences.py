@@ -30,7 +30,7 @@ DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
     "reverse_kl": lambda x: x + 1.0,
     "tv": lambda x: 0.5 * x.sign(),
     "js": lambda x: math.log(2.0) - torch.nn.functional.softplus(-x),
-    "chi2": lambda x: 1.0 - ratio(-2.0 * x),
+    "chi2": lambda x: 1.0 - ratio(-x).square(),
     "reverse_chi2": lambda x: 2.0 * (ratio(x) - 1.0),
 }
 """f'(exp(L)) as functions of L; any shape."""

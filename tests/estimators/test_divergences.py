@@ -68,6 +68,23 @@ def test_what_an_excluded_outcome_earns():
     assert found["reverse_chi2"] == pytest.approx(-2 * (math.exp(20) - 1))
 
 
+@pytest.mark.parametrize("far", [-15.0, 15.0])
+def test_log_ratios_are_cut_at_20_and_no_sooner(far):
+    log_pi, log_p = torch.tensor([far]).double(), torch.tensor([0.0]).double()
+    t = math.exp(far)
+    want = {
+        "kl": 1 / t,
+        "reverse_kl": -far - 1,
+        "tv": -0.5 * math.copysign(1, far),
+        "js": math.log1p(1 / t) - math.log(2),
+    }
+    want |= {"chi2": t**-2 - 1, "reverse_chi2": 2 * (1 - t)}
+    for name in DIVERGENCES:
+        assert float(pseudo_rewards(log_pi, log_p, name)) == pytest.approx(want[name], rel=1e-9, abs=1e-6), (
+            name
+        )
+
+
 def test_a_rare_good_outcome_earns_most():
     """Where pi has too little, each reward is above what it gives where pi has too much."""
     for name in DIVERGENCES:
