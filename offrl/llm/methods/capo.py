@@ -8,7 +8,8 @@ REINFORCE, with means over what is kept: a row divides by its kept tokens.
 
 Source: arXiv:2510.00819.
 Departures: bounds are symmetric, as in the published code, where the theorem asks for m_h above a positive number; a
-chosen token outside the top k takes the place of the least likely; a minibatch of which nothing is kept moves nothing.
+chosen token outside the top k takes the place of the least likely; a minibatch of which nothing is kept moves nothing;
+GRPO's std + 1e-6, where the published code adds 1e-4.
 """
 
 import math
