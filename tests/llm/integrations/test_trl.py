@@ -139,6 +139,28 @@ def test_the_subclass_puts_its_advantages_and_loss_in_place(monkeypatch):
     assert made._metrics["train"]["surrogate"] == pytest.approx([case["loss"]])
 
 
+class Weighted(Base):
+    reward_weights = torch.tensor([1.0, -0.5, 0.0])
+
+    def _calculate_rewards(self):
+        return torch.tensor(
+            [[1, 0, 3], [0, 2, 1], [1, 4, 0], [0, 0, 9], [0, 0, 1], [0, 6, 2], [1, 0, 0], [0, 0, 0]]
+        ).float()
+
+
+@pytest.mark.parametrize(("own", "weights"), [((), (1.0, -0.5, 0.0)), ((2.0, 1.0, 1.0), (2.0, -1.0, 0.0))])
+def test_gdpo_weighs_what_it_has_normalized(own, weights, monkeypatch):
+    """By TRL's weights, as its own normalize_then_sum does, unless the method's settings have others."""
+    monkeypatch.setitem(sys.modules, "trl", types.SimpleNamespace(GRPOTrainer=Weighted))
+    monkeypatch.setattr(metadata, "version", lambda name: "1.16.3")
+    made = trl.trainer("gdpo", load_method("gdpo").config(weights=own))()
+    found = made._generate_and_score_completions({"mask": [[1]] * 8})["advantages"]
+    each = made._calculate_rewards().view(2, 4, 3)
+    normal = (each - each.mean(1, keepdim=True)) / (each.std(1, keepdim=True) + 1e-4)
+    total = (normal * torch.tensor(weights)).sum(2).flatten()
+    torch.testing.assert_close(found, (total - total.mean()) / (total.std() + 1e-4), atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
