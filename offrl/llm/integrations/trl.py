@@ -182,7 +182,8 @@ def _subclass(base: Any, estimator_of: Callable[[int, float, Tensor], Estimator]
 
         def _group_ids(self, count: int) -> Tensor:
             """Of all processes' rows; those of a prompt are beside each other."""
-            ids: Tensor = torch.arange(count, device=self.accelerator.device) // self.num_generations
+            size = self.num_generations if self.model.training else self.num_generations_eval
+            ids: Tensor = torch.arange(count, device=self.accelerator.device) // size
             return ids
 
         def _compute_loss(self, model: Any, inputs: Any) -> Any:
