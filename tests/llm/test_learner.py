@@ -219,6 +219,27 @@ def test_dapo_refuses_no_sampling_and_a_negative_punishment(given):
         load_method("dapo").config(**given)
 
 
+NOTHING_CHOSEN = {
+    "beta_norm": {"high": 10.0}, "clip_cov": {"quantiles": True, "cov_low": 0.5, "cov_high": 0.9},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].data != "episodes"])
+def test_a_minibatch_without_a_chosen_token_changes_nothing(name):
+    """All of its episodes ran out of summaries, for instance."""
+    made = learner(name, NOTHING_CHOSEN.get(name), double=False)
+    collect, before = made._collect, weights(made)
+
+    def none():
+        batch, metrics = collect()
+        return batch.replace(mask=torch.zeros_like(batch.mask)), metrics
+
+    made._collect = none
+    found = made.update()
+    assert torch.equal(before, weights(made))
+    assert all(torch.isfinite(torch.as_tensor(value)).all() for value in found.values())
+
+
 def test_remax_subtracts_the_greedy_reward():
     made = easy("remax")
     batch = made._collect()[0]
