@@ -183,8 +183,7 @@ def _subclass(base: Any, estimator_of: Callable[[int, float, Tensor], Estimator]
         def _group_ids(self, count: int) -> Tensor:
             """Of all processes' rows; those of a prompt are beside each other."""
             size = self.num_generations if self.model.training else self.num_generations_eval
-            ids: Tensor = torch.arange(count, device=self.accelerator.device) // size
-            return ids
+            return torch.arange(count, device=self.accelerator.device).div(size, rounding_mode="floor")
 
         def _compute_loss(self, model: Any, inputs: Any) -> Any:
             ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
