@@ -382,7 +382,7 @@ $ for seed in 0 1 2; do
     offrl llm train grpo $run
     offrl llm train beta_norm $run
     offrl llm train clip_cov $run --minibatches 4
-    offrl llm train gdpo $run --reward integer --reward 'regex:^.{0,40}$=0.5'
+    offrl llm train gdpo $run --reward integer --reward 'regex:^.{0,40}$' --weights 1 0.5
   done
 $ offrl llm eval runs/grpo/arithmetic/seed0-... --k 16
 ```

@@ -216,16 +216,16 @@ def group_weighted(
 ) -> Tensor:
     """R_i minus the weighted mean reward of its group; with ``leave_one_out`` of the others, which is unbiased.
 
-    Weights |grad log pi(y_j)|^2 give the baseline of least variance. All (B,).
+    Weights |grad log pi(y_j)|^2 give the baseline of least variance. Groups whose weights all vanish have equal ones.
+    All (B,).
     """
     groups = Groups(group_ids)
-    weighted, weights = baseline_weights * rewards, baseline_weights
-    top, bottom = groups.rows(groups.sum(weighted)), groups.rows(groups.sum(weights))
-    if leave_one_out:
-        top, bottom = top - weighted, bottom - weights
-        alone = groups.rows(groups.size) == 1
-        return torch.where(alone, 0.0, rewards - top / bottom.clamp(min=torch.finfo(bottom.dtype).tiny))
-    return rewards - top / bottom.clamp(min=torch.finfo(bottom.dtype).tiny)
+    weights = baseline_weights.clamp(min=torch.finfo(baseline_weights.dtype).tiny ** 0.5)
+    if not leave_one_out:
+        return rewards - groups.rows(groups.sum(weights * rewards) / groups.sum(weights))
+    alone = groups.rows(groups.size) == 1
+    baseline = groups.others(weights * rewards) / groups.others(weights)
+    return torch.where(alone, 0.0, rewards - baseline)
 
 
 def whiten(
@@ -233,6 +233,7 @@ def whiten(
 ) -> Tensor:
     """(A - mean) / (std + epsilon) over all chosen steps, std unbiased; (B,) values count once a step.
 
+    Where all are equal but for rounding of their mean, it is taken for them: 0 / epsilon, not noise / noise.
     Without ``center`` the mean is put back. Statistics are those of what is passed: give it the whole batch.
     """
     if mask is None:
@@ -245,6 +246,9 @@ def whiten(
         squares = masked_sum((advantages - mean).square(), mask)
         std = (squares / (tokens - 1).clamp(min=1)).sqrt()
     white = (advantages - mean) / (std + epsilon)
+    white = white.masked_fill(
+        std <= 16.0 * torch.finfo(std.dtype).eps * mean.abs(), 0.0
+    )  # nothing but rounding
     return white if center else white + mean
 
 

@@ -30,7 +30,7 @@ DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
     "reverse_kl": lambda x: x + 1.0,
     "tv": lambda x: 0.5 * x.sign(),
     "js": lambda x: math.log(2.0) - torch.nn.functional.softplus(-x),
-    "chi2": lambda x: 1.0 - ratio(-2.0 * x),
+    "chi2": lambda x: 1.0 - ratio(-x).square(),
     "reverse_chi2": lambda x: 2.0 * (ratio(x) - 1.0),
 }
 """f'(exp(L)) as functions of L; any shape."""
@@ -64,25 +64,35 @@ def fit_moments(
     wanted: Tensor,
     log_weights: Tensor | None = None,
     *,
-    rate: float = 0.05,
     steps: int = 5000,
     tolerance: float = 1e-5,
 ) -> Tensor:
     """Coefficients lambda with which a(x) exp(lambda . phi(x)) has the wanted mean features; (K,).
 
+    Newton's steps on log Z(lambda) - lambda . wanted, which is convex, damped so that each goes down.
+
     Args:
         features: phi of draws, (N, K).
         wanted: (K,).
         log_weights: log a / q of draws from another policy q than a, (N,); None: they are from a.
-        rate: of the steps lambda += rate (wanted - mean).
         steps: at most.
-        tolerance: of the largest error, at which it stops.
+        tolerance: of the largest error, at which it stops, in parts of the feature's range.
+
+    Raises:
+        ValueError: no coefficients were found.
     """
     start = torch.zeros_like(features[:, 0]) if log_weights is None else log_weights
+    low, high = features.amin(dim=0), features.amax(dim=0)
+    size = (high - low).where(high > low, 1.0)
+    phi, goal = (features - low) / size, (wanted - low) / size
     found = torch.zeros_like(wanted)
     for _ in range(steps):
-        error = wanted - (start + features @ found).softmax(dim=0) @ features
+        p = (start + phi @ found).softmax(dim=0)
+        mean = p @ phi
+        error = goal - mean
         if error.abs().max() < tolerance:
-            break
-        found = found + rate * error
-    return found
+            return found / size
+        apart = phi - mean
+        move = torch.linalg.pinv((p[:, None] * apart).T @ apart, hermitian=True) @ error
+        found = found + move / (1.0 + move.norm())
+    raise ValueError(f"no coefficients give means of {', '.join(f'{x:g}' for x in wanted.tolist())}")

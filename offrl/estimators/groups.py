@@ -39,6 +39,17 @@ class Groups:
         top = torch.where(top.isfinite(), top, 0.0)
         return top + self.sum((x - self.rows(top)).exp()).log()
 
+    def others(self, x: Tensor) -> Tensor:
+        """Sum over the other rows of a row's group, without taking its own from the group's: (B,) -> (B,)."""
+        order = torch.argsort(self.index, stable=True)
+        first = (self.size.cumsum(0) - self.size)[self.index[order]]
+        place = torch.empty_like(order).scatter(
+            0, order, torch.arange(len(order), device=order.device) - first
+        )
+        table = x.new_zeros(len(self.ids), int(self.size.max()) if len(x) else 0)
+        table = table.index_put((self.index, place), x)
+        return table[self.index].scatter(1, place[:, None], 0.0).sum(dim=1)
+
     def rows(self, x: Tensor) -> Tensor:
         """A group's value for each of its rows: (G, ...) -> (B, ...)."""
         return x[self.index]

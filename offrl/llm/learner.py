@@ -154,6 +154,7 @@ class Learner:
     def update(self) -> dict[str, Tensor]:
         """One batch of rollouts and the updates from it; returns its metrics."""
         metrics = self._step()
+        self.engine.remember(self.policy)
         self.steps += 1
         return metrics
 
@@ -170,7 +171,6 @@ class Learner:
                 found = self._update(batch.rows(rows))
                 sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
                 number += 1
-        self.engine.remember(self.policy)
         return metrics | {name: value / number for name, value in sums.items()}
 
     # sampling
@@ -407,7 +407,7 @@ class Learner:
         size = len(batch.tokens)
         micro = self.options.micro_batch or -(-size // self.ranks.size)
         if self.method.coupled and micro < size:
-            return tuple(whole_groups(batch.group_ids, micro))
+            return tuple(whole_groups(batch.group_ids, max(micro, self.options.group)))
         return torch.split(torch.arange(size, device=self.device), micro)
 
     def _update(self, batch: TextRollouts) -> dict[str, Tensor]:

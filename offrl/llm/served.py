@@ -11,6 +11,7 @@ twice; log-probabilities are the server's, and how far they are from training's 
 import json
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ from offrl.errors import ConfigError
 from offrl.llm.text import Prompts, Responses
 
 TIMEOUT = 600.0
+CONNECTIONS = 64
+"""Requests that wait at once."""
+NEUTRAL = {
+    "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}  # fmt: skip
+"""In place of the defaults that vLLM takes from a model's generation_config.json."""
 
 
 class Served:
@@ -72,23 +80,31 @@ class Served:
     def _completions(
         self, asked: list[list[int]], copies: int, limit: int, temperature: float, generator: torch.Generator | None
     ) -> list[tuple[list[int], list[float]]]:  # fmt: skip
-        """Token ids and log-probabilities, those of a prompt beside each other."""
+        """Token ids and log-probabilities, those of a prompt beside each other.
+
+        A request each: prompts of one request would share its seed, and with it all their random numbers.
+        """
         device = "cpu" if generator is None else generator.device
         allowed = (self.policy.forbidden == 0).nonzero()[:, 0].tolist()
-        request = {
-            "model": self.name, "prompt": asked, "n": copies, "max_tokens": limit, "temperature": temperature,
-            "seed": int(torch.randint(2**31, (), generator=generator, device=device)), "logprobs": 1,
+        request = NEUTRAL | {
+            "model": self.name, "n": copies, "max_tokens": limit, "temperature": temperature, "logprobs": 1,
             "return_token_ids": True, "stop_token_ids": self.policy.ends.tolist(),
         }  # fmt: skip
         if len(allowed) < len(self.policy.forbidden):
             request["allowed_token_ids"] = allowed
+        seeds = torch.randint(2**31, (len(asked),), generator=generator, device=device).tolist()
+        requests = [request | {"prompt": [ids], "seed": seed} for ids, seed in zip(asked, seeds, strict=True)]
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            return [row for rows in pool.map(self._completed, requests) for row in rows]
+
+    def _completed(self, request: dict[str, Any]) -> list[tuple[list[int], list[float]]]:
+        """The responses to one prompt."""
+        copies, limit = request["n"], request["max_tokens"]
         choices = sorted(
             self._ask("/v1/completions", request)["choices"], key=lambda choice: int(choice["index"])
         )
-        if len(choices) != len(asked) * copies:
-            raise ConfigError(
-                f"{self.address} gave {len(choices)} responses where {len(asked) * copies} were asked for"
-            )
+        if len(choices) != copies:
+            raise ConfigError(f"{self.address} gave {len(choices)} responses where {copies} were asked for")
         return [self._checked(choice, limit) for choice in choices]
 
     def _checked(self, choice: Any, limit: int) -> tuple[list[int], list[float]]:

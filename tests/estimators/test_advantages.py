@@ -201,6 +201,17 @@ def test_whitening_counts_steps_and_ignores_the_rest():
     torch.testing.assert_close(adv.whiten_rows(chosen), want)
 
 
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1.0, -1e4, 0.0])
+def test_whitening_equal_values_gives_zero(value):
+    """The mean of equal numbers is another number in float32, and their std is of the size of that error."""
+    rewards, mask = torch.full((512,), value), torch.arange(9) < torch.arange(512)[:, None] % 7 + 1
+    assert (adv.whiten(rewards, mask)[mask] == 0).all()
+    assert (adv.whiten(rewards) == 0).all()
+    torch.testing.assert_close(adv.whiten(rewards, center=False), rewards)
+    little = rewards + 1e-4 * max(abs(value), 1.0) * (torch.arange(512) % 2)
+    assert adv.whiten(little).abs().mean() == pytest.approx(1.0, abs=0.05)
+
+
 def test_outcomes_go_to_the_last_chosen_step():
     mask = torch.tensor([[1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]]).bool()
     got = adv.rewards_at_end(torch.tensor([1.0, 2.0, 3.0]), mask, torch.full((3, 4), 10.0), 0.1)

@@ -68,6 +68,23 @@ def test_what_an_excluded_outcome_earns():
     assert found["reverse_chi2"] == pytest.approx(-2 * (math.exp(20) - 1))
 
 
+@pytest.mark.parametrize("far", [-15.0, 15.0])
+def test_log_ratios_are_cut_at_20_and_no_sooner(far):
+    log_pi, log_p = torch.tensor([far]).double(), torch.tensor([0.0]).double()
+    t = math.exp(far)
+    want = {
+        "kl": 1 / t,
+        "reverse_kl": -far - 1,
+        "tv": -0.5 * math.copysign(1, far),
+        "js": math.log1p(1 / t) - math.log(2),
+    }
+    want |= {"chi2": t**-2 - 1, "reverse_chi2": 2 * (1 - t)}
+    for name in DIVERGENCES:
+        assert float(pseudo_rewards(log_pi, log_p, name)) == pytest.approx(want[name], rel=1e-9, abs=1e-6), (
+            name
+        )
+
+
 def test_a_rare_good_outcome_earns_most():
     """Where pi has too little, each reward is above what it gives where pi has too much."""
     for name in DIVERGENCES:
@@ -98,6 +115,24 @@ def test_moments():
     wanted = torch.tensor([0.3, 0.8]).double()
     mean = (two @ fit_moments(two, wanted)).softmax(0) @ two
     torch.testing.assert_close(mean, wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 20.0, 1e4])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_moments_of_any_scale(scale, share):
+    """Of lengths for instance; steps of one size for all went astray beyond some 10."""
+    features = torch.stack(
+        [(torch.arange(400) < 200).double(), torch.arange(400).double() / 399 - 0.3], dim=1
+    )
+    wanted = scale * torch.tensor([share, 0.2 * share + 0.8 * (1.0 - share) - 0.3]).double()
+    mean = (scale * features @ fit_moments(scale * features, wanted)).softmax(0) @ (scale * features)
+    torch.testing.assert_close(mean, wanted, atol=2e-5 * scale, rtol=0)
+
+
+def test_means_that_cannot_be_had_together():
+    one = torch.arange(10).double()[:, None] > 4
+    with pytest.raises(ValueError, match="no coefficients give means of 0.3, 0.6"):
+        fit_moments(torch.cat([one, one], dim=1).double(), torch.tensor([0.3, 0.6]).double(), steps=200)
 
 
 def test_which_modes_a_restricted_student_keeps():

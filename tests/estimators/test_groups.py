@@ -29,6 +29,12 @@ def test_statistics_are_those_of_the_members():
     assert groups.rows(torch.tensor([10, 20, 30])).tolist() == [20, 10, 20, 30, 10, 20]
 
 
+def test_sums_over_the_others_take_nothing_away():
+    x = torch.tensor([1e-20, 2.0, 1.0, 7.0, 0.0, 3e-20])
+    got = Groups(IDS).others(x)  # of the third row 4e-20, which a difference from 1 would not hold
+    torch.testing.assert_close(got, torch.tensor([1.0, 0.0, 4e-20, 0.0, 2.0, 1.0]), atol=0.0, rtol=1e-6)
+
+
 def test_log_sums_neither_overflow_nor_lose_their_gradient():
     x = torch.tensor([800.0, 801.0, -torch.inf, -900.0, -torch.inf], requires_grad=True)
     ids = torch.tensor([0, 0, 1, 2, 2])

@@ -191,6 +191,18 @@ def test_dapo_without_any_unequal_group_makes_no_update():
     assert made.rollouts == 32
 
 
+def test_a_batch_without_an_update_counts_as_one_of_the_delay():
+    made = learner("dapo", {"max_rounds": 1}, delay=1)
+    made.task = Favourite(made.task)
+    made.update()
+    moved, made.settings = weights(made), made.method.config(max_rounds=2)
+    made.task.rewards = lambda prompts, responses: {"even": torch.ones(len(prompts), dtype=torch.float64)}
+    made.update()
+    assert torch.equal(moved, weights(made))
+    sampler = made.engine.sampler(made.policy)
+    assert torch.equal(moved, torch.cat([p.detach().flatten() for p in sampler.parameters()]))
+
+
 def test_dapo_punishes_the_last_tokens_before_the_limit():
     method = load_method("dapo")
     made = learner("dapo", {"overlong": 2})
@@ -199,6 +211,33 @@ def test_dapo_punishes_the_last_tokens_before_the_limit():
     responses = type("R", (), {"lengths": mask.sum(1)})
     found = method.shaped(made.settings, torch.ones(4), responses, torch.full((4,), 4))
     assert found.tolist() == [1.0, 1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("given", [{"max_rounds": 0}, {"overlong": -1}])
+def test_dapo_refuses_no_sampling_and_a_negative_punishment(given):
+    with pytest.raises(ConfigError, match="max_rounds must be 1 or more and overlong 0 or more"):
+        load_method("dapo").config(**given)
+
+
+NOTHING_CHOSEN = {
+    "beta_norm": {"high": 10.0}, "clip_cov": {"quantiles": True, "cov_low": 0.5, "cov_high": 0.9},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].data != "episodes"])
+def test_a_minibatch_without_a_chosen_token_changes_nothing(name):
+    """All of its episodes ran out of summaries, for instance."""
+    made = learner(name, NOTHING_CHOSEN.get(name), double=False)
+    collect, before = made._collect, weights(made)
+
+    def none():
+        batch, metrics = collect()
+        return batch.replace(mask=torch.zeros_like(batch.mask)), metrics
+
+    made._collect = none
+    found = made.update()
+    assert torch.equal(before, weights(made))
+    assert all(torch.isfinite(torch.as_tensor(value)).all() for value in found.values())
 
 
 def test_remax_subtracts_the_greedy_reward():

@@ -12,7 +12,7 @@ from offrl.errors import ConfigError
 from offrl.estimators.aggregation import row_mean, row_sum, token_mean
 from offrl.estimators.group_losses import GroupEstimator
 from offrl.estimators.groups import whole_groups
-from offrl.estimators.rollouts import count
+from offrl.estimators.rollouts import Rollouts, count
 from offrl.llm.method import TextRollouts
 from offrl.llm.methods import METHODS, load_method
 
@@ -187,6 +187,18 @@ def test_reinforce_plus_plus_can_centre_in_groups_first():
     found = estimator.advantages(batch.replace(rewards=last))
     want = whitened([rewards[i] - mean([rewards[j] for j in others(i)]) for i in range(len(IDS))])
     torch.testing.assert_close(found[:, 0], torch.tensor(want, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("group_baseline", [False, True])
+def test_reinforce_plus_plus_learns_nothing_from_equal_rewards(group_baseline):
+    """Of 0.7 each, whose float32 mean is not 0.7; groups of 3, 5 and 8 have three such errors."""
+    method = load_method("reinforce_plus_plus")
+    estimator = method.estimator(method.config(group_baseline=group_baseline), LIMIT)
+    mask = torch.arange(4) < torch.arange(16)[:, None] % 4 + 1
+    last = torch.arange(4) == torch.arange(16)[:, None] % 4
+    ids = torch.tensor([0] * 3 + [1] * 5 + [2] * 8)
+    batch = Rollouts(mask=mask, rewards=0.7 * last, group_ids=ids)
+    assert (estimator.advantages(batch)[mask] == 0).all()
 
 
 def config_of(name, **settings):

@@ -119,3 +119,19 @@ def test_prompts_that_cannot_be_shared_out_are_refused():
             LLMOptions(prompts=4),
             Ranks(0, 3),
         )
+
+
+def test_whole_groups_stay_whole_among_more_processes_than_groups():
+    """Two groups of four in a minibatch, of which four processes cannot take two rows each."""
+    method, task, options = (
+        load_method("pacs"),
+        load_task("t1"),
+        LLMOptions(prompts=4, group=4, minibatches=2),
+    )
+    made = Learner(method, method.config(), task, load_model("tiny:dense", task, 0), options)
+    batch = made._collect()[0]
+    made.ranks = Ranks(0, 4)
+    for rows in made._minibatches(batch):
+        ids = batch.group_ids[rows]
+        parts = made._parts(batch.rows(rows))
+        assert [ids[part].unique(return_counts=True)[1].tolist() for part in parts] == [[4], [4]]

@@ -66,8 +66,9 @@ class FakeVLLM:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def completions(self, body):
-        generator, choices = torch.Generator().manual_seed(body["seed"]), []
+        choices = []
         for ids in body["prompt"]:
+            generator = torch.Generator().manual_seed(body["seed"])  # as vLLM: of each prompt the same one
             tokens, one = torch.tensor([ids]), torch.ones(1).long()
             prompts = Prompts(tokens, tokens >= 0, body["max_tokens"] * one, one, one)
             found = sample(
@@ -101,7 +102,7 @@ def learner(server, name="grpo", **options):
 
 
 def test_it_samples_with_the_weights_of_every_step(server):
-    made = learner(server)
+    made = learner(server, group=64)  # some succeed in every batch
     for _ in range(3):
         before = {name: value.clone() for name, value in made.policy.state_dict().items()}
         metrics = made.update()
@@ -110,10 +111,8 @@ def test_it_samples_with_the_weights_of_every_step(server):
     moved = made.policy.state_dict()
     assert any(not torch.equal(v, moved[n]) for n, v in server.policy.state_dict().items())
     assert [path for path, _ in server.requests] == [
-        "/collective_rpc",
-        "/reset_prefix_cache",
-        "/v1/completions",
-    ] * 3
+        "/collective_rpc", "/reset_prefix_cache", *["/v1/completions"] * 4
+    ] * 3  # fmt: skip
     assert server.requests[0][1] == {"method": "reload_weights"}
 
 
@@ -124,7 +123,7 @@ def test_a_server_that_keeps_its_weights_shows_in_the_gap(server):
 
 
 def test_what_is_asked_and_where_responses_go(server):
-    """Prompts without padding, one request a length, responses of a prompt beside each other."""
+    """Prompts without padding, a request each, responses of a prompt beside each other."""
     policy = load_model(str(server.folder), TASK, 0)
     served = Served(server.address, policy, Path("elsewhere"))
     three = TASK.prompts(3, torch.Generator().manual_seed(0))
@@ -138,10 +137,13 @@ def test_what_is_asked_and_where_responses_go(server):
     assert torch.equal(greedy.tokens, own.tokens)
     assert torch.equal(greedy.mask, own.mask)
     torch.testing.assert_close(greedy.log_probs, own.log_probs, atol=1e-5, rtol=0)
-    (_, short), (_, long) = server.requests
-    assert (short["max_tokens"], long["max_tokens"]) == (1, 4)
+    long, other, short = sorted((body for _, body in server.requests), key=lambda body: -body["max_tokens"])
+    assert [body["max_tokens"] for body in (long, other, short)] == [4, 4, 1]
     assert short["prompt"] == [three.tokens[1].tolist()]
-    assert long["prompt"] == three.tokens[[0, 2]].tolist()
+    assert sorted(long["prompt"] + other["prompt"]) == sorted(three.tokens[[0, 2]].tolist())
+    neutral = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+    neutral |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
+    assert {name: long[name] for name in neutral} == neutral  # not those of generation_config.json
     assert long["stop_token_ids"] == [2]
     assert long["allowed_token_ids"] == TASK.allowed.nonzero()[:, 0].tolist()
     assert long["return_token_ids"] is True
@@ -151,10 +153,19 @@ def test_what_is_asked_and_where_responses_go(server):
     assert draws[0].shape != draws[2].shape or not torch.equal(draws[0], draws[2])
 
 
+def test_prompts_do_not_share_their_random_numbers(server):
+    """Equal prompts of one batch get different responses, as unequal ones must."""
+    served = Served(server.address, load_model(str(server.folder), TASK, 0), Path("elsewhere"))
+    one = TASK.prompts(1, torch.Generator().manual_seed(0))
+    drawn = sample(served, one.repeat(6), copies=4, generator=torch.Generator().manual_seed(0))
+    groups = drawn.tokens.view(6, -1).tolist()
+    assert len({tuple(group) for group in groups}) == 6
+
+
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
-        ("few", "gave 15 responses where 16 were asked for"), ("old", "needs vLLM 0.10.2 or later"),
+        ("few", "gave 3 responses where 4 were asked for"), ("old", "needs vLLM 0.10.2 or later"),
         ("cut", "neither ended nor is 4 tokens long"), ("no dev mode", "collective_rpc answered 404: start vLLM with VLLM_SERVER_DEV_MODE=1"),
     ],
 )  # fmt: skip

@@ -124,16 +124,20 @@ def trainer(name: str, settings: Any = None) -> Any:
         )
     base = _grpo_trainer()
 
-    def estimator(length: int, beta: float) -> Estimator:
-        found = method.estimator(_with_kl(settings, beta), length)
+    def estimator(length: int, beta: float, reward_weights: Tensor) -> Estimator:
+        found = method.estimator(_of_trl(settings, beta, reward_weights), length)
         assert isinstance(found, Estimator)
         return found
 
     return _subclass(base, estimator)
 
 
-def _with_kl(settings: Any, beta: float) -> Any:
-    return dataclasses.replace(settings, kl=beta)
+def _of_trl(settings: Any, beta: float, reward_weights: Tensor) -> Any:
+    """With TRL's KL, and with its weights where a method normalizes rewards (whose signs they keep) without its own."""
+    settings = dataclasses.replace(settings, kl=beta)
+    if getattr(settings, "weights", None) == ():
+        settings = dataclasses.replace(settings, weights=tuple(reward_weights.abs().tolist()))
+    return settings
 
 
 def _grpo_trainer() -> Any:
@@ -148,7 +152,7 @@ def _grpo_trainer() -> Any:
     return GRPOTrainer
 
 
-def _subclass(base: Any, estimator_of: Callable[[int, float], Estimator]) -> Any:
+def _subclass(base: Any, estimator_of: Callable[[int, float, Tensor], Estimator]) -> Any:
     """What is replaced: the rewards are kept on their way, the advantages computed from them, and the loss is ours."""
 
     class Trainer(base):  # type: ignore[misc]
@@ -156,7 +160,7 @@ def _subclass(base: Any, estimator_of: Callable[[int, float], Estimator]) -> Any
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self.estimator = estimator_of(self.max_completion_length, self.beta)
+            self.estimator = estimator_of(self.max_completion_length, self.beta, self.reward_weights)
 
         def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
             found = super()._calculate_rewards(*args, **kwargs)
@@ -178,8 +182,8 @@ def _subclass(base: Any, estimator_of: Callable[[int, float], Estimator]) -> Any
 
         def _group_ids(self, count: int) -> Tensor:
             """Of all processes' rows; those of a prompt are beside each other."""
-            ids: Tensor = torch.arange(count, device=self.accelerator.device) // self.num_generations
-            return ids
+            size = self.num_generations if self.model.training else self.num_generations_eval
+            return torch.arange(count, device=self.accelerator.device).div(size, rounding_mode="floor")
 
         def _compute_loss(self, model: Any, inputs: Any) -> Any:
             ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)

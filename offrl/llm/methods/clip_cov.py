@@ -67,7 +67,7 @@ def candidates(settings: ClipCovConfig, batch: TextRollouts, now: Tensor) -> Ten
     assert batch.advantages is not None
     found = covariances(now, batch.advantages, batch.mask)
     low, high = settings.cov_low, settings.cov_high
-    if settings.quantiles:
+    if settings.quantiles and batch.mask.any():
         ordered = found[batch.mask].sort().values
         low, high = (float(ordered[round(q * (len(ordered) - 1))]) for q in (low, high))
     old = now if batch.old_log_probs is None else batch.old_log_probs  # in the only update of a batch

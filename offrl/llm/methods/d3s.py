@@ -76,7 +76,7 @@ class Selection(Companion):
         """The chosen rows, in their order, with a mask of the chosen tokens."""
         s, progress = self.settings, self.learner.progress
         assert batch.advantages is not None
-        size, tokens = len(batch.advantages), batch.mask.sum()
+        size, tokens = len(batch.advantages), batch.mask.sum().clamp(min=1)
         groups = [torch.arange(size, device=batch.mask.device)]
         if not s.across:
             index = Groups(batch.group_ids).index

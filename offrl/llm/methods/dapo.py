@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from offrl.errors import ConfigError
 from offrl.estimators.compose import Estimator
 from offrl.estimators.groups import Groups
 from offrl.estimators.recipes import recipe
@@ -28,6 +29,12 @@ class DAPOConfig(ClipSettings):
     """Samplings at most to fill a batch with groups of unequal rewards; 1 keeps all groups."""
     overlong: int = 0
     """Tokens before the limit over which the punishment grows from 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if self.max_rounds < 1 or self.overlong < 0:
+            raise ConfigError(
+                f"max_rounds must be 1 or more and overlong 0 or more, got {self.max_rounds} and {self.overlong}"
+            )
 
 
 def estimator(settings: DAPOConfig, length: int) -> Estimator:

@@ -110,7 +110,10 @@ class FDPG(Companion):
                     f"fdpg: a mean of {mean:g} for {name}, of which {low:g} to {high:g} were drawn"
                 )
         log_w = sequence_sum(batch.ref_log_probs - batch.rollout_log_probs, batch.mask).double()
-        found = fit_moments(features, features.new_tensor(goal), log_w)
+        try:
+            found = fit_moments(features, features.new_tensor(goal), log_w)
+        except ValueError as error:  # each can be had, all of them not
+            raise ConfigError(f"fdpg: {error}, for {', '.join(means)}, among what was drawn") from None
         return features.new_zeros(len(names)).index_put((torch.tensor(place, device=features.device),), found)
 
     def log_target(self, batch: TextRollouts) -> Tensor:

@@ -50,8 +50,11 @@ def estimator(settings: GDPOConfig, length: int) -> Estimator:
 
 
 def unfit(settings: GDPOConfig, options: Any, task: Any) -> str | None:
-    """Weights that the task has no rewards for."""
+    """Weights that the task has no rewards for, or that normalizing takes away again."""
     names = component_names(task)
+    for reward in getattr(task, "components", ()):  # of a data set; -1 turns a reward around, 0 leaves it out
+        if reward.weight not in (-1.0, 0.0, 1.0):
+            return f"the weight {reward.weight:g} of --reward {reward.name} has no effect: pass --weights"
     if settings.weights and len(settings.weights) != len(names):
         return f"{len(settings.weights)} weights for the {len(names)} rewards of {task.name} ({', '.join(names)})"
     return None

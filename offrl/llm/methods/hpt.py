@@ -55,7 +55,8 @@ def by_prompt(
 
 def keep(settings: HPTConfig, rollouts: TextRollouts) -> Tensor:
     """Samples of the prompts above the gate, demonstrations of the others."""
-    return solved_gate(rollouts.rewards, rollouts.group_ids, rollouts.demo, gate=settings.gate)
+    assert rollouts.success is not None
+    return solved_gate(rollouts.success.float(), rollouts.group_ids, rollouts.demo, gate=settings.gate)
 
 
 def facts(settings: HPTConfig, options: Any) -> dict[str, str]:

@@ -32,8 +32,9 @@ def group_centred(advantages: Tensor, mask: Tensor, group_ids: Tensor) -> Tensor
     """Returns minus the mean outcome of the group; (B, T)."""
     groups = Groups(group_ids)
     first = mask.to(torch.int8).argmax(dim=1, keepdim=True)
-    outcomes = advantages.gather(1, first)[:, 0]
-    return (advantages - groups.rows(groups.mean(outcomes))[:, None]).where(mask, 0.0)
+    outcomes = advantages.gather(1, first)
+    later = advantages - outcomes  # apart, so that a group of equal ones gets exactly 0
+    return (later + groups.centered(outcomes[:, 0])[:, None]).where(mask, 0.0)
 
 
 def estimator(settings: ReinforcePlusPlusConfig, length: int) -> Estimator:

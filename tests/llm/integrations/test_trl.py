@@ -95,11 +95,14 @@ def test_advantages_are_those_of_the_method():
 class Base:
     """As much of TRL's trainer as the plug-in uses."""
 
-    max_completion_length, beta, num_generations = 9, 0.0, 4
+    max_completion_length, beta, num_generations, num_generations_eval = 9, 0.0, 4, 2
     current_gradient_accumulation_steps, reward_weights = 2, torch.tensor([1.0, 2.0])
 
     def __init__(self):
-        self.args = types.SimpleNamespace(steps_per_generation=2)
+        self.args, self.model = (
+            types.SimpleNamespace(steps_per_generation=2),
+            types.SimpleNamespace(training=True),
+        )
         self.accelerator = types.SimpleNamespace(
             gather=lambda x: x, num_processes=1, process_index=0, device="cpu"
         )
@@ -137,6 +140,40 @@ def test_the_subclass_puts_its_advantages_and_loss_in_place(monkeypatch):
         made.new.grad, torch.tensor(case["gradient"], dtype=torch.float64), atol=1e-6, rtol=0
     )
     assert made._metrics["train"]["surrogate"] == pytest.approx([case["loss"]])
+
+
+class Weighted(Base):
+    reward_weights = torch.tensor([1.0, -0.5, 0.0])
+
+    def _calculate_rewards(self):
+        return torch.tensor(
+            [[1, 0, 3], [0, 2, 1], [1, 4, 0], [0, 0, 9], [0, 0, 1], [0, 6, 2], [1, 0, 0], [0, 0, 0]]
+        ).float()
+
+
+def test_groups_of_evaluations_have_their_own_size(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", types.SimpleNamespace(GRPOTrainer=Weighted))
+    monkeypatch.setattr(metadata, "version", lambda name: "1.16.3")
+    made = trl.trainer("dr_grpo")()
+    rewards = (made._calculate_rewards() * made.reward_weights).sum(1)
+    for training, size in ((True, 4), (False, 2)):
+        made.model.training = training
+        found = made._generate_and_score_completions({"mask": [[1]] * 8})["advantages"]
+        want = rewards.view(-1, size) - rewards.view(-1, size).mean(1, keepdim=True)
+        torch.testing.assert_close(found, want.flatten())
+
+
+@pytest.mark.parametrize(("own", "weights"), [((), (1.0, -0.5, 0.0)), ((2.0, 1.0, 1.0), (2.0, -1.0, 0.0))])
+def test_gdpo_weighs_what_it_has_normalized(own, weights, monkeypatch):
+    """By TRL's weights, as its own normalize_then_sum does, unless the method's settings have others."""
+    monkeypatch.setitem(sys.modules, "trl", types.SimpleNamespace(GRPOTrainer=Weighted))
+    monkeypatch.setattr(metadata, "version", lambda name: "1.16.3")
+    made = trl.trainer("gdpo", load_method("gdpo").config(weights=own))()
+    found = made._generate_and_score_completions({"mask": [[1]] * 8})["advantages"]
+    each = made._calculate_rewards().view(2, 4, 3)
+    normal = (each - each.mean(1, keepdim=True)) / (each.std(1, keepdim=True) + 1e-4)
+    total = (normal * torch.tensor(weights)).sum(2).flatten()
+    torch.testing.assert_close(found, (total - total.mean()) / (total.std() + 1e-4), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

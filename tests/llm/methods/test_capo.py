@@ -7,6 +7,7 @@ from offrl.errors import ConfigError
 from offrl.estimators.last_layer import Moments, energy, likeliest, predicted
 from offrl.llm.learner import Learner
 from offrl.llm.methods import load_method
+from offrl.llm.methods.capo import high
 from offrl.llm.models import load_model
 from offrl.llm.options import LLMOptions
 from offrl.llm.tasks import load_task
@@ -247,6 +248,12 @@ def test_moves_go_with_the_learning_rate_and_adam_remembers():
     assert float(last["m_f_95"]) == pytest.approx(100 * float(first["m_f_95"]), rel=1e-6)
     remembered = made.companion.masked(batch)[1]
     assert float(remembered["m_f_95"]) != pytest.approx(float(last["m_f_95"]), rel=0.01)
+
+
+def test_the_quantile_is_torchs_also_of_more_than_it_takes():
+    for size in (1, 2, 7, 100):
+        torch.testing.assert_close(high(normal(size)), normal(size).quantile(0.95))
+    assert float(high(torch.arange(2**24 + 1) % 100 / 99.0)) == pytest.approx(0.95, abs=0.01)
 
 
 def test_bounds_below_zero_are_refused():

@@ -139,6 +139,24 @@ def test_weights_that_no_reward_has_are_refused():
     build("gdpo", method.config(weights=(1.0, 2.0, 0.5)), options)
 
 
+def test_weights_that_normalizing_takes_away_are_refused(tmp_path, hugging_face):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1", "answer": 2}\n')
+    method, given = load_method("gdpo"), {"model": hugging_face(), "group": 2, "prompts": 2}
+    given |= {"dataset": str(tmp_path / "rows.jsonl"), "max_response": 4}
+    options = LLMOptions(reward=("integer", "regex:1=0.5"), **given)
+    with pytest.raises(
+        ConfigError, match="gdpo: the weight 0.5 of --reward regex has no effect: pass --weights"
+    ):
+        build("gdpo", method.config(), options)
+    build("grpo", load_method("grpo").config(), options)
+    for weight in ("", "=-1", "=0"):
+        build(
+            "gdpo",
+            method.config(weights=(1.0, 0.5)),
+            LLMOptions(reward=("integer", f"regex:1{weight}"), **given),
+        )
+
+
 def test_the_engine_passes_on_each_reward():
     """On t5 a learner's advantages are those of the rewards that the task gives to what was sampled."""
     method, options = load_method("gdpo"), LLMOptions(task="t5", group=8, prompts=4, seed=1)

@@ -37,9 +37,9 @@ def gradient(made, batch, estimator=None):
     return torch.cat([g.flatten() for g in grads if g is not None])
 
 
-def collected(gate, seed=0, **settings):
+def collected(gate, seed=0, **options):
     """A learner, its batch after the gate, and what was sampled before it."""
-    made = learner({"gate": gate, **settings}, seed=seed)
+    made = learner({"gate": gate}, seed=seed, **options)
     everything = []
     made.method = dataclasses.replace(METHOD, keep=lambda s, b: (everything.append(b), METHOD.keep(s, b))[1])
     batch = made._collect()[0]
@@ -104,6 +104,23 @@ def test_each_prompt_gives_one_of_the_two_terms(gate):
     if gate == 0:
         assert set(kinds) == {True, False}
     assert len(batch.demo) == sum(4 if kind else 1 for kind in kinds)
+
+
+def test_what_solves_a_prompt_is_a_right_answer_not_a_reward():
+    """On t5 wrong responses earn up to 2 for format and length."""
+    _, batch, everything = collected(0, task="t5", prompts=8)
+    rewarded, solved = (
+        {
+            int(i)
+            for i in everything.group_ids.unique()
+            if bool(x[(everything.group_ids == i) & ~everything.demo].any())
+        }
+        for x in (everything.rewards > 0.5, everything.success)
+    )
+    assert rewarded - solved
+    assert solved
+    assert set(batch.group_ids[~batch.demo].tolist()) == solved
+    assert set(batch.group_ids[batch.demo].tolist()) == set(range(8)) - solved
 
 
 def test_settings_and_the_plan():

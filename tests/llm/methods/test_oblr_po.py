@@ -7,6 +7,7 @@ import torch
 
 from offrl.errors import ConfigError
 from offrl.estimators.advantages import group_leave_one_out, group_length, group_weighted
+from offrl.estimators.last_layer import energy
 from offrl.llm.learner import Learner
 from offrl.llm.methods import load_method
 from offrl.llm.methods.oblr_po import factor
@@ -64,6 +65,29 @@ def test_leaving_the_own_reward_out_is_unbiased(size):
     ratio = expected(size) / TRUTH
     assert ratio.max() < 0.9
     assert ratio.max() - ratio.min() > 0.05  # another direction, not only another length
+
+
+@pytest.mark.parametrize("sure", [5.0, 10.0, 20.0])
+def test_a_sure_policy_has_sane_baselines(sure):
+    """In float32, where differences of energies near 1 hold nothing of the others' near 0."""
+    actions = torch.arange(8) % 5
+    logits = sure * torch.eye(5)[actions] + 0.1 * normal(8, 5).float()
+    actions[0] = 2  # a rare, wrong token among likely, right ones
+    found = energy(logits, actions)
+    torch.testing.assert_close(found, energy(logits.double(), actions).float(), atol=0.0, rtol=1e-4)
+    rewards, ids = torch.tensor([0.0] + [1.0] * 7), torch.zeros(8).long()
+    a = group_weighted(rewards, ids, found, leave_one_out=True)
+    assert float(a[0]) == pytest.approx(-1.0, abs=1e-6)
+    assert float(a[1:].min()) >= 0.0
+    assert float(a[1:].max()) <= 1.0
+    assert group_weighted(rewards[1:], ids[1:], found[1:], leave_one_out=True).abs().max() < 1e-6
+
+
+def test_groups_whose_scores_vanish_have_equal_weights():
+    rewards, ids, none = torch.tensor([1.0, 0.0, 1.0]), torch.zeros(3).long(), torch.zeros(3)
+    want = group_leave_one_out(rewards, ids)
+    torch.testing.assert_close(group_weighted(rewards, ids, none, leave_one_out=True), want)
+    torch.testing.assert_close(group_weighted(rewards, ids, none), rewards - rewards.mean())
 
 
 def batch_of(made):
