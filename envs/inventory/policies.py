@@ -80,7 +80,8 @@ class DemandFacts:
         """The setting's own means and spreads where it states both, else those of the scenarios."""
         demand = getattr(setting, "demand", None)
         means, stds = getattr(demand, "means", ()), getattr(demand, "stds", None)
-        season = getattr(demand, "season", ())
+        own = getattr(demand, "seasons", None)  # of each store; else one of all
+        season = () if own is not None else getattr(demand, "season", ())
         season = season if any(season) and set(season) != {1.0} else ()
         if isinstance(demand, Poisson):
             stds = tuple(mean**0.5 for mean in means)
@@ -96,7 +97,7 @@ class DemandFacts:
         return cls(
             means=tuple(map(float, means)), stds=tuple(map(float, stds)),
             history=scenarios.history, calendar=calendar,
-            season=getattr(demand, "seasons", (season,) * len(means) if season else ()),
+            season=(season,) * len(means) * bool(season) if own is None else own,
             lead_times=tuple(times.unique().tolist()) if times.ndim > 1 else (),
         )  # fmt: skip
 

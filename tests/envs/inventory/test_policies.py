@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,8 @@ from offrl.envs.inventory.policies import (
 )
 from offrl.envs.inventory.scenarios import rollout
 from offrl.envs.inventory.settings import load_setting
+from offrl.envs.inventory.work.bootstrap import CorrelatedCounts
+from offrl.envs.inventory.work.censored import Counts
 from offrl.errors import ConfigError, PolicyError
 
 NETWORKS = {  # setting -> policies that fit it
@@ -202,6 +205,20 @@ def test_facts_have_the_season_of_the_demand_and_its_height_once():
     facts = DemandFacts.of(plain, plain.draw("train"))
     assert facts.season == ()
     assert facts.stationary
+
+
+@pytest.mark.parametrize(
+    ("season", "factors"), [(None, (1.0,)), (np.ones(52), (1.0,)), (np.array([0.5, 1.5]), (0.5, 1.5))]
+)
+def test_fitted_demand_states_the_season_of_each_store(season, factors):
+    """As arrays, of more than one period, or not at all."""
+    setting = load_setting("one_warehouse_lost_demand", stores=2).resized(train=4, dev=4)
+    fit = Counts(mean=np.array([3.0, 5.0]), size=np.full(2, 4.0), active=np.ones(2))
+    fitted = dataclasses.replace(setting, demand=CorrelatedCounts(fit=fit, season=season))
+    facts = DemandFacts.of(fitted, setting.draw("train"))
+    assert facts.season == (factors, factors)
+    assert facts.means == (3.0, 5.0)
+    assert facts.stationary == (factors == (1.0,))
 
 
 @pytest.mark.parametrize("name", ["optimal", "myopic_2", "projected_level"])
