@@ -153,8 +153,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         }),
         {f"summaries-{n}": {"context": "supo", "context_window": 32, "summaries": n} for n in (3, 4, 5, 6)},
         begin_seconds=120.0,
-        note="These cells were run when a response could hold one token less: in the longest of the eleven lengths of a "
-        "corridor the fourth question had three tries instead of four. Since then it has four.",
+        note="These cells were run when a response could hold one token less: in the longest of the eleven lengths of"
+             " a corridor the fourth question had three tries instead of four. Since then it has four.",
     ),
 }  # fmt: skip
 FAST = {"eval_prompts": 8, "eval_samples": 4, "eval_every": 1, "log_every": 1, "checkpoint_every": 2}
