@@ -202,6 +202,7 @@ class RunCallback(BaseCallback):
         self.parts, self.pending = state.get("parts", 0), state.get("pending", {})
         for table, size in zip(self.record.tables, state["sizes"], strict=True):
             table.truncate(size)
+        self.record.sinks.resume(self.saved)
 
     def close(self) -> None:
         """End evaluation processes, mirrors and the progress line."""
