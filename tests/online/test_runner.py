@@ -99,6 +99,21 @@ def test_before_its_first_checkpoint_a_run_starts_over(tmp_path, monkeypatch):
     assert files(dead) == files(whole.directory)
 
 
+def test_a_run_that_died_between_its_last_checkpoint_and_its_end_repeats_no_row(tmp_path, monkeypatch):
+    whole = start("n_pg_igt", SETTINGS, options(tmp_path / "whole"))
+
+    def dying(*_):
+        raise PowerCutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDir, "finish", dying)
+        with pytest.raises(PowerCutError):
+            start("n_pg_igt", SETTINGS, options(tmp_path / "dead"))
+    (dead,) = (tmp_path / "dead").glob("*/*/*")
+    resume(dead)
+    assert files(dead) == files(whole.directory)
+
+
 @pytest.mark.parametrize("iteration", [7, 1])
 def test_the_mirror_has_each_row_of_the_table_once(tmp_path, monkeypatch, iteration):
     """It dies after rows that no checkpoint knows, or before its first checkpoint."""
