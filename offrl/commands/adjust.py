@@ -49,9 +49,9 @@ def adjusted(options: AdjustOptions, base: Policy) -> Policy:
             raise ConfigError(f"--{changed[0].replace('_', '-')} needs --adjust RUN, a run of cdsa")
         return base
     for name in ("eta", "state_ref"):  # of the states' part
-        field = f"adjust_{name}"
-        if options.adjust_beta == 0.0 and getattr(options, field) != getattr(AdjustOptions, field):
-            raise ConfigError(f"--{field.replace('_', '-')} has no effect without --adjust-beta")
+        option = f"adjust_{name}"
+        if options.adjust_beta == 0.0 and getattr(options, option) != getattr(AdjustOptions, option):
+            raise ConfigError(f"--{option.replace('_', '-')} has no effect without --adjust-beta")
     model = load_source(f"run:{options.adjust}", EnvSpec(env_id=""))
     if not isinstance(model, CDSAModel):
         raise ConfigError(
