@@ -74,6 +74,12 @@ def test_given_weights_are_used_and_all_of_it_is_the_parent(parents, capsys):
     assert "+0.000 (+0.000 .. +0.000)" in lines[3]
 
 
+def test_a_matching_is_taken_where_ratios_may_differ(parents):
+    assert (
+        compose(parents, "--allow-anisotropic", "--matching", "mean", "--episodes", "2", "--no-controls") == 0
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

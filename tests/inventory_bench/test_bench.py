@@ -78,6 +78,7 @@ def test_every_cell_is_a_row_with_its_gap(small_bench):
     facts = json.loads(next((small_bench / "raw/inventory").glob("*lost-lead*base_stock*")).read_text())
     assert facts["gap"] == pytest.approx((facts["cost"] - facts["reference"]) / facts["reference"], abs=0.2)
     assert f"{facts['cost']:.4f}" in rows[0]
+    assert rows[0][7] == f"{100 * facts['gap_se']:.3f}"
     assert facts["reference"] == pytest.approx(4.3953, abs=1e-3)
     assert facts["train_cpu_seconds"] > 0
 
