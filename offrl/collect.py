@@ -212,5 +212,5 @@ def _describe(env: Env, spec: EnvSpec, plan: Plan) -> dict[str, Any]:
 
 
 def _portable(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Metadata without what belongs to the exact content or file."""
-    return {key: value for key, value in metadata.items() if key not in ("sha256", "source")}
+    """Metadata without what belongs to the exact content or file; cuts are marked now."""
+    return {k: v for k, v in metadata.items() if k not in ("sha256", "source", "timeouts_recorded")}

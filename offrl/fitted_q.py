@@ -149,7 +149,8 @@ def fitted_q_evaluation(
         progress: called a hundred times with the updates made and the mean loss since.
 
     Raises:
-        DatasetError: fewer than two episodes, or observations and actions that are not the policy's.
+        DatasetError: fewer than two episodes, no known successor among the held-out or the fitted ones, or observations
+            and actions that are not the policy's.
     """
     options = options or FQEOptions()
     rows = data.transitions("exact")
@@ -158,6 +159,7 @@ def fitted_q_evaluation(
     next_actions = _act(policy, rows.next_observations)
     held_out = _split(data.num_episodes, options)
     fitted = ~np.isin(rows.episode, held_out)
+    _check_split(fitted, data.num_episodes, len(held_out))
     learner = FittedQ(rows.observations.shape[1], rows.actions.shape[1], options)
     means = MetricMeans(learner.metrics)
     loop = train(
@@ -212,6 +214,15 @@ def _split(episodes: int, options: FQEOptions) -> np.ndarray:
     count = min(max(round(options.held_out * episodes), 1), episodes - 1)
     order = torch.randperm(episodes, generator=stream(options.seed, "fqe split"))
     return order[:count].numpy()
+
+
+def _check_split(fitted: np.ndarray, episodes: int, held_out: int) -> None:
+    for kept, count, which in ((fitted, episodes - held_out, "fitted"), (~fitted, held_out, "held-out")):
+        if not kept.any():
+            raise DatasetError(
+                f"no row of the {count} {which} episodes says where it leads (cut after one step, without a next "
+                "observation); another --held-out or --seed splits them otherwise"
+            )
 
 
 @torch.no_grad()

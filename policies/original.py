@@ -152,6 +152,11 @@ def _built(
     refuse(beta != "squaredcos_cap_v2", path, "beta_schedule", beta)
     refuse(prediction not in PREDICTIONS, path, "prediction_type", prediction)
     refuse("ddim" in str(scheduler.get("_target_", "")).lower(), path, "noise_scheduler", "DDIM")
+    if parts is None and "n_emb" not in model and "oa_step_convention" not in config:
+        raise PolicyError(
+            f"{path}: its settings leave out oa_step_convention, which then is False and not built here: actions begin "
+            "after the last observation's step; if they begin at that step, set it to True in cfg.policy"
+        )
     for name, built in (
         ("oa_step_convention", True),
         ("obs_as_cond", True),

@@ -234,6 +234,20 @@ def test_no_episode_runs_across_a_seam_and_metadata_keep_what_differs():
     assert not {"sha256", "source", "seed"} & joined.metadata.keys()
 
 
+@pytest.mark.parametrize("rows", ["exact", "qlearning"])
+def test_time_limits_are_not_counted_across_a_seam(rows):
+    """The first one stops in the middle of an episode; its file marks no time limits."""
+    parts = []
+    for start in (0, 100):
+        observations = np.arange(start, start + 5, dtype=np.float32)[:, None]
+        flat = np.zeros((5, 1), np.float32), np.ones(5), np.zeros(5, dtype=bool)
+        parts.append(OfflineDataset.from_arrays(observations, *flat, metadata={"max_episode_steps": 10}))
+    assert parts[0].metadata["timeouts_recorded"] is False
+    t = concatenate(parts).transitions(rows)
+    assert t.observations[:, 0].tolist() == [0, 1, 2, 3, 100, 101, 102, 103]
+    assert (t.next_observations - t.observations == 1).all()
+
+
 def test_datasets_that_do_not_fit_are_not_joined():
     with pytest.raises(DatasetError, match="nothing to concatenate"):
         concatenate([])

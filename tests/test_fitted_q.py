@@ -118,6 +118,20 @@ def test_what_cannot_be_judged_is_refused(policy, data, message):
         fitted_q_evaluation(policy, data, FQEOptions(**FAST))
 
 
+def test_episodes_without_a_known_successor_judge_nothing():
+    """One step each, cut, and where it leads is not recorded: no error can be told, or no fit made, of those alone."""
+    cut = np.array([0, 1, 1, 1, 1, 1], dtype=bool)  # one episode of two steps, four of one
+    flat = np.zeros((6, 1), np.float32), np.ones(6), np.zeros(6, dtype=bool)
+    data = OfflineDataset.from_arrays(np.eye(2, dtype=np.float32)[[0, 1, 0, 0, 0, 0]], *flat, cut)
+    fast = FAST | {"steps": 1, "held_out": 0.2}
+    said = set()
+    for seed in range(12):  # some of them hold out the long episode
+        with pytest.raises(DatasetError, match="no row of the .* episodes says where it leads") as caught:
+            fitted_q_evaluation(two_way_policy(), data, FQEOptions(**fast, seed=seed))
+        said.add(str(caught.value).split(" episodes")[0])
+    assert said == {"no row of the 1 held-out", "no row of the 4 fitted"}
+
+
 def test_a_policy_that_acts_on_the_episode_so_far_is_refused():
     policy = DecisionTransformerPolicy(2, 1, hidden=4, layers=1, heads=1, context=2, max_steps=5)
     with pytest.raises(DatasetError, match="acts on the episode so far"):

@@ -40,7 +40,7 @@ class Gap:
     """Of the policy, with the paths' own luck taken out where there is an optimal policy to pair with."""
     gap: float
     """(cost - reference) / reference."""
-    standard_error: float
+    standard_error: float | None  # None for one scenario
     """Of the gap, over scenarios."""
     reference: Reference
 
@@ -84,9 +84,19 @@ def compare(costs: Tensor, optimal: Tensor | None, best: Reference) -> Gap:
         best: what is known.
     """
     differences = costs - (best.cost if optimal is None else optimal)
-    error = float(differences.std() / len(costs) ** 0.5) if len(costs) > 1 else float("nan")
-    difference = float(differences.mean())
-    return Gap(best.cost + difference, difference / best.cost, error / best.cost, best)
+    error, difference = standard_error(differences), float(differences.mean())
+    relative = None if error is None else error / best.cost
+    return Gap(best.cost + difference, difference / best.cost, relative, best)
+
+
+def standard_error(costs: Tensor) -> float | None:
+    """Of the mean over scenarios, (n,); None for one scenario."""
+    return float(costs.std() / len(costs) ** 0.5) if len(costs) > 1 else None
+
+
+def shown(error: float | None, digits: int = 4, factor: float = 1.0) -> str:
+    """A standard error times ``factor``; a dash where there is none."""
+    return "-" if error is None else f"{factor * error:.{digits}f}"
 
 
 def _made(name: str, setting: Setting, **options: object) -> InventoryPolicy:

@@ -40,7 +40,7 @@ def adjusted(options: AdjustOptions, base: Policy) -> Policy:
     """``base`` as the options adjust it; itself without --adjust.
 
     Raises:
-        ConfigError: options without --adjust, or settings that do not fit the run.
+        ConfigError: options without effect, or settings that do not fit the run.
         PolicyError: the run is of another environment.
     """
     if options.adjust is None:
@@ -48,6 +48,10 @@ def adjusted(options: AdjustOptions, base: Policy) -> Policy:
         if changed:
             raise ConfigError(f"--{changed[0].replace('_', '-')} needs --adjust RUN, a run of cdsa")
         return base
+    for name in ("eta", "state_ref"):  # of the states' part
+        option = f"adjust_{name}"
+        if options.adjust_beta == 0.0 and getattr(options, option) != getattr(AdjustOptions, option):
+            raise ConfigError(f"--{option.replace('_', '-')} has no effect without --adjust-beta")
     model = load_source(f"run:{options.adjust}", EnvSpec(env_id=""))
     if not isinstance(model, CDSAModel):
         raise ConfigError(

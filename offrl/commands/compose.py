@@ -141,6 +141,11 @@ def check(options: ComposeOptions) -> None:
         raise ConfigError(
             "--search finds the weights of a convex composition: leave --weights and --operator out"
         )
+    searching = any(getattr(options, n) != getattr(ComposeOptions, n) for n in ("rounds", "search_episodes"))
+    if searching and not options.search:
+        raise ConfigError("--rounds and --search-episodes have no effect without --search")
+    if options.matching != ComposeOptions.matching and not options.allow_anisotropic:
+        raise ConfigError("--matching has no effect without --allow-anisotropic")
     if options.diagnose != (options.demos is not None):
         raise ConfigError("--diagnose and --demos go together: the errors are measured on demonstrations")
     if options.check and options.diagnose:

@@ -158,27 +158,26 @@ def _policy(o: Eval, setting: "AnySetting", test: "Scenarios") -> "InventoryPoli
 def _show(
     o: Eval, policy: "InventoryPolicy", setting: "AnySetting", costs: torch.Tensor, gap: "Gap | None"
 ) -> None:
-    error = float(costs.std() / len(costs) ** 0.5) if len(costs) > 1 else float("nan")
+    from offrl.envs.inventory.reference import shown, standard_error
+
+    error = standard_error(costs)
     if o.json:
         facts: dict[str, Any] = {"policy": policy.name, "setting": setting.name, "cost": float(costs.mean())}
         facts |= {"options": dict(setting.options), "standard_error": error, "scenarios": len(costs)}
         if gap is not None:
             facts |= {"gap": dataclasses.asdict(dataclasses.replace(gap, reference=None))}  # type: ignore[arg-type]
             facts["gap"]["reference"] = {"cost": gap.reference.cost, "name": gap.reference.name}
-        if len(costs) == 1:  # no error is known
-            facts["standard_error"] = None
-            if gap is not None:
-                facts["gap"]["standard_error"] = None
         print(json.dumps(facts))
         return
     note = "" if policy.admissible else " (a reference: no policy that sees the past alone can do this)"
     print(f"{policy.name} on {setting.name} {dict(setting.options)}{note}")
     print(
-        f"cost {float(costs.mean()):.4f} +- {error:.4f} per store and period (s.e. over {len(costs)} scenarios)"
+        f"cost {float(costs.mean()):.4f} +- {shown(error)} per store and period (s.e. over {len(costs)} scenarios)"
     )
     if gap is not None:
         best = gap.reference
         how = "paired" if best.policy is not None else "not paired"
         print(
-            f"{best.name}: {best.cost:.4f}; gap {100 * gap.gap:+.3f} % +- {100 * gap.standard_error:.3f} % ({how})"
+            f"{best.name}: {best.cost:.4f}; gap {100 * gap.gap:+.3f} % +- {shown(gap.standard_error, 3, 100)} % "
+            f"({how})"
         )

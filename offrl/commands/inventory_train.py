@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -138,17 +139,22 @@ def _reporter(output: Output, steps: int) -> "Reporter":
 
 
 def _summary(results: list["InventoryResult"], output: Output) -> None:
+    from offrl.envs.inventory.reference import shown
+
     for r in results:
         if output.mode == "json":
             facts = {"directory": str(r.directory), "seed": r.seed, "final": True, "cost": r.cost}
             facts |= {"standard_error": r.standard_error, "dev_cost": r.dev_cost, "best_step": r.best_step}
-            sys.stdout.write(json.dumps(facts) + "\n")
+            known = {
+                k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in facts.items()
+            }
+            sys.stdout.write(json.dumps(known) + "\n")
         elif output.mode == "text":
             if r.already_finished:
                 print(f"{r.directory} is already finished")
             print(
-                f"test cost {r.cost:.4f} +- {r.standard_error:.4f} (s.e. over {len(r.costs)} scenarios) per store and "
-                f"period, policy of update {r.best_step} (development cost {r.dev_cost:.4f})"
+                f"test cost {r.cost:.4f} +- {shown(r.standard_error)} (s.e. over {len(r.costs)} scenarios) per store "
+                f"and period, policy of update {r.best_step} (development cost {r.dev_cost:.4f})"
             )
     if output.mode == "text" and results:
         print(f"next: offrl inventory eval {results[0].directory}")

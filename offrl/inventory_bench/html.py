@@ -10,7 +10,7 @@ from torch import Tensor
 from offrl import __version__
 from offrl.envs.inventory.policies import InventoryPolicy
 from offrl.envs.inventory.protocol import AnySetting
-from offrl.envs.inventory.reference import Gap
+from offrl.envs.inventory.reference import Gap, shown, standard_error
 from offrl.evaluation.markup import table
 from offrl.evaluation.report import document, section
 from offrl.evaluation.svg import tag
@@ -75,12 +75,12 @@ def write_single(
     rounding: Rounding,
 ) -> None:
     """Write the page of one policy, with its test costs, (n,), and its gap where one is known."""
-    error = float(costs.std() / len(costs) ** 0.5)
+    error = shown(standard_error(costs))
     facts = [("cost per store and period", f"{float(costs.mean()):.4f}")]
-    facts += [("standard error", f"{error:.4f}, over {len(costs)} scenarios")]
+    facts += [("standard error", f"{error}, over {len(costs)} scenarios")]
     if gap is not None:
         facts += [(gap.reference.name, f"{gap.reference.cost:.4f}")]
-        facts += [("gap", f"{100 * gap.gap:+.3f} % +- {100 * gap.standard_error:.3f} %")]
+        facts += [("gap", f"{100 * gap.gap:+.3f} % +- {shown(gap.standard_error, 3, 100)} %")]
     if not policy.admissible:
         facts += [("an oracle", "no policy that sees the past alone can do this")]
     atomic_write_text(path, single(view_of(policy, setting, gap.reference if gap else None, rounding), facts))

@@ -19,7 +19,7 @@ from offrl.algos.hdpo import HDPO, HDPOConfig, Permutations, gradient_spread
 from offrl.envs.inventory.classical import just_in_time
 from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy, load_policy, make_policy
 from offrl.envs.inventory.protocol import AnySetting
-from offrl.envs.inventory.reference import Reference, compare, reference
+from offrl.envs.inventory.reference import Reference, compare, reference, standard_error
 from offrl.envs.inventory.scenarios import Policy, evaluate
 from offrl.envs.inventory.settings import load_setting
 from offrl.files import atomic_write_json
@@ -149,7 +149,7 @@ class Yardstick:
 
     def facts(self, costs: Tensor) -> Facts:
         """Mean, standard error, size of the test and, where something is known to be best, the gap to it."""
-        facts: Facts = {"cost": float(costs.mean()), "cost_se": float(costs.std() / len(costs) ** 0.5)}
+        facts: Facts = {"cost": float(costs.mean()), "cost_se": standard_error(costs)}
         facts |= {"scenarios": len(costs), "periods": self.scenarios.periods, "ignore": self.ignore}
         facts |= {"protocol": self.protocol}
         if self.best is not None:

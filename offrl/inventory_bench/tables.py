@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from offrl.envs.inventory.reference import shown
 from offrl.inventory_bench.plan import TARGETS, Cells
 
 Raw = Mapping[str, Mapping[str, Any]]
@@ -47,8 +48,7 @@ def policy_of(spec: Mapping[str, Any]) -> str:
 def _percent(r: Mapping[str, Any], digits: int = 3) -> tuple[str, str]:
     if "gap" not in r:
         return "", ""
-    error = r["gap_se"]
-    return f"{100 * r['gap']:+.{digits}f}", "" if error != error else f"{100 * error:.{digits}f}"
+    return f"{100 * r['gap']:+.{digits}f}", shown(r["gap_se"], digits, 100)
 
 
 def _seconds(r: Mapping[str, Any]) -> str:
@@ -69,7 +69,7 @@ def grid(cells: Cells, found: Raw) -> Table:
         marked = "" if r.get("admissible", True) else " (oracle)"
         start[1] += marked
         rows.append([
-            *start, f"{r['cost']:.4f}", f"{r['cost_se']:.4f}", *_percent(r), r.get("reference_name", "unknown"),
+            *start, f"{r['cost']:.4f}", shown(r["cost_se"]), *_percent(r), r.get("reference_name", "unknown"),
             _seconds(r),
         ])  # fmt: skip
     return Table(
@@ -135,7 +135,7 @@ def samples(cells: Cells, found: Raw) -> Table:
     rows = []
     for name in (n for n in cells if n.startswith("sample-") and n in found):
         r = found[name]
-        cost = (f"{r['cost']:.4f}", f"{r['cost_se']:.4f}")
+        cost = (f"{r['cost']:.4f}", shown(r["cost_se"]))
         rows.append([name.removeprefix("sample-"), *cost, _percent(r, 2)[0], _seconds(r)])
     text = (
         "Test cost after 3000 updates of 16 paths and 20 periods, by number of training paths; two seeds, graph nets "
@@ -192,7 +192,7 @@ def transfers(cells: Cells, found: Raw) -> Table:
         r = found[name]
         run = r["cell"]["run"]
         for size in r["sizes"]:
-            cost = (f"{size['cost']:.4f}", f"{size['cost_se']:.4f}", f"{size['reference']:.4f}")
+            cost = (f"{size['cost']:.4f}", shown(size["cost_se"]), f"{size['reference']:.4f}")
             rows.append(
                 [run["setting"], f"{run['vary']['stores']:g}", str(size["stores"]), *cost, *_percent(size, 2)]
             )

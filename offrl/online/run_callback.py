@@ -150,7 +150,8 @@ class RunCallback(BaseCallback):
         c, step = self.config, min(self.model.num_timesteps, self.config["steps"])
         if step > self.logged:
             self._row(step)
-        result = self._evaluate(step, c["final_episodes"] or c["eval_episodes"])
+        ended = self.before == self.model.num_timesteps  # gone on from the end: its rows are there
+        result = self._evaluate(step, c["final_episodes"] or c["eval_episodes"], rows=not ended)
         self.checkpoint()
         self.reporter.progress(step, self._rate(), force=True)
         if target := c.get("record"):
@@ -202,6 +203,7 @@ class RunCallback(BaseCallback):
         self.parts, self.pending = state.get("parts", 0), state.get("pending", {})
         for table, size in zip(self.record.tables, state["sizes"], strict=True):
             table.truncate(size)
+        self.record.sinks.resume(self.saved)
 
     def close(self) -> None:
         """End evaluation processes, mirrors and the progress line."""
@@ -227,14 +229,15 @@ class RunCallback(BaseCallback):
             self.reporter.note(f"{wrong}: the run has diverged")
         self.reporter.metrics = means
 
-    def _evaluate(self, step: int, episodes: int) -> EvaluationResult:
+    def _evaluate(self, step: int, episodes: int, *, rows: bool = True) -> EvaluationResult:
         """Play the current policy; its time is not counted as training."""
         paused = time.monotonic()
         c = self.config
         result = self.evaluator(acting_policy(self.model), episodes, seed=c["seed"], stream=step)
-        facts = self.record.evaluation(step, result)
-        last = facts.get("normalized_score", facts["return"])
-        self.reporter.evaluation(facts, last, self.record.best)
+        if rows:
+            facts = self.record.evaluation(step, result)
+            last = facts.get("normalized_score", facts["return"])
+            self.reporter.evaluation(facts, last, self.record.best)
         self.began += time.monotonic() - paused
         return result
 

@@ -126,6 +126,7 @@ def _learn(
             if state is None:
                 for table in callback.record.tables:
                     table.clear()
+                callback.record.sinks.resume(-1)
             else:
                 _restore(model, callback, state)
             left = run.config["steps"] - model.num_timesteps

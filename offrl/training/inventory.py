@@ -23,6 +23,7 @@ from offrl.envs.inventory.demand import Recorded
 from offrl.envs.inventory.levels import describe
 from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy, rounded, save_policy
 from offrl.envs.inventory.protocol import AnySetting, SalesSetting, penalised
+from offrl.envs.inventory.reference import standard_error
 from offrl.envs.inventory.rules import advice
 from offrl.envs.inventory.scenarios import Policy, Scenarios, evaluate
 from offrl.envs.inventory.settings import SETTINGS, load_setting
@@ -131,9 +132,9 @@ class InventoryResult:
         return float(self.costs.mean())
 
     @property
-    def standard_error(self) -> float:
-        """Of the mean, over scenarios; NaN for one."""
-        return float(self.costs.std() / len(self.costs) ** 0.5) if len(self.costs) > 1 else math.nan
+    def standard_error(self) -> float | None:
+        """Of the mean, over scenarios; None for one."""
+        return standard_error(self.costs)
 
 
 def dearer(setting: AnySetting, factor: float) -> AnySetting:

@@ -85,6 +85,8 @@ class Session:
         if state is None:
             for table in self.tables:
                 table.clear()
+            for record in self.records:
+                record.sinks.resume(-1)
             self.reporter.note("no checkpoint yet: starting over")
             return False
         for key, own in self.identity.items():
@@ -104,6 +106,8 @@ class Session:
             ) from None
         for table, size in zip(self.tables, state["sizes"], strict=True):
             table.truncate(size)
+        for record in self.records:
+            record.sinks.resume(self.step)
         self.reporter.note(f"resuming {self.path} at step {self.step}" + (f" ({note})" if note else ""))
         return True
 

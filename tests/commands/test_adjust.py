@@ -89,6 +89,15 @@ def test_the_adjusted_policy_is_a_source_for_every_command(folders, capsys):
         (["--adjust-out", "x"], "--adjust-out needs --adjust RUN"),
         (["--adjust", "{run}"], "is not a run of cdsa; make one with: offrl train cdsa"),
         (["--adjust", "{cdsa}", "--adjust-beta", "0.1"], "beta needs scores of the states"),
+        (
+            ["--adjust", "{cdsa}", "--adjust-beta", "0.1", "--adjust-eta", "0.3"],
+            "beta needs scores of the states",
+        ),
+        (["--adjust", "{cdsa}", "--adjust-eta", "0.3"], "--adjust-eta has no effect without --adjust-beta"),
+        (
+            ["--adjust", "{cdsa}", "--adjust-state-ref", "next"],
+            "--adjust-state-ref has no effect without --adjust-beta",
+        ),
         (["--adjust", "{cdsa}", "--adjust-sigma", "0.1"], "trained at noise levels 0.5 .. 0.5"),
         (["--adjust", "{cdsa}", "--adjust-alpha", "-1"], "alpha must be a finite number"),
         (["--adjust", "{none}"], "no such folder"),

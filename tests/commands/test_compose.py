@@ -74,12 +74,21 @@ def test_given_weights_are_used_and_all_of_it_is_the_parent(parents, capsys):
     assert "+0.000 (+0.000 .. +0.000)" in lines[3]
 
 
+def test_a_matching_is_taken_where_ratios_may_differ(parents):
+    assert (
+        compose(parents, "--allow-anisotropic", "--matching", "mean", "--episodes", "2", "--no-controls") == 0
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--search", "--weights", "0.5", "0.5"), "leave --weights"),
         (("--weights", "0.5", "0.6"), "sum to 1"),
         (("--episodes", "1"), "2 or more"),
+        (("--matching", "mean"), "--matching has no effect without --allow-anisotropic"),
+        (("--rounds", "2"), "--rounds and --search-episodes have no effect without --search"),
+        (("--search-episodes", "9"), "--rounds and --search-episodes have no effect without --search"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(parents, capsys, options, message):

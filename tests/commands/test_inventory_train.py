@@ -184,13 +184,22 @@ def test_the_other_train_command_points_here(capsys):
     assert "offrl inventory train" in capsys.readouterr().err
 
 
+def refuse(word):
+    raise AssertionError(f"{word} is no JSON")
+
+
+@pytest.mark.parametrize("more", [["--test-scenarios", "1"], ["--lr", "1e30"]])
+def test_training_that_ends_without_error_or_cost_says_null(tmp_path, capsys, more):
+    words = ["one_store_lost", "--policy", "mlp_one_store", *SMALL, *more, "--out", str(tmp_path)]
+    assert run("train", *words, "--json") == 0
+    final = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=refuse)
+    assert final["standard_error"] is None
+    assert (final["cost"] is None) == (more[0] == "--lr")
+
+
 def test_one_path_has_no_standard_error(capsys):
     words = ["--setting", "one_store_backlogged", "--with", "levels=29.59", "--paths", "1", "--json"]
     assert run("eval", "base_stock", *words) == 0
-
-    def refuse(word):
-        raise AssertionError(f"{word} is no JSON")
-
     facts = json.loads(capsys.readouterr().out, parse_constant=refuse)
     assert facts["scenarios"] == 1
     assert facts["standard_error"] is None

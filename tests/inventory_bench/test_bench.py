@@ -78,6 +78,7 @@ def test_every_cell_is_a_row_with_its_gap(small_bench):
     facts = json.loads(next((small_bench / "raw/inventory").glob("*lost-lead*base_stock*")).read_text())
     assert facts["gap"] == pytest.approx((facts["cost"] - facts["reference"]) / facts["reference"], abs=0.2)
     assert f"{facts['cost']:.4f}" in rows[0]
+    assert rows[0][7] == f"{100 * facts['gap_se']:.3f}"
     assert facts["reference"] == pytest.approx(4.3953, abs=1e-3)
     assert facts["train_cpu_seconds"] > 0
 
@@ -137,6 +138,30 @@ def test_cells_of_other_numbers_of_paths_share_a_process(tmp_path, in_process):
         assert one["cost"] == pytest.approx(two["cost"], rel=1e-5)
     costs = [record["cost"] for record in together.found().values()]
     assert costs[0] != costs[1]
+
+
+def test_one_test_path_has_no_error_and_the_table_a_dash(tmp_path, in_process):
+    run = {
+        "setting": "one_store_backlogged",
+        "scenarios": 8,
+        "dev_scenarios": 4,
+        "test_scenarios": 1,
+        "steps": 1,
+    }
+    run |= {"eval_every": 1, "log_every": 1}
+    config = {"policy": "base_stock", "batch_size": 8, "patience": 0}
+    cells = {
+        "grid-trained": {"kind": "gap", "config": config, "run": run},
+        "grid-untrained": {"kind": "untrained", "policy": "just_in_time", "run": run},
+    }
+    bench = Bench(cells, tmp_path, tmp_path / "runs", "c")
+    assert bench.run(list(cells), jobs=1, deadline=None, say=print) == []
+    for facts in bench.found().values():
+        assert facts["scenarios"] == 1
+        assert facts["cost_se"] is facts["gap_se"] is None
+    rows = [row.split(" | ") for row in (tmp_path / "inventory.md").read_text().splitlines() if " | " in row]
+    assert [(row[5], row[7]) for row in rows[1:]] == [("-", "-"), ("-", "-")]
+    assert "nan" not in (tmp_path / "inventory.html").read_text()
 
 
 def test_a_view_that_is_missing_is_made_from_the_run(tmp_path, in_process):
@@ -220,12 +245,26 @@ def test_the_published_page_is_made_of_what_is_there(tmp_path):
     Page(files[1].read_text())
 
 
-def test_eval_writes_the_page_of_one_policy(tmp_path, capsys):
+@pytest.mark.parametrize("more", [[], ["--paths", "1"]])
+def test_eval_writes_the_page_of_one_policy(tmp_path, capsys, more):
     out = tmp_path / "one.html"
-    words = ["base_stock", "--setting", "one_store_lost", "--set", "lead_time=2", "--with", "levels=19"]
+    words = [
+        "base_stock",
+        "--setting",
+        "one_store_lost",
+        "--set",
+        "lead_time=2",
+        "--with",
+        "levels=19",
+        *more,
+    ]
     assert main(["inventory", "eval", *words, "--report", str(out)]) == 0
-    cost = re.search(r"cost ([\d.]+)", capsys.readouterr().out)[1]
+    said = capsys.readouterr().out
+    assert "nan" not in said
+    assert said.count("+- - ") == (2 if more else 0)
+    cost = re.search(r"cost ([\d.]+)", said)[1]
     page = Page(out.read_text())
     assert cost in page.text
     assert {"Cost by part"} <= set(page.labels)
+    assert "nan" not in " ".join(page.text)
     assert any(label.startswith("Order by units") for label in page.labels)

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from offrl.algos import load_online
 from offrl.algos.n_pg_igt import ALGORITHM, NPGIGT
@@ -96,6 +97,33 @@ def test_before_its_first_checkpoint_a_run_starts_over(tmp_path, monkeypatch):
     dead = cut_off(monkeypatch, 1, options(tmp_path / "dead"))
     resume(dead)
     assert files(dead) == files(whole.directory)
+
+
+def test_a_run_that_died_between_its_last_checkpoint_and_its_end_repeats_no_row(tmp_path, monkeypatch):
+    whole = start("n_pg_igt", SETTINGS, options(tmp_path / "whole"))
+
+    def dying(*_):
+        raise PowerCutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDir, "finish", dying)
+        with pytest.raises(PowerCutError):
+            start("n_pg_igt", SETTINGS, options(tmp_path / "dead"))
+    (dead,) = (tmp_path / "dead").glob("*/*/*")
+    resume(dead)
+    assert files(dead) == files(whole.directory)
+
+
+@pytest.mark.parametrize("iteration", [7, 1])
+def test_the_mirror_has_each_row_of_the_table_once(tmp_path, monkeypatch, iteration):
+    """It dies after rows that no checkpoint knows, or before its first checkpoint."""
+    dead = cut_off(monkeypatch, iteration, options(tmp_path, tensorboard=True, log_every=1, eval_every=10))
+    resume(dead)
+    events = EventAccumulator(str(dead / "tensorboard")).Reload()
+    record = read_run(dead)
+    assert [e.step for e in events.Scalars("eval/return")] == [e.step for e in record.evaluations]
+    name = next(iter(record.metrics.columns))
+    assert [e.step for e in events.Scalars(f"train/{name}")] == record.metrics.steps.tolist()
 
 
 def test_a_signal_saves_and_stops(tmp_path, monkeypatch):

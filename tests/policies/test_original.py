@@ -111,12 +111,23 @@ def test_the_averaged_policy_acts_as_it_did(kind, tmp_path, capsys):
     assert found.action_high.tolist() == pytest.approx([(1 - 0.2) / 2, (1 + 0.5) * 4])
 
 
+def test_only_the_unet_of_numbers_knows_another_first_step(tmp_path):
+    content = payload(ours("transformer"))
+    del content["cfg"]["policy"]["oa_step_convention"]
+    torch.save(content, tmp_path / "x.ckpt")
+    assert load_checkpoint(tmp_path / "x.ckpt", None, None)[0].settings["kind"] == "transformer"
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (
             lambda p: p["cfg"]["policy"].update(oa_step_convention=False),
             "oa_step_convention = False is not built",
+        ),
+        (
+            lambda p: p["cfg"]["policy"].pop("oa_step_convention"),
+            "leave out oa_step_convention, which then is False.*set it to True",
         ),
         (
             lambda p: p["cfg"]["policy"].update(obs_as_global_cond=False),

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from offrl.data.dataset import OfflineDataset
 from offrl.data.source import UniformSource
@@ -215,6 +216,28 @@ def test_a_run_that_dies_in_the_middle_of_a_row_forgets_the_half_row(tmp_path, p
     signal_at(0)
     resume(directory, dataset=pendulum)
     assert left(directory) == left(whole.directory)
+
+
+@pytest.mark.parametrize("checkpoints", ["damaged", "none"])
+def test_the_mirror_has_each_row_of_the_table_once(tmp_path, quiet_data, signal_at, checkpoints):
+    """Steps 15 and 16 are made twice: the last checkpoint cannot be read, or all of them are made again."""
+    signal_at(16)
+    with pytest.raises(Stopped):
+        begin(tmp_path, quiet_data, tensorboard=True, log_every=1)
+    signal_at(0)
+    directory = only_run(tmp_path)
+    if checkpoints == "damaged":
+        flip_a_bit(directory / "checkpoint.pt")
+    else:
+        for path in directory.glob("checkpoint*"):
+            path.unlink()
+    resume(directory, dataset=quiet_data)
+    lines = (directory / "metrics.csv").read_text().splitlines()
+    rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
+    assert [int(row["step"]) for row in rows] == list(range(1, STEPS + 1))
+    name = next(column for column in rows[0] if column != "step")
+    seen = EventAccumulator(str(directory / "tensorboard")).Reload().Scalars(f"train/{name}")
+    assert [(e.step, e.value) for e in seen] == [(int(r["step"]), np.float32(r[name])) for r in rows]
 
 
 @pytest.fixture

@@ -30,29 +30,61 @@ def test_tensorboard_gets_every_scalar(tmp_path):
     assert sorted(events.Tags()["scalars"]) == ["eval/return", "train/loss"]
 
 
-def test_wandb_gets_every_scalar_and_the_config(tmp_path, monkeypatch):
-    """A stand-in for the library records the calls: the real one wants an account."""
+@pytest.mark.parametrize(("after", "kept"), [(2, [(1, 1), (2, 2)]), (-1, [])])
+def test_tensorboard_forgets_what_a_resume_writes_again(tmp_path, after, kept):
+    """A killed run wrote steps 1 to 3; the next process goes on after ``after``, or from the beginning."""
+    killed = Sinks(tmp_path, NONE | {"tensorboard": True})
+    for step in (1, 2, 3):
+        killed.scalars(step, {"train/loss": float(step)})
+    killed.close()
+    resumed = Sinks(tmp_path, NONE | {"tensorboard": True})
+    resumed.resume(after)
+    resumed.scalars(3, {"train/loss": 30.0})
+    resumed.scalars(4, {"train/loss": 40.0})
+    resumed.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [*kept, (3, 30.0), (4, 40.0)]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What a stand-in for the library was called with: the real one wants an account."""
     calls = []
     stand_in = types.ModuleType("wandb")
     stand_in.__spec__ = importlib.util.spec_from_loader("wandb", None)
 
     class Run:
+        id = "abc123"
+
         def log(self, values, step):
             calls.append((step, values))
 
         def finish(self):
             calls.append("finished")
 
-    def init(project, name, config):
-        calls.append((project, name, config["wandb"]))
+    def init(project, name, config, id=None, resume=None):
+        calls.append((project, name, config["wandb"], id, resume))
         return Run()
 
     stand_in.init = init
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    sinks = Sinks(tmp_path / "bc" / "tiny" / "seed0", NONE | {"wandb": True})
+    return calls
+
+
+def test_wandb_gets_every_scalar_and_the_config(tmp_path, calls):
+    directory = tmp_path / "bc" / "tiny" / "seed0"
+    directory.mkdir(parents=True)
+    sinks = Sinks(directory, NONE | {"wandb": True})
     sinks.scalars(5, {"train/loss": 1.0})
     sinks.close()
-    assert calls == [("offrl", "bc/tiny/seed0", True), (5, {"train/loss": 1.0}), "finished"]
+    assert calls[0][:3] == ("offrl", "bc/tiny/seed0", True)
+    assert calls[1:] == [(5, {"train/loss": 1.0}), "finished"]
+
+
+def test_a_resume_goes_on_in_its_wandb_run(tmp_path, calls):
+    for _ in range(2):
+        Sinks(tmp_path, NONE | {"wandb": True}).close()
+    assert [call[3:] for call in calls[::2]] == [(None, "allow"), ("abc123", "allow")]
 
 
 @pytest.mark.parametrize("library", ["tensorboard", "wandb"])
