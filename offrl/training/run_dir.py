@@ -57,7 +57,9 @@ class Table:
         with naming(path), open(path, encoding="utf-8") as file:
             header = file.readline()
         if header != self._line(self.columns):
-            raise CheckpointError(f"{path} has other columns: the run is of another version; train anew")
+            raise CheckpointError(
+                f"{path} has other columns than this version writes: it was edited, or the run is of another version"
+            )
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row; a column that ``row`` lacks stays empty."""
