@@ -94,14 +94,6 @@ def bytes_of(name: str, data: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(data)
 
 
-def header_only(name: str) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        path = folder / name
-        path.write_text(path.read_text().splitlines(keepends=True)[0])
-
-    return spoil
-
-
 def csv(text: str) -> Callable[[Path], None]:
     return bytes_of("bad.csv", text.encode())
 
@@ -287,8 +279,6 @@ CASES = [
          r"final_returns\.npz is damaged"),
     Case("a damaged table", bytes_of("stopped/metrics.csv", b"step"),
          ["resume", "stopped"], r"metrics\.csv has other columns than this version writes"),
-    Case("a table without its rows", header_only("stopped/metrics.csv"),
-         ["resume", "stopped"], r"metrics\.csv is shorter"),
     # checkpoints
     Case("damaged checkpoints", damaged_checkpoints, ["resume", "stopped"], "no intact checkpoint"),
     Case("a checkpoint of another algorithm", other_algorithm, ["resume", "stopped"], "its algorithm is td3_bc"),
