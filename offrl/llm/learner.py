@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from offrl.errors import ConfigError
 from offrl.estimators.advantages import gae, next_values, rewards_at_end
 from offrl.estimators.aggregation import sequence_sum
+from offrl.estimators.group_losses import GroupEstimator
 from offrl.estimators.groups import Groups, whole_groups
 from offrl.estimators.rollouts import Counts, count
 from offrl.llm.contexts import score_segments
@@ -168,7 +169,7 @@ class Learner:
         number = 0
         for _ in range(self.options.reuse):
             for rows in self._minibatches(batch):
-                found = self._update(batch.rows(rows))
+                found = self._update(self._minibatch(batch, rows))
                 sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
                 number += 1
         return metrics | {name: value / number for name, value in sums.items()}
@@ -327,7 +328,13 @@ class Learner:
             batch = batch.replace(values=values, next_values=following, returns=returns)
         batch = self.companion.measured(batch)
         advantages = self.estimator.advantages(batch)
-        return batch.replace(advantages=self.prompting.even(advantages, batch.group_ids))
+        if not self._means_of_groups():
+            advantages = self.prompting.even(advantages, batch.group_ids)
+        return batch.replace(advantages=advantages)
+
+    def _means_of_groups(self) -> bool:
+        """Whether the loss is a mean over groups, in which all prompts weigh the same by themselves."""
+        return isinstance(self.estimator, GroupEstimator) and self.estimator.per == "groups"
 
     def _old(self, batch: TextRollouts) -> tuple[Tensor | None, Tensor | None]:
         """Old log-probabilities (None: the only update finds them by itself) and values (None: no critic)."""
@@ -402,6 +409,15 @@ class Learner:
         order = torch.randperm(len(groups), generator=self.streams["minibatches"]).to(ids.device)
         parts = groups[order].tensor_split(self.options.minibatches)
         return [torch.isin(ids, part).nonzero()[:, 0] for part in parts if len(part)]
+
+    def _minibatch(self, batch: TextRollouts, rows: Tensor) -> TextRollouts:
+        """Rows of a batch, in whose mean each prompt weighs what it does in the mean over the batch."""
+        part = batch.rows(rows)
+        if self.prompting.predictor is None or part.advantages is None or self._means_of_groups():
+            return part
+        here, whole = count(part.mask, part.group_ids), count(batch.mask, batch.group_ids)
+        size = float(here.rows) / here.groups / (float(whole.rows) / whole.groups)
+        return part.replace(advantages=size * part.advantages)
 
     def _parts(self, batch: TextRollouts) -> tuple[Tensor, ...]:
         size = len(batch.tokens)
