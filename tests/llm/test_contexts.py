@@ -25,7 +25,8 @@ def generator(seed=0):
 
 
 def played(kind="supo", window=32, summaries=3, count=5, copies=4, double=False):
-    task = task_for(LLMOptions(task="t6", context=kind, context_window=window, summaries=summaries))
+    more = {"summaries": summaries} if kind == "supo" else {}
+    task = task_for(LLMOptions(task="t6", context=kind, context_window=window, **more))
     policy = load_model("tiny:dense", task, 0)
     policy = policy.double() if double else policy
     with torch.no_grad():
@@ -285,6 +286,8 @@ def test_more_summaries_make_longer_episodes_possible():
     [
         ({"context": "supo"}, "go together"),
         ({"context_window": 24}, "go together"),
+        ({"summaries": 4}, "summaries has no effect without --context supo"),
+        ({"context": "truncate", "context_window": 24, "summaries": 4}, "summaries has no effect without"),
         ({"context": "supo", "context_window": 24, "task": "t4a"}, "t4a are not summarized"),
         ({"context": "supo", "context_window": 24, "task": "t1"}, "t1 are not summarized"),
         ({"context": "supo", "context_window": 8}, "holds no turn"),
