@@ -81,6 +81,11 @@ class LossSettings:
     entropy: float = 0.0
     """Coefficient of the entropy bonus."""
 
+    def __post_init__(self) -> None:
+        for name in ("kl", "clip", "clip_low", "clip_high"):
+            if not getattr(self, name, 0.0) >= 0.0:
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSettings(LossSettings):

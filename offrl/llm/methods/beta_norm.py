@@ -44,6 +44,7 @@ class BetaNormConfig(ClipSettings):
     """Normalize each of the task's rewards apart, then take the mean."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.low < self.high:
             raise ConfigError(f"low must be below high, got {self.low} and {self.high}")
 

@@ -42,6 +42,7 @@ class CAPOConfig(ClipSettings):
     """Likeliest tokens that pi is over."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.top_k < 2:
             raise ConfigError(f"top_k must be 2 or more, got {self.top_k}")
         if not 0.0 <= min(self.tau_f, self.tau_h) <= max(self.tau_f, self.tau_h) < math.inf:

@@ -51,6 +51,7 @@ class EPOConfig(ClipSettings):
     """Coefficient of the value loss of base ppo."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (self.entropy > 0.0 and self.alpha >= 0.0 and 0.0 <= self.low <= self.high):
             raise ConfigError("epo: entropy must be positive, alpha 0 or more, and 0 <= low <= high")
         if self.base == "grpo":
