@@ -228,7 +228,7 @@ def test_parts_of_a_batch_add_up_under_global_counts(name):
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in METHODS if load_method(n).grouped and not load_method(n).coupled]
+    "name", ["capo", *(n for n in METHODS if load_method(n).grouped and not load_method(n).coupled)]
 )
 def test_groups_are_found_by_id(name):
     _, batch = ragged()

@@ -24,7 +24,7 @@ from offrl.errors import ConfigError
 from offrl.estimators.compose import Estimator
 from offrl.estimators.recipes import recipe
 from offrl.estimators.turns import Turns
-from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms, unused
+from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms, too_small, unused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +140,7 @@ def estimator(settings: EPOConfig, length: int) -> Estimator:
 
 def unfit(settings: EPOConfig, options: Any, task: Any) -> str | None:
     """Groups of one with base grpo."""
-    least = options.budget_low if options.allocator == "knapsack" else options.group
-    if settings.base == "grpo" and least < 2:
-        return (
-            "base grpo compares the responses of a group: --group must be 2 or more, and so must --budget-low"
-        )
-    return None
+    return too_small(options, "base grpo") if settings.base == "grpo" else None
 
 
 METHOD = Method(
