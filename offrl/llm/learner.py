@@ -443,6 +443,9 @@ class Learner:
             if len(pieces) > 1:
                 gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters])
         sums = self.ranks.add(sums)
+        if self.options.bypass:  # demonstrations are in neither sum
+            share = counts.tokens / (batch.mask & ~batch.demo[:, None]).sum().clamp(min=1)
+            sums |= {name: share * sums[name] for name in ("log_ratio", "approx_kl") if name in sums}
         for parameter, *parts in zip(self.parameters, *gradients, strict=True) if gradients else ():
             parameter.grad = torch.stack(parts).sum(dim=0)
         factor, rates = self.companion.rate(gradients)
@@ -460,6 +463,8 @@ class Learner:
         log_probs, mask = scores.log_probs, batch.mask
         assert scores.entropy is not None
         old = log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs
+        if self.options.bypass:  # nobody recorded those of demonstrations, and no loss reads them
+            old = old.where(~batch.demo[:, None], log_probs.detach())
         batch = batch.replace(old_log_probs=old)  # in the only update the old policy is the current one
         values = None if self.critic is None else self.critic(scores.hidden)[..., 0]
         loss = self.estimator.loss(log_probs, batch, counts, entropy=scores.entropy, predicted_values=values)
