@@ -345,6 +345,8 @@ def asked(o: EvalOptions, recorded: dict[str, Any]) -> Any:
         given["eval_dataset"] = ""
     if o.task:
         given["dataset"] = ""
+    if o.context not in (None, "supo") and o.summaries is None:  # the run's have no effect then
+        given["summaries"] = LLMOptions.summaries
     options = settings_from_json(LLMOptions, recorded | {"model": str(o.run)} | given)
     if not options.dataset and options.task != "arithmetic" and not o.reward:
         options = dataclasses.replace(options, reward=())

@@ -14,6 +14,7 @@ others; only those that ran out of summaries are masked.
 """
 
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal, Protocol
 
 import torch
@@ -51,6 +52,7 @@ class Window:
         summaries: that an episode may have.
         summary: how a task asks for them.
         prompt: tokens of the longest prompt.
+        turn: tokens of the longest turn and its answer.
 
     Raises:
         ConfigError: the window is too small for anything.
@@ -60,14 +62,25 @@ class Window:
     """(N,) bool: rows that write a summary now."""
 
     def __init__(
-        self, kind: Literal["truncate", "supo"], size: int, summaries: int, summary: Summary, prompt: int
+        self,
+        kind: Literal["truncate", "supo"],
+        size: int,
+        summaries: int,
+        summary: Summary,
+        prompt: int,
+        turn: int,
     ) -> None:
         self.kind, self.size, self.summaries, self.summary = kind, size, summaries, summary
         own = len(summary.request) + summary.longest if kind == "supo" else 0
         self.full = min(int(FULL * size), size - own)
-        least = prompt + len(summary.header) + summary.longest + 1
-        if self.full <= least:
-            raise ConfigError(f"a window of {size} tokens holds no turn beside prompt and summary: pass more")
+        held = prompt + len(summary.header) + summary.longest + (turn if kind == "supo" else 1)
+        if (
+            self.full <= held
+        ):  # truncated contexts may drop a part of the last answer, others drop the whole round
+            least = next(n for n in count(held + 1 + own) if int(FULL * n) > held)
+            raise ConfigError(
+                f"a window of {size} tokens holds no turn beside prompt and summary: pass {least} or more"
+            )
 
     def room(self, environment: Environment) -> int:
         """Tokens that a transcript may have beyond its limit."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from offrl.errors import ConfigError
 from offrl.estimators.advantages import gae, next_values, rewards_at_end
 from offrl.estimators.aggregation import sequence_sum
+from offrl.estimators.group_losses import GroupEstimator
 from offrl.estimators.groups import Groups, whole_groups
 from offrl.estimators.rollouts import Counts, count
 from offrl.llm.contexts import score_segments
@@ -168,7 +169,7 @@ class Learner:
         number = 0
         for _ in range(self.options.reuse):
             for rows in self._minibatches(batch):
-                found = self._update(batch.rows(rows))
+                found = self._update(self._minibatch(batch, rows))
                 sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
                 number += 1
         return metrics | {name: value / number for name, value in sums.items()}
@@ -327,7 +328,13 @@ class Learner:
             batch = batch.replace(values=values, next_values=following, returns=returns)
         batch = self.companion.measured(batch)
         advantages = self.estimator.advantages(batch)
-        return batch.replace(advantages=self.prompting.even(advantages, batch.group_ids))
+        if not self._means_of_groups():
+            advantages = self.prompting.even(advantages, batch.group_ids)
+        return batch.replace(advantages=advantages)
+
+    def _means_of_groups(self) -> bool:
+        """Whether the loss is a mean over groups, in which all prompts weigh the same by themselves."""
+        return isinstance(self.estimator, GroupEstimator) and self.estimator.per == "groups"
 
     def _old(self, batch: TextRollouts) -> tuple[Tensor | None, Tensor | None]:
         """Old log-probabilities (None: the only update finds them by itself) and values (None: no critic)."""
@@ -403,6 +410,15 @@ class Learner:
         parts = groups[order].tensor_split(self.options.minibatches)
         return [torch.isin(ids, part).nonzero()[:, 0] for part in parts if len(part)]
 
+    def _minibatch(self, batch: TextRollouts, rows: Tensor) -> TextRollouts:
+        """Rows of a batch, in whose mean each prompt weighs what it does in the mean over the batch."""
+        part = batch.rows(rows)
+        if self.prompting.predictor is None or part.advantages is None or self._means_of_groups():
+            return part
+        here, whole = count(part.mask, part.group_ids), count(batch.mask, batch.group_ids)
+        size = float(here.rows) / here.groups / (float(whole.rows) / whole.groups)
+        return part.replace(advantages=size * part.advantages)
+
     def _parts(self, batch: TextRollouts) -> tuple[Tensor, ...]:
         size = len(batch.tokens)
         micro = self.options.micro_batch or -(-size // self.ranks.size)
@@ -427,6 +443,9 @@ class Learner:
             if len(pieces) > 1:
                 gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters])
         sums = self.ranks.add(sums)
+        if self.options.bypass:  # demonstrations are in neither sum
+            share = counts.tokens / (batch.mask & ~batch.demo[:, None]).sum().clamp(min=1)
+            sums |= {name: share * sums[name] for name in ("log_ratio", "approx_kl") if name in sums}
         for parameter, *parts in zip(self.parameters, *gradients, strict=True) if gradients else ():
             parameter.grad = torch.stack(parts).sum(dim=0)
         factor, rates = self.companion.rate(gradients)
@@ -444,6 +463,8 @@ class Learner:
         log_probs, mask = scores.log_probs, batch.mask
         assert scores.entropy is not None
         old = log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs
+        if self.options.bypass:  # nobody recorded those of demonstrations, and no loss reads them
+            old = old.where(~batch.demo[:, None], log_probs.detach())
         batch = batch.replace(old_log_probs=old)  # in the only update the old policy is the current one
         values = None if self.critic is None else self.critic(scores.hidden)[..., 0]
         loss = self.estimator.loss(log_probs, batch, counts, entropy=scores.entropy, predicted_values=values)

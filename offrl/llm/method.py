@@ -81,6 +81,11 @@ class LossSettings:
     entropy: float = 0.0
     """Coefficient of the entropy bonus."""
 
+    def __post_init__(self) -> None:
+        for name in ("kl", "clip", "clip_low", "clip_high"):
+            if not getattr(self, name, 0.0) >= 0.0:
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSettings(LossSettings):
@@ -103,7 +108,7 @@ class Method:
     data: Literal["rollouts", "demonstrations", "both"] = "rollouts"
     """What it learns from; both: one demonstration beside the samples of each prompt."""
     grouped: bool = False
-    """It compares the responses of a group, so that groups of one teach nothing."""
+    """It compares the responses of a group, under all settings, so that groups of one teach nothing."""
     greedy_baseline: bool = False
     """It needs the reward of the greedy response."""
     kl: Literal["loss", "reward", "step-reward"] = "loss"
@@ -207,6 +212,16 @@ def watches(method: Method, settings: Any) -> bool:
     """Whether the method's companion, if any, only reports."""
     watching = getattr(method.companion, "watches", None)
     return method.companion is None or (watching is not None and bool(watching(settings)))
+
+
+def too_small(options: Any, what: str) -> str | None:
+    """For ``unfit``: why groups of one do not go with ``what``, that compares the responses of a group, or None."""
+    least = options.budget_low if options.allocator == "knapsack" else options.group
+    if least < 2:
+        return (
+            f"{what} compares the responses of a group: --group must be 2 or more, and so must --budget-low"
+        )
+    return None
 
 
 def unused(settings: Any, reason: str, *names: str) -> None:

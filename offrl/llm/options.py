@@ -130,6 +130,8 @@ class LLMOptions(DataOptions, PromptOptions):
             raise ConfigError(f"task {self.task} has its own prompts: leave --eval-dataset out")
         if (self.context_window > 0) != (self.context != "full"):
             raise ConfigError("--context-window and --context truncate or supo go together")
+        if self.context != "supo" and self.summaries != DataOptions.summaries:
+            raise ConfigError("summaries has no effect without --context supo: leave it out")
         for name in ("temperature", "lr", "max_grad_norm"):
             if not getattr(self, name) > 0.0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")

@@ -97,6 +97,12 @@ def split_weight(text: str) -> tuple[str, float]:
     return name, float(weight)
 
 
+def file_of(text: str) -> Path | None:
+    """The file that a specification names, if any."""
+    path = split_weight(text)[0].rpartition(":")[0]
+    return Path(path) if path.endswith(".py") else None
+
+
 def absolute(text: str) -> str:
     """The same specification from any working directory."""
     name, _ = split_weight(text)

@@ -23,7 +23,8 @@ from offrl.llm.methods import load_method
 from offrl.llm.models import Table, load_model
 from offrl.llm.options import DataOptions, LLMOptions, check
 from offrl.llm.parallel import Ranks, join
-from offrl.llm.rewards import absolute
+from offrl.llm.pretrained import folder_of
+from offrl.llm.rewards import absolute, file_of
 from offrl.llm.tasks import task_for
 from offrl.llm.tasks.task import Task
 from offrl.nn.precision import Precision
@@ -110,6 +111,11 @@ def resume(directory: Path, reporter: Reporter | None = None, *, allow_inexact: 
     reporter, ranks = reporter or Reporter("quiet", options.steps), join()
     if data_sha256(options) != run.config["dataset_sha256"]:
         raise CheckpointError(f"{options.dataset} is no longer the data set that {directory} was trained on")
+    recorded, found = run.config.get("files_sha256", {}), files_sha256(options)
+    if changed := [name for name in recorded if found.get(name) != recorded[name]]:
+        raise CheckpointError(
+            f"what {changed[0]} names changed since {directory} began (SHA-256 differs); restore it"
+        )
     learner = build(run.config["algorithm"], settings, options, ranks)
     if ranks.rank:
         return _aside(learner, run.config, options, directory)
@@ -164,6 +170,20 @@ def data_sha256(options: DataOptions) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if options.dataset and path.is_file() else ""
 
 
+def files_sha256(options: LLMOptions) -> dict[str, str]:
+    """Of the other files that options name, and of the actor's model: option -> SHA-256."""
+    options = anywhere(options)
+    names = ("eval_dataset", "chat_template", "hints", "v0_weights")
+    paths = {f"--{name.replace('_', '-')}": Path(getattr(options, name)) for name in names}
+    paths |= {f"--reward {path}": path for text in options.reward if (path := file_of(text))}
+    found = {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in paths.items() if p.is_file()}
+    if options.actor and (folder := folder_of(options.actor)).is_dir():
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        each = "".join(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in files)
+        found["--actor"] = hashlib.sha256(each.encode()).hexdigest()
+    return found
+
+
 def _config(name: str, settings: Any, options: LLMOptions) -> dict[str, Any]:
     """``config.json``: the fields of every run, and the engine's own."""
     own = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()}
@@ -171,6 +191,7 @@ def _config(name: str, settings: Any, options: LLMOptions) -> dict[str, Any]:
         "algorithm": name, "algorithm_file": None, "algorithm_sha256": None, "preset": None,
         "settings": dataclasses.asdict(settings), "llm": own, "dataset": options.dataset or None,
         "dataset_name": options.task_name, "dataset_sha256": data_sha256(options),
+        "files_sha256": files_sha256(options),
         "rows": "prompts", "env_id": None, "env_kwargs": {}, "env_flatten": [],
         "reference_returns": None, "seed": options.seed, "steps": options.steps, "log_every": options.log_every,
         "eval_every": options.eval_every, "eval_episodes": options.eval_prompts, "final_episodes": 0,

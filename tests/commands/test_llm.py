@@ -6,6 +6,8 @@ import json
 import pytest
 
 from offrl.cli import main
+from offrl.commands.llm import EvalOptions, asked
+from offrl.errors import ConfigError
 from offrl.llm.methods import METHODS, load_method
 from offrl.llm.options import LLMOptions
 
@@ -148,6 +150,16 @@ def test_a_mistake_is_one_line(argv, code, says, capsys, tmp_path, monkeypatch):
 def test_a_run_of_another_kind_is_refused(tmp_path, capsys):
     assert main(["llm", "eval", str(tmp_path)]) == 1
     assert "not a run directory" in capsys.readouterr().err
+
+
+def test_an_evaluation_in_another_context_forgets_the_runs_summaries(tmp_path):
+    options = LLMOptions(task="t6", context="supo", context_window=32, summaries=6)
+    recorded = dataclasses.asdict(options) | {"out": "runs"}
+    assert asked(EvalOptions(tmp_path), recorded).summaries == 6
+    assert asked(EvalOptions(tmp_path, context="truncate"), recorded).summaries == 3
+    assert asked(EvalOptions(tmp_path, context="full", context_window=0), recorded).context == "full"
+    with pytest.raises(ConfigError, match="summaries has no effect without --context supo"):
+        asked(EvalOptions(tmp_path, context="truncate", summaries=4), recorded)
 
 
 def test_an_evaluation_on_prompts_of_a_file(tmp_path, capsys):

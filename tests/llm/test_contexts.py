@@ -25,7 +25,8 @@ def generator(seed=0):
 
 
 def played(kind="supo", window=32, summaries=3, count=5, copies=4, double=False):
-    task = task_for(LLMOptions(task="t6", context=kind, context_window=window, summaries=summaries))
+    more = {"summaries": summaries} if kind == "supo" else {}
+    task = task_for(LLMOptions(task="t6", context=kind, context_window=window, **more))
     policy = load_model("tiny:dense", task, 0)
     policy = policy.double() if double else policy
     with torch.no_grad():
@@ -79,9 +80,22 @@ def test_contexts_stay_within_the_window(kind, count):
 def test_a_context_is_full_at_95_per_cent_or_where_a_summary_would_not_fit_any_more():
     summary = task_for(LLMOptions(task="t6"))
     own = len(summary.request) + summary.longest
-    assert Window("truncate", 200, 3, summary, 4).full == 190
-    assert Window("supo", 200, 3, summary, 4).full == 190
-    assert Window("supo", 40, 3, summary, 4).full == 40 - own < 38
+    assert Window("truncate", 200, 3, summary, 4, 6).full == 190
+    assert Window("supo", 200, 3, summary, 4, 6).full == 190
+    assert Window("supo", 40, 3, summary, 4, 6).full == 40 - own < 38
+
+
+@pytest.mark.parametrize(("kind", "least"), [("supo", 16), ("truncate", 8)])
+def test_the_least_window_is_named_and_holds_a_turn_after_a_summary(kind, least):
+    """Below it, a turn and its answer (1 and 5) after prompt, "=" and summary (5) fill what a request leaves."""
+    for size in range(1, least):
+        with pytest.raises(ConfigError, match=f"of {size} tokens holds no turn .* pass {least} or more"):
+            task_for(LLMOptions(task="t6", context=kind, context_window=size))
+    _, _, _, found = played(kind, least, 6, count=10, copies=2)
+    later = (found.segments > 0) & found.mask
+    held = [len(found.step_ids[row][later[row] & (found.segments[row] == 1)].unique()) for row in range(20)]
+    assert max(held) > 1 or kind == "truncate"
+    assert later.any()
 
 
 def test_a_context_begins_with_the_prompt_and_the_last_summary():
@@ -231,7 +245,7 @@ class OneBit(Stateful):
 
 def test_the_expected_gradient_is_that_of_the_enumerated_return():
     """A one-bit summary channel: of all episodes, probability times return, differentiated, against the engine's scores."""
-    task = task_for(LLMOptions(task="t6", context="supo", context_window=11, summaries=2))
+    task = task_for(LLMOptions(task="t6", context="supo", context_window=16, summaries=2))
     task.longest = task.window.summary.longest = 1
     task.environment = lambda: OneBit(len(task.vocabulary))
     task.window.full = 8
@@ -285,9 +299,11 @@ def test_more_summaries_make_longer_episodes_possible():
     [
         ({"context": "supo"}, "go together"),
         ({"context_window": 24}, "go together"),
+        ({"summaries": 4}, "summaries has no effect without --context supo"),
+        ({"context": "truncate", "context_window": 24, "summaries": 4}, "summaries has no effect without"),
         ({"context": "supo", "context_window": 24, "task": "t4a"}, "t4a are not summarized"),
         ({"context": "supo", "context_window": 24, "task": "t1"}, "t1 are not summarized"),
-        ({"context": "supo", "context_window": 8}, "holds no turn"),
+        ({"context": "supo", "context_window": 15}, "holds no turn beside prompt and summary: pass 16 or more"),
         ({"context": "supo", "context_window": 24, "task": "arithmetic"}, "leave --context out"),
     ],
 )  # fmt: skip

@@ -25,6 +25,15 @@ def test_jsonl_and_parquet_give_the_same_rows(tmp_path):
     assert load_rows(str(tmp_path / "a.parquet")) == ROWS[:1]
 
 
+def test_only_line_feeds_end_rows(tmp_path):
+    """JSON writes U+2028 and U+0085 as they are."""
+    rows = [{"prompt": "two\u2028lines\x85more\x0b\x1c", "answer": "1"}, {"prompt": "b", "answer": "2"}]
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    for written in (text, text + "\n", text.replace("\n", "\r\n") + "\r\n"):
+        (tmp_path / "a.jsonl").write_bytes(written.encode())
+        assert load_rows(str(tmp_path / "a.jsonl")) == rows
+
+
 def test_the_hub_is_asked_for_a_split(monkeypatch):
     calls = []
     fake = types.SimpleNamespace(load_dataset=lambda *a, **k: calls.append((a, k)) or [{"prompt": "x"}])

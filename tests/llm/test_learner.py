@@ -113,6 +113,27 @@ def test_several_updates_move_away_from_the_old_policy():
     assert (made.rollouts, made.tokens) == (16, int(made.rollouts * metrics["length"]))
 
 
+@pytest.mark.parametrize("name", ["luffy", "hpt"])
+@pytest.mark.parametrize("micro", [0, 1])
+def test_bypassed_ratios_are_of_samples_alone(name, micro):
+    """Demonstrations have no recorded log-probabilities: their differences are no drift, and no loss reads them."""
+    settings = {"gate": 2} if name == "hpt" else {}  # some prompts by their demonstrations
+    made, other = (easy(name, settings, bypass=True, micro_batch=micro) for _ in range(2))
+    batch = made._prepared(made._collect()[0])
+    noise = 0.1 * torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(0)).double()
+    old = made._scores(batch, made.policy)[0] - noise
+    batch = batch.replace(old_log_probs=old.where(~batch.demo[:, None], 0.0))
+    metrics = made._update(batch)
+    d = noise[batch.mask & ~batch.demo[:, None]]
+    assert batch.demo.any()
+    assert len(d)
+    assert float(metrics["log_ratio"]) == pytest.approx(float(d.abs().mean()))
+    assert float(metrics["approx_kl"]) == pytest.approx(float((d.exp() - 1.0 - d).mean()))
+    other.options.__dict__["bypass"] = False
+    other._update(batch)
+    assert torch.equal(weights(made), weights(other))
+
+
 def test_the_old_policy_of_all_updates_is_that_of_the_first():
     """Two passes over one batch by hand."""
     one = easy("grpo", reuse=2)

@@ -1,6 +1,7 @@
 """Methods: each file's gradient is that of its formula, written out row by row; names, parts and headers agree."""
 
 import ast
+import dataclasses
 import math
 from pathlib import Path
 
@@ -227,13 +228,31 @@ def test_parts_of_a_batch_add_up_under_global_counts(name):
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in METHODS if load_method(n).grouped and not load_method(n).coupled]
+    "name", ["capo", *(n for n in METHODS if load_method(n).grouped and not load_method(n).coupled)]
 )
 def test_groups_are_found_by_id(name):
     _, batch = ragged()
     estimator = load_method(name).estimator(config_of(name), LIMIT)
     order = torch.tensor([4, 0, 6, 2, 5, 1, 3])
     torch.testing.assert_close(estimator.advantages(batch.rows(order)), estimator.advantages(batch)[order])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_negative_coefficients_and_bounds_are_refused(name):
+    config = load_method(name).config
+    known = {field.name for field in dataclasses.fields(config)}
+    assert "kl" in known
+    for setting in known & {"kl", "clip", "clip_low", "clip_high"}:
+        for wrong in (-0.1, float("nan")):
+            with pytest.raises(ConfigError, match=f"{setting} "):
+                config(**{setting: wrong})
+    config()
+
+
+@pytest.mark.parametrize("gamma", [0.0, -1.0])
+def test_luffy_refuses_a_gamma_at_which_demonstrations_teach_nothing(gamma):
+    with pytest.raises(ConfigError, match="gamma must be positive"):
+        load_method("luffy").config(gamma=gamma)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -8,7 +8,8 @@ import pytest
 from offrl.cli import main
 from offrl.errors import CheckpointError
 from offrl.llm.learner import Shown
-from offrl.llm.session import completions, plain, resume
+from offrl.llm.options import LLMOptions
+from offrl.llm.session import completions, files_sha256, plain, resume
 from offrl.training.run_dir import Table
 
 
@@ -114,6 +115,52 @@ def test_a_changed_data_set_is_not_resumed(files, hugging_face):
         file.write('{"q": "", "a": 1}\n')
     with pytest.raises(CheckpointError, match="no longer the data set"):
         resume(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("test.jsonl", "--eval-dataset"), ("own.py", "--reward .*own.py")]
+)
+def test_other_files_that_changed_are_noticed(name, says, files, hugging_face):
+    assert train(hugging_face(), "--steps", "1", "-q", "--eval-dataset", "test.jsonl") == 0
+    (run,) = (files / "runs" / "grpo" / "train").iterdir()
+    (run / "final_returns.npz").unlink()
+    resume(run)
+    (run / "final_returns.npz").unlink()
+    before = (files / name).read_bytes()
+    (files / name).write_bytes(before + b"\n")
+    with pytest.raises(CheckpointError, match=f"what {says} names changed since"):
+        resume(run)
+    (files / name).unlink()
+    with pytest.raises(CheckpointError, match=f"what {says} names changed since"):
+        resume(run)
+    (files / name).write_bytes(before)
+    config = json.loads((run / "config.json").read_text())
+    del config["files_sha256"]  # as runs before had it
+    (run / "config.json").write_text(json.dumps(config))
+    resume(run)
+
+
+def test_every_file_that_options_name_is_known_by_its_contents(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "actor" / "model").mkdir(parents=True)
+    files = {"--hints": "h.jsonl", "--v0-weights": "v.safetensors", "--chat-template": "t.jinja"}
+    files |= {"--eval-dataset": "e.jsonl", f"--reward {tmp_path / 'r.py'}": "r.py"}
+    files |= {"--actor": "actor/model/model.safetensors"}
+    for name in files.values():
+        (tmp_path / name).write_text(name)
+    options = LLMOptions(
+        dataset="d.jsonl", actor="actor", eval_dataset="e.jsonl", chat_template="t.jinja", scaffold="hints",
+        hints="h.jsonl", allocator="knapsack", predictor="v0", v0_weights="v.safetensors",
+        reward=("integer", "r.py:f=2"),
+    )  # fmt: skip
+    first = files_sha256(options)
+    assert set(first) == set(files)
+    for option, name in files.items():
+        (tmp_path / name).write_text("other")
+        now = files_sha256(options)
+        assert [key for key in first if now[key] != first[key]] == [option]
+        (tmp_path / name).write_text(name)
+    assert files_sha256(LLMOptions()) == {}
 
 
 def test_demonstrations_of_a_file_are_learnt(files, hugging_face, capsys):

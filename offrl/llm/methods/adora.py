@@ -41,6 +41,7 @@ class ADORAConfig(ClipSettings):
     """A prompt is difficult up to this share of right responses."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.criterion == "length":
             unused(self, "with criterion length", "hard")
         if self.criterion == "difficulty":

@@ -44,12 +44,14 @@ class BetaNormConfig(ClipSettings):
     """Normalize each of the task's rewards apart, then take the mean."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.low < self.high:
             raise ConfigError(f"low must be below high, got {self.low} and {self.high}")
 
 
 def fitted(rates: Tensor) -> tuple[Tensor, Tensor]:
-    """The normalizer's alpha and beta, from success rates (G,)."""
+    """The normalizer's alpha and beta in float64, from success rates (G,)."""
+    rates = rates.double()
     mean = rates.mean()
     variance = rates.var() if len(rates) > 1 else torch.zeros_like(mean)
     spread = variance > 1e-8
@@ -58,10 +60,11 @@ def fitted(rates: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reciprocal(rates: Tensor, alpha: Tensor, beta: Tensor, cap: float) -> Tensor:
-    """min(1 / Beta(rate; alpha, beta), cap); (G,)."""
+    """min(1 / Beta(rate; alpha, beta), cap); (G,). Large parameters are differences that float32 does not hold."""
+    alpha, beta, p = alpha.double(), beta.double(), rates.double()
     log_b = torch.lgamma(alpha) + torch.lgamma(beta) - torch.lgamma(alpha + beta)
-    log_density = torch.xlogy(alpha - 1.0, rates) + torch.xlogy(beta - 1.0, 1.0 - rates) - log_b
-    return (-log_density).exp().clamp(max=cap)
+    log_density = torch.xlogy(alpha - 1.0, p) + torch.xlogy(beta - 1.0, 1.0 - p) - log_b
+    return (-log_density).exp().clamp(max=cap).to(rates)
 
 
 def scaled(rewards: Tensor, low: float, high: float) -> Tensor:
@@ -78,8 +81,8 @@ def scaled(rewards: Tensor, low: float, high: float) -> Tensor:
 def of_one(rewards: Tensor, group_ids: Tensor, *, low: float, high: float, cap: float) -> Tensor:
     """A of one reward; (B,), (B,) -> (B,)."""
     x, groups = scaled(rewards, low, high), Groups(group_ids)
-    rates = groups.mean(x)
-    return groups.centered(x) * groups.rows(reciprocal(rates, *fitted(rates), cap))
+    rates = groups.mean(x.double())
+    return groups.centered(x) * groups.rows(reciprocal(rates, *fitted(rates), cap).to(x))
 
 
 def beta_norm(rewards: Tensor, group_ids: Tensor, *, low: float, high: float, cap: float) -> Tensor:
@@ -120,7 +123,7 @@ class BetaNorm(Companion):
         columns = batch.components.unbind(dim=1) if s.decompose else [batch.rewards]
         alphas, betas, largest = [], [], []
         for x in (scaled(column, s.low, s.high) for column in columns):
-            rates = groups.mean(x)
+            rates = groups.mean(x.double())
             alpha, beta = fitted(rates)
             alphas.append(alpha)
             betas.append(beta)

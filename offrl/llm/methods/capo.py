@@ -23,7 +23,7 @@ from offrl.errors import ConfigError
 from offrl.estimators.compose import Estimator
 from offrl.estimators.last_layer import Moments, chunks, likeliest, predicted
 from offrl.estimators.recipes import recipe
-from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms
+from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms, too_small
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,7 @@ class CAPOConfig(ClipSettings):
     """Likeliest tokens that pi is over."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.top_k < 2:
             raise ConfigError(f"top_k must be 2 or more, got {self.top_k}")
         if not 0.0 <= min(self.tau_f, self.tau_h) <= max(self.tau_f, self.tau_h) < math.inf:
@@ -128,4 +129,9 @@ def estimator(settings: CAPOConfig, length: int) -> Estimator:
     return recipe("grpo", advantage=advantage, mask=clip(settings), regularizers=terms(settings))
 
 
-METHOD = Method(config=CAPOConfig, estimator=estimator, grouped=True, companion=Curvature)
+def unfit(settings: CAPOConfig, options: Any, task: Any) -> str | None:
+    """Groups of one with a base that has a baseline."""
+    return None if settings.base == "reinforce" else too_small(options, f"base {settings.base}")
+
+
+METHOD = Method(config=CAPOConfig, estimator=estimator, companion=Curvature, unfit=unfit)

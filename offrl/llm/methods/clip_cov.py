@@ -42,6 +42,7 @@ class ClipCovConfig(ClipSettings):
     """cov_low and cov_high are quantiles of the covariances, between 0 and 1."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 < self.share <= 1.0:
             raise ConfigError(f"share must be above 0 and at most 1, got {self.share}")
         if not self.cov_low < self.cov_high:

@@ -29,6 +29,7 @@ class CoPGConfig(LossSettings):
     """Weight of the KL to the model that training began with, in the objective; above 0."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.kl > 0.0:
             raise ConfigError(f"copg needs --kl above 0, got {self.kl}: without it no policy is the best")
 

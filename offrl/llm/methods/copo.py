@@ -43,6 +43,7 @@ class CoPOConfig(ClipSettings):
     """A prompt's mean reward counts less the more its answers differ: times 1 - (1 - 1/G) H / log2 G."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.blend.replace(" ", "-") not in BLENDS:
             raise ConfigError(f"unknown blend {self.blend!r}; there are {', '.join(BLENDS)}")
         if "soft" not in self.blend:

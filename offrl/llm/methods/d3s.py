@@ -41,6 +41,7 @@ class D3SConfig(ClipSettings):
     """Choose from the whole batch; otherwise as many from each group."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("rows_first", "rows_last", "tokens_first", "tokens_last"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")

@@ -31,6 +31,7 @@ class DAPOConfig(ClipSettings):
     """Tokens before the limit over which the punishment grows from 0 to 1."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_rounds < 1 or self.overlong < 0:
             raise ConfigError(
                 f"max_rounds must be 1 or more and overlong 0 or more, got {self.max_rounds} and {self.overlong}"

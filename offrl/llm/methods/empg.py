@@ -43,6 +43,7 @@ class EMPGConfig(ClipSettings):
     """Coefficient of the bonus."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not min(self.k, self.bonus_k, self.zeta) >= 0.0:
             raise ConfigError(
                 f"k, bonus_k and zeta must be 0 or more, got {self.k}, {self.bonus_k}, {self.zeta}"

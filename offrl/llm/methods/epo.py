@@ -24,7 +24,7 @@ from offrl.errors import ConfigError
 from offrl.estimators.compose import Estimator
 from offrl.estimators.recipes import recipe
 from offrl.estimators.turns import Turns
-from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms, unused
+from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms, too_small, unused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,7 @@ class EPOConfig(ClipSettings):
     """Coefficient of the value loss of base ppo."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (self.entropy > 0.0 and self.alpha >= 0.0 and 0.0 <= self.low <= self.high):
             raise ConfigError("epo: entropy must be positive, alpha 0 or more, and 0 <= low <= high")
         if self.base == "grpo":
@@ -139,12 +140,7 @@ def estimator(settings: EPOConfig, length: int) -> Estimator:
 
 def unfit(settings: EPOConfig, options: Any, task: Any) -> str | None:
     """Groups of one with base grpo."""
-    least = options.budget_low if options.allocator == "knapsack" else options.group
-    if settings.base == "grpo" and least < 2:
-        return (
-            "base grpo compares the responses of a group: --group must be 2 or more, and so must --budget-low"
-        )
-    return None
+    return too_small(options, "base grpo") if settings.base == "grpo" else None
 
 
 METHOD = Method(

@@ -46,6 +46,7 @@ class FDPGConfig(LossSettings):
     """Samples over which the baseline averages."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.beta > 0.0 or self.window < 1:
             raise ConfigError(f"beta and window must be positive, got {self.beta} and {self.window}")
         if self.target != "exponential" and self.beta != 1.0:

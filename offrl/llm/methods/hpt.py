@@ -32,6 +32,7 @@ class HPTConfig(LossSettings):
     """Coefficient of the demonstrations' term."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.gate < -1 or not self.sft >= 0.0:
             raise ConfigError(f"gate must be -1 or more and sft 0 or more, got {self.gate} and {self.sft}")
         if self.gate == -1:

@@ -31,6 +31,7 @@ class KLCovConfig(LossSettings):
     """Coefficient of their log-ratio's size."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 < self.share <= 1.0:
             raise ConfigError(f"share must be above 0 and at most 1, got {self.share}")
         if not self.penalty > 0.0:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from offrl.errors import ConfigError
 from offrl.estimators import masks, ratios, shaping
 from offrl.estimators.compose import Estimator, compose
 from offrl.llm.method import ClipSettings, Method, terms
@@ -24,6 +25,11 @@ class LUFFYConfig(ClipSettings):
 
     gamma: float = 0.1
     """Probability at which a demonstration's token weighs most."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.gamma > 0.0:
+            raise ConfigError(f"gamma must be positive, got {self.gamma}: demonstrations teach nothing at 0")
 
 
 def of_samples_or_one(log_probs: Tensor, old_log_probs: Tensor, demo: Tensor) -> Tensor:

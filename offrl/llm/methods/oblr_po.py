@@ -41,6 +41,7 @@ class OBLRPOConfig(ClipSettings):
     """Least factor on the learning rate."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 <= self.decay < 1.0 or not 0.0 <= self.floor <= 1.0:
             raise ConfigError("decay must be in [0, 1) and floor in [0, 1]")
         if not self.adapt:

@@ -37,6 +37,7 @@ class P3OConfig(LossSettings):
     """What is clipped: the ratio of each response, or the pair's log-odds."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.clip > 0.0:
             raise ConfigError(f"clip must be positive, got {self.clip}")
 

@@ -34,6 +34,7 @@ class PACSConfig(LossSettings):
     """Right and wrong responses of a group weigh the same in all."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.beta > 0.0:
             raise ConfigError(f"beta must be positive, got {self.beta}")
 

@@ -54,6 +54,7 @@ class PolychromicConfig(ClipSettings):
     """Coefficient of the value loss."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n < 2 or self.sets < 1 or self.states < 0 or self.window < 0:
             raise ConfigError("polychromic: n must be 2 or more, sets 1 or more, states and window 0 or more")
         if self.states == 0:

@@ -39,6 +39,7 @@ class REALConfig(LossSettings):
     """How the kinds are told apart."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.tau > 0.0:
             raise ConfigError(f"tau must be positive, got {self.tau}")
 

@@ -45,6 +45,7 @@ class RetroformerConfig(ClipSettings):
     """Its updates from each batch."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.learn_from != "ratings" and (self.rating_lr, self.rating_updates) != (1e-3, 4):
             raise ConfigError(
                 "retroformer: rating_lr and rating_updates have no effect without learn_from ratings"

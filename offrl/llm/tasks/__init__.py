@@ -117,7 +117,9 @@ def _windowed(task: Task, options: "DataOptions") -> Task:
     from offrl.llm.contexts import Window
 
     kind, size, own = options.context, options.context_window, cast(Any, task)
-    own.window = Window(kind, size, options.summaries, own, task.max_prompt)
+    environment = own.environment()
+    turn = environment.longest_turn + environment.longest_answer
+    own.window = Window(kind, size, options.summaries, own, task.max_prompt, turn)
     return task
 
 

@@ -62,6 +62,19 @@ def test_by_hand():
     assert found[4:8].tolist() == pytest.approx([math.pi / 8] * 2 + [-math.pi / 8] * 2)
 
 
+def test_float32_rewards_have_the_factors_of_float64():
+    """Two rates 0.0005 apart: alpha = 3.3e5, of whose lgamma float32 keeps the first digits."""
+    rewards = torch.zeros(2, 2000, dtype=torch.float64)
+    rewards[0, :1000] = rewards[1, :1001] = 1.0
+    ids = torch.arange(2).repeat_interleave(2000)
+    alpha, _ = fitted(rewards.mean(dim=1).float())
+    assert float(alpha) == pytest.approx(1 + 2e6 / 6, rel=1e-2)
+    how = {"low": 0.0, "high": 1.0, "cap": 1e6}
+    found = beta_norm(rewards.flatten().float(), ids, **how)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), beta_norm(rewards.flatten(), ids, **how), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize(("a", "b"), [(1.5, 1.5), (3.0, 1.0), (2.0, 6.0)])
 def test_the_fit_finds_the_formulas_parameters(a, b):
     torch.manual_seed(0)

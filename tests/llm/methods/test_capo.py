@@ -10,6 +10,7 @@ from offrl.llm.methods import load_method
 from offrl.llm.methods.capo import high
 from offrl.llm.models import load_model
 from offrl.llm.options import LLMOptions
+from offrl.llm.session import build
 from offrl.llm.tasks import load_task
 
 V, H, A = 6, 4, 1.7
@@ -272,3 +273,25 @@ def test_bounds_hold_on_both_sides():
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize("base", ["grpo", "dr_grpo", "reinforce"])
+def test_reinforce_compares_no_responses_and_takes_groups_of_one(base):
+    """Its advantages are rewards, so that a batch of single responses moves the weights."""
+    one = LLMOptions(task="t2", prompts=8, group=1, lr=1e-2, device="cpu")
+    fewer = LLMOptions(task="t2", prompts=8, group=4, pool=9, allocator="knapsack", budget_low=1)
+    settings = load_method("capo").config(base=base, tau_f=1e9, tau_h=1e9)
+    if base != "reinforce":
+        for given in (one, fewer):
+            with pytest.raises(
+                ConfigError, match=f"capo: base {base} compares the responses of a group: --group"
+            ):
+                build("capo", settings, given)
+        return
+    build("capo", settings, fewer)
+    made = build("capo", settings, one)
+    before = made.policy.head.detach().clone()
+    shape = {"rewards": lambda prompts, responses: {"length": responses.mask.sum(dim=1).float()}}
+    made.task.__dict__.update(shape)
+    assert float(made.update()["grad_norm"]) > 0
+    assert not torch.equal(made.policy.head, before)

@@ -5,6 +5,7 @@ import torch
 
 from offrl.errors import ConfigError
 from offrl.estimators.groups import Groups
+from offrl.estimators.rollouts import count
 from offrl.llm.learner import Learner
 from offrl.llm.methods import METHODS, load_method
 from offrl.llm.models import load_model
@@ -78,8 +79,10 @@ class Rates:
 RAGGED = [0.5, 0.05, torch.nan, 0.97]
 
 
-def ragged(name, **options):
-    made = learner(name, {"kl": 0.1}, allocator="knapsack", pool=12, micro_batch=0, **options)
+def ragged(name, settings=None, **options):
+    made = learner(
+        name, {"kl": 0.1} | (settings or {}), allocator="knapsack", pool=12, micro_batch=0, **options
+    )
     made.prompting.predictor = Rates(RAGGED)
     return made
 
@@ -134,6 +137,46 @@ def test_all_prompts_weigh_the_same_in_the_loss():
     sums = Groups(batch.group_ids).sum(found.abs())
     means = Groups(batch.group_ids).mean(plain.abs())
     torch.testing.assert_close(sums, 4.0 * means)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo"])
+@pytest.mark.parametrize("minibatches", [1, 2, 4])
+def test_all_prompts_weigh_the_same_in_every_minibatch(name, minibatches):
+    """Equal advantages and lengths: a prompt's share of the gradient is 1 / (prompts of its minibatch)."""
+    made = ragged(name, {"kl": 0.0}, minibatches=minibatches)
+    prepared, found = made._prepared, {}
+
+    def flat(batch):
+        batch = prepared(batch)
+        zeros = torch.zeros_like(batch.rollout_log_probs)
+        same = {"mask": zeros == 0.0, "old_log_probs": zeros, "advantages": even(batch.group_ids).double()}
+        return batch.replace(**same)
+
+    def update(part):
+        x = torch.zeros_like(part.old_log_probs, requires_grad=True)
+        made.estimator.loss(x, part, count(part.mask, part.group_ids)).backward()
+        long = x.shape[1] / made.task.max_response if name == "dr_grpo" else 1.0
+        shares = Groups(part.group_ids).sum(-x.grad.sum(dim=1)) / long
+        found.update(zip(part.group_ids.unique().tolist(), shares.tolist(), strict=True))
+        return {"loss": torch.zeros(())}
+
+    made._prepared, made._update = flat, update
+    made._step()
+    assert len(found) == 4
+    assert list(found.values()) == pytest.approx([minibatches / 4] * 4)
+
+
+def test_means_over_prompts_are_left_as_they_are():
+    """HPT divides by the size of a group itself."""
+    made = ragged("hpt", {"gate": -1}, minibatches=2)
+    batch, _ = made._collect()
+    batch = batch.replace(rewards=torch.arange(len(batch.rewards)).double())
+    prepared = made._prepared(batch)
+    plain = made.estimator.advantages(batch)
+    assert torch.equal(prepared.advantages, plain)
+    assert plain.abs().max() > 0
+    for rows in made._minibatches(prepared):
+        assert torch.equal(made._minibatch(prepared, rows).advantages, plain[rows])
 
 
 def test_utility_of_failures_goes_through_dynamic_programming():
