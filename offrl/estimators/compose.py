@@ -151,8 +151,7 @@ class Estimator:
             twice: put pi / stopgrad(pi) in place of log pi. The gradient is the same, second derivatives then hold
                 the term grad log pi grad log pi^T of each step, and the value is -aggregate(w).
 
-        What stands outside the mask has no influence, on values and gradients; regularizers see zeros there in what the
-        policy says.
+        What stands outside the mask has no influence, on values and gradients, be it NaN or infinite.
         """
         with torch.no_grad():
             weights = self._weights(log_probs, rollouts)
@@ -162,9 +161,9 @@ class Estimator:
             score = (ratio if rollouts.mask is None else ratio.where(rollouts.mask, 0.0)).exp()
         steps = weights * score
         if self.regularizers:
-            step = inside(Step(rollouts, log_probs, rollouts.advantages, entropy, predicted_values))
+            step = Step(rollouts, log_probs, rollouts.advantages, entropy, predicted_values)
             for part, coefficient in self.regularizers:
-                steps = torch.sub(steps, part(step), alpha=coefficient)
+                steps = torch.sub(steps, regularized(part, step), alpha=coefficient)
         return -self.aggregate(steps, rollouts.mask, counts)
 
     @torch.no_grad()
@@ -327,16 +326,19 @@ def parts(kind: str, known: Mapping[str, Function], specs: Specs) -> tuple[Part,
     return tuple(resolve(kind, known, spec) for spec in listed)
 
 
-def inside(step: Step) -> Step:
-    """The step itself, with zeros outside the mask in what the policy says.
+def regularized(part: Part, step: Step) -> Tensor:
+    """A regularizer's values, (B, T), whose gradients outside the mask are no NaN.
 
-    It stops gradients there on their way back. To choose among losses alone would not: 0 times NaN is NaN.
+    Where some value is not finite, it is computed again with zeros outside the mask in what the policy says: to choose
+    among losses afterwards does not help, as 0 times NaN is NaN on the way back.
     """
-    if (mask := step.rollouts.mask) is not None:
-        for name in ("log_probs", "entropy", "predicted_values"):
-            if (value := getattr(step, name)) is not None:
-                setattr(step, name, value.where(mask, 0.0))
-    return step
+    value, mask = part(step), step.rollouts.mask
+    if mask is None or bool(value.detach().sum().isfinite()):
+        return value
+    for name in ("log_probs", "entropy", "predicted_values"):
+        if (said := getattr(step, name)) is not None:
+            setattr(step, name, said.where(mask, 0.0))
+    return part(step)
 
 
 def _bound(part: Part) -> Part | None:

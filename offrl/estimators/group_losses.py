@@ -14,7 +14,7 @@ from torch import Tensor
 
 from offrl.estimators.advantages import ADVANTAGES
 from offrl.estimators.aggregation import token_mean
-from offrl.estimators.compose import Part, Spec, Specs, Step, inside, parts, resolve
+from offrl.estimators.compose import Part, Spec, Specs, Step, parts, regularized, resolve
 from offrl.estimators.regularizers import REGULARIZERS
 from offrl.estimators.rollouts import Counts, Rollouts
 
@@ -59,9 +59,9 @@ class GroupEstimator:
             predicted_values: (B, T) with gradient, likewise.
         """
         loss = self.surrogate(log_probs, rollouts, counts)
-        step = inside(Step(rollouts, log_probs, rollouts.advantages, entropy, predicted_values))
+        step = Step(rollouts, log_probs, rollouts.advantages, entropy, predicted_values)
         for part, coefficient in self.regularizers:
-            loss = loss + coefficient * token_mean(part(step), rollouts.mask, counts)
+            loss = loss + coefficient * token_mean(regularized(part, step), rollouts.mask, counts)
         return loss
 
     def surrogate(self, log_probs: Tensor, rollouts: Rollouts, counts: Counts | None = None) -> Tensor:
