@@ -88,9 +88,8 @@ class DemandFacts:
         elif stds is None:
             means = tuple(scenarios.demands.mean((0, 1), dtype=torch.float64).tolist())
             stds = tuple(scenarios.demands.double().std((0, 1)).tolist())
-            season = tuple(
-                factor * len(season) / sum(season) for factor in season
-            )  # the means have its height
+            # the means have its height
+            season = tuple(factor * len(season) / sum(season) for factor in season)
         calendar = scenarios.calendar is not None
         known = getattr(setting, "parameters", scenarios.parameters)  # of all series, not only these
         times = known.lead_times

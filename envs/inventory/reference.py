@@ -49,9 +49,7 @@ def reference(setting: AnySetting) -> Reference | None:
     """The best that is known exactly, None where theory has nothing."""
     try:
         return _known(setting)
-    except (
-        ConfigError
-    ):  # numbers that no solver takes: free stock or shortage, stock that gets cheaper downstream
+    except ConfigError:  # no solver takes free stock, free shortage or stock that gets cheaper downstream
         return None
 
 

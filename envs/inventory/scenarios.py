@@ -202,9 +202,8 @@ def evaluate(
 
 def guarded(simulator: Simulator, stock: Tensor, action: Tensor, feasibility: Feasibility) -> Tensor:
     """The action as it will be carried out."""
-    if (
-        feasibility == "project"
-    ):  # extended networks fill orders themselves, by all their rules and with what they owe
+    if feasibility == "project":
+        # extended networks fill orders themselves, by all their rules and with what they owe
         return action.clamp(min=0) if simulator.network.extended else simulator.project(stock, action)
     if feasibility == "raise":
         simulator.check(stock, action)

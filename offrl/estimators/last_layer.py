@@ -41,9 +41,7 @@ def likeliest(logits: Tensor, actions: Tensor, count: int) -> tuple[Tensor, Tens
 
 def energy(logits: Tensor, actions: Tensor) -> Tensor:
     """|e_a - pi|^2 = 1 - 2 pi(a) + sum pi^2, the squared gradient of log pi(a) in the logits: (N, V), (N,) -> (N,)."""
-    others = logits.softmax(dim=1).scatter(
-        1, actions[:, None], 0.0
-    )  # 1 - pi(a) by a sum, not by a difference
+    others = logits.softmax(dim=1).scatter(1, actions[:, None], 0.0)  # 1 - pi(a) is their sum: no difference
     return others.sum(dim=1).square() + others.square().sum(dim=1)
 
 

@@ -114,7 +114,11 @@ def apply_preset(
     """
     if is_zoo(name):
         names = {f.name for kind in (OnlineOptions, algorithm.config) for f in dataclasses.fields(kind)}
-        values = fitted(zoo_values(name, options.env, names), algorithm.config, OnlineOptions)
+        values = zoo_values(name, options.env, names)
+        try:
+            values = fitted(values, algorithm.config, OnlineOptions)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from None
         run, own = split(values)
         return dataclasses.replace(options, **run, preset=name), dataclasses.replace(settings, **own)
     fitting = [key for key in algorithm.presets if name.startswith(key)]

@@ -102,7 +102,7 @@ def test_what_is_always_so_may_be_said(tmp_path):
         ("default: {policy: CnnPolicy}", PPO, "policy: 'CnnPolicy' has no counterpart"),
         ("default: {n_steps: 5}", SAC, "n_steps: 5 has no counterpart"),
         ("default: {policy_kwargs: 'dict(ortho_init=False)'}", SAC, "ortho_init: False has no counterpart"),
-        ("default: {n_epochs: 2.5}", PPO, "epochs: 2.5 must be a whole number"),
+        ("default: {n_epochs: 2.5}", PPO, r"zoo\.yml: epochs: 2\.5 must be a whole number"),
         ("default: {ent_coef: auto}", PPO, "ent_coef: 'auto' is no number"),
         ("default: {ent_coef: auto}", MDPO_OFF, "ent_coef: 'auto' is no number"),
         ("default: {learning_rate: lin_3e-4}", PPO, "'lin_3e-4' is no number, and there are no schedules"),

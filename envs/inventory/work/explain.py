@@ -60,10 +60,8 @@ def _threshold(position: Array, orders: NDArray[np.bool_]) -> Array:
 
 def _tiers(network: Network) -> list[tuple[list[int], list[int]]]:
     """Nodes upstream of stores by the lanes of the longest way to them, and the lanes on which they send."""
-    hops, inside = (
-        [0] * len(network.nodes),
-        list(zip(network.sources[: network.internal], network.targets, strict=False)),
-    )
+    hops = [0] * len(network.nodes)
+    inside = list(zip(network.sources[: network.internal], network.targets, strict=False))
     for _ in network.nodes:
         for source, target in inside:
             hops[target] = max(hops[target], hops[source] + 1)
