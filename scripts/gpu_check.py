@@ -1,15 +1,19 @@
 """What a GPU must do like the CPU, and how fast stacked seeds are on it.
 
     python scripts/gpu_check.py run [--device cuda]    every method's updates, neighbours, log-probabilities; seeds
+    python scripts/gpu_check.py seeds [--minutes 8.5]  ten stacked seeds of TD3+BC, 1M updates: a piece, or what is left
     python scripts/gpu_check.py page                   benchmarks/gpu.md from benchmarks/raw/gpu/*.json
 
 Random numbers are drawn on the CPU and copied, so that both devices see the same ones. Exits with 1 if a check fails.
 """
 
 import contextlib
+import csv
 import itertools
 import json
+import signal
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,8 +31,9 @@ from offrl.data.neighbours import NeighbourIndex
 from offrl.estimators.low_memory import from_logits, log_probs_and_entropy
 from offrl.files import atomic_write_json, atomic_write_text
 from offrl.training.check import batches, small_settings, tiny_problem
+from offrl.training.checkpoint import load_checkpoint
 from offrl.training.problem import Problem
-from offrl.training.run_dir import versions
+from offrl.training.run_dir import RunDir, versions
 from offrl.training.seeding import seed_globally, stream
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +57,32 @@ class Run:
     """Its vocabulary."""
     steps: int = 300
     """Updates of the timing of stacked seeds."""
+    out: Path = RAW
+    """Folder of the raw file."""
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Train stacked seeds of TD3+BC for some minutes; the next call goes on where this one stopped."""
+
+    minutes: float = 8.5
+    """After these the piece ends with a checkpoint."""
+    device: str = "cuda"
+    """Where they train; on a GPU as CUDA graphs."""
+    seeds: int = 10
+    """How many, from seed 0 on."""
+    steps: int = 1_000_000
+    """Updates of each, in all pieces together."""
+    dataset: str = "minari:zoo/hopper-medium-v0"
+    """What they train on."""
+    eval_every: int = 100_000
+    """Updates between evaluations."""
+    episodes: int = 10
+    """Episodes of an evaluation, each seed."""
+    workers: int = 1
+    """Processes that evaluate."""
+    work: Path = ROOT / "runs/gpu-seeds"
+    """Folder of the run directories."""
     out: Path = RAW
     """Folder of the raw file."""
 
@@ -199,18 +230,88 @@ def run(o: Run) -> bool:
     return max(map(max, apart.values())) <= TOLERANCE and not record["other_neighbours"] and logs <= TOLERANCE
 
 
-def ten_seeds(t: dict[str, Any]) -> str:
-    """The line about a run of many seeds that the device's time did not suffice for."""
-    command = (
-        f"offrl train {t['algorithm']} --dataset minari:{t['dataset']}-v0 --seeds 0 ... {t['seeds'] - 1}"
-    )
-    rate, scores = t["median_steps_per_second"], t["scores_at_50000"]
-    return (
-        f"* `{command} --device cuda --compile`: {t['updates']:,} of {t['wanted']:,} updates of all {t['seeds']} "
-        f"seeds, then the device's time was up; {rate:,.0f} updates a second with batches, metrics and logs "
-        f"({t['seeds'] * rate:,.0f} seed-updates). Scores after 50 000 updates, five episodes a seed: "
-        f"{statistics.mean(scores):.1f} +- {statistics.stdev(scores):.1f} over seeds."
-    )
+def seeds(o: Seeds) -> bool:
+    """One piece of the long run; writes the raw file and says whether all updates are made."""
+    o.work.mkdir(parents=True, exist_ok=True)
+    folders, log = sorted(path.parent for path in o.work.rglob("config.json")), o.work / "pieces.json"
+    pieces = json.loads(log.read_text()) if log.exists() else []
+    asked = ["--dataset", o.dataset, "--seeds", *map(str, range(o.seeds)), "--steps", str(o.steps)]
+    asked += [
+        "--device",
+        o.device,
+        "--seed-mode",
+        "stacked",
+        "--out",
+        str(o.work),
+        "--workers",
+        str(o.workers),
+    ]
+    asked += ["--eval-every", str(o.eval_every), "--eval-episodes", str(o.episodes)]
+    asked += ["--checkpoint-every", str(o.eval_every)]
+    asked += ["--compile"] if o.device.startswith("cuda") else []
+    words = ["resume", str(folders[0])] if folders else ["train", "td3_bc", *asked]
+    began = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", "offrl.cli", *words])
+    try:
+        process.wait(60 * o.minutes)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)  # it writes a checkpoint
+        process.wait()
+    runs = [RunDir(path.parent) for path in o.work.rglob("config.json")]
+    state, _ = load_checkpoint(runs[0].stack()[0].path, "cpu") if runs else (None, "")
+    if state is None:
+        print("it stopped before its first checkpoint: nothing is recorded", file=sys.stderr)
+        return False
+    pieces.append({"until": state["step"], "seconds": round(time.monotonic() - began, 1)})
+    atomic_write_json(log, pieces)
+    runs = runs[0].stack()
+    scores: dict[str, dict[int, list[float]]] = {}
+    for run in runs:
+        for row in table(run.path / "eval.csv"):
+            of_step = scores.setdefault(row["step"], {})
+            of_step.setdefault(run.config["seed"], []).append(float(row["normalized_score"] or row["return"]))
+    rates = [float(row["steps_per_second"]) for row in table(runs[0].path / "timing.csv")]
+    record = {
+        "dataset": o.dataset, "algorithm": "td3_bc", "seeds": len(runs), "wanted": o.steps, "pieces": pieces,
+        "median_steps_per_second": statistics.median(rates) if rates else None, "episodes": o.episodes,
+        "unit": "D4RL score" if runs[0].config["reference_returns"] else "return",
+        "scores": {n: [statistics.mean(v) for _, v in sorted(of.items())] for n, of in scores.items()},
+        "versions": runs[0].recorded_versions(),
+    }  # fmt: skip
+    atomic_write_json(o.out / "ten_seeds.json", record)
+    print(f"{state['step']} of {o.steps} updates are made")
+    return bool(state["step"] == o.steps)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """The rows of a run's CSV file."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def ten_seeds(t: dict[str, Any]) -> list[str]:
+    """The lines about the long run of many seeds."""
+    command = f"offrl train {t['algorithm']} --dataset {t['dataset']} --seeds 0 ... {t['seeds'] - 1}"
+    rate, pieces, v = t["median_steps_per_second"], t["pieces"], t["versions"]
+    lines = [
+        "",
+        f"## {t['seeds']} stacked seeds of TD3+BC, {t['wanted']:,} updates",
+        "",
+        f"`python scripts/gpu_check.py seeds` ran `{command} --device cuda --compile` in {len(pieces)} piece(s) on "
+        f"{v['device']} (torch {v['torch']}, commit {v['commit']}): {pieces[-1]['until']:,} of {t['wanted']:,} updates "
+        f"of every seed in {sum(p['seconds'] for p in pieces):,.0f} s, evaluations and start included; "
+        f"{rate:,.0f} updates a second with batches, metrics and logs (median; {t['seeds'] * rate:,.0f} seed-updates). "
+        f"{t['unit']}s, {t['episodes']} episodes a seed:",
+        "",
+        "| updates | mean +- std over seeds | lowest | highest |",
+        "|---|---|---|---|",
+    ]
+    for step, of in sorted(t["scores"].items(), key=lambda item: int(item[0])):
+        spread = statistics.stdev(of) if len(of) > 1 else 0.0
+        lines.append(
+            f"| {int(step):,} | {statistics.mean(of):.1f} +- {spread:.1f} | {min(of):.1f} | {max(of):.1f} |"
+        )
+    return lines
 
 
 def page(raw: Path = RAW) -> str:
@@ -243,7 +344,7 @@ def page(raw: Path = RAW) -> str:
         "at most 2 was the aim).",
     ]
     if (path := raw / "ten_seeds.json").exists():
-        lines.append(ten_seeds(json.loads(path.read_text())))
+        lines += ten_seeds(json.loads(path.read_text()))
     return "\n".join(lines) + "\n"
 
 
@@ -252,6 +353,8 @@ def main() -> int:
     word, *rest = sys.argv[1:] or ["--help"]
     if word == "run":
         return 0 if run(tyro.cli(Run, args=rest)) else 1
+    if word == "seeds":
+        return 0 if seeds(tyro.cli(Seeds, args=rest)) else 1
     if word == "page":
         atomic_write_text(PAGE, page())
         print(f"wrote {PAGE}")
