@@ -17,6 +17,7 @@ import torch
 
 from offrl.errors import CheckpointError, ConfigError, Stopped
 from offrl.evaluation.rollout import EvaluationResult
+from offrl.files import sha256_file
 from offrl.llm.evaluate import Evaluation, evaluate
 from offrl.llm.learner import Learner, Shown
 from offrl.llm.methods import load_method
@@ -167,21 +168,30 @@ def _go(
 def data_sha256(options: DataOptions) -> str:
     """Of the data set's file; empty where there is none."""
     path = Path(options.dataset)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if options.dataset and path.is_file() else ""
+    return sha256_file(path) if options.dataset and path.is_file() else ""
 
 
 def files_sha256(options: LLMOptions) -> dict[str, str]:
-    """Of the other files that options name, and of the actor's model: option -> SHA-256."""
+    """Of what a checkpoint does not hold: other files that options name, the models of actor and adapter."""
     options = anywhere(options)
     names = ("eval_dataset", "chat_template", "hints", "v0_weights")
-    paths = {f"--{name.replace('_', '-')}": Path(getattr(options, name)) for name in names}
+    paths = {
+        f"--{name.replace('_', '-')}": Path(getattr(options, name))
+        for name in names
+        if getattr(options, name)
+    }
     paths |= {f"--reward {path}": path for text in options.reward if (path := file_of(text))}
-    found = {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in paths.items() if p.is_file()}
-    if options.actor and (folder := folder_of(options.actor)).is_dir():
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-        each = "".join(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in files)
-        found["--actor"] = hashlib.sha256(each.encode()).hexdigest()
-    return found
+    paths |= {"--actor": folder_of(options.actor)} if options.actor else {}
+    paths |= {"--model": folder_of(options.model)} if options.lora_rank else {}
+    return {name: _sha256(path) for name, path in paths.items() if path.exists()}
+
+
+def _sha256(path: Path) -> str:
+    """Of a file, or of a folder's files and their names."""
+    if path.is_file():
+        return sha256_file(path)
+    each = "".join(f"{file.name} {sha256_file(file)}\n" for file in sorted(path.iterdir()) if file.is_file())
+    return hashlib.sha256(each.encode()).hexdigest()
 
 
 def _config(name: str, settings: Any, options: LLMOptions) -> dict[str, Any]:

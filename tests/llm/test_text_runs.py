@@ -143,15 +143,16 @@ def test_other_files_that_changed_are_noticed(name, says, files, hugging_face):
 def test_every_file_that_options_name_is_known_by_its_contents(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "actor" / "model").mkdir(parents=True)
+    (tmp_path / "base").mkdir()
     files = {"--hints": "h.jsonl", "--v0-weights": "v.safetensors", "--chat-template": "t.jinja"}
     files |= {"--eval-dataset": "e.jsonl", f"--reward {tmp_path / 'r.py'}": "r.py"}
-    files |= {"--actor": "actor/model/model.safetensors"}
+    files |= {"--actor": "actor/model/model.safetensors", "--model": "base/model.safetensors"}
     for name in files.values():
         (tmp_path / name).write_text(name)
     options = LLMOptions(
         dataset="d.jsonl", actor="actor", eval_dataset="e.jsonl", chat_template="t.jinja", scaffold="hints",
         hints="h.jsonl", allocator="knapsack", predictor="v0", v0_weights="v.safetensors",
-        reward=("integer", "r.py:f=2"),
+        reward=("integer", "r.py:f=2"), model="base", lora_rank=4,
     )  # fmt: skip
     first = files_sha256(options)
     assert set(first) == set(files)
@@ -161,6 +162,7 @@ def test_every_file_that_options_name_is_known_by_its_contents(tmp_path, monkeyp
         assert [key for key in first if now[key] != first[key]] == [option]
         (tmp_path / name).write_text(name)
     assert files_sha256(LLMOptions()) == {}
+    assert files_sha256(LLMOptions(model="base")) == {}  # a checkpoint holds all of its weights
 
 
 def test_demonstrations_of_a_file_are_learnt(files, hugging_face, capsys):
