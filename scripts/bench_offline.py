@@ -97,7 +97,7 @@ _ODICE = Entry("odice", 1000, "odice (lam 0.4)", {"lam": 0.4})
 _PUBLISHED_LAM = Entry("odice", 1000, "odice (lam 0.6)", seeds=(0,))
 _NORMALIZED_IQL = Entry("iql", 350, "iql (normalized)", {"normalize_observations": True})
 _BASELINES = ("bc", "td3_bc", "iql")
-_CLAIMS = tuple((ours, other) for ours in ("a2pr", _ODICE.label) for other in _BASELINES)
+_CLAIMS = tuple((ours, other) for ours in ("prdc", "a2pr", _ODICE.label) for other in _BASELINES)
 _SPARSE = (
     *(e for e in _SUITE if e.algorithm in ("bc", "td3_bc", "iql", "prdc", "a2pr")),
     _ODICE,
