@@ -189,8 +189,8 @@ TASKS = (
         "Imitation: no rewards. Ten demonstrations of the expert (tqc, another seed), beside them the set as "
         "unlabelled data, half of it the expert's. O-DICE at step size 1e-3 (official 1e-4 for 500 000 updates), "
         "its policy as wide as BC's. First run with 30 000 updates: 33.2 +- 1.8 with the mixed set against BC's "
-        "25.4 +- 7.0 (+7.8, tolerance 8.3), its curves still rising, and 25.5 +- 16.8 from the demonstrations alone, falling;"
-        " then the rows below anew with the suite's 50 000.",
+        "25.4 +- 7.0 (+7.8, tolerance 8.3), its curves still rising, and 25.5 +- 16.8 from the demonstrations alone, "
+        "falling; then the rows below anew with the suite's 50 000.",
         "imitation", claims=(("odice, demonstrations and mixed set", "bc, demonstrations"),),
     ),
 )  # fmt: skip
