@@ -64,6 +64,7 @@ TESTS = {  # file -> its tests
     "estimators/advantages.py": "estimators/test_advantages.py",
     "estimators/ratios.py": "estimators/test_recipes.py",
     "estimators/mixture.py": "estimators/test_mixture.py",
+    "online/actor_critic.py": "online/test_actor_critic.py",
     "online/off_policy.py": "online/test_off_policy.py",
     "online/on_policy.py": "online/test_on_policy.py",
     "online/mixture.py": "online/test_mixture.py",
@@ -663,6 +664,15 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("fixed = Mixture(m.log_weights.detach(), m.mean, m.log_std)", "fixed = m"),
         ("(log_probs * won).sum(-1).detach()", "log_probs.mean(-1).detach()"),
     ],
+    "online/actor_critic.py": [
+        ("torch.addcmul(mean, self.log_std.exp(), ", "torch.addcmul(mean, self.log_std, "),
+        ("(*self.critic_layers, self.value_net)", "(*self.actor_layers, self.value_net)"),
+        ("return mean if deterministic else", "return mean if not deterministic else"),
+        ("and len(self.observation_space.shape) == 1", "and True"),
+        ("and self.activation_fn in ACTIVATIONS", "and True"),
+        ("and isinstance(self.action_dist, DiagGaussianDistribution)", "and True"),
+        ('{"eps": 1e-5, "fused": True}', '{"eps": 1e-8, "fused": True}'),
+    ],
     "online/off_policy.py": [
         ("terminated=(done * (1.0 - cut))[..., 0]", "terminated=done[..., 0]"),
         ("ended = self.dones[at] * (1.0 - self.timeouts[at])", "ended = self.dones[at]"),
@@ -671,6 +681,8 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
     "online/on_policy.py": [
         ("torch.cat([starts[:, 1:], torch", "torch.cat([starts[:, :-1], torch"),
         ("least = min(size or total, total) if whole else 2", "least = 2"),
+        ("policy.acting_only, buffer.judge = False, None", "buffer.judge = None"),
+        ("(limit / (length + 1e-6)).clamp(max=1.0)", "(limit / (length + 1e-6))"),
     ],
     "online/mixture.py": [
         ("torch.baddbmm(offset, h.detach(), gate)", "torch.baddbmm(offset, h, gate)"),

@@ -88,3 +88,33 @@ def test_parts_of_a_rollout():
     np.testing.assert_allclose(returns.sort()[0], np.sort(model.rollout_buffer.returns.flatten()))
     train()
     assert model._n_updates == 10
+
+
+def test_the_policy_judges_again_after_a_rollout_and_after_one_that_fails():
+    """Within a rollout it only acts; whoever calls it afterwards gets values and likelihoods."""
+    model = PPO("MlpPolicy", gymnasium.make("Pendulum-v1"), rollout=8, batch_size=8, hidden=4)
+    seen = []
+
+    def looked(local, _global):
+        seen.append(bool(local["values"].isnan().all()))
+        if len(seen) == 10:
+            raise KeyError("a callback's own")
+        return True
+
+    model.learn(8, callback=looked)
+    with pytest.raises(KeyError):
+        model.learn(8, callback=looked)
+    assert seen == [True] * 10
+    _, values, log_probs = model.policy(torch.zeros(3, 3))
+    assert values.isfinite().all()
+    assert log_probs.isfinite().all()
+
+
+@pytest.mark.parametrize(("limit", "length"), [(None, 5.0), (8.0, 5.0), (0.5, 0.5)])
+def test_long_gradients_are_cut_and_short_ones_stay(limit, length):
+    model = PPO("MlpPolicy", gymnasium.make("Pendulum-v1"), rollout=8, batch_size=8, hidden=4)
+    bias, log_std = model.policy.action_net.bias, model.policy.log_std
+    model.step(3.0 * bias.sum() - 4.0 * log_std.sum(), [bias, log_std], limit)
+    torch.testing.assert_close(bias.grad, torch.tensor([3.0 * length / 5]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(log_std.grad, torch.tensor([-4.0 * length / 5]), rtol=1e-5, atol=0)
+    assert model.policy.value_net.bias.grad is None
