@@ -76,6 +76,7 @@ class Task:
     episodes: int = EPISODES
     last: int = LAST  # evaluations in the closing mean
     claims: tuple[tuple[str, str], ...] = ()  # rows of which the first should be above the second
+    reference: tuple[float, float] | None = None  # returns of scores 0 and 100, where D4RL has none
 
     def settings_of(self, entry: Entry) -> tuple[str | None, dict[str, Any]]:
         """Preset and settings of a row."""
@@ -113,6 +114,13 @@ _IMITATORS = (
         _IMITATION | {"expert_dataset": f"minari:{_DEMONSTRATIONS}-v0"}, preset="imitation-halfcheetah-",
     ),
 )  # fmt: skip
+_SCALED = {"normalize_observations": True, "return_range_scaling": True}
+_PENDULUM = (
+    Entry("bc", 30),
+    Entry("td3_bc", 60, "td3_bc (alpha 10)", {"alpha": 10.0}),
+    Entry("iql", 90, "iql (normalized, scaled)", _SCALED),
+    Entry("odice", 200, "odice (lam 0.5, normalized)", _SCALED | {"lam": 0.5, "policy_hidden": 256}),
+)
 _HEAVY = (
     Entry("cql", 450),
     Entry("cal_ql", 300),
@@ -181,6 +189,15 @@ TASKS = (
         claims=_CLAIMS,
     ),
     Task(
+        "builtin:double-pendulum-demo", 10_000, (0, 1, 2), _PENDULUM,
+        "The bundled data: 30 000 steps of policies from beginner to expert, most of them poor (mean return 280). 100"
+        " is a return of 9360, the most that 1000 steps give. Searched on seed 100, scores after 10 000 updates: "
+        "TD3+BC with alpha 1: 6, 2.5: 6, 10: 7; IQL as it comes: 8, normalized and with rewards scaled by the range "
+        "of returns: 96, there with temperature 10: 72; O-DICE, one setting tried: 95; BC 17, at most 37 on the way.",
+        "double-pendulum", eval_every=1_000, reference=(0.0, 9360.0),
+        claims=tuple((_PENDULUM[3].label, entry.name) for entry in _PENDULUM[:3]),
+    ),
+    Task(
         "zoo/hopper-medium", 5_000, (0,), _HEAVY, "Costly methods, a tenth of the updates: no ranking follows.",
         "hopper-medium-5k", preset="hopper-medium-v2", eval_every=1_000, last=5,
     ),
@@ -241,9 +258,10 @@ def cells(python: Path | None, device: str = "cpu") -> list[tuple[Cell, float]]:
             if device != "cpu":
                 own |= {"device": device, "compile": True}
             dataset = entry.dataset or task.dataset
+            uri = dataset if ":" in dataset else f"minari:{dataset}-v0"
             name = f"{task.prefix}-{re.sub('[^a-z0-9_]+', '_', entry.name).strip('_')}"
             for seeds in together(name, entry.seeds or task.seeds, device):
-                cell = TrainingCell(entry.algorithm, f"minari:{dataset}-v0", seeds[0], own, settings, preset)
+                cell = TrainingCell(entry.algorithm, uri, seeds[0], own, settings, preset)
                 stack = cell.stack(
                     "-".join(map(str, (name, *seeds))), {k: f"{name}-{k}" for k in seeds}, RAW, WORK
                 )
@@ -410,7 +428,7 @@ def _table(task: Task, records: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 def _scores(task: Task, evaluation: dict[str, Any]) -> np.ndarray:
     """Of an evaluation's episodes: normalized returns, or 100 for a success where the dataset has no reference pair."""
-    pair = reference_returns(task.dataset)
+    pair = task.reference or reference_returns(task.dataset)
     if pair is None:
         return 100.0 * np.array(evaluation["successes"])
     return normalized_score(pair, np.array(evaluation["returns"]))
