@@ -1,8 +1,11 @@
 """Masks that need more than the ratio of the denominator; the clips are tested with the recipes."""
 
+import inspect
+
+import pytest
 import torch
 
-from offrl.estimators import masks, shaping
+from offrl.estimators import masks, ratios, shaping
 from offrl.estimators.ratios import mismatch_ratio
 
 OLD = torch.zeros(3, 3)
@@ -55,3 +58,32 @@ def test_stale_rows_lose_their_negative_steps():
     x, mu = torch.tensor([[-2.0, -2.0], [-2.0, -2.0]]), torch.tensor([[-1.0, -1.2], [-1.8, -1.8]])
     got = masks.stale_rows(x, mu, torch.tensor([[1.0, -1.0], [1.0, -1.0]]))
     assert got.tolist() == [[True, False], [True, True]]
+
+
+@pytest.mark.parametrize(
+    ("function", "published"),
+    [
+        (masks.ppo_clip, {"low": 0.2, "high": 0.2}),  # PPO
+        (masks.dual_clip, {"limit": 3.0}),  # verl
+        (masks.decoupled_clip, {"low": 0.2, "high": 0.27}),  # MiniRL
+        (masks.sequence_clip, {"low": 3e-4, "high": 4e-4}),  # GSPO
+        (masks.log_clip, {"low": 0.4, "high": 0.4}),  # GMPO
+        (ratios.geometric, {"low": 0.4, "high": 0.4}),
+        (ratios.truncated, {"low": None, "high": 0.28}),  # CISPO without a floor
+        (ratios.rollout, {"cap": 5.0}),  # MiniRL
+        (masks.icepop, {"low": 0.5, "high": 5.0, "level": "token"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_defaults_are_the_published_ones(function, published):
+    parameters = inspect.signature(function).parameters
+    keywords = {name: p.default for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    assert keywords == published
+
+
+def test_a_ratio_on_the_bound_still_learns():
+    """The clipped surrogate is flat beyond the bound, not at it."""
+    r, a = torch.tensor([1.25, 0.75, 3.0]), torch.tensor([1.0, -1.0, -1.0])
+    assert masks.ppo_clip(r[:2], a[:2], low=0.25, high=0.25).all()
+    assert masks.dual_clip(r[2:], a[2:]).all()
+    assert masks.icepop(r.log(), torch.zeros(3), low=0.75, high=3.0).all()
