@@ -19,7 +19,7 @@ from offrl.sweeps.choice import Contest, Decision, Select, contests, decide, fin
 from offrl.sweeps.cluster import require_ray, run_on_ray
 from offrl.sweeps.cost import estimate
 from offrl.sweeps.options import SweepOptions
-from offrl.sweeps.space import Space, draw, ranges_of, read_space
+from offrl.sweeps.space import Space, different, draw, ranges_of, read_space
 from offrl.training.build import dataset_env
 from offrl.training.cells import Cell, run_cells
 from offrl.training.many import at_once
@@ -105,7 +105,8 @@ def list_entries(o: SweepOptions, say: Say, space: Space | None = None) -> list[
     draws = None
     if o.random:
         ranges = ranges_of(space or read_space(cast("Path", o.space)), o.algos)
-        draws = draw(ranges, o.random, o.search_seed, o.out, write=not o.dry_run)
+        drawn = draw(ranges, o.random, o.search_seed, o.out, write=not o.dry_run)
+        draws = {algorithm: different(rows) for algorithm, rows in drawn.items()}
     presets: Any = "where known" if o.preset and not o.presets else o.presets
     return entries(o.algos, datasets, o.seeds, parse_grid(o.grid), o.run, presets=presets, draws=draws)
 
