@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from offrl.algos import load_algorithm
 from offrl.data.load import load_dataset
 from offrl.errors import ConfigError, Stopped
 from offrl.evaluation.environments import env_spec, make_env
@@ -108,7 +109,21 @@ def list_entries(o: SweepOptions, say: Say, space: Space | None = None) -> list[
         drawn = draw(ranges, o.random, o.search_seed, o.out, write=not o.dry_run)
         draws = {algorithm: different(rows) for algorithm, rows in drawn.items()}
     presets: Any = "where known" if o.preset and not o.presets else o.presets
-    return entries(o.algos, datasets, o.seeds, parse_grid(o.grid), o.run, presets=presets, draws=draws)
+    listed = entries(o.algos, datasets, o.seeds, parse_grid(o.grid), o.run, presets=presets, draws=draws)
+    if o.select == "fqe":
+        _require_judged(listed)
+    return listed
+
+
+def _require_judged(listed: Sequence[Entry]) -> None:
+    """Refuse several configurations of a method that fitted Q evaluation cannot judge (ConfigError)."""
+    for name in dict.fromkeys(entry.training.algorithm for entry in listed):
+        short, method = load_algorithm(name)
+        if method.windows and len({entry.settings for entry in listed if entry.algorithm == short}) > 1:
+            raise ConfigError(
+                f"--select fqe cannot choose among configurations of {short}, which acts on the episode so far: use "
+                "last or bandit"
+            )
 
 
 def _announce(o: SweepOptions, listed: Sequence[Entry], jobs: int, say: Say) -> None:

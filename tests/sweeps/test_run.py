@@ -78,6 +78,17 @@ def test_the_chosen_configuration_plays_fresh_episodes(sweep, played, select, on
     assert len(played) == before
 
 
+def test_what_fitted_q_evaluation_cannot_judge_is_refused_before_it_is_trained(sweep, played):
+    given = {"algos": ("decision_transformer",), "select": "fqe"}
+    with pytest.raises(
+        ConfigError, match="--select fqe cannot choose among configurations of decision_transf"
+    ):
+        sweep(**given, grid=("hidden=8", "heads=1", "batch_size=4", "context=2,3"))
+    assert not played
+    one = sweep(**given, grid=("hidden=8", "heads=1", "batch_size=4", "context=2"), final_episodes=1)
+    assert one.chosen[0]["how"] == "the only configuration"
+
+
 def test_a_choice_by_episodes_needs_an_environment(sweep):
     for select in ("last", "bandit"):
         with pytest.raises(
