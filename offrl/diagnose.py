@@ -29,6 +29,7 @@ from offrl.evaluation.critics import (
 from offrl.evaluation.diagnostics import Diagnostics
 from offrl.files import sha256_file
 from offrl.nn.policy import Policy
+from offrl.online.options import ROWS as ROWS_ONLINE
 from offrl.training.build import build, reward_map
 from offrl.training.checkpoint import load_checkpoint
 from offrl.training.options import settings_from_json
@@ -124,6 +125,10 @@ class _Run:
     def __init__(self, directory: Path) -> None:
         run = RunDir(directory)
         config = run.config
+        if config["rows"] == ROWS_ONLINE:
+            raise ConfigError(
+                f"{directory} learned in an environment: it has no data to hold its critics and actions against"
+            )
         if config["dataset"] is None:
             raise ConfigError(
                 f"{directory} was trained from data in memory; train from a file to diagnose it"

@@ -71,7 +71,10 @@ def train_command(argv: list[str]) -> int:
         from offrl.commands.online import train_command as train_online
 
         return train_online(argv)
-    _, method = load_algorithm(argv[0])
+    name, method = load_algorithm(argv[0])
+    named = {word.partition("=")[0] for word in argv}
+    if "--from" in named and isinstance(method.online, str):  # else its own options would be unknown ones
+        raise ConfigError(f"{name} cannot go on online: {method.online}")
     given = parse(argv[0], method, argv[1:], RunOptions(), method.config())
     begin = given.start
     if begin.from_runs and (begin.config or given.run.preset):
@@ -175,7 +178,7 @@ def summarize(results: list[RunResult], output: Output) -> None:
         _summary_of_one(result, output)
     if output.mode != "text":
         return
-    if len(results) > 1 and all(len(result.returns) for result in results):
+    if len(results) > 1 and all(len(result.returns) for result in results) and _alike(results):
         means = np.array([(r.returns if r.scores is None else r.scores).mean() for r in results])
         what = "return" if results[0].scores is None else "normalized score"
         spread = means.std(ddof=1)
@@ -184,6 +187,16 @@ def summarize(results: list[RunResult], output: Output) -> None:
         print(f"next: offrl generate {results[0].directory} --transitions 100000 --out synthetic.hdf5")
         return
     print(f"next: offrl report {' '.join(str(r.directory) for r in results)} --out report.html")
+
+
+def _alike(results: list[RunResult]) -> bool:
+    """Whether the runs differ in the seed alone, so that a mean over them says something."""
+    configs = [RunDir(result.directory).config for result in results]
+    facts = [
+        {k: c.get(k) for k in ("algorithm", "settings", "dataset_sha256", "env_id", "steps", "online", "mix")}
+        for c in configs
+    ]
+    return all(fact == facts[0] for fact in facts) and len({c["seed"] for c in configs}) == len(configs)
 
 
 def _summary_of_one(result: RunResult, output: Output) -> None:

@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import torch
 import tyro
@@ -145,12 +146,30 @@ def settings_from_json(config_class: type, values: dict[str, Any]) -> Any:
             raise ConfigError(f"there is no setting {name!r}; it has {', '.join(fields)}")
         default = fields[name]
         settings[name] = value = tuple(value) if isinstance(value, list) else value
+        if value is None:
+            continue
+        if default is None:
+            _check_optional(config_class, name, value)
+            continue
         kinds = (int, float) if isinstance(default, float) else type(default)
-        if value is None or not isinstance(default, bool | int | float | str | tuple):
+        if not isinstance(default, bool | int | float | str | tuple):
             continue  # a default that tells no kind
         if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
             raise ConfigError(f"{name} is {value!r}, it must be of the kind of its default {default!r}")
     return config_class(**settings)
+
+
+def _check_optional(config_class: type, name: str, value: Any) -> None:
+    """Refuse a value of another type than the annotation ``T | None`` of its field, T a plain one (ConfigError)."""
+    try:
+        hint = get_type_hints(config_class)[name]
+    except NameError:  # of a class that was made inside a function
+        return
+    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+    known = {int, float} if kinds == [float] else {*kinds}
+    if known <= {bool, int, float, str} and type(value) not in known:
+        what = " or ".join(kind.__name__ for kind in kinds)
+        raise ConfigError(f"{name} is {value!r}, it must be {what} or None")
 
 
 def mix_options(record: Any) -> dict[str, Any]:
