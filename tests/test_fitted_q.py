@@ -190,7 +190,9 @@ def test_the_command_compares_with_episodes(tmp_path, pendulum_npz, capsys):
     assert "estimated discounted return" in capsys.readouterr().out
     assert main([*words, "--env-steps", "50"]) == 1
     assert "pass --env" in capsys.readouterr().err
-    assert main([*words, "--env-steps", "50", "--env", "Pendulum-v1"]) == 0
+    assert main([*words, "--env-steps", "199", "--env", "Pendulum-v1"]) == 1
+    assert "no episode ended within --env-steps 199: play more" in capsys.readouterr().err
+    assert main([*words, "--env-steps", "200", "--env", "Pendulum-v1"]) == 0
     assert "the estimate is off by" in capsys.readouterr().out
 
 

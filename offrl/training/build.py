@@ -132,6 +132,8 @@ def _online_source(
     env = make_env(spec)
     room = online.warmup_steps + problem.steps + step_limit(env, None) + 1
     mixed = MixedSource(*_fields(problem), batch_size=settings.batch_size, capacity=room)
+    if mixed.picked == 0:
+        raise ConfigError("batch_size must be 2 or more online: half of a batch is played steps")
     scaled, to_go = reward_map(data, settings), None
     if method.returns_to_go:
         over = _to_go(settings, problem.rewards.cpu().numpy())

@@ -679,6 +679,7 @@ def test_other_data_and_changed_files_are_refused(tmp_path, data):
         ({"env": "Pendulum-v1"}, {}, "the data have O=2, A=1 but Pendulum-v1 has observations"),
         ({"env": "TestWide-v0"}, {}, "TestWide-v0 has another action box .action_low .-3.0"),
         ({"steps": 0}, {}, "steps must be 1 or more"),
+        ({}, {"batch_size": 1}, "batch_size must be 2 or more online: half of a batch is played steps"),
     ],
 )
 def test_what_the_networks_rest_on_must_stay(tmp_path, data, options, settings, message):
