@@ -1,10 +1,23 @@
 """What a saved stable-baselines3 model of ours was trained with cannot be changed in passing."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from offrl.errors import ConfigError
 from offrl.online.zoo import NAMES
+
+
+def require_used(given: Iterable[str], used: Iterable[str], instead: str) -> None:
+    """Refuse ``policy_kwargs`` that stable-baselines3's base class would take and nobody read (ConfigError).
+
+    Args:
+        given: their names.
+        used: those that change something.
+        instead: what there is, for the message.
+    """
+    if wrong := sorted(set(given) - set(used)):
+        raise ConfigError(f"policy_kwargs: nothing here reads {wrong[0]!r}; there is {instead}")
 
 
 class FixedSettings:
