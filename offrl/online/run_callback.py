@@ -76,6 +76,7 @@ class RunCallback(BaseCallback):
         metrics: names to log, without what is before the slash; default: those of stable-baselines3's own algorithms.
         reporter: where progress goes.
         asked: signals received; with one in it, the run is saved and stopped before its next rollout.
+        workers: processes that evaluate, if other than the run's.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class RunCallback(BaseCallback):
         *,
         reporter: Reporter | None = None,
         asked: Sequence[int] = (),
+        workers: int | None = None,
     ) -> None:
         super().__init__()
         c = self.config = run.config
@@ -93,7 +95,7 @@ class RunCallback(BaseCallback):
         self.record = Record(run, (*names, *ROLLOUT), ())
         self.reporter = reporter or Reporter("quiet", c["steps"])
         spec = EnvSpec(c["env_id"], kwargs=c["env_kwargs"], flatten=tuple(c["env_flatten"]))
-        self.evaluator = Evaluator(spec, workers=c["workers"])
+        self.evaluator = Evaluator(spec, workers=c["workers"] if workers is None else workers)
         self.sums: dict[str, list[float]] = {}  # metric -> sum and number since the last row
         self.seconds, self.logged, self.saved = 0.0, 0, 0  # of training; steps of the last row and checkpoint
         self.parts = 0  # of the recorded steps

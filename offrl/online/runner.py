@@ -59,8 +59,20 @@ def start(
     return _learn(run, method, model, reporter, None)
 
 
-def resume(directory: Path, *, allow_inexact: bool = False, reporter_mode: str = "quiet") -> RunResult:
+def resume(
+    directory: Path,
+    *,
+    allow_inexact: bool = False,
+    workers: int | None = None,
+    reporter_mode: str = "quiet",
+) -> RunResult:
     """Go on with an online run from its last checkpoint; a finished run is returned as it is.
+
+    Args:
+        directory: of the run.
+        allow_inexact: go on although machine or library versions differ from those recorded.
+        workers: processes that evaluate, if other than recorded.
+        reporter_mode: text, json or quiet.
 
     Raises:
         CheckpointError: damaged or foreign files, or another machine without ``allow_inexact``.
@@ -88,7 +100,7 @@ def resume(directory: Path, *, allow_inexact: bool = False, reporter_mode: str =
     else:
         how = "" if method.exact_resume else "; statistically: the environments start new episodes"
         reporter.note(f"resuming {directory} at step {state['step']}{how}" + (f" ({note})" if note else ""))
-    return _learn(run, method, build(method, settings, c), reporter, state)
+    return _learn(run, method, build(method, settings, c), reporter, state, workers)
 
 
 def build(method: OnlineAlgorithm, settings: Any, config: dict[str, Any]) -> BaseAlgorithm:
@@ -118,10 +130,11 @@ def _learn(
     model: BaseAlgorithm,
     reporter: Reporter,
     state: dict[str, Any] | None,
+    workers: int | None = None,
 ) -> RunResult:
     """Train to the last step, from a checkpoint or from the start."""
     with run.locked(), graceful_stop(lambda: None) as asked:
-        callback = RunCallback(run, method.metrics, reporter=reporter, asked=asked)
+        callback = RunCallback(run, method.metrics, reporter=reporter, asked=asked, workers=workers)
         try:
             if state is None:
                 for table in callback.record.tables:

@@ -50,6 +50,18 @@ def test_train_evaluate_report_collect_and_resume(tiny, tmp_path, capsys):
     assert f"{run} is already finished" in capsys.readouterr().out
 
 
+def test_resume_passes_its_options_on(tiny, tmp_path, monkeypatch):
+    from offrl.online import runner
+
+    given = {}
+    main(["train", "n_pg_igt", "--env", tiny, *SMALL, "--out", str(tmp_path), "-q"])
+    (run,) = tmp_path.glob("n_pg_igt/TinyPendulum-v0/seed0-*")
+    resume = runner.resume
+    monkeypatch.setattr(runner, "resume", lambda path, **options: given.update(options) or resume(path))
+    assert main(["resume", str(run), "--workers", "3", "--allow-inexact", "-q"]) == 0
+    assert given == {"workers": 3, "allow_inexact": True, "reporter_mode": "quiet"}
+
+
 def test_settings_are_repeated_from_a_config_and_options_win(tiny, tmp_path, capsys):
     main(["train", "harpg", "--env", tiny, *SMALL, "--step-size", "0.003", "--out", str(tmp_path), "-q"])
     (config,) = tmp_path.glob("*/*/*/config.json")
@@ -85,6 +97,7 @@ def test_several_seeds_are_runs_of_their_own(tiny, tmp_path, capsys):
     [
         (["n_pg_igt"], 1, "n_pg_igt learns in an environment: pass --env ID"),
         (["n_pg_igt", "--dataset", "x"], 2, "unknown option --dataset"),
+        (["n_pg_igt", "--from", "run"], 2, "unknown option --from"),
         (["n_pg_igt", "--eta", "2"], 2, "eta must be in"),
         (["n_pg_igt", "--preset", "Nothing-v0"], 1, "no preset for 'Nothing-v0'"),
         (["n_pg_ig", "--env", "x"], 1, "did you mean 'n_pg_igt'?"),

@@ -13,7 +13,7 @@ from offrl.algos.n_pg_igt import ALGORITHM, NPGIGT
 from offrl.errors import CheckpointError, ConfigError, Stopped
 from offrl.evaluation.runs import read_run
 from offrl.nn.policy import load_policy
-from offrl.online import runner
+from offrl.online import run_callback, runner
 from offrl.online.options import OnlineOptions
 from offrl.online.runner import resume, start
 from offrl.training.checkpoint import load_checkpoint
@@ -90,6 +90,21 @@ def test_a_run_that_died_resumes_bit_for_bit(tmp_path, monkeypatch, more):
     assert np.array_equal(result.returns, whole.returns)
     assert not result.already_finished
     assert resume(dead).already_finished
+
+
+def test_a_resume_may_evaluate_with_other_workers(tmp_path, monkeypatch):
+    """The scores do not depend on them, but the option is not forgotten."""
+    dead = cut_off(monkeypatch, 7, options(tmp_path))
+    made = []
+
+    class Watched(run_callback.Evaluator):
+        def __init__(self, env, workers=1):
+            made.append(workers)
+            super().__init__(env, 1)
+
+    monkeypatch.setattr(run_callback, "Evaluator", Watched)
+    resume(dead, workers=3)
+    assert made == [3]
 
 
 def test_before_its_first_checkpoint_a_run_starts_over(tmp_path, monkeypatch):
