@@ -15,7 +15,7 @@ from stable_baselines3.common.logger import KVWriter
 
 from offrl.data.environments import EnvSpec
 from offrl.data.write import write_dataset
-from offrl.errors import Stopped
+from offrl.errors import ConfigError, Stopped
 from offrl.evaluation.environments import env_spec
 from offrl.evaluation.rollout import EvaluationResult, Evaluator
 from offrl.online.acting import acting_policy
@@ -121,12 +121,15 @@ class RunCallback(BaseCallback):
             metrics: as above.
         """
         spec = env_spec(str(options.env))
-        run = RunDir.create(Path(options.out), run_config(algorithm, settings or {}, options, spec))
+        config = run_config(algorithm, settings or {}, options, spec) | {"own_model": True}
+        run = RunDir.create(Path(options.out), config)
         return cls(run, metrics)
 
     def _on_training_start(self) -> None:
         self.began, self.before = time.monotonic(), self.model.num_timesteps
         self.evaluated = self.model.num_timesteps  # steps of the last one
+        if self.config.get("record") and recording(self.model.env) is None:
+            raise ConfigError("record needs offrl.online.recording.Recording around the model's environments")
         self.logger.output_formats.append(Rows(self))
         for name, value in self.pending.items():
             self.logger.record(name, value)

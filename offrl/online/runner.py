@@ -76,11 +76,16 @@ def resume(
 
     Raises:
         CheckpointError: damaged or foreign files, or another machine without ``allow_inexact``.
+        ConfigError: the model was built by somebody else, see ``RunCallback.new``.
     """
     run = RunDir(directory)
     c = run.config
     if run.finished:
         return finished_result(run)
+    if c.get("own_model"):
+        raise ConfigError(
+            f"{directory} is of a model built in Python: go on there, from the model's own file"
+        )
     method = load_online(c["algorithm"])
     if not allow_inexact:
         require_exactness(run)
