@@ -32,7 +32,8 @@ class FixedSettings:
         Raises:
             ConfigError: an argument, or an entry of ``custom_objects``, is a setting by our name or theirs.
         """
-        given = set(kwargs) | set(kwargs.get("custom_objects") or ())
+        objects = args[3] if len(args) > 3 else kwargs.get("custom_objects")
+        given = set(kwargs) | set(objects or ())
         known = {f.name for f in dataclasses.fields(cls.config_class)} | set(NAMES)
         if wrong := sorted(given & known):
             raise ConfigError(

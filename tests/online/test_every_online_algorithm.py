@@ -309,6 +309,8 @@ def test_settings_of_a_saved_model_are_not_ignored_but_refused(case, given, tmp_
     name = next(iter(given.get("custom_objects", given)))
     with pytest.raises(ConfigError, match=f"load cannot change {name}: make a new {case.algorithm.__name__}"):
         case.algorithm.load(path, **given)
+    with pytest.raises(ConfigError, match="load cannot change gamma"):
+        case.algorithm.load(path, None, "cpu", {"gamma": 0.5})
     other = make(case, seed=1)
     other.set_parameters(path)
     assert torch.equal(parameters(other), parameters(model))
