@@ -16,7 +16,8 @@ from stable_baselines3.common.logger import KVWriter
 from offrl.data.environments import EnvSpec
 from offrl.data.write import write_dataset
 from offrl.errors import ConfigError, Stopped
-from offrl.evaluation.environments import env_spec
+from offrl.evaluation.blocks import step_limit
+from offrl.evaluation.environments import env_spec, make_env
 from offrl.evaluation.rollout import EvaluationResult, Evaluator
 from offrl.online.acting import acting_policy
 from offrl.online.checkpoint import model_state
@@ -119,8 +120,14 @@ class RunCallback(BaseCallback):
             options: of the run; those about environments, seeds and devices are only recorded.
             settings: JSON values to record.
             metrics: as above.
+
+        Raises:
+            ConfigError: episodes might never end in the environment, so that it cannot be evaluated in.
         """
         spec = env_spec(str(options.env))
+        env = make_env(spec)
+        step_limit(env, None)
+        env.close()
         config = run_config(algorithm, settings or {}, options, spec) | {"own_model": True}
         run = RunDir.create(Path(options.out), config)
         return cls(run, metrics)

@@ -13,6 +13,7 @@ from offrl.algos import load_online
 from offrl.data.environments import EnvSpec
 from offrl.data.write import check_target
 from offrl.errors import CheckpointError, ConfigError
+from offrl.evaluation.blocks import step_limit
 from offrl.evaluation.environments import env_spec, make_env
 from offrl.online.checkpoint import restore_model
 from offrl.online.options import ENVIRONMENTS, OnlineAlgorithm, OnlineOptions
@@ -120,8 +121,14 @@ def build(method: OnlineAlgorithm, settings: Any, config: dict[str, Any]) -> Bas
 def vector_env(
     env: EnvSpec | str, options: OnlineOptions, discount: float, *, record: bool = False
 ) -> VecEnv:
-    """``options.num_envs`` monitored environments in this process, under VecNormalize where the options ask for it."""
-    made: VecEnv = DummyVecEnv([lambda: Monitor(make_env(env)) for _ in range(options.num_envs)])
+    """``options.num_envs`` monitored environments in this process, under VecNormalize where the options ask for it.
+
+    Raises:
+        ConfigError: their episodes might never end, so that they cannot be evaluated in.
+    """
+    monitored = [Monitor(make_env(env)) for _ in range(options.num_envs)]
+    step_limit(monitored[0], None)
+    made: VecEnv = DummyVecEnv([lambda one=one: one for one in monitored])  # type: ignore[misc]
     made = Recording(made) if record else made
     observations, rewards = options.normalize_observations, options.normalize_rewards
     if observations or rewards:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -190,14 +191,20 @@ def test_evaluations_are_at_the_same_steps_whatever_the_number_of_environments(t
 
 
 def test_what_cannot_run_is_refused_before_a_folder_is_made(tmp_path):
+    if "EndlessPendulum-v0" not in gymnasium.registry:
+        entry = "gymnasium.envs.classic_control:PendulumEnv"
+        gymnasium.register("EndlessPendulum-v0", entry_point=entry)
     for given, message in (
         ({"env": None}, "n_pg_igt learns in an environment: pass --env ID"),
         ({"env": "CartPole-v1"}, "only boxes of shape"),
         ({"env": "NoSuch-v0"}, "NoSuch"),
         ({"device": "cuda:77"}, "cannot be used"),
+        ({"env": "EndlessPendulum-v0"}, "EndlessPendulum-v0 has no time limit"),
     ):
         with pytest.raises(ConfigError, match=message):
             start("n_pg_igt", SETTINGS, options(tmp_path, **given))
+    with pytest.raises(ConfigError, match="no time limit"):
+        run_callback.RunCallback.new("ppo", options(tmp_path, env="EndlessPendulum-v0"))
     assert list(tmp_path.iterdir()) == []
 
 
