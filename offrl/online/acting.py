@@ -27,8 +27,11 @@ class Acts(Protocol):
         """Itself as a policy in the box ``low`` .. ``high``, without a normalizer."""
 
 
+@torch.random.fork_rng(devices=[])
 def acting_policy(model: BaseAlgorithm) -> Policy:
     """A copy of what ``model`` does in its environment: raw observations in, clipped actions out, on the CPU.
+
+    To make one takes no random number, so that training does not depend on how often it is looked at.
 
     Args:
         model: one of ours, whose policy has ``acting_policy``; or SB3's own A2C, PPO, SAC, TD3, DDPG, or TQC, TRPO.

@@ -99,8 +99,8 @@ class EpisodicPolicy(BasePolicy):
         self.net = Net(sizes, None if self.discrete else max(log_std, log_std_min), fixed_std)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = ("net_arch", "log_std", "log_std_min", "fixed_std")
-        own += ("features_extractor_class", "features_extractor_kwargs")
+        own = ["net_arch", "log_std", "log_std_min", "fixed_std"]
+        own += ["features_extractor_class", "features_extractor_kwargs"]
         return super()._get_constructor_parameters() | {name: getattr(self, name) for name in own}
 
     def features(self, observations: Tensor) -> Tensor:

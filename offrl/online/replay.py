@@ -113,7 +113,8 @@ def replay_dataset(model: OffPolicyAlgorithm, env_id: str) -> OfflineDataset:
 def _unlike(successors: np.ndarray, following: np.ndarray) -> np.ndarray:
     """Where the row that follows in the buffer is not what followed in the environment, (T - 1, environments)."""
     same = np.isclose(successors, following, rtol=1e-4, atol=1e-5)
-    return ~same.reshape(*same.shape[:2], -1).all(axis=2)
+    unlike: np.ndarray = ~same.reshape(*same.shape[:2], -1).all(axis=2)
+    return unlike
 
 
 def _plain(model: OffPolicyAlgorithm) -> Any:

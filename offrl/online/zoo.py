@@ -9,7 +9,6 @@ Source: DLR-RM/rl-baselines3-zoo 2.9, ``hyperparams/*.yml``, ``exp_manager.py``.
 
 import ast
 import dataclasses
-import math
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
@@ -216,6 +215,7 @@ def _fit(name: str, value: Any, default: Any) -> Any:
         return value
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ConfigError(f"{name}: {value!r} must be a number")
-    if isinstance(default, int) and (not math.isfinite(value) or int(value) != value):
+    number = float(value)
+    if isinstance(default, int) and not number.is_integer():
         raise ConfigError(f"{name}: {value!r} must be a whole number")
-    return type(default)(value)
+    return type(default)(number)

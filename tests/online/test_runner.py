@@ -239,6 +239,16 @@ ON = {"rollout": 60, "batch_size": 20, "hidden": 8}
 SMALL = {"sac": OFF, "mdpo_off": OFF, "pmoe_sac": OFF, "ppo": ON, "mdpo_on": ON, "pmoe_ppo": ON}
 
 
+@pytest.mark.parametrize("name", list(SMALL))
+def test_evaluations_and_checkpoints_take_no_random_number_of_training(name, tmp_path):
+    settings, runs = load_online(name).config(**SMALL[name]), []
+    for out, given in (("rarely", (0, 1000)), ("often", (50, 50))):
+        more = dict(zip(("eval_every", "checkpoint_every"), given, strict=True))
+        runs.append(start(name, settings, options(tmp_path / out, steps=240, **more)).directory)
+    for file in ("metrics.csv", "policy.safetensors"):
+        assert (runs[0] / file).read_bytes() == (runs[1] / file).read_bytes()
+
+
 def interrupted(monkeypatch, name, at, given):
     """Start a run of SMALL that is asked to stop at step ``at``; its directory."""
     made, settings = runner.RunCallback, load_online(name).config(**SMALL[name])
