@@ -111,6 +111,16 @@ def test_mistakes_are_one_line(arguments, code, message, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_file_of_an_online_method_says_how_it_is_trained(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("from offrl.algos.n_pg_igt import ALGORITHM")
+    assert main(["train", str(file), "--env", "x"]) == 1
+    assert (
+        "learns in an environment: outside the package such a method is trained from Python"
+        in capsys.readouterr().err
+    )
+
+
 def test_checks_and_datasets_are_for_methods_that_learn_from_data(capsys):
     assert main(["algos", "check", "n_pg_igt"]) == 1
     assert "n_pg_igt learns in an environment, not from data" in capsys.readouterr().err
