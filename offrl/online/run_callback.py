@@ -22,7 +22,7 @@ from offrl.evaluation.rollout import EvaluationResult, Evaluator
 from offrl.online.acting import acting_policy
 from offrl.online.checkpoint import model_state
 from offrl.online.options import ROWS, OnlineOptions
-from offrl.online.recording import forget, recorded, recording
+from offrl.online.recording import claim, forget, recorded, recording
 from offrl.training.checkpoint import rng_state, save_checkpoint
 from offrl.training.progress import Reporter
 from offrl.training.records import Record
@@ -168,7 +168,8 @@ class RunCallback(BaseCallback):
         self.reporter.progress(step, self._rate(), force=True)
         if target := c.get("record"):
             dataset = recorded(self.run.path, self.parts, c)
-            write_dataset(dataset, target, overwrite=True)  # 'start' saw that it was not there
+            claim(self.run.path, target)
+            write_dataset(dataset, target, overwrite=True)
             self.reporter.note(f"{dataset.describe()}; written to {target}")
         returns, successes = self.record.finish(result)
         forget(self.run.path)
