@@ -67,7 +67,7 @@ def diagnose(
     Raises:
         CheckpointError: no checkpoint, or other data or code than the run's.
         DatasetError: ``held_out`` is the run's own data, or has other observations or actions.
-        ConfigError: the run was trained from data in memory.
+        ConfigError: the run was trained from data in memory, or in an environment.
     """
     options = options or DiagnoseOptions()
     run = _Run(directory)
@@ -124,6 +124,8 @@ class _Run:
     def __init__(self, directory: Path) -> None:
         run = RunDir(directory)
         config = run.config
+        if config["rows"] == "online":
+            raise ConfigError(f"{directory} learned in an environment: there are no data to diagnose it on")
         if config["dataset"] is None:
             raise ConfigError(
                 f"{directory} was trained from data in memory; train from a file to diagnose it"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from offrl.errors import ConfigError
 from offrl.estimators.likelihood import gaussian_log_prob
 from offrl.nn.policy import DiagGaussianPolicy, Linear
-from offrl.online.settings import require_used
+from offrl.online.settings import require_from_zero, require_used
 
 
 class Net(nn.Module):
@@ -82,6 +82,7 @@ class EpisodicPolicy(BasePolicy):
         **kwargs: Any,
     ) -> None:
         used = ("features_extractor_class", "features_extractor_kwargs", "normalize_images")
+        require_from_zero(action_space)
         require_used(kwargs, used, "net_arch, log_std, log_std_min, fixed_std")
         if isinstance(net_arch, Mapping):
             raise ConfigError(f"net_arch must be a list of widths, there is no critic: {net_arch}")

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+from gymnasium.spaces import Discrete, Space
+
 from offrl.errors import ConfigError
 from offrl.online.zoo import NAMES
 
@@ -18,6 +20,12 @@ def require_used(given: Iterable[str], used: Iterable[str], instead: str) -> Non
     """
     if wrong := sorted(set(given) - set(used)):
         raise ConfigError(f"policy_kwargs: nothing here reads {wrong[0]!r}; there is {instead}")
+
+
+def require_from_zero(actions: Space) -> None:
+    """Refuse numbered actions that do not begin at 0: as in stable-baselines3, 0 .. n - 1 are played (ConfigError)."""
+    if isinstance(actions, Discrete) and actions.start != 0:
+        raise ConfigError(f"actions must be numbered from 0, not {actions}: renumber them in a wrapper")
 
 
 class FixedSettings:

@@ -46,6 +46,8 @@ def test_train_evaluate_report_collect_and_resume(tiny, tmp_path, capsys):
         main(["collect", "--env", tiny, "--policy", f"run:{run}", "--steps", "40", "--out", data, "-q"]) == 0
     )
     capsys.readouterr()
+    assert main(["diagnose", str(run)]) == 1
+    assert "learned in an environment: there are no data to diagnose it on" in capsys.readouterr().err
     assert main(["resume", str(run)]) == 0
     assert f"{run} is already finished" in capsys.readouterr().out
 

@@ -242,6 +242,18 @@ def test_numbers_of_actions(case):
     assert set(model.predict(np.zeros((50, 4), np.float32))[0]) <= {0, 1}
 
 
+@pytest.mark.parametrize("name", ["n_pg_igt", "mdpo_on", "ppo"])
+def test_numbers_of_actions_begin_at_zero(name):
+    """stable-baselines3 plays 0, 1, 2 whatever the space says."""
+
+    class Shifted(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(-1, 1, (3,))
+        action_space = gymnasium.spaces.Discrete(3, start=-1)
+
+    with pytest.raises(ConfigError, match=r"actions must be numbered from 0, not Discrete\(3, start=-1\)"):
+        make(CASES[name], env=Shifted())
+
+
 @EVERY
 def test_other_actions_are_refused(case):
     class Bits(gymnasium.Env):
