@@ -106,7 +106,13 @@ def replay_dataset(model: OffPolicyAlgorithm, env_id: str) -> OfflineDataset:
     spec = env_spec(env_id)
     env = make_env(spec)
     facts = describe_environment(env, spec) | {"max_episode_steps": step_limit(env, None)}
+    sizes = tuple(int(np.prod(space.shape)) for space in (env.observation_space, env.action_space))  # type: ignore[arg-type]
     env.close()
+    own = (flat["observations"].shape[1], flat["actions"].shape[1])
+    if own != sizes:
+        raise ConfigError(
+            f"the buffer has O={own[0]}, A={own[1]}, but {env_id} has O={sizes[0]}, A={sizes[1]}"
+        )
     return OfflineDataset.from_fields(flat, facts | {"collector": f"replay buffer of {type(model).__name__}"})
 
 

@@ -157,5 +157,7 @@ def test_what_cannot_be_filled_or_read_is_refused():
         fill_replay_buffer(model(DQN, "CartPole-v1"), ended())
     with pytest.raises(ConfigError, match="PPO has no replay buffer"):
         replay_dataset(PPO("MlpPolicy", gymnasium.make("TinyPendulum-v0"), device="cpu"), "TinyPendulum-v0")
+    with pytest.raises(ConfigError, match="the buffer has O=3, A=1, but InvertedPendulum-v5 has O=4, A=1"):
+        replay_dataset(played(5), "InvertedPendulum-v5")
     with pytest.raises(ConfigError, match="is empty"):
         replay_dataset(model(), "TinyPendulum-v0")
