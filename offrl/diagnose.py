@@ -68,7 +68,7 @@ def diagnose(
     Raises:
         CheckpointError: no checkpoint, or other data or code than the run's.
         DatasetError: ``held_out`` is the run's own data, or has other observations or actions.
-        ConfigError: the run was trained from data in memory.
+        ConfigError: the run was trained from data in memory, or in an environment.
     """
     options = options or DiagnoseOptions()
     run = _Run(directory)

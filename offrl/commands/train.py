@@ -44,11 +44,17 @@ class Start:
 
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A run's config.json: repeat its settings; options given here win."""
+    dry_run: bool = False
+    """Print the settings, mark what differs from the default, and stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartFrom(Start):
+    """Where the settings start from, and the weights."""
+
     from_runs: Annotated[tuple[Path, ...], tyro.conf.arg(name="from", metavar="RUN ...")] = ()
     """Finished runs of this algorithm: go on from each online, with half of every batch from its data and half from
     steps played in --env, one an update. Settings are theirs; each run keeps its seed."""
-    dry_run: bool = False
-    """Print the settings, mark what differs from the default, and stop."""
 
 
 def main(argv: list[str]) -> int:
@@ -110,7 +116,7 @@ def parse(algorithm: str, method: Algorithm, argv: list[str], options: RunOption
         ("run", RunOptions, options),
         ("algorithm", method.config, settings),
         ("seeds", tyro.conf.FlagCreatePairsOff[SeedOptions], SeedOptions()),
-        ("start", tyro.conf.FlagCreatePairsOff[Start], Start()),
+        ("start", tyro.conf.FlagCreatePairsOff[StartFrom], StartFrom()),
         ("output", tyro.conf.FlagCreatePairsOff[Output], Output()),
     ]
     if not isinstance(method.online, str):

@@ -146,8 +146,8 @@ def choose(
     """
     if given.get("compile"):
         raise ConfigError(f"{name} {NOT_COMPILED}")
-    run, own = split(given)
-    require_known(name, algorithm.config, own, OnlineOptions)
+    require_known(name, algorithm.config, split(given)[1], OnlineOptions)
+    run, own = split(fitted(given, algorithm.config, OnlineOptions))
     options, settings = OnlineOptions(env=run.get("env")), algorithm.config()
     if preset:
         options, settings = apply_preset(algorithm, preset, options, settings)

@@ -15,13 +15,14 @@ from stable_baselines3.common.logger import KVWriter
 
 from offrl.data.environments import EnvSpec
 from offrl.data.write import write_dataset
-from offrl.errors import Stopped
-from offrl.evaluation.environments import env_spec
+from offrl.errors import ConfigError, Stopped
+from offrl.evaluation.blocks import step_limit
+from offrl.evaluation.environments import env_spec, make_env
 from offrl.evaluation.rollout import EvaluationResult, Evaluator
 from offrl.online.acting import acting_policy
 from offrl.online.checkpoint import model_state
 from offrl.online.options import ROWS, OnlineOptions
-from offrl.online.recording import forget, recorded, recording
+from offrl.online.recording import claim, forget, recorded, recording
 from offrl.training.checkpoint import rng_state, save_checkpoint
 from offrl.training.progress import Reporter
 from offrl.training.records import Record
@@ -76,6 +77,7 @@ class RunCallback(BaseCallback):
         metrics: names to log, without what is before the slash; default: those of stable-baselines3's own algorithms.
         reporter: where progress goes.
         asked: signals received; with one in it, the run is saved and stopped before its next rollout.
+        workers: processes that evaluate, if other than the run's.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class RunCallback(BaseCallback):
         *,
         reporter: Reporter | None = None,
         asked: Sequence[int] = (),
+        workers: int | None = None,
     ) -> None:
         super().__init__()
         c = self.config = run.config
@@ -93,7 +96,7 @@ class RunCallback(BaseCallback):
         self.record = Record(run, (*names, *ROLLOUT), ())
         self.reporter = reporter or Reporter("quiet", c["steps"])
         spec = EnvSpec(c["env_id"], kwargs=c["env_kwargs"], flatten=tuple(c["env_flatten"]))
-        self.evaluator = Evaluator(spec, workers=c["workers"])
+        self.evaluator = Evaluator(spec, workers=c["workers"] if workers is None else workers)
         self.sums: dict[str, list[float]] = {}  # metric -> sum and number since the last row
         self.seconds, self.logged, self.saved = 0.0, 0, 0  # of training; steps of the last row and checkpoint
         self.parts = 0  # of the recorded steps
@@ -117,14 +120,23 @@ class RunCallback(BaseCallback):
             options: of the run; those about environments, seeds and devices are only recorded.
             settings: JSON values to record.
             metrics: as above.
+
+        Raises:
+            ConfigError: episodes might never end in the environment, so that it cannot be evaluated in.
         """
         spec = env_spec(str(options.env))
-        run = RunDir.create(Path(options.out), run_config(algorithm, settings or {}, options, spec))
+        env = make_env(spec)
+        step_limit(env, None)
+        env.close()
+        config = run_config(algorithm, settings or {}, options, spec) | {"own_model": True}
+        run = RunDir.create(Path(options.out), config)
         return cls(run, metrics)
 
     def _on_training_start(self) -> None:
         self.began, self.before = time.monotonic(), self.model.num_timesteps
         self.evaluated = self.model.num_timesteps  # steps of the last one
+        if self.config.get("record") and recording(self.model.env) is None:
+            raise ConfigError("record needs offrl.online.recording.Recording around the model's environments")
         self.logger.output_formats.append(Rows(self))
         for name, value in self.pending.items():
             self.logger.record(name, value)
@@ -156,7 +168,8 @@ class RunCallback(BaseCallback):
         self.reporter.progress(step, self._rate(), force=True)
         if target := c.get("record"):
             dataset = recorded(self.run.path, self.parts, c)
-            write_dataset(dataset, target, overwrite=True)  # 'start' saw that it was not there
+            claim(self.run.path, target)
+            write_dataset(dataset, target, overwrite=True)
             self.reporter.note(f"{dataset.describe()}; written to {target}")
         returns, successes = self.record.finish(result)
         forget(self.run.path)
