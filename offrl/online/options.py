@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from offrl.errors import ConfigError
-from offrl.online.zoo import fitted, is_zoo, zoo_values
-from offrl.training.options import require_known
+from offrl.online.zoo import is_zoo, zoo_values
+from offrl.training.options import fitted, require_known
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm

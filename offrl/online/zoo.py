@@ -8,9 +8,7 @@ Source: DLR-RM/rl-baselines3-zoo 2.9, ``hyperparams/*.yml``, ``exp_manager.py``.
 """
 
 import ast
-import dataclasses
 from collections.abc import Mapping
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -196,26 +194,3 @@ def _literal(node: ast.expr) -> Any:
     if isinstance(node, ast.Attribute):
         return ast.unparse(node)
     return ast.literal_eval(node)
-
-
-def fitted(values: Mapping[str, Any], config: type, options: type) -> dict[str, Any]:
-    """``values`` with the kind of each default: 1 for a number with a decimal point becomes 1.0, 3.0 for a count 3.
-
-    Raises:
-        ConfigError: a fraction for a count, or something else for a number or a switch.
-    """
-    defaults = {f.name: f.default for kind in (config, options) for f in dataclasses.fields(kind)}
-    return {name: _fit(name, value, defaults[name]) for name, value in values.items()}
-
-
-def _fit(name: str, value: Any, default: Any) -> Any:
-    if isinstance(default, bool) and not isinstance(value, bool):
-        raise ConfigError(f"{name}: {value!r} must be true or false")
-    if isinstance(default, bool) or not isinstance(default, int | float):
-        return value
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ConfigError(f"{name}: {value!r} must be a number")
-    number = float(value)
-    if isinstance(default, int) and not number.is_integer():
-        raise ConfigError(f"{name}: {value!r} must be a whole number")
-    return type(default)(number)

@@ -4,8 +4,9 @@ import dataclasses
 import difflib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -118,7 +119,31 @@ def make_settings(algorithm: str, given: dict[str, Any], preset_name: str | None
     name, method = load_algorithm(algorithm)
     require_known(name, method.config, given, RunOptions)
     base = preset(method, preset_name) if preset_name else {}
-    return method.config(**base | given)
+    return method.config(**fitted(base | given, method.config))
+
+
+def fitted(values: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
+    """``values`` with the kind of each default of these classes: 1 becomes 1.0 where it is one, 3.0 a 3 for a count.
+
+    Raises:
+        ConfigError: a fraction for a count, or something else for a number or a switch.
+    """
+    defaults = {f.name: f.default for kind in kinds for f in dataclasses.fields(kind)}
+    return {name: _fit(name, value, defaults.get(name)) for name, value in values.items()}
+
+
+def _fit(name: str, value: Any, default: Any) -> Any:
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise ConfigError(f"{name}: {value!r} must be true or false")
+    if isinstance(default, bool) or not isinstance(default, int | float):
+        return value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ConfigError(f"{name}: {value!r} must be a number")
+    if isinstance(default, float):
+        return float(value)
+    if not isinstance(value, Integral) and not float(value).is_integer():
+        raise ConfigError(f"{name}: {value!r} must be a whole number")
+    return int(value)
 
 
 def require_known(algorithm: str, config: type, given: Iterable[str], options: type) -> None:
