@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
 from offrl.data.environments import EnvSpec
-from offrl.data.write import write_dataset
+from offrl.data.write import MINARI, write_dataset
 from offrl.errors import ConfigError, Stopped
 from offrl.evaluation.blocks import step_limit
 from offrl.evaluation.environments import env_spec, make_env
@@ -36,7 +36,7 @@ ROLLOUT = (
 FROM_OPTIONS = (
     *("preset", "seed", "steps", "log_every", "eval_every", "eval_episodes", "final_episodes"),
     *("checkpoint_every", "workers", "device", "threads", "tensorboard", "wandb", "num_envs"),
-    *("normalize_observations", "normalize_rewards", "record"),
+    *("normalize_observations", "normalize_rewards"),
 )
 METRICS = {  # of stable-baselines3's own algorithms
     "PPO": ("policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction", "std"),
@@ -50,6 +50,9 @@ def run_config(
     algorithm: str, settings: dict[str, Any], options: OnlineOptions, spec: EnvSpec
 ) -> dict[str, Any]:
     """What ``config.json`` records of an online run; its dataset is the environment."""
+    target = options.record
+    if target and not target.startswith(MINARI):
+        target = str(Path(target).absolute())  # a run is resumed from any folder
     return {
         "algorithm": algorithm,
         "algorithm_file": None,
@@ -66,6 +69,7 @@ def run_config(
         "precision": "float32",
         "compile": False,
         **{name: getattr(options, name) for name in FROM_OPTIONS},
+        "record": target,
     }
 
 

@@ -72,6 +72,16 @@ def test_a_run_that_died_records_what_an_undisturbed_one_does(tmp_path, monkeypa
     assert a.fields["truncated"].sum() == 20
 
 
+def test_a_relative_file_stays_where_the_run_began(tmp_path, monkeypatch):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    died = cut_off(monkeypatch, 4, options(tmp_path / "runs", record="steps.hdf5"))
+    monkeypatch.chdir(tmp_path / "there")
+    resume(died)
+    assert read_d4rl(tmp_path / "here" / "steps.hdf5").num_steps == 400
+
+
 def test_what_another_run_wrote_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
     """The run keeps its steps and goes on when the file is out of the way; its own half-written file is no obstacle."""
     target = tmp_path / "steps.hdf5"
