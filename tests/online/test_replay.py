@@ -113,6 +113,17 @@ def test_a_cut_step_without_successor_is_left_out_and_data_go_behind_what_is_the
     assert made.replay_buffer.dones[:10, 0].tolist() == [0, 0, 1, 0, 1] * 2
 
 
+def test_what_the_data_go_behind_ends_there_and_an_end_stays_an_end():
+    terminated, under_way = model(), played(50)
+    for made, end in ((terminated, [1, 0]), (under_way, [1, 1])):
+        if made is terminated:
+            fill_replay_buffer(made, ended().select([0]))
+        buffer, last = made.replay_buffer, made.replay_buffer.pos - 1
+        assert buffer.dones[last, 0] == (made is terminated)
+        fill_replay_buffer(made, ended())
+        assert [buffer.dones[last, 0], buffer.timeouts[last, 0]] == end
+
+
 def test_episodes_without_their_last_step_do_not_grow_together():
     """Nor do they where the buffer held half an episode before, or where 'learn' began anew."""
     rng = np.random.default_rng(0)
