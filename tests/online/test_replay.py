@@ -102,6 +102,8 @@ def test_ends_cuts_and_actions_are_told_apart():
     np.testing.assert_allclose(buffer.actions[:6, 0, 0], np.linspace(-1, 1, 6), atol=1e-6)
     np.testing.assert_allclose(buffer.next_observations[:6, 0], buffer.observations[:6, 0] + 1.0)
     assert (buffer.pos, buffer.full) == (6, False)
+    back = replay_dataset(made, "TinyPendulum-v0").fields
+    assert back["terminated"].tolist() == [False, False, True, False, False, False]
 
 
 def test_a_cut_step_without_successor_is_left_out_and_data_go_behind_what_is_there():
