@@ -193,7 +193,8 @@ TASKS = (
         "The bundled data: 30 000 steps of policies from beginner to expert, most of them poor (mean return 280). 100"
         " is a return of 9360, the most that 1000 steps give. Searched on seed 100, scores after 10 000 updates: "
         "TD3+BC with alpha 1: 6, 2.5: 6, 10: 7; IQL as it comes: 8, normalized and with rewards scaled by the range "
-        "of returns: 96, there with temperature 10: 72; O-DICE, one setting tried: 95; BC 17, at most 37 on the way.",
+        "of returns: 96, there with temperature 10: 72; O-DICE, one setting tried: 95; BC 17, at most 37 on the way; "
+        "A2PR with mask 5: 8, also with alpha 0.5 and candidates from the prior: 10 (no row below).",
         "double-pendulum", eval_every=1_000, reference=(0.0, 9360.0),
         claims=tuple((_PENDULUM[3].label, entry.name) for entry in _PENDULUM[:3]),
     ),
