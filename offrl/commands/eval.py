@@ -24,7 +24,7 @@ from offrl.evaluation.rollout import EvaluationResult, evaluate
 from offrl.evaluation.sources import SourceFacts, env_facts, load_source, source_facts
 from offrl.evaluation.video import check_target, record
 from offrl.files import atomic_write
-from offrl.nn.policy import Policy, save_policy
+from offrl.nn.policy import Policy, check_folder, save_policy
 
 SHORTFALL = 1  # exit code when --expect is missed
 
@@ -133,6 +133,8 @@ def check(options: EvalOptions) -> None:
         raise ConfigError("--expect needs a finite return and at least 2 episodes")
     if options.video is not None:
         check_target(options.video)
+    if options.adjust_out is not None:
+        check_folder(options.adjust_out, "--adjust-out")
 
 
 def environment(options: EvalOptions, facts: SourceFacts) -> EnvSpec:
