@@ -20,8 +20,8 @@ from offrl.data.load import load_dataset
 from offrl.errors import ConfigError
 from offrl.evaluation.reproduce import measured
 from offrl.evaluation.rollout import EvaluationResult, Evaluator
-from offrl.evaluation.sources import env_facts, load_source
-from offrl.nn.policy import Policy, check_folder, save_policy
+from offrl.evaluation.sources import check_folder, env_facts, load_source
+from offrl.nn.policy import Policy, save_policy
 from offrl.policies.composed import ComposedPolicy, ViewedPolicy
 from offrl.policies.composition import RATIO_TOLERANCE, Matching, Operator, normalizer_ratios
 from offrl.policies.search import Search, Weights, paired_gain, search_weights, simplex

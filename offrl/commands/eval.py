@@ -21,10 +21,10 @@ from offrl.errors import ConfigError
 from offrl.evaluation.reproduce import Measured, measured
 from offrl.evaluation.risk import comparison, mean_interval
 from offrl.evaluation.rollout import EvaluationResult, evaluate
-from offrl.evaluation.sources import SourceFacts, env_facts, load_source, source_facts
+from offrl.evaluation.sources import SourceFacts, check_folder, env_facts, load_source, source_facts
 from offrl.evaluation.video import check_target, record
 from offrl.files import atomic_write
-from offrl.nn.policy import Policy, check_folder, save_policy
+from offrl.nn.policy import Policy, save_policy
 
 SHORTFALL = 1  # exit code when --expect is missed
 

@@ -13,7 +13,8 @@ from offrl.commands.arguments import parse, subcommand
 from offrl.commands.compose_check import inputs_columns
 from offrl.data.load import load_dataset
 from offrl.errors import ConfigError
-from offrl.nn.policy import Policy, check_folder, load_policy, read_description, save_policy
+from offrl.evaluation.sources import check_folder
+from offrl.nn.policy import Policy, load_policy, read_description, save_policy
 from offrl.policies.chunk import ChunkPolicy
 from offrl.policies.composition import normalizer_ratios
 from offrl.policies.renormalize import renormalize

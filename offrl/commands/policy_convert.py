@@ -10,8 +10,8 @@ from offrl.commands.arguments import parse
 from offrl.data.environments import named_environment
 from offrl.errors import ConfigError
 from offrl.evaluation.environments import make_env
-from offrl.evaluation.sources import env_facts
-from offrl.nn.policy import check_folder, save_policy
+from offrl.evaluation.sources import check_folder, env_facts
+from offrl.nn.policy import save_policy
 from offrl.policies.chunk import ChunkPolicy
 from offrl.policies.lerobot import is_lerobot_policy
 from offrl.policies.lerobot_model import load_lerobot_policy

@@ -38,7 +38,7 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
-from offrl.errors import ConfigError, PolicyError
+from offrl.errors import PolicyError
 from offrl.files import atomic_write_bytes, atomic_write_json
 
 Linear = tuple[Tensor, Tensor]  # weight (out, in), bias (out,)
@@ -430,24 +430,6 @@ def wrong_observations(shape: tuple[int, ...], obs_dim: int) -> str:
         f"observations have shape {shape} but the policy was built for O={obs_dim}; "
         "was it trained on another environment?"
     )
-
-
-def check_folder(directory: Path, option: str) -> None:
-    """Refuse a folder for a new policy that is no folder, or a run, whose own policy would be lost.
-
-    Args:
-        directory: where the policy is to be saved; it need not exist.
-        option: what named it, for the message.
-
-    Raises:
-        ConfigError: it cannot be used.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise ConfigError(f"{option} names a folder, and {directory} is a file")
-    if (directory / "config.json").exists():
-        raise ConfigError(
-            f"{directory} is a run (it has a config.json) and would lose its policy: choose another {option}"
-        )
 
 
 def save_policy(policy: Policy, directory: Path | str, extra: dict[str, Any] | None = None) -> None:
