@@ -122,9 +122,8 @@ def _network(policy: str | Path | Policy) -> Policy:
     network = copy.deepcopy(policy).cpu().eval().requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         if remembers(network):
-            raise PolicyError(
-                f"a {policy.kind} policy acts on the episode so far, which no format here can hold"
-            )
+            why = "acts on the episode so far, which formats onnx, torch and sb3 cannot hold"
+            raise PolicyError(f"a {policy.kind} policy {why}")
     return network
 
 
