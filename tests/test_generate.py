@@ -1,6 +1,8 @@
 """Synthetic datasets: rows and ends, the same bytes again, resuming, provenance, what is refused."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 import offrl.generate as generate_module
 from offrl.cli import main
+from offrl.commands.generate import target
 from offrl.data.d4rl import read_d4rl
 from offrl.diffusion.guidance import Guidance
 from offrl.diffusion.sampler import Sampler
@@ -283,3 +286,14 @@ def test_a_run_of_the_model_resumes_exactly(folder, capsys):
     assert (whole / "metrics.csv").read_bytes() == (half / "metrics.csv").read_bytes()
     assert (whole / "policy.safetensors").read_bytes() == (half / "policy.safetensors").read_bytes()
     assert capsys.readouterr().out == ""
+
+
+def test_a_target_of_ones_own_is_built_for_the_observations_of_the_run(tmp_path, monkeypatch):
+    config = {"env_id": "Maze-v0", "env_kwargs": {"a": 1}, "env_flatten": ["observation", "desired_goal"]}
+    told = []
+    maker = types.ModuleType("target_of_parts")
+    maker.make = lambda spec: told.append(spec) or policy()
+    monkeypatch.setitem(sys.modules, "target_of_parts", maker)
+    assert target("py:target_of_parts:make", types.SimpleNamespace(config=config), "cpu") is not None
+    assert (told[0].env_id, told[0].kwargs) == ("Maze-v0", {"a": 1})
+    assert told[0].flatten == ("observation", "desired_goal")

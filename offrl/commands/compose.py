@@ -20,7 +20,7 @@ from offrl.data.load import load_dataset
 from offrl.errors import ConfigError
 from offrl.evaluation.reproduce import measured
 from offrl.evaluation.rollout import EvaluationResult, Evaluator
-from offrl.evaluation.sources import env_facts, load_source
+from offrl.evaluation.sources import check_folder, env_facts, load_source
 from offrl.nn.policy import Policy, save_policy
 from offrl.policies.composed import ComposedPolicy, ViewedPolicy
 from offrl.policies.composition import RATIO_TOLERANCE, Matching, Operator, normalizer_ratios
@@ -154,8 +154,11 @@ def check(options: ComposeOptions) -> None:
         raise ConfigError(f"--expect takes {len(options.policy)} numbers, one a policy, in their order")
     if options.out is not None and any(name.startswith("served:") for name in options.policy):
         raise ConfigError("--out needs policies that are files: a served one ends with its server")
-    if options.report is not None and (options.check or options.diagnose):
-        raise ConfigError("--report shows what was played: leave --check and --diagnose out")
+    if options.out is not None:
+        check_folder(options.out, "--out")
+    for name in ("report", "out"):
+        if getattr(options, name) is not None and (options.check or options.diagnose):
+            raise ConfigError(f"--{name} keeps what was played: leave --check and --diagnose out")
     if options.report is not None and options.report.suffix not in (".html", ".htm"):
         raise ConfigError(f"--report must end in .html, got {options.report}")
     if options.no_film and options.report is None:

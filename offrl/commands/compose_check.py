@@ -10,8 +10,9 @@ import torch
 
 from offrl.data.dataset import OfflineDataset
 from offrl.data.environments import EnvSpec, key_columns
+from offrl.data.reference import PUSHT
 from offrl.errors import USER_ERRORS, ConfigError, DatasetError
-from offrl.evaluation.environments import make_env, shown_parts
+from offrl.evaluation.environments import PUSHT_STATE, make_env, shown_parts
 from offrl.evaluation.sources import env_facts, load_source, source_facts, split_source
 from offrl.nn.policy import Policy
 from offrl.nn.skeleton import policy_skeleton
@@ -115,6 +116,9 @@ def named_columns(data: OfflineDataset, parts: Parts) -> np.ndarray:
             if key == "observation" and "observations" in data.fields
             else f"observations.{key}"
         )
+        if field not in data.fields and (found := _of_plain_pusht(data, key)) is not None:
+            columns.append(found)
+            continue
         if field not in data.fields:
             raise DatasetError(
                 f"the demonstrations have no {key!r}; they have "
@@ -127,6 +131,17 @@ def named_columns(data: OfflineDataset, parts: Parts) -> np.ndarray:
             )
         columns.append(values.astype(np.float32))
     return np.concatenate(columns, axis=1)
+
+
+def _of_plain_pusht(data: OfflineDataset, name: str) -> np.ndarray | None:
+    """A part of PushT's plain observation, as collecting in pusht-state records it; None where there is none."""
+    start = 0
+    if data.metadata.get("env_id") == PUSHT and data.observation_keys == ("observations",):
+        for part, (width,) in PUSHT_STATE:
+            if part == name and data.obs_dim == sum(size for _, (size,) in PUSHT_STATE):
+                return data.fields["observations"][:, start : start + width].astype(np.float32)
+            start += width
+    return None
 
 
 def check_all(

@@ -326,8 +326,10 @@ def convert_command(options: ConvertOptions) -> int:
         dataset.metadata |= {"env_id": spec.env_id, "env_kwargs": spec.kwargs}
         if "observations" in dataset.fields:  # flat already, as this environment's parts lie
             dataset.metadata["flatten"] = list(spec.flatten)
-    write(dataset)
-    print(f"{dataset.describe()}\nwritten to {options.out}")
+    written = write(dataset) or dataset
+    print(f"{written.describe()}\nwritten to {options.out}")
+    if left := dataset.num_steps - written.num_steps:
+        print(f"last steps that became final observations of cut episodes, as Minari stores them: {left}")
     return 0
 
 
@@ -341,7 +343,8 @@ def _read_source(options: ConvertOptions) -> OfflineDataset:
         "terminated": options.terminated,
         "truncated": options.truncated,
     }
-    given: dict[str, Any] = {key: None if value == "none" else value for key, value in names.items() if value}
+    given: dict[str, Any] = {key: value for key, value in names.items() if value}
+    given |= {key: None for key in ("terminated", "truncated") if given.get(key) == "none"}
     if Path(options.source).suffix.lower() in TABLES and ":" not in options.source:
         from offrl.data.arrays import read_table
 
@@ -367,8 +370,8 @@ def _check_environment(dataset: OfflineDataset, spec: EnvSpec) -> None:
         )
 
 
-def _writer(out: str, *, overwrite: bool) -> Callable[[OfflineDataset], object]:
-    """The function that writes to ``out``; a target that exists is refused before anything is read."""
+def _writer(out: str, *, overwrite: bool) -> Callable[[OfflineDataset], OfflineDataset | None]:
+    """The function that writes to ``out`` and may return what was written; an existing target is refused first."""
     if out.startswith(MINARI):
         from offrl.data.minari import write_minari
 

@@ -21,7 +21,7 @@ from offrl.errors import ConfigError
 from offrl.evaluation.reproduce import Measured, measured
 from offrl.evaluation.risk import comparison, mean_interval
 from offrl.evaluation.rollout import EvaluationResult, evaluate
-from offrl.evaluation.sources import SourceFacts, env_facts, load_source, source_facts
+from offrl.evaluation.sources import SourceFacts, check_folder, env_facts, load_source, source_facts
 from offrl.evaluation.video import check_target, record
 from offrl.files import atomic_write
 from offrl.nn.policy import Policy, save_policy
@@ -133,6 +133,8 @@ def check(options: EvalOptions) -> None:
         raise ConfigError("--expect needs a finite return and at least 2 episodes")
     if options.video is not None:
         check_target(options.video)
+    if options.adjust_out is not None:
+        check_folder(options.adjust_out, "--adjust-out")
 
 
 def environment(options: EvalOptions, facts: SourceFacts) -> EnvSpec:

@@ -163,7 +163,9 @@ def target(source: str | None, run: RunDir, device: torch.device) -> Policy | No
     """The target policy that ``source`` names."""
     if source is None:
         return None
-    spec = EnvSpec(env_id=run.config["env_id"] or "", kwargs=run.config["env_kwargs"])
+    config = run.config
+    flatten = tuple(config["env_flatten"])
+    spec = EnvSpec(env_id=config["env_id"] or "", kwargs=config["env_kwargs"], flatten=flatten)
     policy = load_source(source, spec)
     if isinstance(policy, TrajectoryModel):
         raise ConfigError(f"{source} is a trajectory model itself, not a policy")

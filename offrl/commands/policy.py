@@ -13,6 +13,7 @@ from offrl.commands.arguments import parse, subcommand
 from offrl.commands.compose_check import inputs_columns
 from offrl.data.load import load_dataset
 from offrl.errors import ConfigError
+from offrl.evaluation.sources import check_folder
 from offrl.nn.policy import Policy, load_policy, read_description, save_policy
 from offrl.policies.chunk import ChunkPolicy
 from offrl.policies.composition import normalizer_ratios
@@ -74,6 +75,9 @@ def run_renormalize(options: RenormalizeOptions) -> int:
     """Load, teach, save."""
     if options.steps < 1 or not options.lr > 0:
         raise ConfigError(f"steps and lr must be above 0, got {options.steps} and {options.lr}")
+    check_folder(options.out, "--out")
+    if options.out.resolve() == options.policy.resolve():
+        raise ConfigError(f"{options.policy} stays as it is: choose another folder for --out")
     policy, other = chunk(options.policy), chunk(options.like)
     if policy.act_dim != other.act_dim:
         raise ConfigError(f"the policies have {policy.act_dim} and {other.act_dim} action dims")

@@ -10,7 +10,7 @@ from offrl.commands.arguments import parse
 from offrl.data.environments import named_environment
 from offrl.errors import ConfigError
 from offrl.evaluation.environments import make_env
-from offrl.evaluation.sources import env_facts
+from offrl.evaluation.sources import check_folder, env_facts
 from offrl.nn.policy import save_policy
 from offrl.policies.chunk import ChunkPolicy
 from offrl.policies.lerobot import is_lerobot_policy
@@ -42,6 +42,7 @@ class ConvertOptions:
 def main(argv: list[str]) -> int:
     """``offrl policy convert ...``."""
     options = parse(ConvertOptions, "offrl policy convert", argv)
+    check_folder(options.out, "--out")
     policy, kind = read(options.file, options.env)
     acts_in = env_facts(named_environment(options.env)) if options.env else {}
     save_policy(policy, options.out, {"converted_from": kind, **acts_in})

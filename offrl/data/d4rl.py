@@ -23,6 +23,7 @@ REQUIRED = ("actions", "rewards", "terminals")
 MEMORY_MAP_BYTES = 1 << 28  # an uncompressed array larger than this is mapped, not read
 MAX_COMPRESSION = 1100  # deflate reaches 1032:1; an array that claims more is not believed
 MAX_ARRAYS = 4096
+SLASH = "%2F"  # a slash inside a key of dict observations, which HDF5 would take for a group
 MAX_ATTRIBUTE_BYTES = 60_000  # HDF5 stores an attribute in at most 64 KiB
 
 
@@ -82,7 +83,7 @@ def write_d4rl(dataset: OfflineDataset, path: Path | str) -> None:
     with atomic_write(path) as temporary, h5py.File(temporary, "w", libver="earliest") as file:
         file.attrs["offrl"] = np.bytes_(own)  # fixed length: HDF5 can hang on a damaged variable-length one
         for name, array in dataset.fields.items():
-            key = names.get(name) or "/".join(name.split("."))
+            key = names.get(name) or "/".join(name.replace("/", SLASH).split("."))
             file.create_dataset(key, data=array, track_times=False)
 
 
@@ -147,13 +148,17 @@ def _read_fields(arrays: Mapping[str, h5py.Dataset], path: Path) -> tuple[dict[s
     left_out = []
     for key, array in arrays.items():
         if key in names or _is_under(key, "observations") or _is_under(key, "next_observations"):
-            fields[names.get(key) or key.replace("/", ".")] = _read(array, path)
+            fields[names.get(key) or _field(key)] = _read(array, path)
         elif key.startswith("infos") and array.dtype.kind in "biuf" and array.shape[:1] == rows:
             # kitchen files hold a plain array 'infos': the index of the demonstration
-            fields["infos.index" if key == "infos" else key.replace("/", ".")] = _read(array, path)
+            fields["infos.index" if key == "infos" else _field(key)] = _read(array, path)
         elif not key.startswith("metadata/"):
             left_out.append(key)
     return fields, left_out
+
+
+def _field(key: str) -> str:
+    return key.replace("/", ".").replace(SLASH, "/")
 
 
 def _is_under(key: str, name: str) -> bool:

@@ -13,6 +13,7 @@ from offrl.data.reference import D4RL, reference_returns
 from offrl.errors import DatasetError
 
 SUFFIXES = (".hdf5", ".h5", ".npz", ".csv", ".parquet")
+PATHS = ("robomimic", "lerobot", "zarr")  # schemes that are followed by a path
 
 
 def load_dataset(uri: str | Path | OfflineDataset) -> OfflineDataset:
@@ -54,6 +55,15 @@ def load_dataset(uri: str | Path | OfflineDataset) -> OfflineDataset:
     dataset.metadata["source"] = text
     dataset.metadata["rows_default"] = "qlearning" if scheme == "d4rl" else "exact"
     return dataset
+
+
+def absolute_uri(uri: str) -> str:
+    """A data URI that means the same from any folder: the path in it, where it has one that exists, made absolute."""
+    scheme, colon, name = uri.partition(":")
+    if colon and scheme in PATHS:
+        path, mark, part = name.partition("#")
+        return f"{scheme}:{Path(path).resolve()}{mark}{part}" if path and Path(path).exists() else uri
+    return str(Path(uri).resolve()) if Path(uri).is_file() else uri  # a folder may have the name of a dataset
 
 
 def _load_file(text: str) -> OfflineDataset:

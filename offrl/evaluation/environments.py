@@ -19,6 +19,7 @@ from offrl.errors import ConfigError, MissingExtraError
 from offrl.messages import served_port
 
 SINGLETASK = "-singletask"  # in the ids of OGBench's environments
+PUSHT_STATE = (("agent_pos", (2,)), ("block_pose", (3,)))  # what its plain observation is made of
 ROBOTICS = ("PointMaze", "AntMaze", "Adroit", "Franka", "Fetch", "HandReach", "HandManipulate")
 
 
@@ -169,7 +170,7 @@ def shown_parts(env: gymnasium.Env[Any, Any], spec: EnvSpec) -> list[tuple[str, 
             parts.append((name, (len(range(*columns.indices(math.prod(shape)))),) if cut else shape))
         return parts
     if spec.env_id == PUSHT:
-        return [("agent_pos", (2,)), ("block_pose", (3,))]
+        return list(PUSHT_STATE)
     return [("observation", tuple(env.observation_space.shape or ()))]
 
 

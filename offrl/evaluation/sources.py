@@ -172,6 +172,24 @@ def env_facts(spec: EnvSpec) -> dict[str, Any]:
     return {"env_id": spec.env_id, "env_kwargs": spec.kwargs, "env_flatten": list(spec.flatten)}
 
 
+def check_folder(directory: Path, option: str) -> None:
+    """Refuse a folder for a new policy that is no folder, or a run, whose own policy would be lost.
+
+    Args:
+        directory: where the policy is to be saved; it need not exist.
+        option: what named it, for the message.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"{option} names a folder, and {directory} is a file")
+    if (directory / "config.json").exists():
+        raise ConfigError(
+            f"{directory} is a run (it has a config.json) and would lose its policy: choose another {option}"
+        )
+
+
 def _recorded_env(facts: dict[str, Any]) -> EnvSpec | None:
     """The environment in ``facts``; older folders of policies have its id alone."""
     if not (env_id := facts.get("env_id")):

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from offrl.algos import load_algorithm
-from offrl.data.load import load_dataset
+from offrl.data.load import absolute_uri, load_dataset
 from offrl.errors import ConfigError, Stopped
 from offrl.evaluation.environments import env_spec, make_env
 from offrl.files import atomic_write_text
@@ -92,7 +92,7 @@ def list_entries(o: SweepOptions, say: Say, space: Space | None = None) -> list[
     datasets = []
     for uri in o.uris:
         data = load_dataset(uri)
-        here = str(Path(uri).resolve()) if Path(uri).exists() else uri
+        here = absolute_uri(uri)
         datasets.append(Data(here, str(data.metadata.get("name") or "data"), data.sha256))
         say(f"{datasets[-1].name}: {data.describe()}")
         if o.select in ("last", "bandit") and dataset_env(data, o.env) is None:

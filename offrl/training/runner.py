@@ -15,7 +15,7 @@ import torch
 from offrl.algos import load_algorithm
 from offrl.data.dataset import OfflineDataset
 from offrl.data.environments import EnvSpec
-from offrl.data.load import load_dataset
+from offrl.data.load import absolute_uri, load_dataset
 from offrl.errors import CheckpointError, ConfigError
 from offrl.files import sha256_file
 from offrl.nn.policy import load_policy
@@ -192,7 +192,7 @@ def _config(
         "algorithm_sha256": sha256_file(algorithm) if own_file else None,
         "settings": dataclasses.asdict(settings),
         "preset": options.preset,
-        "dataset": _absolute(options.dataset),
+        "dataset": absolute_uri(options.dataset) if options.dataset else options.dataset,
         "dataset_name": data.metadata.get("name") or "data",
         "dataset_sha256": data.sha256,
         "dataset_return_mean": float(data.episode_returns.mean()),
@@ -337,8 +337,3 @@ def require_exactness(run: RunDir) -> None:
             f"resuming {run.path} here would not be exact ({'; '.join(changed)}); "
             "add --allow-inexact to go on anyway"
         )
-
-
-def _absolute(uri: str | None) -> str | None:
-    """A data URI that means the same from any folder."""
-    return str(Path(uri).resolve()) if uri and Path(uri).exists() else uri

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from offrl.data.batch import Batch
 from offrl.data.dataset import OfflineDataset
-from offrl.data.load import load_dataset
+from offrl.data.load import absolute_uri, load_dataset
 from offrl.data.source import MixedSource
 from offrl.diffusion.guidance import Guidance, policy_log_prob
 from offrl.diffusion.sampler import Sampler
@@ -69,8 +69,7 @@ def parse_mix(options: RunOptions) -> dict[str, Any] | None:
     if (model := _model(uri)) is None:
         if options.refresh:
             raise ConfigError(f"--refresh needs a run of policy_guided_diffusion, and {uri} is a dataset")
-        path = str(Path(uri).resolve()) if Path(uri).exists() else uri
-        return asdict(Mix(path, share, load_dataset(uri).sha256))
+        return asdict(Mix(absolute_uri(uri), share, load_dataset(uri).sha256))
     if not options.refresh and options.guidance != RunOptions.guidance:
         raise ConfigError("the first draws are not guided: --guidance needs --refresh N")
     path = str(Path(uri.removeprefix("run:")).resolve())

@@ -109,3 +109,13 @@ def test_what_cannot_be_is_refused_in_one_line(folders, capsys, argv, why):
     assert code == 1
     assert why in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_run_keeps_its_policy(folders, capsys):
+    before = {path.name: path.read_bytes() for path in (folders / "run").iterdir()}
+    argv = [folders / "run", "--episodes", "1", "--adjust", folders / "cdsa"]
+    code, out, err = output_of(capsys, *argv, "--adjust-out", folders / "run")
+    assert (code, out) == (1, "")
+    assert "is a run (it has a config.json) and would lose its policy: choose another --adjust-out" in err
+    assert {path.name: path.read_bytes() for path in (folders / "run").iterdir()} == before
+    assert output_of(capsys, *argv, "--adjust-out", folders / "run/policy.json")[0] == 1

@@ -99,3 +99,13 @@ def test_options_that_contradict_each_other_are_refused(parents, capsys, options
 def test_one_policy_is_refused(parents, capsys):
     assert compose(parents[:1]) == 1
     assert "twice or more" in capsys.readouterr().err
+
+
+def test_a_run_keeps_its_policy(parents, tmp_path, capsys):
+    (tmp_path / "flow/config.json").write_text("{}")
+    before = (tmp_path / "flow/policy.safetensors").read_bytes()
+    assert compose(parents, "--episodes", "1", "--out", str(tmp_path / "flow")) == 1
+    assert "is a run (it has a config.json) and would lose its policy" in capsys.readouterr().err
+    assert (tmp_path / "flow/policy.safetensors").read_bytes() == before
+    assert compose(parents, "--check", "--out", str(tmp_path / "new")) == 1
+    assert "--out keeps what was played" in capsys.readouterr().err

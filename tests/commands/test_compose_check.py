@@ -10,9 +10,11 @@ import torch
 
 from offrl.cli import main
 from offrl.commands.compose_check import Setting, inputs_of, named_columns
+from offrl.data.dataset import OfflineDataset
 from offrl.data.environments import named_environment
 from offrl.data.load import load_dataset
 from offrl.data.normalize import AffineNormalizer
+from offrl.errors import DatasetError
 from offrl.evaluation.environments import make_env, shown_parts
 from offrl.evaluation.sources import env_facts
 from offrl.nn import policy as policy_module
@@ -154,6 +156,21 @@ def test_a_parent_below_its_published_result_is_warned_of(parents, wired, capsys
     assert len(lines) == 1
     assert "policy 2" in lines[0]
     assert "of 1e+09 published: find out why first" in lines[0]
+
+
+def test_demonstrations_that_were_collected_plain_have_the_same_parts():
+    named = load_dataset("builtin:pusht-demo").select(range(2))
+    steps = {k: v for k, v in named.fields.items() if not k.startswith("observations.")}
+    steps["observations"] = named.flat_observations()  # as 'offrl collect --env pusht-state' records them
+    recorded = {"env_id": "gym_pusht/PushT-v0", "env_kwargs": {"obs_type": "state"}}
+    plain = OfflineDataset(steps, named.episode_starts, recorded)
+    for parts in ([("agent_pos", (2,)), ("block_pose", (3,))], [("block_pose", (3,))], [("agent_pos", (2,))]):
+        np.testing.assert_array_equal(named_columns(plain, parts), named_columns(named, parts))
+    with pytest.raises(DatasetError, match="have no 'environment_state'; they have observations"):
+        named_columns(plain, [("environment_state", (16,))])
+    other = OfflineDataset(steps, named.episode_starts, {"env_id": "Other-v0"})
+    with pytest.raises(DatasetError, match="have no 'agent_pos'"):
+        named_columns(other, [("agent_pos", (2,))])
 
 
 def test_a_diagnosis_reads_demonstrations_by_name(tmp_path, capsys):

@@ -329,3 +329,23 @@ def test_ogbench_names_are_listed_shown_added_and_checked(home, capsys):
     code, out, err = run(capsys, "show", "ogbench:pointmaze-medium-navigate-v0")
     assert code == 1
     assert "has no rewards: name a task of it" in err
+
+
+@pytest.mark.parametrize("option", ["--reward", "--episode"])
+def test_only_flags_can_be_none(home, capsys, option):
+    write_csv(home / "logs.csv")
+    columns = ["--obs", "x*", "--action", "u*", "--reward", "r", "--episode", "ep", "--terminated", "done"]
+    code, _, err = run(capsys, "convert", "logs.csv", *columns, option, "none", "--out", "x.hdf5")
+    assert code == 1
+    assert "has no column 'none'" in err
+
+
+def test_what_minari_cannot_hold_is_told(home, capsys):
+    write_csv(home / "logs.csv")  # the last of three episodes is cut, its successor unknown
+    columns = ["--obs", "x*", "--action", "u*", "--reward", "r", "--episode", "ep", "--terminated", "done"]
+    code, out, _ = run(capsys, "convert", "logs.csv", *columns, "--out", "minari:own/logs-v0")
+    assert code == 0
+    assert out.startswith("14 transitions, 3 episodes")
+    assert "became final observations of cut episodes, as Minari stores them: 1" in out
+    assert load_dataset("minari:own/logs-v0").num_steps == 14
+    assert "became" not in run(capsys, "convert", "minari:own/logs-v0", "--out", "minari:own/again-v0")[1]

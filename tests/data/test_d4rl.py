@@ -310,3 +310,15 @@ def test_compressed_files_are_read(tmp_path):
         for key, value in content.items():
             file.create_dataset(key, data=value, compression="gzip", compression_opts=9)
     assert json.loads(json.dumps(read_d4rl(path).describe())).startswith("5 000 transitions")
+
+
+def test_keys_with_a_slash_survive(tmp_path):
+    rng = np.random.default_rng(0)
+    seen = {"arm/joints": rng.normal(size=(4, 2)), "arm": {"speed": rng.normal(size=(4, 1))}}
+    steps = (rng.uniform(-1, 1, (4, 1)), np.zeros(4), [0, 0, 0, 1])
+    data = OfflineDataset.from_arrays(seen, *steps, infos={"a/b": np.arange(4)}, next_observations=seen)
+    write_d4rl(data, tmp_path / "a.hdf5")
+    again = read_d4rl(tmp_path / "a.hdf5")
+    assert sorted(again.fields) == sorted(data.fields)
+    assert again.sha256 == data.sha256
+    np.testing.assert_array_equal(again.fields["observations.arm/joints"], seen["arm/joints"].astype("f4"))

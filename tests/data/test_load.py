@@ -10,7 +10,7 @@ import pytest
 import offrl.data
 from offrl.data.d4rl import write_d4rl
 from offrl.data.dataset import OfflineDataset
-from offrl.data.load import load_dataset
+from offrl.data.load import absolute_uri, load_dataset
 from offrl.data.minari import write_minari
 from offrl.errors import DatasetError
 
@@ -187,3 +187,24 @@ def test_every_built_in_dataset_loads():
         data = load_dataset(f"builtin:{file.stem}")
         assert data.metadata["env_id"]
         assert data.metadata["source"] == f"builtin:{file.stem}"
+
+
+def test_paths_in_uris_are_made_absolute_and_names_are_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.npz").touch()
+    for folder in ("d", "hopper-medium-v2"):  # the second is a dataset's name all the same
+        (tmp_path / folder).mkdir()
+    named = [
+        "hopper-medium-v2",
+        "builtin:pusht-demo/keypoints",
+        "minari:d",
+        "d4rl:d",
+        "lerobot:none",
+        "none.npz",
+    ]
+    assert [absolute_uri(uri) for uri in named] == named
+    here = tmp_path.resolve()
+    assert absolute_uri("a.npz") == f"{here}/a.npz"
+    assert absolute_uri("zarr:d#keypoints") == f"zarr:{here}/d#keypoints"
+    assert absolute_uri("lerobot:d") == f"lerobot:{here}/d"
+    assert absolute_uri("robomimic:a.npz#train") == f"robomimic:{here}/a.npz#train"

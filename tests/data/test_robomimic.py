@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
+from offrl.cli import main
 from offrl.data.load import load_dataset
 from offrl.data.robomimic import is_robomimic, read_robomimic
 from offrl.errors import DatasetError
@@ -159,3 +160,16 @@ def test_a_cut_file_and_a_claimed_size_are_refused(tmp_path):
         file.create_dataset("data/demo_0/obs/huge", (1 << 40, 8), dtype="f4", chunks=(1024, 8))
     with pytest.raises(DatasetError, match="claims .* bytes, but only 0 are stored"):
         read_robomimic(path)
+
+
+def test_a_run_knows_its_data_from_any_folder(tmp_path, monkeypatch):
+    write(tmp_path / "lift.hdf5")
+    options = ["--steps", "1", "--hidden", "4", "--batch-size", "2", "--out", str(tmp_path / "runs"), "-q"]
+    monkeypatch.chdir(tmp_path)
+    mixed = ["--mix", "robomimic:lift.hdf5#valid:0.5"]
+    assert main(["train", "bc", "--dataset", "robomimic:lift.hdf5#train", *mixed, *options]) == 0
+    (path,) = (tmp_path / "runs").glob("**/config.json")
+    config = json.loads(path.read_text())
+    monkeypatch.chdir("/")
+    for uri, episodes in ((config["dataset"], 2), (config["mix"]["uri"], 1)):
+        assert load_dataset(uri).num_episodes == episodes

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import offrl
+from offrl.diffusion.adjustment import CDSAModel, CDSAPolicy
 from offrl.errors import ConfigError, MissingExtraError, PolicyError
 from offrl.evaluation.sources import FunctionPolicy
 from offrl.export import policy as export
@@ -186,6 +187,25 @@ def test_a_steep_network_has_a_wider_but_bounded_tolerance(tmp_path, monkeypatch
             export_policy(policy, tmp_path / "policy.pt2", "torch")
 
 
+def test_an_adjusted_policy_goes_as_one_and_nothing_is_drawn(tmp_path):
+    torch.manual_seed(3)
+    sizes = {"hidden": 4, "blocks": 1, "dynamics_hidden": 4}
+    sizes |= {"target": "joint", "sigma_min": 0.01, "sigma_max": 0.5}
+    model = CDSAModel(OBS, ACT, LOW, HIGH, **sizes)
+    for weight in model.score_weights:
+        torch.nn.init.normal_(weight, std=0.3)
+    adjusted, state = CDSAPolicy(tiny(), model, alpha=0.5), torch.get_rng_state()
+    export_policy(adjusted, tmp_path / "policy.pt2", "torch")
+    assert torch.equal(state, torch.get_rng_state())
+    observations = raw_observations(adjusted.base, 5)
+    acted = torch.export.load(tmp_path / "policy.pt2").module()(observations)
+    torch.testing.assert_close(acted, adjusted(observations), rtol=0, atol=1e-5)
+    assert not torch.allclose(acted, adjusted.base(observations), atol=1e-3)
+    memory = DecisionTransformerPolicy(OBS, ACT, hidden=8, layers=1, context=2)
+    with pytest.raises(PolicyError, match="acts on the episode so far"):
+        export_policy(CDSAPolicy(memory, CDSAModel(OBS, ACT, **sizes)), tmp_path / "no.pt2", "torch")
+
+
 def test_what_cannot_be_exported_is_refused(tmp_path):
     out = tmp_path / "policy.onnx"
     with pytest.raises(PolicyError, match="a random policy holds no network"):
@@ -195,6 +215,9 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
         export_policy(function, out, "onnx")
     with pytest.raises(PolicyError, match="acts on the episode so far"):
         export_policy(DecisionTransformerPolicy(OBS, ACT, hidden=8, layers=1, context=2), out, "onnx")
+    chunks = ChunkPolicy(OBS, ACT, [-1.0] * ACT, [1.0] * ACT, widths=(8,), step_embed=4, denoising_steps=2)
+    with pytest.raises(PolicyError, match="a chunk policy acts on the episode so far"):
+        export_policy(chunks, tmp_path / "policy.pt2", "torch")
     for source in ("random", "waypoint", "py:my.module:make"):
         with pytest.raises(ConfigError, match=f"^{source} cannot be exported; name a run"):
             export_policy(source, out, "onnx")

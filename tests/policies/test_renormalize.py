@@ -112,3 +112,22 @@ def test_demonstrations_of_something_else_are_refused(tmp_path, capsys):
     assert "the demonstrations have no 'observation'" in capsys.readouterr().err
     assert main(["policy", "renormalise", str(tmp_path / "a")]) == 2
     assert "did you mean 'renormalize'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("out", "why"),
+    [("a", "stays as it is: choose another folder"), ("run", "is a run"), ("file", "names a folder")],
+)
+def test_no_policy_is_written_over(tmp_path, capsys, out, why):
+    save_policy(make(), tmp_path / "a")
+    save_policy(make(), tmp_path / "run")
+    (tmp_path / "run/config.json").write_text("{}")
+    (tmp_path / "file").touch()
+    before = (tmp_path / "a/policy.safetensors").read_bytes()
+    options = ["--like", str(tmp_path / "a"), "--demos", "builtin:pusht-demo", "--out", str(tmp_path / out)]
+    assert main(["policy", "renormalize", str(tmp_path / "a"), *options]) == 1
+    assert why in capsys.readouterr().err
+    assert (tmp_path / "a/policy.safetensors").read_bytes() == before
+    if out != "a":
+        assert main(["policy", "convert", str(tmp_path / "a"), "--out", str(tmp_path / out)]) == 1
+        assert why in capsys.readouterr().err
