@@ -141,9 +141,11 @@ def _fit(name: str, value: Any, default: Any) -> Any:
         raise ConfigError(f"{name}: {value!r} must be a number")
     if isinstance(default, float):
         return float(value)
-    if not isinstance(value, Integral) and not float(value).is_integer():
+    if isinstance(value, Integral):
+        return int(value)
+    if not float(value).is_integer():
         raise ConfigError(f"{name}: {value!r} must be a whole number")
-    return int(value)
+    return int(float(value))
 
 
 def require_known(algorithm: str, config: type, given: Iterable[str], options: type) -> None:
