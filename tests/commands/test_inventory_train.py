@@ -89,6 +89,22 @@ def test_classical_policies_without_training(capsys):
         (["eval", "."], "is no run of an inventory policy"),
         (["eval", "base_stock", "--setting", "one_store_lost", "--paths", "-1"], "--paths must be 0 or more"),
         (["eval", "base_stock", "--setting", "one_store_lost", "--with", "levels=x"], "NUMBER"),
+        (
+            ["eval", "base_stock", "--setting", "serial_system", "--with", "levels=1,2,3"],
+            "levels has 3 numbers for 4 nodes; give one a node",
+        ),
+        (
+            ["eval", "echelon_base_stock", "--setting", "serial_system", "--with", "levels=80"],
+            "levels has 1 numbers for 4 nodes; give one a node",
+        ),
+        (
+            ["eval", "gnn", "--setting", "one_store_lost", "--with", "hidden=4,4"],
+            "--with takes levels, caps, reorder_points, amounts",
+        ),
+        (
+            ["eval", "base_stock", "--setting", "one_store_lost", "--with", "normalize=0"],
+            "--with takes levels, caps, reorder_points, amounts",
+        ),
         (["resume", "nowhere"], "not a run directory"),
     ],
 )
