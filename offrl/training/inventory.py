@@ -236,6 +236,7 @@ def resume(directory: Path, reporter: Reporter | None = None) -> list[InventoryR
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"{directory} was edited or made by another version: {error}") from None
     reporter = reporter or Reporter("quiet", options.steps)
+    reporter.steps = options.steps  # known to the run alone
     torch.set_num_threads(options.threads)
     seed_globally(options.seeds[0])
     with joined() as ranks:
