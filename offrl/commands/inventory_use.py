@@ -36,11 +36,11 @@ class Backtest:
     run: tyro.conf.Positional[Path]
     """A run directory, trained on a workbook or folder (net.xlsx) or on an item of it (net.xlsx:I003)."""
     orders: Path | None = None
-    """Orders as they were placed: a CSV or Parquet file with item, from, to, date, quantity, or a workbook's sheet
-    'orders'."""
+    """Orders as they were placed: a CSV or Parquet file with item, from, to, date, quantity, or the sheet 'orders'
+    of a workbook or folder."""
     versus: Path | None = None
-    """Other min/max levels: a file with item, node, min, max, or a workbook's sheet 'levels'. Default: the sheet
-    'stock'."""
+    """Other min/max levels: a file with item, node, min, max, or the sheet 'levels' of a workbook or folder.
+    Default: the sheet 'stock'."""
     from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="DATE")] = None
     """First date that counts, such as 2025-09-01; default: the first that training did not see."""
     out: Path | None = None
@@ -59,7 +59,8 @@ class Recommend:
     run: tyro.conf.Positional[Path]
     """A run directory, trained on a workbook or folder or on an item of it."""
     state: Path | None = None
-    """Today's stock: a file with the columns of the sheet 'stock', or a workbook with it; default: the company's."""
+    """Today's stock: a file with the columns of the sheet 'stock', or a workbook or folder with it; default:
+    the company's."""
     out: Path = Path("orders.xlsx")
     """Workbook to write; a name without a suffix: a folder of CSV files."""
 

@@ -66,7 +66,15 @@ def test_a_company_from_training_to_levels(capsys, tmp_path):
     assert main(["inventory", "explain", str(run), "--as", "sS"]) == 0
     assert "the simpler policy costs" in capsys.readouterr().out
     assert main(["inventory", "backtest", str(run), "--versus", "levels.xlsx"]) == 0
-    assert main(["inventory", "recommend", str(run)]) == 0
+    assert (
+        main(["inventory", "explain", str(run), "--out", "levels"]) == 0
+    )  # a folder, which the next one reads
+    capsys.readouterr()
+    assert main(["inventory", "backtest", str(run), "--versus", "levels", "--orders", "net"]) == 0
+    assert "against min/max" in capsys.readouterr().out
+    assert main(["inventory", "backtest", str(run), "--versus", "net"]) == 1
+    assert "net: there is no sheet 'levels'" in capsys.readouterr().err
+    assert main(["inventory", "recommend", str(run), "--state", "net"]) == 0
     import openpyxl
 
     sheets = openpyxl.load_workbook("back.xlsx").sheetnames
