@@ -107,7 +107,7 @@ def acting(plan: "Plan", policy: "InventoryPolicy") -> "Policy":
 def _backtest(o: Backtest) -> int:
     from offrl.envs.inventory.work.backtest import Report
     from offrl.envs.inventory.work.orders import as_placed, by_lane, read_levels, read_orders, stock_at
-    from offrl.envs.inventory.work.planning import held_out_scenarios, levels_in_use, min_max
+    from offrl.envs.inventory.work.planning import has_levels, held_out_scenarios, levels_in_use, min_max
     from offrl.envs.inventory.work.scoring import score
 
     plan, policy = load_plan(o.run)
@@ -123,7 +123,8 @@ def _backtest(o: Backtest) -> int:
             raise ConfigError(f"{o.orders} has no order of {plan.name} from {plan.company.dates()[start]} on")
         scenarios = _from(scenarios, stock_at(plan, ordered, start))
         rivals["as ordered"] = as_placed(ordered)
-    rivals["min/max"] = min_max(plan.network, levels_in_use(plan, levels))
+    if o.orders is None or levels is not None or has_levels(plan):  # else what was ordered is rival enough
+        rivals["min/max"] = min_max(plan.network, levels_in_use(plan, levels))
     scores = {name: score(rival, scenarios, start, begin=begin) for name, rival in rivals.items()}
     report = Report(plan=plan, scores=scores)
     _print(report, start)

@@ -1,5 +1,7 @@
 """From the example to money a year and orders: train, backtest, recommend."""
 
+import csv
+
 import pytest
 
 from offrl.cli import main
@@ -120,3 +122,32 @@ def test_help_teaches(capsys, name, word):
 def test_another_run_is_refused(capsys):
     assert main(["inventory", "backtest", "nowhere"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_company_without_min_and_max(capsys, tmp_path):
+    """The dictionary says that they are not needed: orders, past orders and prices on service go without."""
+    assert main(["inventory", "init", "net", "--items", "2", "--stores", "2", "--weeks", "40"]) == 0
+    path = tmp_path / "net" / "stock.csv"
+    head, *rows = [line.split(",") for line in path.read_text().splitlines()]
+    low, high = head.index("min"), head.index("max")
+    for row in rows:
+        row[low] = row[high] = ""
+    path.write_text("\n".join(",".join(row) for row in (head, *rows)))
+    sizes = ["--scenarios", "4", "--dev-scenarios", "2", "--test-scenarios", "2", "--batch-size", "2"]
+    assert main(["inventory", "train", "net", "--policy", "item_levels", "--steps", "1", *sizes]) == 0
+    (run,) = (tmp_path / "runs" / "hdpo" / "net").iterdir()
+    capsys.readouterr()
+    assert main(["inventory", "recommend", str(run), "--out", "orders"]) == 0
+    with open(tmp_path / "orders" / "orders.csv") as file:
+        found = list(csv.DictReader(file))
+    assert {row["min_max_order"] for row in found} == {""}
+    assert any(float(row["order"]) > 0 for row in found)
+    assert main(["inventory", "backtest", str(run), "--orders", "net"]) == 0
+    page = capsys.readouterr().out
+    assert "against as ordered, 95 % interval" in page
+    assert "min/max" not in page
+    assert main(["inventory", "backtest", str(run)]) == 1
+    assert "sheet 'stock' has no min and max" in capsys.readouterr().err
+    assert main(["inventory", "frontier", "net", "--penalties", "1", "--steps", "1"]) == 0
+    rows = (tmp_path / "frontier" / "frontier.csv").read_text().splitlines()
+    assert [row.partition(",")[0] for row in rows[1:]] == ["item_levels"]

@@ -271,17 +271,22 @@ def today(plan: Plan) -> Tensor:
     return stock
 
 
-def levels_in_use(plan: Plan, levels: Array | None = None) -> Tensor:
+def has_levels(plan: Plan) -> bool:
+    """Whether the sheet ``stock`` gives min and max anywhere in the network."""
+    return not np.isnan([plan.company.levels[plan.items[k], place] for k, place in plan.nodes]).all()
+
+
+def levels_in_use(plan: Plan, levels: Array | None = None, *, needed: bool = True) -> Tensor:
     """Min and max of the network's nodes, (N, 2): today's, or ``levels`` (I, places, 2) of all items.
 
     Raises:
-        ConfigError: a node has none.
+        ConfigError: a node has none; NaN where they are not ``needed``.
     """
     values = plan.company.levels if levels is None else levels
     found = []
     for n, (k, place) in enumerate(plan.nodes):
         low, high = values[plan.items[k], place]
-        if np.isnan(low):
+        if needed and np.isnan(low):
             item, node = plan.label(n)
             where = "sheet 'stock' has" if levels is None else "--versus gives"
             raise ConfigError(f"{where} no min and max for item {item!r} at {node!r}; fill them")
@@ -290,7 +295,7 @@ def levels_in_use(plan: Plan, levels: Array | None = None) -> Tensor:
 
 
 def min_max(network: Network, levels: Tensor) -> Policy:
-    """Order up to max at or below min; a node's first supplier gets the order."""
+    """Order up to max at or below min, nothing where these are NaN; a node's first supplier gets the order."""
     lanes = first_lanes(network)
 
     def policy(seen: Observation) -> Tensor:

@@ -1,6 +1,7 @@
 """Today's orders of a policy, as rows of a table."""
 
 from datetime import date, timedelta
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def recommend(plan: Plan, policy: InventoryPolicy) -> list[tuple[Any, ...]]:
     simulator = simulator_of(network)
     known = simulator.stock(simulator.start(stock))  # no dates of what is under way where deliveries vary
     seen = Observation(known, period, None, None, Parameters.of(network))
-    levels, book = levels_in_use(plan), base_stock(plan)
+    levels, book = levels_in_use(plan, needed=False), base_stock(plan)
     with torch.no_grad():
         acting = policy if plan.joint else rounded(policy, network)
         wishes = [
@@ -49,10 +50,11 @@ def recommend(plan: Plan, policy: InventoryPolicy) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = [HEAD]
     for e, n in enumerate(network.targets):
         item, place = plan.label(n)
-        position = float(stock[0, n].sum())
-        far = position > MOST * float(levels[n, 1])
+        position, level = float(stock[0, n].sum()), float(levels[n, 1])
+        far = position > MOST * (float(book[n]) if isnan(level) else level)
+        order, rule, textbook = (round(float(own[0, e]), 2) for own in sent)
         rows.append((
-            item, plan.source(e), place, *(round(float(own[0, e]), 2) for own in sent),
+            item, plan.source(e), place, order, None if isnan(level) else rule, textbook,
             round(float(book[n])) if e in first else None, float(stock[0, n, 0]), float(stock[0, n, 1:].sum()), out[n],
             f"stock {position:g} is far above any level: not seen in training" if far else None,
         ))  # fmt: skip

@@ -90,3 +90,22 @@ def test_where_deliveries_vary_a_policy_sees_what_it_saw_in_training(company):
     assert plan.network.width == 7
     assert seen[0][0, :2, 1:].tolist() == [[0.0] * 5 + [40.0], [0.0] * 5 + [50.0]]
     torch.testing.assert_close(seen[0][..., 0], today(plan)[..., 0])
+
+
+def test_places_without_min_and_max_have_orders_all_the_same(company):
+    import dataclasses
+
+    levels = company.levels.copy()
+    levels[0, 3] = np.nan  # Store 02
+    with_all, without = (
+        recommend(plan_of(own, 0), base_stock(company.network(0), [500.0, 500.0, 70.0, 70.0, 70.0]))
+        for own in (company, dataclasses.replace(company, levels=levels))
+    )
+    rule, place = with_all[0].index("min_max_order"), with_all[0].index("to")
+    assert [row[rule] is None for row in without[1:]] == [row[place] == "Store 02" for row in with_all[1:]]
+    assert [row[:rule] for row in without] == [row[:rule] for row in with_all]
+    on_hand = company.on_hand.copy()
+    on_hand[0, 3] = 1e6
+    far = dataclasses.replace(company, levels=levels, on_hand=on_hand)
+    rows = recommend(plan_of(far, 0), base_stock(company.network(0), [500.0, 500.0, 70.0, 70.0, 70.0]))
+    assert [row[place] for row in rows[1:] if row[-1]] == ["Store 02"]
