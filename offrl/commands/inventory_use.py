@@ -98,10 +98,10 @@ def _without_stock(network: "Network") -> "Network":
 
 
 def acting(plan: "Plan", policy: "InventoryPolicy") -> "Policy":
-    """The policy with whole units; a company's own network has packs for that."""
+    """The policy with whole units, where the item is sold so; a company's own network has packs for that."""
     from offrl.envs.inventory.policies import rounded
 
-    return policy if plan.joint else rounded(policy, plan.network)
+    return rounded(policy, plan.network) if plan.whole else policy
 
 
 def _backtest(o: Backtest) -> int:

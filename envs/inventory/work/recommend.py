@@ -14,7 +14,14 @@ from offrl.envs.inventory.network import Parameters
 from offrl.envs.inventory.policies import InventoryPolicy, rounded
 from offrl.envs.inventory.scenarios import Observation
 from offrl.envs.inventory.work.company import LENGTH
-from offrl.envs.inventory.work.planning import Plan, first_lanes, levels_in_use, min_max, today
+from offrl.envs.inventory.work.planning import (
+    Plan,
+    first_lanes,
+    levels_in_use,
+    min_max,
+    today,
+    whole_units,
+)
 
 HEAD = (
     "item", "from", "to", "order", "min_max_order", "base_stock_order", "base_stock", "on_hand", "under_way",
@@ -36,7 +43,7 @@ def recommend(plan: Plan, policy: InventoryPolicy) -> list[tuple[Any, ...]]:
     seen = Observation(known, period, None, None, Parameters.of(network))
     levels, book = levels_in_use(plan, needed=False), base_stock(plan)
     with torch.no_grad():
-        acting = policy if plan.joint else rounded(policy, network)
+        acting = rounded(policy, network) if plan.whole else policy
         wishes = [
             acting(seen),
             min_max(network, levels)(seen),
@@ -55,10 +62,17 @@ def recommend(plan: Plan, policy: InventoryPolicy) -> list[tuple[Any, ...]]:
         order, rule, textbook = (round(float(own[0, e]), 2) for own in sent)
         rows.append((
             item, plan.source(e), place, order, None if isnan(level) else rule, textbook,
-            round(float(book[n])) if e in first else None, float(stock[0, n, 0]), float(stock[0, n, 1:].sum()), out[n],
+            _amount(book[n], plan, n) if e in first else None, round(float(stock[0, n, 0]), 2),
+            round(float(stock[0, n, 1:].sum()), 2), out[n],
             f"stock {position:g} is far above any level: not seen in training" if far else None,
         ))  # fmt: skip
     return rows
+
+
+def _amount(level: Tensor, plan: Plan, node: int) -> float:
+    """A level as people read it: whole for an item that is sold so."""
+    whole = whole_units(plan.company, plan.items[plan.nodes[node][0]])
+    return round(float(level)) if whole else round(float(level), 2)
 
 
 def base_stock(plan: Plan) -> Tensor:
