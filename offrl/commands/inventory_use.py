@@ -90,6 +90,13 @@ def load_plan(run: Path) -> "tuple[Plan, InventoryPolicy]":
     plan = read_plan(name)
     if _without_stock(penalised(plan.network, known.get("penalty", 1.0))) != _without_stock(policy.network):
         raise ConfigError(f"{name} has changed its network or costs since {run} was trained; train again")
+    dated = not policy.facts.stationary or any(edge.calendar for edge in plan.network.edges)
+    first, now = RunDir(run).config.get("first"), plan.company.first.isoformat()
+    if dated and first and first != now:
+        raise ConfigError(
+            f"the sales of {name} begin on {now}, those that {run} was trained on did on {first}: its season and order "
+            "days would fall on other dates; keep the first rows, or train again"
+        )
     return plan, policy
 
 

@@ -300,6 +300,7 @@ def _config(
         "algorithm": "hdpo", "algorithm_file": None, "algorithm_sha256": None, "preset": None,
         "settings": dataclasses.asdict(config), "inventory": dataclasses.asdict(options) | named,
         "dataset": None, "dataset_name": f"{setting.name}-{varied}".strip("-"), "dataset_sha256": _digest(setting),
+        "first": getattr(setting, "first", ""),
         "rows": "exact", "env_id": None, "env_kwargs": {}, "env_flatten": [], "reference_returns": None,
         "seed": seed, "steps": options.steps, "log_every": options.log_every, "eval_every": options.eval_every,
         "eval_episodes": 1, "final_episodes": 0, "checkpoint_every": options.checkpoint_every, "workers": 1,

@@ -151,3 +151,26 @@ def test_a_company_without_min_and_max(capsys, tmp_path):
     assert main(["inventory", "frontier", "net", "--penalties", "1", "--steps", "1"]) == 0
     rows = (tmp_path / "frontier" / "frontier.csv").read_text().splitlines()
     assert [row.partition(",")[0] for row in rows[1:]] == ["item_levels"]
+
+
+def test_a_run_is_not_used_on_other_dates_than_its_season_and_order_days_fall_on(capsys, tmp_path):
+    """A company that keeps its last so many weeks: period 0 is another week, and 'every 2' the other one."""
+    assert main(["inventory", "init", "net", "--items", "3", "--stores", "2", "--weeks", "40"]) == 0
+    sizes = ["--scenarios", "4", "--dev-scenarios", "2", "--test-scenarios", "2", "--batch-size", "2"]
+    arguments = ["--policy", "item_levels", "--steps", "1", *sizes]
+    for item in ("I001", "I003"):  # without order days, and with
+        assert main(["inventory", "train", f"net:{item}", *arguments]) == 0
+    without, dated = (
+        next((tmp_path / "runs" / "hdpo" / f"net-{item}").iterdir()) for item in ("I001", "I003")
+    )
+    for name in ("demand", "orders"):
+        path = tmp_path / "net" / f"{name}.csv"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if "2024-01-01" not in line))
+    capsys.readouterr()
+    assert main(["inventory", "recommend", str(without), "--out", "a"]) == 0
+    assert main(["inventory", "recommend", str(dated), "--out", "b"]) == 1
+    error = capsys.readouterr().err
+    assert "begin on 2024-01-08" in error
+    assert "did on 2024-01-01: its season and order days would fall on other dates" in error
+    assert error.count("\n") == 1

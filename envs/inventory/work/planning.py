@@ -228,6 +228,7 @@ def setting_of(plan: Plan, word: str) -> Setting:
     return Setting(
         name="".join(c if c.isalnum() or c in "-_" else "_" for c in word), network=plan.network, demand=plan.demand(),
         splits=splits(plan.network.stores) if plan.joint else SPLITS, integral=plan.whole,
+        first=plan.company.first.isoformat(),
         about=f"{f'{len(plan.items)} items' if plan.joint else plan.name} of {plan.company.name}",
     )  # fmt: skip
 
