@@ -56,6 +56,8 @@ def test_train_resume_and_eval(tmp_path, capsys):
     directory = final["directory"]
     assert run("resume", directory) == 0
     assert "is already finished" in capsys.readouterr().out
+    assert main(["resume", directory]) == 1
+    assert "is a run of an inventory policy: use offrl inventory resume" in capsys.readouterr().err
     assert run("eval", directory, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["options"] == {"lead_time": 2, "underage_cost": 4}
