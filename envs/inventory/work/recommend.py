@@ -43,12 +43,8 @@ def recommend(plan: Plan, policy: InventoryPolicy) -> list[tuple[Any, ...]]:
     seen = Observation(known, period, None, None, Parameters.of(network))
     levels, book = levels_in_use(plan, needed=False), base_stock(plan)
     with torch.no_grad():
-        acting = rounded(policy, network) if plan.whole else policy
-        wishes = [
-            acting(seen),
-            min_max(network, levels)(seen),
-            min_max(network, book[:, None].expand(-1, 2))(seen),
-        ]
+        rules = [policy, min_max(network, levels), min_max(network, book[:, None].expand(-1, 2))]
+        wishes = [(rounded(rule, network) if plan.whole else rule)(seen) for rule in rules]
         if isinstance(simulator, ExtendedSimulator):
             sent = [simulator.filled(stock, wish, period) for wish in wishes]
         else:
