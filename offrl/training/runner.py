@@ -260,8 +260,6 @@ def resume_stack(
     """``resume`` with the results of all runs of the stack, which is one run where it was trained alone."""
     runs = RunDir(directory).stack()
     config = runs[0].config
-    if "inventory" in config:
-        raise CheckpointError(f"{directory} is a run of an inventory policy: use offrl inventory resume")
     if all(run.finished for run in runs):
         return [finished_result(run) for run in runs]
     name, method = load_algorithm(config["algorithm_file"] or config["algorithm"])
