@@ -12,7 +12,7 @@ from offrl.envs.inventory.extended import ExtendedSimulator, simulator_of
 from offrl.envs.inventory.levels import Textbook
 from offrl.envs.inventory.network import Parameters
 from offrl.envs.inventory.policies import InventoryPolicy, rounded
-from offrl.envs.inventory.scenarios import Observation
+from offrl.envs.inventory.scenarios import Observation, Policy
 from offrl.envs.inventory.work.company import LENGTH
 from offrl.envs.inventory.work.planning import (
     Plan,
@@ -43,7 +43,11 @@ def recommend(plan: Plan, policy: InventoryPolicy) -> list[tuple[Any, ...]]:
     seen = Observation(known, period, None, None, Parameters.of(network))
     levels, book = levels_in_use(plan, needed=False), base_stock(plan)
     with torch.no_grad():
-        rules = [policy, min_max(network, levels), min_max(network, book[:, None].expand(-1, 2))]
+        rules: list[Policy] = [
+            policy,
+            min_max(network, levels),
+            min_max(network, book[:, None].expand(-1, 2)),
+        ]
         wishes = [(rounded(rule, network) if plan.whole else rule)(seen) for rule in rules]
         if isinstance(simulator, ExtendedSimulator):
             sent = [simulator.filled(stock, wish, period) for wish in wishes]
