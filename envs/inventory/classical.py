@@ -84,12 +84,21 @@ class OnePerNode(InventoryPolicy):
         """Free numbers from an option: one value a node, one for all, or ``start``."""
         given = self.options.get(option)
         given = start if given is None else given
-        values = torch.as_tensor(given, dtype=torch.float32).expand(len(self.network.nodes))
+        values = self.counted(option, given).expand(len(self.network.nodes))
         if self.options.get(option) is not None:
             values = values / self.unit.cpu()
         if not bool((values > 0).all()):
             raise ConfigError(f"policy {self.name}: {option} must be above 0, got {given}")
         return self.free(values.clone())
+
+    def counted(self, option: str, given: Any, least: int = 1) -> Tensor:
+        """Numbers of an option: one a node, or ``least`` of them for all."""
+        values, nodes = torch.as_tensor(given, dtype=torch.float32), len(self.network.nodes)
+        if values.numel() not in (least, nodes):
+            raise ConfigError(
+                f"policy {self.name}: {option} has {values.numel()} numbers for {nodes} nodes; give one a node"
+            )
+        return values
 
     def ship(self, wishes: Tensor, seen: Observation) -> Tensor:
         """Wishes of the nodes, (B, N) >= 0 -> orders (B, E)."""
@@ -156,7 +165,8 @@ class EchelonBaseStock(OnePerNode):
         self.register_buffer("below", self._below(network).to(self.device), persistent=False)
         steps = torch.full((len(network.nodes),), START)
         if levels is not None:
-            steps = torch.linalg.solve(self.below, torch.as_tensor(levels, dtype=torch.float32))
+            own = self.counted("levels", levels, len(network.nodes)).reshape(-1)
+            steps = torch.linalg.solve(self.below, own.to(self.device))
             if not bool((steps > 0).all()):
                 raise ConfigError(
                     f"policy {self.name}: each level must exceed those of the nodes below it, got {levels}"

@@ -77,6 +77,8 @@ class Setting:
     features: tuple[str, ...] = ("holding", "underage", "lead_time")
     """Static features that policies of the publication see."""
     about: str = ""
+    first: str = ""
+    """Date of period 0, where periods have dates."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def resized(self, *, periods: Mapping[str, int] | None = None, **scenarios: int) -> "Setting":

@@ -67,7 +67,7 @@ def _known(setting: AnySetting) -> Reference | None:
         if len(network.nodes) == 1:
             return _one_store(setting)
         return _serial(setting) if not network.lost_sales else None
-    star = network.upstream == 1 and len(network.edges) == len(network.nodes)
+    star = network.upstream == 1 and network.internal == network.stores == len(network.edges) - 1
     if star and not network.nodes[0].holds and not network.lost_sales:
         return _centre(setting)
     return None

@@ -35,6 +35,7 @@ def _uniform(seed: int, low: float, high: float, count: int) -> np.ndarray:
 
 def _one_store_splits(shift: int, test_stock: int = 4839) -> dict[str, Split]:
     """The demand seed of one-store settings moves with lead time and underage cost."""
+    shift %= 2**31  # seeds have 32 bits
     return {
         "train": Split(scenarios=32768, batch=8192, periods=50, ignore=30, demand_seed=57 + shift),
         "dev": Split(scenarios=32768, batch=32768, periods=100, ignore=60, demand_seed=57 + shift),
@@ -308,7 +309,10 @@ def load_setting(name: str, *, data: str | Path | WeeklySales | None = None, **o
     if name.endswith((".yaml", ".yml")):
         if options or data is not None:
             raise ConfigError(f"{name}: a network of one's own takes no options; change the file")
-        return read_network(name)
+        own = read_network(name)
+        if own.name in SETTINGS:  # a run is known by it
+            raise ConfigError(f"{name}: {own.name!r} is the name of a published setting; choose another")
+        return own
     path = name.rpartition(":")[0]
     if any(part.lower().endswith(".xlsx") or (part and Path(part).is_dir()) for part in (name, path)):
         if options or data is not None:

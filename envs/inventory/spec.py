@@ -242,6 +242,8 @@ def check(network: Network) -> None:
         raise ConfigError(
             f"order_penalty has {len(network.order_penalty)} values for {len(network.edges)} lanes"
         )
+    for edge, penalty in zip(network.edges, network.order_penalty, strict=False):
+        _amount(penalty, f"lane {edge.source!r} -> {edge.target!r}: penalty")
 
 
 def _check_nodes(network: Network) -> None:

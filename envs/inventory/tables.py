@@ -1,8 +1,9 @@
 """Demand histories from CSV and Parquet files."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,9 @@ def read_demand(path: str | Path, stores: Sequence[str]) -> NDArray[np.float64]:
 
 def _histories(path: str, table: "polars.DataFrame", stores: Sequence[str]) -> NDArray[np.float64]:
     """The long table as an array with every cell filled exactly once."""
-    periods = sorted(set(table["period"].drop_nulls()))
+    periods = _in_order(path, set(table["period"].drop_nulls()))
+    if "item" in table.columns and table["item"].null_count():
+        raise DatasetError(f"{path}: item is empty in {table['item'].null_count()} rows; fill it")
     items = sorted(set(table["item"])) if "item" in table.columns else [None]
     place = [{value: i for i, value in enumerate(values)} for values in (items, stores, periods)]
     values = np.full((len(items), len(stores), len(periods)), np.nan)
@@ -96,3 +99,14 @@ def _histories(path: str, table: "polars.DataFrame", stores: Sequence[str]) -> N
             + "; fill the gap or drop the period"
         )
     return values
+
+
+def _in_order(path: str, periods: set[Any]) -> list[Any]:
+    """Dates, numbers, or dates as text: other text has no order in time ('10' is before '9', '1/5' before '12/4')."""
+    try:
+        return sorted(periods, key=lambda x: datetime.fromisoformat(x) if isinstance(x, str) else x)
+    except (TypeError, ValueError):
+        text = next(x for x in periods if isinstance(x, str))
+        raise DatasetError(
+            f"{path}: period is the text {text!r}; write dates as 2025-01-31, or numbers"
+        ) from None

@@ -264,7 +264,7 @@ def _penalized(network: Network, entries: Sequence[Entry]) -> Network:
 
 def _demand(entry: Any, stores: Sequence[str], units: Mapping[str, Any], folder: Path) -> Demand:
     kind = entry.get("kind") if isinstance(entry, Mapping) else None
-    if kind not in DEMAND:
+    if not isinstance(kind, str) or kind not in DEMAND:
         raise ConfigError(f"demand: kind must be one of {', '.join(DEMAND)}, got {kind!r}")
     each, common = DEMAND[kind]
     keys = {"kind", "unit", "period"} | common | ({"stores"} if each else set())

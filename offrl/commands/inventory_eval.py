@@ -54,6 +54,10 @@ class Eval:
     """Also write one HTML page: a demand path, cost by part, flows, service, orders beside the optimal ones."""
 
 
+AMOUNTS = ("levels", "caps", "reorder_points", "amounts")
+"""What --with gives to the classical policies."""
+
+
 def main(argv: list[str]) -> int:
     """Evaluate and print."""
     o = arguments.parse(Eval, "offrl inventory eval", argv)
@@ -139,6 +143,8 @@ def _policy(o: Eval, setting: "AnySetting", test: "Scenarios") -> "InventoryPoli
     options: dict[str, Any] = {}
     for word in o.with_:
         key, _, values = word.partition("=")
+        if key not in AMOUNTS:
+            raise ConfigError(f"--with takes {', '.join(AMOUNTS)}, one number a node, got {word!r}")
         try:
             options[key] = tuple(float(value) for value in values.split(","))
         except ValueError:

@@ -39,7 +39,7 @@ class Frontier:
 
     Every point is scored on the held-out dates: the share of demand that is met at once, and the money a year for
     stock and orders (what is short is not in it, as that is what the other axis shows). Today's levels are also tried
-    times 0.5 to 2. An example:
+    times 0.5 to 2, if the sheet 'stock' has any. An example:
     offrl inventory frontier net --policies item_levels --steps 150
     """
 
@@ -116,6 +116,7 @@ def _frontier(o: Frontier) -> int:
     from offrl.commands.inventory_use import acting
     from offrl.envs.inventory.protocol import Setting
     from offrl.envs.inventory.work.planning import (
+        has_levels,
         held_out_scenarios,
         levels_in_use,
         min_max,
@@ -146,7 +147,7 @@ def _frontier(o: Frontier) -> int:
         )
         print(f"{name:14}{factor:8g}{own.fill:11.3f}{cost - short:18,.0f}{cost:14,.0f}", flush=True)
 
-    for factor in POINTS:
+    for factor in POINTS if has_levels(plan) else ():
         add(
             "min/max",
             factor,

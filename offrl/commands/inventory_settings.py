@@ -89,10 +89,13 @@ def _check(name: str) -> int:
     for edge, lead_time in zip(network.edges, network.lead_times, strict=True):
         costs = "".join(
             f"  {key} {getattr(edge, key):g}"
-            for key in ("cost", "transit_cost", "price")
-            if getattr(edge, key)
+            for key in ("cost", "transit_cost", "price", "fixed_cost", "min_order", "pack", "capacity")
+            if getattr(edge, key) not in (0, float("inf"))
         )
-        print(f"  {edge.source} -> {edge.target}: {_arrival(network.slot(edge), lead_time)}{costs}")
+        days = f"  calendar {list(edge.calendar)}" if edge.calendar else ""
+        print(f"  {edge.source} -> {edge.target}: {_arrival(network.slot(edge), lead_time)}{costs}{days}")
+    if network.budget < float("inf"):
+        print(f"budget of a period: {network.budget:g}")
     if isinstance(setting, Setting):
         means = ", ".join(f"{mean:g}" for mean in setting.demand.means)
         print(f"demand: {type(setting.demand).__name__.lower()}, means {means}")

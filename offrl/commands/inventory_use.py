@@ -36,11 +36,11 @@ class Backtest:
     run: tyro.conf.Positional[Path]
     """A run directory, trained on a workbook or folder (net.xlsx) or on an item of it (net.xlsx:I003)."""
     orders: Path | None = None
-    """Orders as they were placed: a CSV or Parquet file with item, from, to, date, quantity, or a workbook's sheet
-    'orders'."""
+    """Orders as they were placed: a CSV or Parquet file with item, from, to, date, quantity, or the sheet 'orders'
+    of a workbook or folder."""
     versus: Path | None = None
-    """Other min/max levels: a file with item, node, min, max, or a workbook's sheet 'levels'. Default: the sheet
-    'stock'."""
+    """Other min/max levels: a file with item, node, min, max, or the sheet 'levels' of a workbook or folder.
+    Default: the sheet 'stock'."""
     from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="DATE")] = None
     """First date that counts, such as 2025-09-01; default: the first that training did not see."""
     out: Path | None = None
@@ -59,7 +59,8 @@ class Recommend:
     run: tyro.conf.Positional[Path]
     """A run directory, trained on a workbook or folder or on an item of it."""
     state: Path | None = None
-    """Today's stock: a file with the columns of the sheet 'stock', or a workbook with it; default: the company's."""
+    """Today's stock: a file with the columns of the sheet 'stock', or a workbook or folder with it; default:
+    the company's."""
     out: Path = Path("orders.xlsx")
     """Workbook to write; a name without a suffix: a folder of CSV files."""
 
@@ -89,6 +90,13 @@ def load_plan(run: Path) -> "tuple[Plan, InventoryPolicy]":
     plan = read_plan(name)
     if _without_stock(penalised(plan.network, known.get("penalty", 1.0))) != _without_stock(policy.network):
         raise ConfigError(f"{name} has changed its network or costs since {run} was trained; train again")
+    dated = not policy.facts.stationary or any(edge.calendar for edge in plan.network.edges)
+    first, now = RunDir(run).config.get("first"), plan.company.first.isoformat()
+    if dated and first and first != now:
+        raise ConfigError(
+            f"the sales of {name} begin on {now}, those that {run} was trained on did on {first}: its season and order "
+            "days would fall on other dates; keep the first rows, or train again"
+        )
     return plan, policy
 
 
@@ -97,16 +105,16 @@ def _without_stock(network: "Network") -> "Network":
 
 
 def acting(plan: "Plan", policy: "InventoryPolicy") -> "Policy":
-    """The policy with whole units; a company's own network has packs for that."""
+    """The policy with whole units, where the item is sold so; a company's own network has packs for that."""
     from offrl.envs.inventory.policies import rounded
 
-    return policy if plan.joint else rounded(policy, plan.network)
+    return rounded(policy, plan.network) if plan.whole else policy
 
 
 def _backtest(o: Backtest) -> int:
     from offrl.envs.inventory.work.backtest import Report
     from offrl.envs.inventory.work.orders import as_placed, by_lane, read_levels, read_orders, stock_at
-    from offrl.envs.inventory.work.planning import held_out_scenarios, levels_in_use, min_max
+    from offrl.envs.inventory.work.planning import has_levels, held_out_scenarios, levels_in_use, min_max
     from offrl.envs.inventory.work.scoring import score
 
     plan, policy = load_plan(o.run)
@@ -122,7 +130,8 @@ def _backtest(o: Backtest) -> int:
             raise ConfigError(f"{o.orders} has no order of {plan.name} from {plan.company.dates()[start]} on")
         scenarios = _from(scenarios, stock_at(plan, ordered, start))
         rivals["as ordered"] = as_placed(ordered)
-    rivals["min/max"] = min_max(plan.network, levels_in_use(plan, levels))
+    if o.orders is None or levels is not None or has_levels(plan):  # else what was ordered is rival enough
+        rivals["min/max"] = min_max(plan.network, levels_in_use(plan, levels))
     scores = {name: score(rival, scenarios, start, begin=begin) for name, rival in rivals.items()}
     report = Report(plan=plan, scores=scores)
     _print(report, start)

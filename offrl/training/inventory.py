@@ -236,6 +236,7 @@ def resume(directory: Path, reporter: Reporter | None = None) -> list[InventoryR
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"{directory} was edited or made by another version: {error}") from None
     reporter = reporter or Reporter("quiet", options.steps)
+    reporter.steps = options.steps  # known to the run alone
     torch.set_num_threads(options.threads)
     seed_globally(options.seeds[0])
     with joined() as ranks:
@@ -299,6 +300,7 @@ def _config(
         "algorithm": "hdpo", "algorithm_file": None, "algorithm_sha256": None, "preset": None,
         "settings": dataclasses.asdict(config), "inventory": dataclasses.asdict(options) | named,
         "dataset": None, "dataset_name": f"{setting.name}-{varied}".strip("-"), "dataset_sha256": _digest(setting),
+        "first": getattr(setting, "first", ""),
         "rows": "exact", "env_id": None, "env_kwargs": {}, "env_flatten": [], "reference_returns": None,
         "seed": seed, "steps": options.steps, "log_every": options.log_every, "eval_every": options.eval_every,
         "eval_episodes": 1, "final_episodes": 0, "checkpoint_every": options.checkpoint_every, "workers": 1,

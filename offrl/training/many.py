@@ -9,7 +9,7 @@ from typing import Any
 
 from offrl.algos import ALGORITHMS, CHUNKS, MODELS, load_algorithm
 from offrl.data.dataset import OfflineDataset
-from offrl.errors import ConfigError, Stopped
+from offrl.errors import CheckpointError, ConfigError, Stopped
 from offrl.nn.policy import JSON_NAME
 from offrl.training.cells import Cell, run_cells
 from offrl.training.check import stacks
@@ -127,6 +127,9 @@ def resume_runs(
         CheckpointError, ConfigError, ChildProcessError, Stopped: as ``resume`` and ``train_seeds``.
     """
     stacks_of = {run.stack()[0].path.resolve(): run for run in map(RunDir, directories)}
+    for run in stacks_of.values():
+        if "inventory" in run.config:
+            raise CheckpointError(f"{run.path} is a run of an inventory policy: use offrl inventory resume")
     if len(stacks_of) == 1:
         return resume_stack(
             directories[0], allow_inexact=allow_inexact, workers=workers, reporter_mode=reporter_mode

@@ -44,6 +44,16 @@ def test_every_setting_can_be_checked(capsys, name):
     assert "nan" not in " ".join(lines)
 
 
+def test_ordering_rules_are_among_what_was_understood(capsys, tmp_path):
+    rules = "fixed_cost: 25, min_order: 30, pack: 12, capacity: 90, calendar: [1, 0], lead_time: 3"
+    path = tmp_path / "net.yaml"
+    path.write_text(EXAMPLE.replace("lead_time: 3", rules) + "budget: 500\n")
+    assert main(["inventory", "check", str(path)]) == 0
+    page = capsys.readouterr().out
+    assert "  cost 0.5  fixed_cost 25  min_order 30  pack 12  capacity 90  calendar [1, 0]\n" in page
+    assert "budget of a period: 500\n" in page
+
+
 def test_a_mistake_is_one_line(capsys, tmp_path):
     path = tmp_path / "net.yaml"
     path.write_text(EXAMPLE.replace("lead_time: 3", "lead_time: -3"))

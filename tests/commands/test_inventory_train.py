@@ -56,6 +56,8 @@ def test_train_resume_and_eval(tmp_path, capsys):
     directory = final["directory"]
     assert run("resume", directory) == 0
     assert "is already finished" in capsys.readouterr().out
+    assert main(["resume", directory]) == 1
+    assert "is a run of an inventory policy: use offrl inventory resume" in capsys.readouterr().err
     assert run("eval", directory, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["options"] == {"lead_time": 2, "underage_cost": 4}
@@ -89,6 +91,22 @@ def test_classical_policies_without_training(capsys):
         (["eval", "."], "is no run of an inventory policy"),
         (["eval", "base_stock", "--setting", "one_store_lost", "--paths", "-1"], "--paths must be 0 or more"),
         (["eval", "base_stock", "--setting", "one_store_lost", "--with", "levels=x"], "NUMBER"),
+        (
+            ["eval", "base_stock", "--setting", "serial_system", "--with", "levels=1,2,3"],
+            "levels has 3 numbers for 4 nodes; give one a node",
+        ),
+        (
+            ["eval", "echelon_base_stock", "--setting", "serial_system", "--with", "levels=80"],
+            "levels has 1 numbers for 4 nodes; give one a node",
+        ),
+        (
+            ["eval", "gnn", "--setting", "one_store_lost", "--with", "hidden=4,4"],
+            "--with takes levels, caps, reorder_points, amounts",
+        ),
+        (
+            ["eval", "base_stock", "--setting", "one_store_lost", "--with", "normalize=0"],
+            "--with takes levels, caps, reorder_points, amounts",
+        ),
         (["resume", "nowhere"], "not a run directory"),
     ],
 )

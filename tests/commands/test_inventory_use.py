@@ -1,5 +1,7 @@
 """From the example to money a year and orders: train, backtest, recommend."""
 
+import csv
+
 import pytest
 
 from offrl.cli import main
@@ -66,7 +68,15 @@ def test_a_company_from_training_to_levels(capsys, tmp_path):
     assert main(["inventory", "explain", str(run), "--as", "sS"]) == 0
     assert "the simpler policy costs" in capsys.readouterr().out
     assert main(["inventory", "backtest", str(run), "--versus", "levels.xlsx"]) == 0
-    assert main(["inventory", "recommend", str(run)]) == 0
+    assert (
+        main(["inventory", "explain", str(run), "--out", "levels"]) == 0
+    )  # a folder, which the next one reads
+    capsys.readouterr()
+    assert main(["inventory", "backtest", str(run), "--versus", "levels", "--orders", "net"]) == 0
+    assert "against min/max" in capsys.readouterr().out
+    assert main(["inventory", "backtest", str(run), "--versus", "net"]) == 1
+    assert "net: there is no sheet 'levels'" in capsys.readouterr().err
+    assert main(["inventory", "recommend", str(run), "--state", "net"]) == 0
     import openpyxl
 
     sheets = openpyxl.load_workbook("back.xlsx").sheetnames
@@ -112,3 +122,55 @@ def test_help_teaches(capsys, name, word):
 def test_another_run_is_refused(capsys):
     assert main(["inventory", "backtest", "nowhere"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_company_without_min_and_max(capsys, tmp_path):
+    """The dictionary says that they are not needed: orders, past orders and prices on service go without."""
+    assert main(["inventory", "init", "net", "--items", "2", "--stores", "2", "--weeks", "40"]) == 0
+    path = tmp_path / "net" / "stock.csv"
+    head, *rows = [line.split(",") for line in path.read_text().splitlines()]
+    low, high = head.index("min"), head.index("max")
+    for row in rows:
+        row[low] = row[high] = ""
+    path.write_text("\n".join(",".join(row) for row in (head, *rows)))
+    sizes = ["--scenarios", "4", "--dev-scenarios", "2", "--test-scenarios", "2", "--batch-size", "2"]
+    assert main(["inventory", "train", "net", "--policy", "item_levels", "--steps", "1", *sizes]) == 0
+    (run,) = (tmp_path / "runs" / "hdpo" / "net").iterdir()
+    capsys.readouterr()
+    assert main(["inventory", "recommend", str(run), "--out", "orders"]) == 0
+    with open(tmp_path / "orders" / "orders.csv") as file:
+        found = list(csv.DictReader(file))
+    assert {row["min_max_order"] for row in found} == {""}
+    assert any(float(row["order"]) > 0 for row in found)
+    assert main(["inventory", "backtest", str(run), "--orders", "net"]) == 0
+    page = capsys.readouterr().out
+    assert "against as ordered, 95 % interval" in page
+    assert "min/max" not in page
+    assert main(["inventory", "backtest", str(run)]) == 1
+    assert "sheet 'stock' has no min and max" in capsys.readouterr().err
+    assert main(["inventory", "frontier", "net", "--penalties", "1", "--steps", "1"]) == 0
+    rows = (tmp_path / "frontier" / "frontier.csv").read_text().splitlines()
+    assert [row.partition(",")[0] for row in rows[1:]] == ["item_levels"]
+
+
+def test_a_run_is_not_used_on_other_dates_than_its_season_and_order_days_fall_on(capsys, tmp_path):
+    """A company that keeps its last so many weeks: period 0 is another week, and 'every 2' the other one."""
+    assert main(["inventory", "init", "net", "--items", "3", "--stores", "2", "--weeks", "40"]) == 0
+    sizes = ["--scenarios", "4", "--dev-scenarios", "2", "--test-scenarios", "2", "--batch-size", "2"]
+    arguments = ["--policy", "item_levels", "--steps", "1", *sizes]
+    for item in ("I001", "I003"):  # without order days, and with
+        assert main(["inventory", "train", f"net:{item}", *arguments]) == 0
+    without, dated = (
+        next((tmp_path / "runs" / "hdpo" / f"net-{item}").iterdir()) for item in ("I001", "I003")
+    )
+    for name in ("demand", "orders"):
+        path = tmp_path / "net" / f"{name}.csv"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if "2024-01-01" not in line))
+    capsys.readouterr()
+    assert main(["inventory", "recommend", str(without), "--out", "a"]) == 0
+    assert main(["inventory", "recommend", str(dated), "--out", "b"]) == 1
+    error = capsys.readouterr().err
+    assert "begin on 2024-01-08" in error
+    assert "did on 2024-01-01: its season and order days would fall on other dates" in error
+    assert error.count("\n") == 1

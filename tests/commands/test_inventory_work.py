@@ -29,6 +29,16 @@ def test_the_example_is_written_and_checked(capsys, tmp_path):
     assert (tmp_path / "net-network.png").stat().st_size > 5000
 
 
+def test_an_item_that_a_store_does_not_sell_is_no_warning(capsys, tmp_path, recwarn):
+    assert main(["inventory", "init", "net", "--items", "2", "--stores", "2", "--weeks", "9"]) == 0
+    for name in ("demand", "orders", "stock"):
+        path = tmp_path / "net" / f"{name}.csv"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(x for x in lines if not (x.startswith("I002,") and "Store 01" in x)))
+    assert main(["inventory", "check", "net"]) == 0
+    assert not recwarn.list
+
+
 def test_nothing_is_written_over(capsys):
     arguments = ["inventory", "init", "net", "--items", "2", "--stores", "2", "--weeks", "4"]
     assert main(arguments) == 0

@@ -1,6 +1,7 @@
 """Runs of HDPO on disk: files, selection, early stopping, exact resume, stacks."""
 
 import dataclasses
+import io
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from offrl.envs.inventory.settings import SETTINGS, load_setting
 from offrl.errors import CheckpointError, ConfigError, Stopped
 from offrl.training import inventory
 from offrl.training.inventory import InventoryOptions, resume, start, test_sized
+from offrl.training.progress import Reporter
 
 
 @pytest.fixture(autouse=True)
@@ -186,7 +188,9 @@ def test_a_signal_stops_with_a_checkpoint(tmp_path, monkeypatch):
         start(CONFIG, options(tmp_path))
     assert stopped.value.exit_code == 143
     monkeypatch.setattr(inventory.HDPO, "update", real)
-    (result,) = resume(next(tmp_path.glob("*/*/seed0*")))
+    page = io.StringIO()  # the command does not know the run's length
+    (result,) = resume(next(tmp_path.glob("*/*/seed0*")), Reporter("text", 1, page))
+    assert "\n24/24  100%" in page.getvalue()
     (whole,) = start(CONFIG, options(tmp_path / "whole"))
     assert torch.equal(result.costs, whole.costs)
 

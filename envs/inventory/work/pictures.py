@@ -69,13 +69,14 @@ def draw_network(company: "Company", path: str | Path) -> Path:
             x0 + 0.72 * (x1 - x0), y0 + 0.72 * (y1 - y0), f"{lane.lead_time}", fontsize=8, color=INK, zorder=3,
             bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8},
         )  # fmt: skip
-    sales = np.nanmean(company.sales, axis=2) if company.sales.size else company.sales
+    known = (~np.isnan(company.sales)).sum(2)
+    sales = np.nansum(company.sales, 2) / np.maximum(known, 1)  # none where an item is not sold
     for s, store in enumerate(company.stores):
         x, y = place[store]
         axis.text(
             x + 0.06,
             y,
-            f"{store}   {np.nansum(sales[:, s]):,.0f} units sold a {company.period}",
+            f"{store}   {sales[:, s].sum():,.0f} units sold a {company.period}",
             va="center",
             fontsize=9,
         )

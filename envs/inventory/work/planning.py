@@ -61,6 +61,11 @@ class Plan:
         """For people."""
         return self.company.name if self.joint else f"item {self.company.items[self.items[0]].name!r}"
 
+    @property
+    def whole(self) -> bool:
+        """Whether orders are rounded to whole units: an item that is sold so. Lanes of a whole company have packs."""
+        return not self.joint and whole_units(self.company, self.items[0])
+
     @cached_property
     def history(self) -> History:
         """Sales of the items in all stores, all periods."""
@@ -142,6 +147,12 @@ def season_of(fit: DemandFit, item: int) -> tuple[float, ...]:
     return (1.0,) if set(own) == {1.0} else own
 
 
+def whole_units(company: Company, item: int) -> bool:
+    """Whether an item is sold in whole units."""
+    known = company.sales[item][~np.isnan(company.sales[item])]
+    return bool((known == known.round()).all())
+
+
 def is_company(name: str) -> bool:
     """Whether a setting's name is a workbook or folder, that is all items of a company."""
     return name.lower().endswith(".xlsx") or (bool(name) and Path(name).is_dir())
@@ -183,8 +194,7 @@ def _joint(company: Company) -> Plan:
     place: dict[str, tuple[int, int]] = {}
     for k, item in enumerate(company.items):
         own, lanes = company.parts(k)
-        known = company.sales[k][~np.isnan(company.sales[k])]
-        whole = 1.0 if (known == known.round()).all() else 0.0
+        whole = 1.0 if whole_units(company, k) else 0.0
         names = {node.name: f"{item.name}{AT}{node.name}" for node in own}
         place |= {names[node.name]: (k, places[node.name]) for node in own}
         nodes += [replace(node, name=names[node.name]) for node in own]
@@ -217,7 +227,8 @@ def setting_of(plan: Plan, word: str) -> Setting:
     """The plan as a setting of that name."""
     return Setting(
         name="".join(c if c.isalnum() or c in "-_" else "_" for c in word), network=plan.network, demand=plan.demand(),
-        splits=splits(plan.network.stores) if plan.joint else SPLITS, integral=not plan.joint,
+        splits=splits(plan.network.stores) if plan.joint else SPLITS, integral=plan.whole,
+        first=plan.company.first.isoformat(),
         about=f"{f'{len(plan.items)} items' if plan.joint else plan.name} of {plan.company.name}",
     )  # fmt: skip
 
@@ -271,17 +282,22 @@ def today(plan: Plan) -> Tensor:
     return stock
 
 
-def levels_in_use(plan: Plan, levels: Array | None = None) -> Tensor:
+def has_levels(plan: Plan) -> bool:
+    """Whether the sheet ``stock`` gives min and max anywhere in the network."""
+    return not np.isnan([plan.company.levels[plan.items[k], place] for k, place in plan.nodes]).all()
+
+
+def levels_in_use(plan: Plan, levels: Array | None = None, *, needed: bool = True) -> Tensor:
     """Min and max of the network's nodes, (N, 2): today's, or ``levels`` (I, places, 2) of all items.
 
     Raises:
-        ConfigError: a node has none.
+        ConfigError: a node has none; NaN where they are not ``needed``.
     """
     values = plan.company.levels if levels is None else levels
     found = []
     for n, (k, place) in enumerate(plan.nodes):
         low, high = values[plan.items[k], place]
-        if np.isnan(low):
+        if needed and np.isnan(low):
             item, node = plan.label(n)
             where = "sheet 'stock' has" if levels is None else "--versus gives"
             raise ConfigError(f"{where} no min and max for item {item!r} at {node!r}; fill them")
@@ -290,7 +306,7 @@ def levels_in_use(plan: Plan, levels: Array | None = None) -> Tensor:
 
 
 def min_max(network: Network, levels: Tensor) -> Policy:
-    """Order up to max at or below min; a node's first supplier gets the order."""
+    """Order up to max at or below min, nothing where these are NaN; a node's first supplier gets the order."""
     lanes = first_lanes(network)
 
     def policy(seen: Observation) -> Tensor:

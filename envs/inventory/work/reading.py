@@ -93,14 +93,14 @@ def read_tables(path: str | Path) -> dict[str, Table]:
 
 
 def read_file(path: str | Path, name: str) -> Table:
-    """One table of its own: ``.csv``, ``.parquet``, or the sheet ``name`` of a workbook."""
+    """One table of its own: ``.csv``, ``.parquet``, or the sheet ``name`` of a workbook or folder."""
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        if path.suffix.lower() in (".csv", ".parquet"):
+        if path.suffix.lower() in (".csv", ".parquet") and path.is_file():
             return _file(path, name)
-        for table in _workbook(path):
+        for table in _folder(path, (name,)) if path.is_dir() else _workbook(path):
             if table.name == name:
                 return table
     except DatasetError as error:
@@ -110,8 +110,8 @@ def read_file(path: str | Path, name: str) -> Table:
     )
 
 
-def _folder(folder: Path) -> Iterator[Table]:
-    for name in SHEETS:
+def _folder(folder: Path, names: Iterable[str] = tuple(SHEETS)) -> Iterator[Table]:
+    for name in names:
         found = [p for suffix in (".csv", ".parquet") if (p := folder / f"{name}{suffix}").is_file()]
         if len(found) > 1:
             raise DatasetError(f"both {found[0].name} and {found[1].name}: keep one of them")

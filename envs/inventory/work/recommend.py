@@ -1,6 +1,7 @@
 """Today's orders of a policy, as rows of a table."""
 
 from datetime import date, timedelta
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,16 @@ from offrl.envs.inventory.extended import ExtendedSimulator, simulator_of
 from offrl.envs.inventory.levels import Textbook
 from offrl.envs.inventory.network import Parameters
 from offrl.envs.inventory.policies import InventoryPolicy, rounded
-from offrl.envs.inventory.scenarios import Observation
+from offrl.envs.inventory.scenarios import Observation, Policy
 from offrl.envs.inventory.work.company import LENGTH
-from offrl.envs.inventory.work.planning import Plan, first_lanes, levels_in_use, min_max, today
+from offrl.envs.inventory.work.planning import (
+    Plan,
+    first_lanes,
+    levels_in_use,
+    min_max,
+    today,
+    whole_units,
+)
 
 HEAD = (
     "item", "from", "to", "order", "min_max_order", "base_stock_order", "base_stock", "on_hand", "under_way",
@@ -33,14 +41,14 @@ def recommend(plan: Plan, policy: InventoryPolicy) -> list[tuple[Any, ...]]:
     simulator = simulator_of(network)
     known = simulator.stock(simulator.start(stock))  # no dates of what is under way where deliveries vary
     seen = Observation(known, period, None, None, Parameters.of(network))
-    levels, book = levels_in_use(plan), base_stock(plan)
+    levels, book = levels_in_use(plan, needed=False), base_stock(plan)
     with torch.no_grad():
-        acting = policy if plan.joint else rounded(policy, network)
-        wishes = [
-            acting(seen),
-            min_max(network, levels)(seen),
-            min_max(network, book[:, None].expand(-1, 2))(seen),
+        rules: list[Policy] = [
+            policy,
+            min_max(network, levels),
+            min_max(network, book[:, None].expand(-1, 2)),
         ]
+        wishes = [(rounded(rule, network) if plan.whole else rule)(seen) for rule in rules]
         if isinstance(simulator, ExtendedSimulator):
             sent = [simulator.filled(stock, wish, period) for wish in wishes]
         else:
@@ -49,14 +57,22 @@ def recommend(plan: Plan, policy: InventoryPolicy) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = [HEAD]
     for e, n in enumerate(network.targets):
         item, place = plan.label(n)
-        position = float(stock[0, n].sum())
-        far = position > MOST * float(levels[n, 1])
+        position, level = float(stock[0, n].sum()), float(levels[n, 1])
+        far = position > MOST * (float(book[n]) if isnan(level) else level)
+        order, rule, textbook = (round(float(own[0, e]), 2) for own in sent)
         rows.append((
-            item, plan.source(e), place, *(round(float(own[0, e]), 2) for own in sent),
-            round(float(book[n])) if e in first else None, float(stock[0, n, 0]), float(stock[0, n, 1:].sum()), out[n],
+            item, plan.source(e), place, order, None if isnan(level) else rule, textbook,
+            _amount(book[n], plan, n) if e in first else None, round(float(stock[0, n, 0]), 2),
+            round(float(stock[0, n, 1:].sum()), 2), out[n],
             f"stock {position:g} is far above any level: not seen in training" if far else None,
         ))  # fmt: skip
     return rows
+
+
+def _amount(level: Tensor, plan: Plan, node: int) -> float:
+    """A level as people read it: whole for an item that is sold so."""
+    whole = whole_units(plan.company, plan.items[plan.nodes[node][0]])
+    return round(float(level)) if whole else round(float(level), 2)
 
 
 def base_stock(plan: Plan) -> Tensor:

@@ -91,6 +91,15 @@ def test_no_bound_is_claimed_where_a_store_has_a_second_supplier():
     assert reference(dataclasses.replace(setting, network=network)) is None
 
 
+def test_no_bound_is_claimed_where_a_store_is_not_behind_the_centre():
+    setting = load_setting("transshipment_backlogged")
+    first, *others = setting.network.edges
+    moved = dataclasses.replace(first, source=OUTSIDE)
+    network = dataclasses.replace(setting.network, edges=(moved, *others))
+    assert (network.internal, len(network.edges), len(network.nodes)) == (4, 6, 6)
+    assert reference(dataclasses.replace(setting, network=network)) is None
+
+
 def test_pairing_takes_out_the_luck_of_the_paths():
     luck = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = compare(10.1 + luck, 10 + luck, Reference(10.0, "x"))

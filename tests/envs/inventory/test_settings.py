@@ -170,6 +170,8 @@ def test_versions_options_and_errors():
         load_setting("transshipment_backlogged", stores=3, correlation=-0.8)
     for name in SETTINGS:
         assert all(isinstance(default, int | float) for default in options_of(name).values())
+    dear = load_setting("one_store_lost", underage_cost=1e9).resized(train=2, dev=2)
+    assert dear.draw("train").demands.shape == (50, 2, 1)
 
 
 def test_options_reach_the_network():

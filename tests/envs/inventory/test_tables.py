@@ -51,6 +51,11 @@ def test_items_are_rows(tmp_path):
             "store 'south', period 2024-01-08: demand must be a number, got None",
         ),
         (LONG.replace("south,2024-01-08", "south,"), "line 4: period is empty"),
+        (ITEMS.replace("b,north", ",north"), "item is empty in 1 rows; fill it"),
+        (
+            "period,north,south\nweek 9,1,2\nweek 10,3,4\n",
+            "period is the text 'week 1?[09]'; write dates as 2025-01-31, or numbers",
+        ),
         ("", "cannot be read as a table"),
     ],
 )

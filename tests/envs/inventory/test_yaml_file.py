@@ -138,6 +138,9 @@ MISTAKES = [
     ("unit: case                  # of product\n", "", None),
     # demand
     ("kind: normal", "kind: gamma", "demand: kind must be one of normal, poisson"),
+    ("kind: normal", "kind: [normal]", r"demand: kind must be one of normal, .*, got \['normal'\]"),
+    ("lead_time: 2}", "lead_time: 2, penalty: -1}", "lane 'hub' -> 'north': penalty must not be negative, got -1.0"),
+    ("lead_time: 2}", "lead_time: 2, penalty: .nan}", "lane 'hub' -> 'north': penalty must be a finite number"),
     ("correlation: 0.5", "correlation: -1.5", r"correlation must be in \[-1, 1\] for 2 stores, got -1.5"),
     ("    south: {mean: 3, std: 1.5}", "", "demand: stores: 'south' is missing"),
     ("    south: {mean: 3, std: 1.5}", "    south: {mean: 3}", "demand of store 'south': 'std' is missing"),
@@ -173,6 +176,13 @@ def test_two_suppliers_outside(write):
         ("outside", 3, 0.5),
         ("outside express", 1, 2.0),
     ]
+
+
+def test_the_name_of_a_published_setting_is_refused(write):
+    """A run knows its setting by that name, and would be resumed and measured on the published one."""
+    path = str(write(EXAMPLE.replace("two shops", "one_store_lost-v1")))
+    with pytest.raises(ConfigError, match="'one_store_lost-v1' is the name of a published setting"):
+        load_setting(path)
 
 
 def test_a_cycle_is_shown(write):

@@ -8,7 +8,7 @@ import torch
 
 from offrl.envs.inventory.policies import DemandFacts, make_policy
 from offrl.envs.inventory.work.company import company_of
-from offrl.envs.inventory.work.planning import plan_of, today
+from offrl.envs.inventory.work.planning import plan_of, setting_of, today
 from offrl.envs.inventory.work.recommend import recommend
 from tests.envs.inventory.work.test_company import read_tables_of
 
@@ -90,3 +90,45 @@ def test_where_deliveries_vary_a_policy_sees_what_it_saw_in_training(company):
     assert plan.network.width == 7
     assert seen[0][0, :2, 1:].tolist() == [[0.0] * 5 + [40.0], [0.0] * 5 + [50.0]]
     torch.testing.assert_close(seen[0][..., 0], today(plan)[..., 0])
+
+
+def test_places_without_min_and_max_have_orders_all_the_same(company):
+    import dataclasses
+
+    levels = company.levels.copy()
+    levels[0, 3] = np.nan  # Store 02
+    with_all, without = (
+        recommend(plan_of(own, 0), base_stock(company.network(0), [500.0, 500.0, 70.0, 70.0, 70.0]))
+        for own in (company, dataclasses.replace(company, levels=levels))
+    )
+    rule, place = with_all[0].index("min_max_order"), with_all[0].index("to")
+    assert [row[rule] is None for row in without[1:]] == [row[place] == "Store 02" for row in with_all[1:]]
+    assert [row[:rule] for row in without] == [row[:rule] for row in with_all]
+    on_hand = company.on_hand.copy()
+    on_hand[0, 3] = 1e6
+    far = dataclasses.replace(company, levels=levels, on_hand=on_hand)
+    rows = recommend(plan_of(far, 0), base_stock(company.network(0), [500.0, 500.0, 70.0, 70.0, 70.0]))
+    assert [row[place] for row in rows[1:] if row[-1]] == ["Store 02"]
+
+
+def test_an_item_in_parts_of_a_unit_is_not_ordered_in_whole_ones(company):
+    """Alone as among all items; amounts of cells come back as they were written, not in single precision."""
+    import dataclasses
+
+    sales, on_hand = company.sales.copy(), company.on_hand.copy()
+    sales[0, 0, 3] = 4.25
+    on_hand[0, 2] = 20.24
+    lanes = tuple(dataclasses.replace(lane, pack=0.0) for lane in company.lanes)
+    kilos = plan_of(dataclasses.replace(company, sales=sales, on_hand=on_hand, lanes=lanes), 0)
+    whole = plan_of(dataclasses.replace(company, on_hand=on_hand, lanes=lanes), 0)
+    assert (setting_of(kilos, "k").integral, setting_of(whole, "w").integral) == (False, True)
+    policy = base_stock(company.network(0), [500.0, 500.0, 70.4, 70.4, 70.4])
+    for plan, want in ((kilos, 50.16), (whole, 50.0)):
+        rows = recommend(plan, policy)
+        own = next(dict(zip(rows[0], row, strict=True)) for row in rows[1:] if row[2] == company.places[2][0])
+        assert (own["on_hand"], own["order"]) == (20.24, want)
+        for name in ("base_stock", "base_stock_order"):
+            assert (own[name] == round(own[name])) == (want == 50), name
+    everything = plan_of(kilos.company)
+    packs = {edge.pack for edge in everything.network.edges if edge.target.startswith("I001")}
+    assert packs == {0.0}
