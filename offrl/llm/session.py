@@ -264,19 +264,22 @@ class Session:
             finally:
                 self.reporter.end()
                 self.record.sinks.close()
-        if asked and self.step < self.options.steps:
+        signals = [number for each in self.learner.ranks.gathered(asked[:1]) for number in each]
+        if signals and self.step < self.options.steps:
             raise Stopped(
-                f"stopped at step {self.step}; go on with: offrl resume {self.run.path}", 128 + asked[0]
+                f"stopped at step {self.step}; go on with: offrl resume {self.run.path}", 128 + signals[0]
             )
-        if self.last is None:  # stopped between the last checkpoint and the mark of the end
-            self._evaluate()
-        assert self.last is not None
+        if (
+            self.last is None
+        ):  # stopped between the last checkpoint and the mark of the end: its rows are written
+            self.last = self._found()[1]
+            self._save_model()
         self.run.finish(self.last.returns, self.last.lengths, self.last.successes)
         return _result(self.run)
 
     def _train(self, asked: list[int]) -> None:
         o = self.options
-        began, before = time.monotonic(), self.step
+        began, before, self._logged = time.monotonic(), self.step, self.seconds
         if self.step == 0:
             self._evaluate()
         while self.step < o.steps and not self.learner.ranks.any(asked):
@@ -299,17 +302,22 @@ class Session:
 
     _logged = 0.0
 
-    def _evaluate(self) -> None:
-        """Accuracies now: eval.csv, accuracy.csv."""
+    def _found(self) -> tuple[Evaluation, EvaluationResult]:
+        """Accuracies now, and the first response to each prompt as an episode."""
         o, learner = self.options, self.learner
         found = evaluate(
             learner.policy, self.asked, prompts=o.eval_prompts, samples=o.eval_samples, seed=o.seed,
             name=str(self.step), temperature=o.temperature,
         )  # fmt: skip
-        first = EvaluationResult(
+        return found, EvaluationResult(
             found.rewards[:, 0].double().numpy(), found.lengths[:, 0].numpy(),
             found.success[:, 0].numpy(), learner.task.name,
         )  # fmt: skip
+
+    def _evaluate(self) -> None:
+        """Write accuracies: eval.csv, accuracy.csv."""
+        o, learner = self.options, self.learner
+        found, first = self._found()
         facts = self.record.evaluation(self.step, first)
         row = accuracy_row(found, o.eval_samples) | learner.task.measures(learner.policy)
         counters = {name: getattr(learner, name) for name in COUNTERS}
@@ -342,12 +350,16 @@ class Session:
             "learner": self.learner.state_dict(), "means": self.means.state_dict(), "rng": rng_state(),
             "sizes": [table.sync() for table in self.tables],
         }  # fmt: skip
-        if self.learner.ranks.rank:
-            return
+        if not self.learner.ranks.rank:
+            self._save_model(state)
+
+    def _save_model(self, state: dict[str, Any] | None = None) -> None:
+        """Write the model as it is, and the checkpoint before it takes the place of the last one."""
         new, old = self.run.path / "model-next", self.run.path / "model"
         shutil.rmtree(new, ignore_errors=True)
         self.learner.policy.save(new, self.learner.task)
-        save_checkpoint(self.run.path, state)
+        if state is not None:
+            save_checkpoint(self.run.path, state)
         shutil.rmtree(old, ignore_errors=True)
         new.rename(old)
 

@@ -2,15 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
-from offrl.errors import CheckpointError, ConfigError
+from offrl.errors import CheckpointError, ConfigError, Stopped
 from offrl.llm import session
 from offrl.llm.learner import Learner, Shown
 from offrl.llm.methods import load_method
 from offrl.llm.models import load_model
 from offrl.llm.options import LLMOptions
+from offrl.llm.parallel import Ranks
 from offrl.llm.session import completions, resume, start
 from offrl.llm.tasks import load_task
 
@@ -98,6 +100,54 @@ def test_a_stopped_run_goes_on_bit_for_bit(name, step, tmp_path, monkeypatch):
         torch.equal(one[key], start_weights[key]) for key in one if "embed" in key or key == "logits"
     )
     assert resume(cut).already_finished
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_run_stopped_before_its_mark_of_the_end_is_only_marked(moved, tmp_path):
+    """After the last checkpoint, or, ``moved``, before its model took the place of the one before."""
+    run = start("grpo", load_method("grpo").config(), options(tmp_path)).directory
+    written = {table: (run / table).read_bytes() for table in TABLES}
+    weights, marked = (run / "model" / "model.safetensors").read_bytes(), np.load(run / "final_returns.npz")
+    (run / "final_returns.npz").unlink()
+    if moved:
+        (run / "model").rename(run / "model-next")
+    assert not resume(run).already_finished
+    assert {table: (run / table).read_bytes() for table in TABLES} == written
+    assert (run / "model" / "model.safetensors").read_bytes() == weights
+    assert not (run / "model-next").exists()
+    again = np.load(run / "final_returns.npz")
+    assert all((again[name] == marked[name]).all() for name in ("returns", "lengths", "successes"))
+
+
+def test_the_speed_after_a_resume_is_that_of_the_steps_since(tmp_path, monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr(session.time, "monotonic", lambda: float(next(clock)))
+    go_on = stopped_at(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        start("grpo", load_method("grpo").config(), options(tmp_path))
+    go_on()
+    (cut,) = (tmp_path / "grpo" / "t1").iterdir()
+    resume(cut)
+    _, *rows = (cut / "timing.csv").read_text().splitlines()
+    assert [row.split(",") for row in rows] == [[str(k), f"{k}.0", "1.0"] for k in (2, 4, 6)]
+
+
+def test_a_signal_to_another_process_does_not_finish_the_run(tmp_path, monkeypatch):
+    class Told(Ranks):
+        """As if a second process had been asked to stop."""
+
+        def any(self, asked):
+            return True
+
+        def gathered(self, item):
+            return [item, [15]] if item == [] else [item]
+
+    monkeypatch.setattr(session, "join", Told)
+    with pytest.raises(Stopped, match="stopped at step 0") as stopped:
+        start("grpo", load_method("grpo").config(), options(tmp_path))
+    assert stopped.value.exit_code == 143
+    (run,) = (tmp_path / "grpo" / "t1").iterdir()
+    assert not (run / "final_returns.npz").exists()
 
 
 def test_a_run_writes_its_contract(tmp_path):
