@@ -212,7 +212,7 @@ def hints(argv: list[str]) -> int:
     key = os.environ.get(o.key_variable, "")
     made = make_hints(
         load_rows(o.prompts), o.out, Teacher(o.teacher, o.model, key, o.timeout, o.max_tokens),
-        tiers=o.tiers.split(","), parts=o.parts, prompt_key=o.prompt_key, answer_key=o.answer_key,
+        tiers=o.tiers.split(","), name=o.prompts, parts=o.parts, prompt_key=o.prompt_key, answer_key=o.answer_key,
         attempts=o.attempts, note=print,
     )  # fmt: skip
     print(

@@ -232,6 +232,7 @@ def make_hints(
     teacher: Callable[[str], str],
     *,
     tiers: Sequence[str],
+    name: str = "the data set",
     parts: int = 4,
     prompt_key: str = "prompt",
     answer_key: str = "answer",
@@ -248,6 +249,7 @@ def make_hints(
         path: of the file; what it holds is kept.
         teacher: text -> reply.
         tiers: to be made.
+        name: of the data set, in messages.
         parts: of a tier.
         prompt_key: column of the prompts.
         answer_key: column of the answers.
@@ -258,7 +260,7 @@ def make_hints(
         raise ConfigError(f"unknown tier {min(unknown)!r}; there are {', '.join(TIERS)}")
     known, made = (load_hints(str(path)) if path.exists() else {}), Made()
     for number, row in enumerate(rows, 1):
-        prompt, answer = field(row, prompt_key, str(path)), field(row, answer_key, str(path))
+        prompt, answer = field(row, prompt_key, name), field(row, answer_key, name)
         entry = known.setdefault(key_of(prompt), {"prompt": prompt})
         missing = [tier for tier in tiers if TIERS[tier] not in entry]
         for tier in missing:

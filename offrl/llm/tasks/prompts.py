@@ -56,7 +56,7 @@ class PromptTask:
         self.max_response, self.template = max_response, template
         self.held_out: PromptTask | None = None
         asked = [field(row, prompt_key, name) for row in rows]
-        tokens = [vocabulary.prompt(prompt, template) for prompt in asked]
+        tokens = [tokens_of(prompt, i, name, vocabulary, template) for i, prompt in enumerate(asked, 1)]
         kept = [i for i, ids in enumerate(tokens) if 0 < len(ids) <= max_prompt]
         if not kept:
             raise DatasetError(f"all prompts of {name} are longer than max_prompt, {max_prompt} tokens")
@@ -142,6 +142,37 @@ class PromptTask:
     def measures(self, policy: Any) -> dict[str, float]:
         """Nothing."""
         return {}
+
+
+def tokens_of(prompt: Any, number: int, name: str, vocabulary: Subwords, template: str) -> list[int]:
+    """A prompt as ids.
+
+    Args:
+        prompt: text or messages.
+        number: of its row, from 1.
+        name: of the data set.
+        vocabulary: of the model.
+        template: as in ``Subwords.prompt``.
+
+    Raises:
+        DatasetError: neither text nor messages.
+        ConfigError: the template does not take it.
+    """
+    known = isinstance(prompt, list) and all(
+        isinstance(m, dict) and {"role", "content"} <= {*m} for m in prompt
+    )
+    if not (isinstance(prompt, str) or (known and prompt)):
+        raise DatasetError(
+            f"prompt {number} of {name} is neither text nor messages with role and content: {str(prompt)[:60]!r}"
+        )
+    try:
+        return vocabulary.prompt(prompt, template)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a template raises
+        raise ConfigError(
+            f"the chat template does not take prompt {number} of {name}: {type(error).__name__}: {error}"
+        ) from None
 
 
 def level_of(row: Row, name: str) -> int:

@@ -101,6 +101,12 @@ def test_the_command_asks_once_for_each_prompt_and_tier(serve, tmp_path, monkeyp
     assert len(server.asked) == 6  # planning alone was missing
 
 
+def test_a_missing_column_is_one_of_the_prompts(tmp_path):
+    files = ("--prompts", rows_file(tmp_path), "--out", tmp_path / "h.jsonl")
+    with pytest.raises(DatasetError, match=r"rows\.jsonl has no 'question'"):
+        made(*files, "--teacher", "http://127.0.0.1:9/v1", "--prompt-key", "question")
+
+
 def test_a_run_that_was_cut_goes_on_where_it_was(serve, tmp_path):
     server, out = serve(GOOD, GOOD, None), tmp_path / "h.jsonl"
     teacher = hints.Teacher(server.url, "m")

@@ -29,6 +29,12 @@ def made(tmp_path, hugging_face, rows=ROWS, **given):
     return task_for(options)
 
 
+def written(tmp_path, text, name=""):
+    path = tmp_path / (name or f"{len(text)}.jinja")
+    path.write_text(text)
+    return str(path)
+
+
 def responses(task, texts):
     rows = [task.vocabulary.response(text) for text in texts]
     width = max(map(len, rows))
@@ -143,6 +149,16 @@ def test_the_arithmetic_prompts_are_solved_by_their_own_responses(hugging_face):
 def test_mistakes_are_one_line(tmp_path, hugging_face):
     for given, says in (
         ({"reward": ()}, "pass --reward, for instance --reward integer"),
+        ({"rows": [*ROWS, {"q": None}]}, "prompt 7 of own is neither text nor messages .*: 'None'"),
+        ({"rows": [{"q": 12}]}, "prompt 1 of own is neither text"),
+        ({"rows": [{"q": []}]}, "prompt 1 of own is neither text"),
+        ({"rows": [{"q": [{"content": "hi"}]}]}, "prompt 1 of own is neither text"),
+        ({"chat_template": written(tmp_path, "{{ m")}, "chat template does not take prompt 1 of own: Templ"),
+        ({"chat_template": written(tmp_path, "{{ raise_exception('no') }}")}, "prompt 1 of own: .*: no"),
+        (
+            {"eval_dataset": written(tmp_path, '{"x": "1"}', "test.jsonl")},
+            "^test has no 'q'; its columns are x",
+        ),
         ({"prompt_key": "prompt"}, "own has no 'prompt'; its columns are q, gold, level"),
         ({"rows": [{"q": "a", "gold": {"value": 1}, "level": 0}]}, "levels of own must be 1 or more"),
         (
