@@ -114,7 +114,7 @@ def load_tokenizer(name: str) -> Subwords:
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
     except Exception as error:  # whatever a foreign file makes the libraries raise
         raise ConfigError(f"{name} has no tokenizer that can be read: {_first_line(error)}") from None
-    return Subwords(tokenizer, _ends(Path(where)))
+    return Subwords(tokenizer, _ends(name))
 
 
 def load_causal(name: str) -> Any:
@@ -175,10 +175,21 @@ def _where(name: str) -> tuple[str, dict[str, Any]]:
     return str(path), options
 
 
-def _ends(folder: Path) -> list[int]:
-    """More ids that end a response, from the generation settings in a folder."""
-    path = folder / "generation_config.json"
-    found = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+def _ends(name: str) -> list[int]:
+    """More ids that end a response, from the generation settings beside a model; an adapter's are its base's."""
+    if name.startswith(HUB):
+        from transformers import GenerationConfig
+
+        try:
+            found = GenerationConfig.from_pretrained(name.removeprefix(HUB)).eos_token_id
+        except OSError:  # it has none
+            found = None
+    else:
+        folder = Path(_where(name)[0])
+        path = folder / "generation_config.json"
+        if not path.is_file() and (folder / CONFIG).is_file():
+            return _ends(base_of(folder))
+        found = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
     return [] if found is None else [found] if isinstance(found, int) else list(found)
 
 
