@@ -22,7 +22,7 @@ from offrl.llm.evaluate import Evaluation, evaluate
 from offrl.llm.learner import Learner, Shown
 from offrl.llm.methods import load_method
 from offrl.llm.models import Table, load_model
-from offrl.llm.options import DataOptions, LLMOptions, check
+from offrl.llm.options import DataOptions, LLMOptions, check, check_idle
 from offrl.llm.parallel import Ranks, join
 from offrl.llm.pretrained import folder_of
 from offrl.llm.rewards import absolute, file_of
@@ -66,6 +66,7 @@ def start(name: str, settings: Any, options: LLMOptions, reporter: Reporter | No
     reporter = reporter or Reporter("quiet", options.steps)
     options = dataclasses.replace(options, device=resolve_device(options.device))
     options = anywhere(options)
+    check_idle(options)
     ranks = join()
     learner = build(name, settings, options, ranks)
     config = _config(name, settings, options)

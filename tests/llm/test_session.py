@@ -11,7 +11,7 @@ from offrl.llm import session
 from offrl.llm.learner import Learner, Shown
 from offrl.llm.methods import load_method
 from offrl.llm.models import load_model
-from offrl.llm.options import LLMOptions
+from offrl.llm.options import LLMOptions, plan
 from offrl.llm.parallel import Ranks
 from offrl.llm.session import completions, resume, start
 from offrl.llm.tasks import load_task
@@ -244,6 +244,45 @@ def test_methods_and_options_that_do_not_fit(tmp_path):
         start("grpo", load_method("grpo").config(), options(tmp_path, model="tiny:table"))
     with pytest.raises(ConfigError, match="neither a folder"):
         start("grpo", load_method("grpo").config(), options(tmp_path, model="nowhere"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "how", "copies"),
+    [
+        ("grpo", {}, {}, 4),
+        ("grpo", {"kl": 0.1}, {}, 5),
+        ("grpo", {}, {"engine": "bf16"}, 5),
+        ("grpo", {}, {"delay": 2}, 8),
+        ("grpo", {"kl": 0.1}, {"delay": 1, "engine": "int8"}, 8),
+        ("grpo", {}, {"allocator": "knapsack", "predictor": "v0"}, 5),
+        ("fdpg", {}, {}, 5),
+    ],
+)
+def test_the_plan_counts_copies_of_the_weights(name, settings, how, copies, tmp_path):
+    """As many as a learner holds in the end: weights, gradients, moments, other models, past parameters."""
+    method, given, task = load_method(name), options(tmp_path, **how), load_task("t2")
+    made = plan(method, method.config(**settings), given, task, 10**9, 1)
+    assert abs(float(made["peak memory"].split()[1]) - 4000 * copies) < 5
+    policy = load_model("tiny:dense", task, 0)
+    learner = Learner(method, method.config(**settings), task, policy, given)
+    for _ in range(given.delay):
+        learner.update()
+    others = [learner.reference, learner.engine.copy, getattr(learner.prompting.predictor, "backbone", None)]
+    assert 4 + sum(model is not None for model in others) + len(learner.engine.past) == copies
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"max_response": 8}, "max_response has no effect with task t2"),
+        ({"chat_template": "none"}, "chat_template has no effect with task t2"),
+        ({"prompt_key": "q", "task": "arithmetic"}, "prompt_key has no effect with task arithmetic"),
+    ],
+)
+def test_options_of_text_that_have_no_effect_are_refused(given, says, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        start("grpo", load_method("grpo").config(), options(tmp_path, **{"task": "t2", **given}))
     assert list(tmp_path.iterdir()) == []
 
 

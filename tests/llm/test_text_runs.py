@@ -98,6 +98,19 @@ def test_an_evaluation_takes_prompts_and_rewards_of_its_own(files, hugging_face,
     assert own["avg@4"][0] < 0.5
 
 
+def test_an_evaluation_refuses_what_its_task_does_not_read(files, capsys):
+    small = ["--steps", "1", "--prompts", "2", "--group", "2", "--eval-prompts", "2", "--eval-samples", "2"]
+    window = ["--context", "supo", "--context-window", "32", "--out", "runs", "-q"]
+    assert main(["llm", "train", "grpo", "--task", "t6", *small, *window]) == 0
+    (run,) = (files / "runs" / "grpo" / "t6").iterdir()
+    evaluate = ["llm", "eval", str(run), "--k", "1", "--prompts", "2", "--no-base"]
+    assert main([*evaluate, "--max-response", "9"]) == 1
+    assert "max_response has no effect with task t6" in capsys.readouterr().err
+    assert main(["llm", "train", "grpo", "--task", "t1", "--max-prompt", "9", "--dry-run"]) == 1
+    assert "max_prompt has no effect with task t1" in capsys.readouterr().err
+    assert main([*evaluate, "--context", "full"]) == 0  # without the window of the run
+
+
 def test_a_dry_run_counts_what_is_frozen(files, hugging_face, capsys):
     assert train(hugging_face(), "--lora-rank", "2", "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
