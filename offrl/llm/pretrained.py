@@ -153,6 +153,8 @@ def export(run: Path, out: Path) -> None:
         raise ConfigError(f"{out} exists: a model is written into a new folder")
     if not (run / "model").is_dir():
         raise ConfigError(f"{run} is not the run of a language model")
+    if (run / "model" / "table.safetensors").is_file():
+        raise ConfigError(f"{run} trained tiny:table, which is no model of Hugging Face")
     model, words = load_causal(str(run)), load_tokenizer(str(run))
     model.save_pretrained(out)
     words.tokenizer().save_pretrained(out)

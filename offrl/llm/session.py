@@ -183,7 +183,8 @@ def files_sha256(options: LLMOptions) -> dict[str, str]:
     }
     paths |= {f"--reward {path}": path for text in options.reward if (path := file_of(text))}
     paths |= {"--actor": folder_of(options.actor)} if options.actor else {}
-    paths |= {"--model": folder_of(options.model)} if options.lora_rank else {}
+    kept = options.lora_rank or options.predictor == "v0"  # the first model goes on to be read
+    paths |= {"--model": folder_of(options.model)} if kept else {}
     return {name: _sha256(path) for name, path in paths.items() if path.exists()}
 
 

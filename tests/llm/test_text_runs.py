@@ -111,6 +111,17 @@ def test_an_evaluation_refuses_what_its_task_does_not_read(files, capsys):
     assert main([*evaluate, "--context", "full"]) == 0  # without the window of the run
 
 
+def test_a_run_of_a_table_is_no_hugging_face_model_and_no_policy(files, capsys):
+    small = ["--steps", "1", "--prompts", "2", "--group", "2", "--eval-prompts", "2", "--eval-samples", "2"]
+    task = ["--task", "t3", "--model", "tiny:table", "--out", "runs", "-q"]
+    assert main(["llm", "train", "grpo", *task, *small]) == 0
+    (run,) = (files / "runs" / "grpo" / "t3").iterdir()
+    assert main(["export", str(run), "--format", "huggingface", "--out", "out"]) == 1
+    assert "trained tiny:table, which is no model of Hugging Face" in capsys.readouterr().err
+    assert main(["eval", str(run)]) == 1
+    assert capsys.readouterr().err == f"offrl: {run} is the run of a language model: use offrl llm eval\n"
+
+
 def test_a_dry_run_counts_what_is_frozen(files, hugging_face, capsys):
     assert train(hugging_face(), "--lora-rank", "2", "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -176,6 +187,8 @@ def test_every_file_that_options_name_is_known_by_its_contents(tmp_path, monkeyp
         (tmp_path / name).write_text(name)
     assert files_sha256(LLMOptions()) == {}
     assert files_sha256(LLMOptions(model="base")) == {}  # a checkpoint holds all of its weights
+    reads = LLMOptions(model="base", allocator="knapsack", predictor="v0")  # the states of the first model
+    assert list(files_sha256(reads)) == ["--model"]
 
 
 def test_demonstrations_of_a_file_are_learnt(files, hugging_face, capsys):

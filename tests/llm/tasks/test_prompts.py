@@ -86,6 +86,17 @@ def test_a_reward_is_asked_once_for_a_batch_and_not_for_its_names(tmp_path, hugg
     assert calls == [1, 1]
 
 
+def test_columns_that_only_some_rows_have_are_none_elsewhere(tmp_path, hugging_face):
+    """In every batch, as for TRL, whose data sets are tables."""
+    own = tmp_path / "own.py"
+    own.write_text("def known(completions, extra):\n    return [0.0 if x is None else x for x in extra]\n")
+    rows = [*ROWS[:2], {**ROWS[2], "extra": 3.0}]
+    task = made(tmp_path, hugging_face, rows, reward=(f"{own}:known",))
+    for ids, want in (([0, 1], [0.0, 0.0]), ([0, 2], [0.0, 3.0])):
+        given = task.rewards(task.chosen(torch.tensor(ids)), responses(task, ["a", "b"]))
+        assert given["known"].tolist() == want
+
+
 def test_final_answers_are_equal_where_they_say_the_same(tmp_path, hugging_face):
     task = made(tmp_path, hugging_face, max_response=20)
     texts = ["is 7", "7.0", "8", "no\nyes", "yes ", "", "1 or 7"]
