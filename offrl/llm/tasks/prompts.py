@@ -63,7 +63,9 @@ class PromptTask:
         self.left_out = len(rows) - len(kept)
         self.rows, self.asked = [rows[i] for i in kept], [asked[i] for i in kept]
         self.tokens = [tokens[i] for i in kept]
-        self.columns: Row = {key: None for row in rows for key in row}  # what some rows lack is None to rewards
+        self.columns: Row = {
+            key: None for row in rows for key in row
+        }  # what some rows lack is None to rewards
         self.max_prompt = max(map(len, self.tokens))
         self.answers = [field(row, answer_key, name) for row in self.rows]
         self.difficulty = torch.tensor([level_of(row, name) for row in self.rows])
@@ -121,7 +123,8 @@ class PromptTask:
             ids = prompts.ids.tolist()
             tokens = [row[kept] for row, kept in zip(responses.tokens, responses.mask, strict=True)]
             asked = Asked(
-                [self.columns | self.rows[i] for i in ids], [self.asked[i] for i in ids], [self.answers[i] for i in ids],
+                [self.columns | self.rows[i] for i in ids], [self.asked[i] for i in ids],
+                [self.answers[i] for i in ids],
                 [self.vocabulary.text(row) for row in tokens], [row.tolist() for row in tokens],
             )  # fmt: skip
             self._last = responses, {reward.name: reward(asked) for reward in self.components}
