@@ -1,6 +1,7 @@
 """How a run samples and updates, checked; and what that comes to before anything runs."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -161,6 +162,17 @@ def check_idle(options: DataOptions) -> None:
     for name in idle(options):
         if getattr(options, name) != getattr(DataOptions, name):
             raise ConfigError(f"{name} has no effect with task {options.task}: leave it out")
+
+
+def check_finite(*given: Any) -> None:
+    """Whether the numbers of dataclasses can be written down as JSON.
+
+    Raises:
+        ConfigError: one is infinite or none.
+    """
+    for name, value in (pair for fields in given for pair in asdict(fields).items()):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name} must be a finite number, got {value}")
 
 
 def idle(options: DataOptions) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from offrl.llm.evaluate import Evaluation, evaluate
 from offrl.llm.learner import Learner, Shown
 from offrl.llm.methods import load_method
 from offrl.llm.models import Table, load_model
-from offrl.llm.options import DataOptions, LLMOptions, check, check_idle
+from offrl.llm.options import DataOptions, LLMOptions, check, check_finite, check_idle
 from offrl.llm.parallel import Ranks, join
 from offrl.llm.pretrained import folder_of
 from offrl.llm.rewards import absolute, file_of
@@ -67,6 +67,7 @@ def start(name: str, settings: Any, options: LLMOptions, reporter: Reporter | No
     options = dataclasses.replace(options, device=resolve_device(options.device))
     options = anywhere(options)
     check_idle(options)
+    check_finite(options, settings)
     ranks = join()
     learner = build(name, settings, options, ranks)
     config = _config(name, settings, options)
@@ -153,7 +154,10 @@ def _aside(learner: Learner, config: dict[str, Any], options: LLMOptions, restor
         session = Session(run, learner, options, Reporter("quiet", options.steps))
         if restored is not None:
             session.restore(restored)
-        return session.go()
+        try:
+            return session.go()
+        except Stopped as stopped:  # the first process says how to go on: this folder goes
+            raise Stopped(f"process {learner.ranks.rank} stopped with it", stopped.exit_code) from None
 
 
 def _go(

@@ -286,6 +286,20 @@ def test_options_of_text_that_have_no_effect_are_refused(given, says, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "how"),
+    [
+        ("grpo", {}, {"max_grad_norm": float("inf")}),
+        ("grpo", {"clip_high": float("inf")}, {}),
+        ("grpo", {"entropy": float("nan")}, {}),
+    ],
+)
+def test_numbers_that_no_file_holds_leave_no_folder(name, settings, how, tmp_path):
+    with pytest.raises(ConfigError, match=f"{[*settings, *how][0]} must be a finite number, got (inf|nan)"):
+        start(name, load_method(name).config(**settings), options(tmp_path, **how))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_completions_cannot_speak_to_the_terminal():
     lines = completions(Shown(["1 +\n1"], ["\x1b[2J2\r\x07\u202e"], [1.0]))
     assert len(lines) == 2
