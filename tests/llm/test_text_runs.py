@@ -81,7 +81,11 @@ def test_a_run_on_a_file_from_training_to_report(files, hugging_face, capsys):
     assert config["llm"]["reward"] == ["integer", f"{files / 'own.py'}:short=0.1"]
     assert len(config["dataset_sha256"]) == 64
     assert main(["report", str(run), "--out", "report.html"]) == 0
-    assert "Completions" in (files / "report.html").read_text()
+    page = (files / "report.html").read_text()
+    assert "Completions" in page
+    assert "offrl train grpo" not in page  # there is no such command
+    for option, value in (("lora_rank", 2), ("lr", 0.001), ("group", 4)):
+        assert f'>{option}</th><td><span class="long">{value}</span>' in page, option
 
 
 def test_an_evaluation_takes_prompts_and_rewards_of_its_own(files, hugging_face, capsys):
