@@ -169,6 +169,10 @@ def _where(name: str) -> tuple[str, dict[str, Any]]:
     options["local_files_only"] = True
     if path.suffix == ".gguf" and path.is_file():
         return str(path.parent), options | {"gguf_file": path.name}
+    if (path / "command.txt").is_file():  # a run, and not its model
+        raise ConfigError(
+            f"{name} has no language model: it is a run of something else, or stopped before its first checkpoint"
+        )
     if not ((path / "config.json").is_file() or (path / CONFIG).is_file()):
         raise ConfigError(
             f"{name!r} is neither a folder with a model, a GGUF file, hf:ID, nor tiny:dense, tiny:medium, "

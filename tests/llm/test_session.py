@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from offrl.cli import main
 from offrl.errors import CheckpointError, ConfigError, Stopped
 from offrl.llm import session
 from offrl.llm.learner import Learner, Shown
@@ -148,6 +149,16 @@ def test_a_signal_to_another_process_does_not_finish_the_run(tmp_path, monkeypat
     assert stopped.value.exit_code == 143
     (run,) = (tmp_path / "grpo" / "t1").iterdir()
     assert not (run / "final_returns.npz").exists()
+
+
+def test_a_run_without_a_checkpoint_says_that_it_has_no_model(tmp_path, monkeypatch, capsys):
+    stopped_at(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        start("grpo", load_method("grpo").config(), options(tmp_path))
+    (run,) = (tmp_path / "grpo" / "t1").iterdir()
+    for command in (["eval", str(run)], ["train", "grpo", "--model", str(run), "--out", str(tmp_path)]):
+        assert main(["llm", *command]) == 1
+        assert f"{run} has no language model: " in capsys.readouterr().err
 
 
 def test_a_run_writes_its_contract(tmp_path):
