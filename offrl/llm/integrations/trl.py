@@ -50,7 +50,8 @@ def loss(
     Args:
         estimator: of a method.
         log_probs: (B, T) of the current policy, with gradient.
-        inputs: TRL's: advantages (B,) or (B, T), completion_mask; tool_mask, old and reference log-probabilities where there are.
+        inputs: TRL's: advantages (B,) or (B, T), completion_mask; tool_mask, old and reference log-probabilities where
+            there are.
         parts: micro-batches of an update.
         tokens: of an update, divided by the number of processes.
         entropy: (B, T).
@@ -83,9 +84,10 @@ class TRLRollouts(Rollouts):
 def advantages(
     estimator: Estimator, components: Tensor, ids: Tensor, mask: Tensor, longest: int, *, steps: bool = False
 ) -> Tensor:
-    """Of all processes' rows: (B, K) weighted rewards, (B,) ids of groups, (B, T) mask -> (B,), or (B, T) for ``steps``.
+    """Of all processes' rows: (B, K) weighted rewards, (B,) ids of groups, (B, T) mask -> (B,).
 
-    A response of ``longest`` tokens counts as cut. With ``steps`` rewards are paid at the last tokens of responses.
+    A response of ``longest`` tokens counts as cut. With ``steps`` rewards are paid at the last tokens of responses, and
+    advantages are (B, T).
     """
     cut, outcomes = mask.sum(dim=1) >= longest, components.sum(dim=1)
     rollouts = TRLRollouts(
