@@ -10,6 +10,7 @@ follow each other from abstract to concrete:
 Source: arXiv:2510.19807; names of the columns: dvlab-research/Scaf-GRPO.
 """
 
+import http.client
 import json
 import re
 import urllib.error
@@ -174,7 +175,9 @@ class Teacher:
             if len(data) > LARGEST:
                 raise ConfigError(f"{address} sent more than {LARGEST} bytes")
             found = json.loads(data)["choices"][0]["message"]["content"]
-        except (OSError, urllib.error.URLError, ValueError, KeyError, IndexError, TypeError) as error:
+        except (
+            OSError, http.client.HTTPException, urllib.error.URLError, ValueError, KeyError, IndexError, TypeError,
+        ) as error:  # fmt: skip
             raise ConfigError(f"{address} gave no answer: {type(error).__name__}: {error}") from None
         return str(found)
 

@@ -21,6 +21,9 @@ ROWS = [
 ]
 
 
+NO_HTTP = b"220 a mail server\r\n"
+
+
 class Server(HTTPServer):
     """Replies from a list, then the last one again; keeps what it was asked."""
 
@@ -41,6 +44,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(500)
             return
         data = reply if isinstance(reply, bytes) else json.dumps(chat(reply)).encode()
+        if data == NO_HTTP:
+            self.wfile.write(data)
+            return
         self.send_response(200)
         self.end_headers()
         self.wfile.write(data)
@@ -166,6 +172,8 @@ def test_teachers_are_limited_in_size_time_and_address(serve):
         hints.Teacher(large.url, "m")("?")
     with pytest.raises(ConfigError, match="gave no answer"):
         hints.Teacher(serve(b'{"choices": []}').url, "m")("?")
+    with pytest.raises(ConfigError, match="gave no answer: BadStatusLine"):
+        hints.Teacher(serve(NO_HTTP).url, "m")("?")
     with pytest.raises(ConfigError, match="must begin with http"):
         hints.Teacher("file:///etc", "m")("?")
     with pytest.raises(ConfigError, match="gave no answer: TimeoutError"):
