@@ -134,11 +134,8 @@ class PromptTask:
         """Column ``response`` or the answer, cut to the longest response allowed."""
         if noise:
             raise ConfigError(f"demonstrations of {self.name} are text: noise must be 0")
-        rows = [self.rows[i] for i in prompts.ids.tolist()]
-        texts = [
-            str(row.get("response", self.answers[i]))
-            for row, i in zip(rows, prompts.ids.tolist(), strict=True)
-        ]
+        own = [(self.rows[i].get("response"), self.answers[i]) for i in prompts.ids.tolist()]
+        texts = [str(answer if response is None else response) for response, answer in own]
         ids = [self.vocabulary.response(text)[: self.max_response] for text in texts]
         width = max(map(len, ids))
         return torch.tensor([row + [self.vocabulary.pad] * (width - len(row)) for row in ids])

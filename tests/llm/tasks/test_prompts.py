@@ -116,12 +116,14 @@ def test_special_tokens_and_padding_are_not_part_of_a_response(tmp_path, hugging
 
 def test_demonstrations_end_and_are_masked_beyond(tmp_path, hugging_face):
     rows = [{"q": "a", "gold": {"value": 1}, "response": "long answer"}, {"q": "b", "gold": {"value": 2}}]
+    rows += [{"q": "c", "gold": {"value": 3}, "response": None}]  # as tables have it that some rows lack
     task = made(tmp_path, hugging_face, rows)
-    tokens = task.demonstrations(task.chosen(torch.tensor([0, 1])), generator(), 0.0)
+    tokens = task.demonstrations(task.chosen(torch.tensor([0, 1, 2])), generator(), 0.0)
     given = demonstrated(tokens, task.vocabulary.pad)
     assert task.vocabulary.text(given.tokens[0][given.mask[0]]) == "long "
     assert given.tokens[1][given.mask[1]].tolist() == task.vocabulary.response("2")
-    assert given.lengths.tolist() == [5, 2]
+    assert given.tokens[2][given.mask[2]].tolist() == task.vocabulary.response("3")
+    assert given.lengths.tolist() == [5, 2, 2]
     assert int(given.tokens.min()) >= 0
     with pytest.raises(ConfigError, match="noise must be 0"):
         task.demonstrations(task.chosen(torch.tensor([0])), generator(), 0.1)
