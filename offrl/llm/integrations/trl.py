@@ -163,6 +163,14 @@ def _grpo_trainer() -> Any:
     return GRPOTrainer
 
 
+def _share(found: Tensor, process: int, mask: Tensor) -> Tensor:
+    """Advantages of a process's rows, those of tokens as wide as their mask."""
+    mine, width = found[process * len(mask) : (process + 1) * len(mask)], mask.shape[1]
+    if mine.dim() == 1:
+        return mine
+    return torch.nn.functional.pad(mine, (0, max(width - mine.shape[1], 0)))[:, :width]
+
+
 def _subclass(base: Any, estimator_of: Callable[[int, float, Tensor], Estimator], *, steps: bool) -> Any:
     """What is replaced: the rewards are kept on their way, the advantages computed from them, and the loss is ours."""
 
@@ -186,13 +194,7 @@ def _subclass(base: Any, estimator_of: Callable[[int, float, Tensor], Estimator]
             ids = self._group_ids(len(self._components))
             longest = self.max_completion_length
             found = advantages(self.estimator, self._components, ids, whole, longest, steps=steps)
-            if found.dim() == 2:  # as wide as this process's responses
-                width = mask.shape[1]
-                found = torch.nn.functional.pad(found, (0, max(width - found.shape[1], 0)))[:, :width]
-            mine = slice(
-                self.accelerator.process_index * len(mask), (self.accelerator.process_index + 1) * len(mask)
-            )
-            output["advantages"] = found[mine]
+            output["advantages"] = _share(found, self.accelerator.process_index, mask)
             return output
 
         def _group_ids(self, count: int) -> Tensor:
