@@ -21,7 +21,7 @@ from offrl.sweeps.run import SweepResult, run_sweep
 from offrl.sweeps.space import parse_space
 from offrl.training.fine_tuning import fine_tune, inherited
 from offrl.training.many import train_seeds
-from offrl.training.options import SeedMode, SeedOptions
+from offrl.training.options import SeedMode, SeedOptions, fitted
 from offrl.training.progress import Reporter
 from offrl.training.run_dir import RunDir
 from offrl.training.runner import RunOptions, RunResult, make_settings, start
@@ -105,7 +105,7 @@ def train(
         runs = _online(algorithm, given, preset, seeds, progress)
         return runs[0] if seeds is None else runs
     run_fields = RunOptions.__dataclass_fields__
-    options = {key: given.pop(key) for key in list(given) if key in run_fields}
+    options = fitted({key: given.pop(key) for key in list(given) if key in run_fields}, RunOptions)
     if "dataset" in options:
         raise ConfigError("pass the dataset as the second argument")
     if "out" in options:
@@ -152,7 +152,8 @@ def _from_run(
     """``train`` with ``from_run``."""
     run_options, settings = inherited([run], algorithm)
     online_class: Any = load_algorithm(algorithm)[1].online
-    online = online_class(**{k: given.pop(k) for k in list(given) if k in online_class.__dataclass_fields__})
+    own = {k: given.pop(k) for k in list(given) if k in online_class.__dataclass_fields__}
+    online = online_class(**fitted(own, online_class))
     changed = make_settings(algorithm, dataclasses.asdict(settings) | given)
     run_options = dataclasses.replace(run_options, **options)
     reporter = Reporter("text" if progress else "quiet", run_options.steps)

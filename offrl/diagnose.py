@@ -29,6 +29,7 @@ from offrl.evaluation.critics import (
 from offrl.evaluation.diagnostics import Diagnostics
 from offrl.files import sha256_file
 from offrl.nn.policy import Policy
+from offrl.online.options import ROWS as ROWS_ONLINE
 from offrl.training.build import build, reward_map
 from offrl.training.checkpoint import load_checkpoint
 from offrl.training.options import settings_from_json
@@ -67,7 +68,7 @@ def diagnose(
     Raises:
         CheckpointError: no checkpoint, or other data or code than the run's.
         DatasetError: ``held_out`` is the run's own data, or has other observations or actions.
-        ConfigError: the run was trained from data in memory.
+        ConfigError: the run was trained from data in memory, or in an environment.
     """
     options = options or DiagnoseOptions()
     run = _Run(directory)
@@ -124,6 +125,10 @@ class _Run:
     def __init__(self, directory: Path) -> None:
         run = RunDir(directory)
         config = run.config
+        if config["rows"] == ROWS_ONLINE:
+            raise ConfigError(
+                f"{directory} learned in an environment: it has no data to hold its critics and actions against"
+            )
         if config["dataset"] is None:
             raise ConfigError(
                 f"{directory} was trained from data in memory; train from a file to diagnose it"

@@ -1,6 +1,6 @@
 """Fitted Q evaluation: what a policy is worth, estimated from recorded data alone.
 
-    y   = r + gamma (1 - d) Q'(s', pi(s'))             pi deterministic, fixed
+    y   = r + gamma (1 - d) Q'(s', pi(s'))             pi deterministic, fixed; of one that always draws, a draw a row
     L_Q = mean (Q(s, a) - y)^2                         over the data's pairs
     V   = mean Q(s_0, pi(s_0))                         over the first states of all episodes
 
@@ -227,8 +227,10 @@ def _check_split(fitted: np.ndarray, episodes: int, held_out: int) -> None:
 
 @torch.no_grad()
 def _act(policy: Policy, observations: np.ndarray) -> np.ndarray:
-    parts = torch.from_numpy(observations).split(ACTING_ROWS)
-    return torch.cat([policy(part).float() for part in parts]).numpy()
+    """As it acts: a policy that always draws gives one draw a row, from a fixed stream."""
+    parts, generator = torch.from_numpy(observations).split(ACTING_ROWS), torch.Generator().manual_seed(0)
+    acted = [policy.act(part, deterministic=True, generator=generator)[0].float() for part in parts]
+    return torch.cat(acted).numpy()
 
 
 def _source(

@@ -1,6 +1,7 @@
 """The Python door: the same runs as the command line, typed, lazy."""
 
 import inspect
+import json
 import typing
 
 import numpy as np
@@ -88,12 +89,30 @@ def test_a_preset_is_taken_by_name_and_recorded(tmp_path, pendulum):
         ({"tau": 0.995}, ConfigError, "did you mean 0.005"),
         ({"env": "Pendlum-v1"}, ConfigError, "Pendlum"),
         ({"preset": "nothing"}, ConfigError, "no preset for 'nothing'"),
+        ({"steps": 2.5}, ConfigError, "steps: 2.5 must be a whole number"),
+        ({"steps": "5"}, ConfigError, "steps: '5' must be a number"),
+        ({"batch_size": "8"}, ConfigError, "batch_size: '8' must be a number"),
+        ({"alpha": True}, ConfigError, "alpha: True must be a number"),
+        ({"normalize_observations": 1}, ConfigError, "normalize_observations: 1 must be true or false"),
     ],
 )
 def test_mistakes_are_refused_by_name(tmp_path, pendulum, given, error, message):
     with pytest.raises(error, match=message):
         offrl.train("td3_bc", pendulum, **SHORT | {"out": tmp_path / "runs"} | given)
     assert not (tmp_path / "runs").exists()
+
+
+def test_numbers_take_the_kind_of_their_defaults(tmp_path, pendulum):
+    """1e1 steps are 10, an alpha of 1 is 1.0, NumPy's numbers are Python's, large seeds stay exact."""
+    given = {"steps": 1e1, "batch_size": 8.0, "alpha": 1, "seed": np.int64(2**53 + 1), "lr": np.float32(0.5)}
+    run = offrl.train("td3_bc", pendulum, **SHORT | given | {"out": tmp_path, "eval_every": 0})
+    config = json.loads((run.directory / "config.json").read_text())
+    kept = config | config["settings"]
+    found = {name: kept[name] for name in given}
+    assert found == {"steps": 10, "batch_size": 8, "alpha": 1.0, "seed": 2**53 + 1, "lr": 0.5}
+    assert {name: type(value) for name, value in found.items()} == {
+        "steps": int, "batch_size": int, "alpha": float, "seed": int, "lr": float,
+    }  # fmt: skip
 
 
 def test_the_dataset_is_the_second_argument(tmp_path, pendulum):

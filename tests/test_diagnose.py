@@ -301,3 +301,11 @@ def test_the_command_writes_what_the_report_shows(tmp_path, pendulum_npz, capsys
     assert "<h2>Beyond return</h2>" in page.read_text()
     assert main(["diagnose"]) == 2
     assert "name at least one run directory" in capsys.readouterr().err
+
+
+def test_a_run_that_learned_in_an_environment_has_no_data(pendulum, tmp_path):
+    run = offrl.train("bc", pendulum, steps=2, hidden=4, out=tmp_path, eval_episodes=1, progress=False)
+    path = run.directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rows": "online"}))
+    with pytest.raises(ConfigError, match="learned in an environment: it has no data"):
+        diagnose(run.directory)

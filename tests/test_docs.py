@@ -63,18 +63,19 @@ def test_the_stable_baselines3_example_trains_saves_and_loads_in_a_fresh_process
     """PMOE-SAC with an EvalCallback, as on the page but shorter."""
     pytest.importorskip("stable_baselines3")
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "online.md").read_text(), re.DOTALL)
-    train, load = (block for block in blocks if "PMOESAC" in block)
+    train, load, keep = (block for block in blocks if "PMOESAC" in block)
     for long, short in (("10_000", "140"), ("2_000", "120"), ("n_eval_episodes=5", "n_eval_episodes=1")):
         assert long in train
         train, load = train.replace(long, short), load.replace(long, short)
     subprocess.run([sys.executable, "-c", train], cwd=tmp_path, check=True)
     done = subprocess.run(
-        [sys.executable, "-c", load], cwd=tmp_path, check=True, capture_output=True, text=True
+        [sys.executable, "-c", load + keep], cwd=tmp_path, check=True, capture_output=True, text=True
     )
     returns = [float(line.split(": ")[1].split(" +- ")[0]) for line in done.stdout.splitlines()]
     assert len(returns) == 2
     assert all(-2000 < value < 0 for value in returns)
     assert (tmp_path / "best/evaluations.npz").exists()
+    assert (tmp_path / "pmoe/policy.safetensors").exists()
 
 
 def test_the_page_on_inventory_runs():

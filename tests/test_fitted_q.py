@@ -11,6 +11,7 @@ from offrl.data.dataset import OfflineDataset
 from offrl.errors import ConfigError, DatasetError
 from offrl.fitted_q import FQEOptions, discounted_returns, fitted_q_evaluation
 from offrl.nn.decision_transformer import DecisionTransformerPolicy
+from offrl.nn.one_step_flow import OneStepFlowPolicy
 from offrl.nn.policy import DeterministicPolicy, save_policy
 
 FAST = {"steps": 800, "discount": 0.5, "hidden": 32, "batch_size": 64, "lr": 3e-3, "tau": 0.05}
@@ -57,6 +58,21 @@ def test_only_a_termination_ends_the_bootstrap():
     """Cut instead of terminated, s1 goes on to itself for ever: V(s1) = -1 / (1 - 0.5) = -2, V(s0) = 1.5 - 1."""
     result = fitted_q_evaluation(two_way_policy(), chain(terminated=False), FQEOptions(**FAST))
     assert result.value == pytest.approx(0.5, abs=0.12)
+
+
+def test_a_policy_that_always_draws_is_worth_what_its_draws_earn():
+    """r = |a| and 100 z cut at +-1 as the action: every draw earns 1, the action at zero noise 0."""
+    scale = torch.tensor([[0.0, 100.0], [0.0, -100.0]])  # gelu(100 z) - gelu(-100 z) = 100 z
+    layers = [(scale, torch.zeros(2)), (torch.tensor([[1.0, -1.0]]), torch.zeros(1))]
+    box = torch.tensor([-1.0]), torch.tensor([1.0])
+    policy = OneStepFlowPolicy.from_params(layers, *box, torch.zeros(1), torch.ones(1))
+    actions = np.random.default_rng(0).uniform(-1, 1, (400, 1))
+    data = OfflineDataset.from_arrays(
+        np.zeros((400, 1)), actions, np.abs(actions[:, 0]), np.ones(400, dtype=bool)
+    )
+    result = fitted_q_evaluation(policy, data, FQEOptions(**FAST))
+    assert result.value == pytest.approx(1.0, abs=0.1)
+    assert result.action_distance == pytest.approx(1.0, abs=0.1)
 
 
 def test_the_distance_to_the_data_is_in_half_ranges():
@@ -174,7 +190,9 @@ def test_the_command_compares_with_episodes(tmp_path, pendulum_npz, capsys):
     assert "estimated discounted return" in capsys.readouterr().out
     assert main([*words, "--env-steps", "50"]) == 1
     assert "pass --env" in capsys.readouterr().err
-    assert main([*words, "--env-steps", "50", "--env", "Pendulum-v1"]) == 0
+    assert main([*words, "--env-steps", "199", "--env", "Pendulum-v1"]) == 1
+    assert "no episode ended within --env-steps 199: play more" in capsys.readouterr().err
+    assert main([*words, "--env-steps", "200", "--env", "Pendulum-v1"]) == 0
     assert "the estimate is off by" in capsys.readouterr().out
 
 

@@ -107,6 +107,11 @@ def load_algorithm(name: str) -> tuple[str, "Algorithm"]:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"unknown algorithm {name!r}{hint} ('offrl algos' lists all; a file ends in .py)")
     if not isinstance(algorithm, Algorithm):
+        if type(algorithm).__name__ == "OnlineAlgorithm":
+            raise ConfigError(
+                f"{name} learns in an environment: outside the package such a method is trained from Python "
+                "(docs/online.md, a method of your own)"
+            )
         raise ConfigError(f"{name} declares no ALGORITHM = offrl.training.problem.Algorithm(...)")
     return short, algorithm
 

@@ -163,14 +163,16 @@ class MDPOOn(OnPolicyMethod):
         return found
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        """Those of V."""
+        """Those of V; a features extractor that is the policy's too stays as the policy has it."""
         p = self.policy
-        return [*p.mlp_extractor.value_net.parameters(), *p.value_net.parameters()]
+        own = [] if p.share_features_extractor else list(p.vf_features_extractor.parameters())
+        return [*own, *p.mlp_extractor.value_net.parameters(), *p.value_net.parameters()]
 
     def actor_parameters(self) -> list[nn.Parameter]:
         """Those of the policy."""
         p = self.policy
-        own = [*p.mlp_extractor.policy_net.parameters(), *p.action_net.parameters()]
+        own = [*p.pi_features_extractor.parameters(), *p.mlp_extractor.policy_net.parameters()]
+        own += p.action_net.parameters()
         return [*own, p.log_std] if isinstance(self.action_space, spaces.Box) else own
 
 

@@ -106,7 +106,7 @@ class ODICEConfig:
     expert_episodes: int = 0
     """Imitation: how many episodes are demonstrations; 0 takes all of them."""
     expert_first: int = 0
-    """Imitation: number of the first of them, counted from 0."""
+    """Imitation: number of the first of them, counted from 0, among those of --dataset that --holdout leaves."""
     return_range_scaling: bool = False
     """Multiply rewards by 1000 / (best - worst episode return), as the official code does on locomotion."""
     legacy_chunking: bool = False

@@ -54,6 +54,12 @@ def main(argv: list[str]) -> int:
     if spec is None and (options.env_steps or split_source(options.source)[0] not in ("run", "sb3")):
         raise ConfigError("the data name no environment: pass --env ID")
     policy = load_source(options.source, spec or "")
+    values = np.zeros(0)
+    if options.env_steps and spec is not None:
+        played = collect(env_spec(spec), policy, options.env_steps, seed=options.seed)
+        values = discounted_returns(played, options.discount)[: -1 if played.last_is_cut else None]
+        if len(values) == 0:
+            raise ConfigError(f"no episode ended within --env-steps {options.env_steps}: play more")
     fields = FQEOptions.__dataclass_fields__
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("fitting Q", total=options.steps)
@@ -64,10 +70,7 @@ def main(argv: list[str]) -> int:
             progress=lambda step, _: bar.update(task, completed=step),
         )
     record = asdict(result) | {"played_value": None, "overestimation": None, "played_episodes": 0}
-    if options.env_steps and spec is not None:
-        played = collect(env_spec(spec), policy, options.env_steps, seed=options.seed)
-        values = discounted_returns(played, options.discount)
-        values = values[:-1] if len(values) > 1 else values  # the last episode is cut where the steps end
+    if len(values):
         record |= {"played_value": float(np.mean(values)), "played_episodes": len(values)}
         record["overestimation"] = result.value - float(np.mean(values))
     print(json.dumps(record) if options.json else describe(record))

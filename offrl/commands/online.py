@@ -91,7 +91,12 @@ def resume_command(directories: Sequence[Path], options: ResumeOptions) -> int:
     from offrl.online.runner import resume
 
     results = [
-        resume(path, allow_inexact=options.allow_inexact, reporter_mode=options.output.mode)
+        resume(
+            path,
+            allow_inexact=options.allow_inexact,
+            workers=options.workers,
+            reporter_mode=options.output.mode,
+        )
         for path in directories
     ]
     if options.output.mode == "text":

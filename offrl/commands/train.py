@@ -44,11 +44,17 @@ class Start:
 
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A run's config.json: repeat its settings; options given here win."""
+    dry_run: bool = False
+    """Print the settings, mark what differs from the default, and stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartFrom(Start):
+    """Where the settings start from, and the weights."""
+
     from_runs: Annotated[tuple[Path, ...], tyro.conf.arg(name="from", metavar="RUN ...")] = ()
     """Finished runs of this algorithm: go on from each online, with half of every batch from its data and half from
     steps played in --env, one an update. Settings are theirs; each run keeps its seed."""
-    dry_run: bool = False
-    """Print the settings, mark what differs from the default, and stop."""
 
 
 def main(argv: list[str]) -> int:
@@ -71,7 +77,10 @@ def train_command(argv: list[str]) -> int:
         from offrl.commands.online import train_command as train_online
 
         return train_online(argv)
-    _, method = load_algorithm(argv[0])
+    name, method = load_algorithm(argv[0])
+    named = {word.partition("=")[0] for word in argv}
+    if "--from" in named and isinstance(method.online, str):  # else its own options would be unknown ones
+        raise ConfigError(f"{name} cannot go on online: {method.online}")
     given = parse(argv[0], method, argv[1:], RunOptions(), method.config())
     begin = given.start
     if begin.from_runs and (begin.config or given.run.preset):
@@ -107,7 +116,7 @@ def parse(algorithm: str, method: Algorithm, argv: list[str], options: RunOption
         ("run", RunOptions, options),
         ("algorithm", method.config, settings),
         ("seeds", tyro.conf.FlagCreatePairsOff[SeedOptions], SeedOptions()),
-        ("start", tyro.conf.FlagCreatePairsOff[Start], Start()),
+        ("start", tyro.conf.FlagCreatePairsOff[StartFrom], StartFrom()),
         ("output", tyro.conf.FlagCreatePairsOff[Output], Output()),
     ]
     if not isinstance(method.online, str):
@@ -175,7 +184,7 @@ def summarize(results: list[RunResult], output: Output) -> None:
         _summary_of_one(result, output)
     if output.mode != "text":
         return
-    if len(results) > 1 and all(len(result.returns) for result in results):
+    if len(results) > 1 and all(len(result.returns) for result in results) and _alike(results):
         means = np.array([(r.returns if r.scores is None else r.scores).mean() for r in results])
         what = "return" if results[0].scores is None else "normalized score"
         spread = means.std(ddof=1)
@@ -184,6 +193,16 @@ def summarize(results: list[RunResult], output: Output) -> None:
         print(f"next: offrl generate {results[0].directory} --transitions 100000 --out synthetic.hdf5")
         return
     print(f"next: offrl report {' '.join(str(r.directory) for r in results)} --out report.html")
+
+
+def _alike(results: list[RunResult]) -> bool:
+    """Whether the runs differ in the seed alone, so that a mean over them says something."""
+    configs = [RunDir(result.directory).config for result in results]
+    facts = [
+        {k: c.get(k) for k in ("algorithm", "settings", "dataset_sha256", "env_id", "steps", "online", "mix")}
+        for c in configs
+    ]
+    return all(fact == facts[0] for fact in facts) and len({c["seed"] for c in configs}) == len(configs)
 
 
 def _summary_of_one(result: RunResult, output: Output) -> None:

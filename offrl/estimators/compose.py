@@ -152,6 +152,9 @@ class Estimator:
                 the term grad log pi grad log pi^T of each step, and the value is -aggregate(w).
 
         What stands outside the mask has no influence, on values and gradients, be it NaN or infinite.
+
+        Raises:
+            ValueError: shapes that broadcast to another than that of ``log_probs``.
         """
         with torch.no_grad():
             weights = self._weights(log_probs, rollouts)
@@ -164,6 +167,11 @@ class Estimator:
             step = Step(rollouts, log_probs, rollouts.advantages, entropy, predicted_values)
             for part, coefficient in self.regularizers:
                 steps = torch.sub(steps, regularized(part, step), alpha=coefficient)
+        if steps.shape != log_probs.shape:
+            raise ValueError(
+                f"log_probs have shape {tuple(log_probs.shape)}, the parts together {tuple(steps.shape)}: "
+                "look for a tensor (B, 1) beside others (B,)"
+            )
         return -self.aggregate(steps, rollouts.mask, counts)
 
     @torch.no_grad()
@@ -261,8 +269,10 @@ def compose(
         regularizers: (part, coefficient), added to the loss under the same aggregation.
 
     Raises:
-        ValueError: an unknown name or setting, listing the known ones.
+        ValueError: an unknown name or setting, listing the known ones; a regularizer without its coefficient.
     """
+    if wrong := [x for x in regularizers if not (isinstance(x, tuple | list) and len(x) == 2)]:
+        raise ValueError(f"regularizers are pairs (part, coefficient), got {wrong[0]!r}")
     masks = parts("mask", MASKS, mask)
     return Estimator(
         advantage=parts("advantage", ADVANTAGES, advantage),

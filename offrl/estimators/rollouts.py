@@ -53,6 +53,8 @@ class Rollouts:
     def __post_init__(self) -> None:
         if self.mask is not None and self.mask.dtype != torch.bool:
             raise ValueError(f"mask must be boolean, got {self.mask.dtype}")
+        if self.rewards is not None and not self.rewards.is_floating_point():
+            raise ValueError(f"rewards must be floating-point numbers, got {self.rewards.dtype}")
         rows = {name: len(x) for name, x in self._tensors() if x.dim()}
         if len(set(rows.values())) > 1:
             raise ValueError(f"fields disagree on the number of rows: {rows}")

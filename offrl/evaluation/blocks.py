@@ -87,7 +87,9 @@ def step_limit(env: Env, max_steps: int | None) -> int:
     limits = [limit for limit in (own, inner, max_steps) if limit is not None]
     if not limits:
         name = env.spec.id if env.spec else "this environment"
-        raise ConfigError(f"{name} has no time limit, an episode might never end; give max_steps")
+        raise ConfigError(
+            f"{name} has no time limit, an episode might never end: register max_episode_steps, or give max_steps"
+        )
     return min(limits)
 
 

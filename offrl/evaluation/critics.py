@@ -23,6 +23,7 @@ from offrl.data.environments import EnvSpec, key_columns
 from offrl.data.neighbours import NeighbourIndex
 from offrl.data.normalize import ObservationNormalizer
 from offrl.evaluation.blocks import Episode, Plan
+from offrl.evaluation.environments import FlatObservation
 from offrl.evaluation.pool import BlockPool
 from offrl.nn.policy import Policy
 
@@ -68,7 +69,10 @@ def play(policy: Policy, spec: EnvSpec, episodes: int, seed: int, workers: int =
     sizes = [min(plan.width, episodes - start) for start in range(0, episodes, plan.width)]
     with BlockPool(spec, workers) as pool:
         pool.run(policy, plan, sizes, consume)
-    keys = [key_columns(f"observations.{key}") for key in spec.flatten] or [("observations", slice(None))]
+        shown = pool.envs[0]
+    keys = [("observations", slice(None))]
+    if isinstance(shown, FlatObservation):  # what it shows is recorded by name
+        keys = [key_columns(f"observations.{key}") for key in shown.keys]
     return [
         Played(
             np.concatenate(

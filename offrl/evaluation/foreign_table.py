@@ -28,17 +28,16 @@ class ForeignGroup:
         """What its row is called."""
         return f"{self.algorithm} ({self.toolkit}, foreign)"
 
-    def values(self, scored: bool, pair: tuple[float, float] | None) -> list[np.ndarray]:
-        """Evaluations of each run that has some, as scores or returns; runs of the other unit only with ``pair``."""
+    def values(self, scored: bool, pair: tuple[float, float] | None) -> list[tuple[ForeignRun, np.ndarray]]:
+        """Each run that has evaluations with these as scores or returns; runs of the other unit only with ``pair``."""
         found = []
         for run in self.runs:
-            if len(run.values) and run.scored == scored:
-                found.append(run.values)
-            elif len(run.values) and pair is not None:
+            values = run.values
+            if len(values) and run.scored != scored and pair is not None:
                 low, high = pair
-                found.append(
-                    normalized_score(pair, run.values) if scored else low + run.values * (high - low) / 100.0
-                )
+                values = normalized_score(pair, values) if scored else low + values * (high - low) / 100.0
+            if len(values) and (run.scored == scored or pair is not None):
+                found.append((run, values))
         return found
 
 
@@ -61,13 +60,9 @@ def foreign_rows(
     """Cells: method, seeds, last, mean of last k, IQM of last, best; in scores or returns."""
     rows: Rows = []
     for group in groups:
-        seeds = {run.seed for run in group.runs}
-        count = (
-            str(len(group.runs))
-            if None not in seeds
-            else f"{len(group.runs)} {tag('small', 'of unknown seed')}"
-        )
-        values = group.values(scored, pair)
+        told = group.values(scored, pair)
+        values = [v for _, v in told]
+        count = _count(group, [run for run, _ in told] or group.runs)
         if not values:
             known = any(len(run.values) for run in group.runs)
             rows.append(
@@ -98,6 +93,14 @@ def foreign_rows(
             ]
         )
     return rows
+
+
+def _count(group: ForeignGroup, counted: Sequence[ForeignRun]) -> str:
+    """The runs whose numbers are shown, and what is odd about their number."""
+    odd = ["of unknown seed"] if any(run.seed is None for run in counted) else []
+    if left := len(group.runs) - len(counted):
+        odd.append(f"{left} more without scores in this unit")
+    return f"{len(counted)} {tag('small', ', '.join(odd))}" if odd else str(len(counted))
 
 
 def foreign_notes(groups: Sequence[ForeignGroup]) -> list[str]:

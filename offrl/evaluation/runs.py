@@ -21,7 +21,9 @@ MAX_COMMAND_BYTES = 64 * 2**10
 MAX_RETURNS_BYTES = 16 * 2**20
 MAX_STEP = 2**53
 SEARCH_DEPTH = 3  # runs/ALGORITHM/DATASET/RUN
+CELL = "cell.json"  # in a sweep's folder of one run
 EVAL_COLUMNS = ("step", "episode", "return")
+TABLES = ("eval.csv", "metrics.csv", "timing.csv")
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,11 +125,14 @@ class RunRecord:
 def find_runs(paths: Iterable[Path]) -> list[Path]:
     """Run directories among ``paths`` and up to three folders below them, each once, in order.
 
+    Beside runs a cell of a sweep may have none: it failed before its run began.
+
     Raises:
         FileNotFoundError: a path does not exist.
         CheckpointError: a path is a file, or holds no run.
     """
     found: dict[Path, Path] = {}
+    empty: list[Path] = []
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"no such folder: {path.absolute()}")
@@ -137,11 +142,14 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
         for depth in range(1, SEARCH_DEPTH + 1):
             here = here or sorted(c.parent for c in path.glob("*/" * depth + "config.json"))
         if not here:
-            raise CheckpointError(
-                f"{path} holds no run: there is no config.json in it or up to {SEARCH_DEPTH} folders below"
-            )
+            empty.append(path)
         for directory in here:
             found.setdefault(directory.resolve(), directory)
+    refused = [path for path in empty if not (found and (path / CELL).is_file())]
+    if refused:
+        raise CheckpointError(
+            f"{refused[0]} holds no run: there is no config.json in it or up to {SEARCH_DEPTH} folders below"
+        )
     return list(found.values())
 
 
@@ -233,10 +241,10 @@ def _evaluations(path: Path, config: dict[str, Any], finished: bool) -> tuple[Ev
 def _table(path: Path, needed: Sequence[str], finished: bool) -> Table:
     """A CSV file of numbers; the last line of an unfinished run may be cut short and is then left out."""
     if not path.is_file():
-        raise CheckpointError(
-            f"{path.parent} has no {path.name}: it stopped before its first update or lost a file; "
-            "leave it out, or train it again"
-        )
+        if not finished and not any((path.parent / name).exists() for name in TABLES):  # it has not begun
+            nothing = np.zeros(0)
+            return Table(nothing.astype(np.int64), dict.fromkeys(needed[1:], nothing))
+        raise CheckpointError(f"{path.parent} has no {path.name}: it lost a file; restore it or leave it out")
     if path.stat().st_size > MAX_CSV_BYTES:
         raise CheckpointError(f"{path} is larger than {MAX_CSV_BYTES >> 20} MiB; is it the right file?")
     try:

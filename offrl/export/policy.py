@@ -25,6 +25,7 @@ from torch import Tensor
 
 from offrl.data.environments import EnvSpec
 from offrl.errors import ConfigError, MissingExtraError, PolicyError
+from offrl.evaluation.critics import remembers
 from offrl.evaluation.environments import make_env
 from offrl.evaluation.sources import load_source, source_facts, split_source
 from offrl.export import sb3
@@ -118,9 +119,12 @@ def _network(policy: str | Path | Policy) -> Policy:
         policy = load_source(str(policy), "")  # these two are read as they are, for no environment
     if next(policy.parameters(), None) is None:
         raise PolicyError(f"a {policy.kind} policy holds no network that could be exported")
-    if type(policy).rewarded is not Policy.rewarded:
-        raise PolicyError(f"a {policy.kind} policy acts on the episode so far, which no format here can hold")
-    return copy.deepcopy(policy).cpu().eval().requires_grad_(False)
+    network = copy.deepcopy(policy).cpu().eval().requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        if remembers(network):
+            why = "acts on the episode so far, which formats onnx, torch and sb3 cannot hold"
+            raise PolicyError(f"a {policy.kind} policy {why}")
+    return network
 
 
 def _spaces(policy: str | Path | Policy, network: Policy, env: str | None) -> tuple[Any, Any]:

@@ -25,6 +25,7 @@ from gymnasium.spaces import Box
 from torch import nn
 
 from offrl.errors import MissingExtraError, PolicyError
+from offrl.nn.mixture import SquashedMixturePolicy
 from offrl.nn.policy import (
     DeterministicPolicy,
     GaussianPolicy,
@@ -70,7 +71,9 @@ def write(policy: Policy, path: Path, observation_space: Any, action_space: Any)
         raise PolicyError(_refusal(policy, "TD3 and SAC have plain multi-layer perceptrons"))
     name = "SAC" if isinstance(policy, SquashedGaussianPolicy) else "TD3"
     if name == "TD3" and type(policy) not in (DeterministicPolicy, GaussianPolicy):
-        raise PolicyError(_refusal(policy, "its mean is not squashed by a tanh, as TD3's and SAC's are"))
+        mixed = isinstance(policy, SquashedMixturePolicy)
+        why = "it is a mixture" if mixed else "its mean is not squashed by a tanh, as TD3's and SAC's are"
+        raise PolicyError(_refusal(policy, why))
     if policy.observation_clip is not None:
         why = f"it clips normalized observations at {policy.observation_clip:g}, for which they have no layer"
         raise PolicyError(_refusal(policy, why))

@@ -81,7 +81,7 @@ class OneStepFlowPolicy(Policy):
 
     def forward(self, observations: Tensor) -> Tensor:
         """The actions (B, A) at zero noise."""
-        return self.transport(observations, observations.new_zeros(len(observations), self.act_dim))
+        return self.transport(observations, observations.new_zeros(observations.shape[0], self.act_dim))
 
     def sample(self, observations: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draws (B, A)."""

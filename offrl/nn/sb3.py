@@ -134,8 +134,10 @@ def _check_code(data: dict[str, Any]) -> None:
     policy_class = data.get("policy_class")
     module = policy_class.get("__module__") if isinstance(policy_class, dict) else None
     if isinstance(module, str) and not module.startswith(KNOWN_CODE):
+        ours = "; load it in Python and save its acting_policy (docs/online.md)"
         raise PolicyError(
             f"its policy class is from {module!r}; only those of stable-baselines3 are understood"
+            + (ours if module.startswith("offrl.") else "")
         )
     if data.get("use_sde") is True:
         raise PolicyError("it explores with gSDE (use_sde=True), whose noise is not supported")

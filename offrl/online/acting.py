@@ -10,6 +10,7 @@ import torch
 from gymnasium.spaces import Box
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
@@ -26,14 +27,17 @@ class Acts(Protocol):
         """Itself as a policy in the box ``low`` .. ``high``, without a normalizer."""
 
 
+@torch.random.fork_rng(devices=[])
 def acting_policy(model: BaseAlgorithm) -> Policy:
     """A copy of what ``model`` does in its environment: raw observations in, clipped actions out, on the CPU.
+
+    To make one takes no random number, so that training does not depend on how often it is looked at.
 
     Args:
         model: one of ours, whose policy has ``acting_policy``; or SB3's own A2C, PPO, SAC, TD3, DDPG, or TQC, TRPO.
 
     Raises:
-        ConfigError: its observations or actions are not flat boxes.
+        ConfigError: its observations or actions are not flat boxes, or it extracts features first.
         PolicyError: its network is none that we can write down.
     """
     observations, actions = model.observation_space, model.action_space
@@ -41,6 +45,9 @@ def acting_policy(model: BaseAlgorithm) -> Policy:
         raise ConfigError(
             f"a run directory needs flat observations and a box of actions, not {observations} and {actions}"
         )
+    for module in model.policy.modules():
+        if isinstance(module, BaseFeaturesExtractor) and type(module) is not FlattenExtractor:
+            raise ConfigError(f"a run directory cannot hold the features extractor {type(module).__name__}")
     low, high = (torch.as_tensor(bound, dtype=torch.float32) for bound in (actions.low, actions.high))
     normalizer = _normalizer(model)
     clip = float(normalizer.clip_obs) if normalizer else None

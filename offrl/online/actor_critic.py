@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from offrl.estimators.likelihood import gaussian_log_prob
 from offrl.estimators.regularizers import gaussian_entropy
+from offrl.online.settings import require_from_zero
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.Tanh: torch.tanh, nn.ReLU: torch.relu}
@@ -52,6 +53,7 @@ class FastActorCriticPolicy(ActorCriticPolicy):
         super().__init__(*args, **kwargs)
 
     def _build(self, lr_schedule: Any) -> None:
+        require_from_zero(self.action_space)
         super()._build(lr_schedule)
         nets = (self.mlp_extractor.policy_net, self.mlp_extractor.value_net)
         self.actor_layers, self.critic_layers = (

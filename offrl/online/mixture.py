@@ -21,6 +21,7 @@ from offrl.estimators import mixture as mx
 from offrl.nn.mixture import MixturePolicy, SquashedMixturePolicy
 from offrl.nn.mlp import Params, unstack
 from offrl.nn.policy import Policy
+from offrl.nn.sb3 import ACTIVATIONS
 from offrl.nn.soft_actor_critic import LOG_STD_MAX
 from offrl.online.actor_critic import FastActorCriticPolicy, chain
 from offrl.online.off_policy import LOG_STD_MIN, SACPolicy, SquashedActor
@@ -233,6 +234,14 @@ class MixtureActorCriticPolicy(FastActorCriticPolicy):
         gate = self.gate(features) if self.experts > 1 else features.new_zeros(len(features), 1)
         return mx.mixture(gate, mean.view(-1, self.experts, self.act_dim), self.log_std)
 
+    def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions, values and log pi of the actions: (B, ...) -> (B, A), (B, 1), (B,)."""
+        if self.short:
+            return super().forward(obs, deterministic)
+        actions = self.act(obs, deterministic=deterministic)
+        values, log_probs, _ = self.evaluate_actions(obs, actions)
+        return actions.view(-1, *self.action_space.shape), values, log_probs  # type: ignore[misc]
+
     def act(self, obs: Tensor, *, deterministic: bool) -> Tensor:
         """Draws, or the mean of the likeliest expert: (B, O) -> (B, A)."""
         return self.get_distribution(obs).get_actions(deterministic=deterministic)
@@ -261,13 +270,13 @@ class MixtureActorCriticPolicy(FastActorCriticPolicy):
         hidden = [layer for layer in self.mlp_extractor.policy_net if isinstance(layer, nn.Linear)]
         layers = [linear(layer) for layer in [*hidden, self.action_net]]
         none = (torch.zeros(1, self.features_dim), torch.zeros(1))
-        activation = {nn.Tanh: "tanh", nn.ReLU: "relu"}[self.activation_fn]
+        activation = self.activation_fn.__name__
         policy = MixturePolicy.from_parts(
             layers,
             linear(self.gate) if self.experts > 1 else none,
             low,
             high,
-            activation=activation,
+            activation=ACTIVATIONS.get(activation, activation),
             observation_clip=observation_clip,
         )
         with torch.no_grad():

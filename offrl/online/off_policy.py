@@ -23,6 +23,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ from offrl.nn.policy import Policy, SquashedGaussianPolicy
 from offrl.nn.precision import Precision
 from offrl.nn.soft_actor_critic import LOG_STD_MAX, values
 from offrl.nn.trainable import Trainable
-from offrl.online.settings import FixedSettings
+from offrl.online.settings import FixedSettings, require_used
 
 LOG_STD_MIN = -20.0
 Metrics = dict[str, Tensor]
@@ -139,7 +140,7 @@ class SoftPolicy(BasePolicy):
         observation_space, action_space: boxes.
         lr_schedule: not used; stable-baselines3 passes it.
         hidden: width of the two hidden layers of every network.
-        **kwargs: of ``BasePolicy``.
+        **kwargs: ``normalize_images=False`` of ``BasePolicy``; nothing else of it has a meaning here.
     """
 
     actor: SquashedActor
@@ -152,9 +153,15 @@ class SoftPolicy(BasePolicy):
         hidden: int = 256,
         **kwargs: Any,
     ) -> None:
+        require_used(kwargs, ("normalize_images",), "hidden, the width of both hidden layers")
         super().__init__(observation_space, action_space, squash_output=True, **kwargs)
         if not isinstance(observation_space, spaces.Box) or not isinstance(action_space, spaces.Box):
             raise ConfigError(f"observations and actions must be boxes: {observation_space}, {action_space}")
+        if self.normalize_images and is_image_space(observation_space):
+            raise ConfigError(
+                "these networks learn from images as they are: scale them in a wrapper, or pass "
+                "policy_kwargs={'normalize_images': False}"
+            )
         self.hidden = hidden
         self.features_extractor = self.make_features_extractor()
         self.obs_dim, self.act_dim = self.features_extractor.features_dim, int(np.prod(action_space.shape))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from offrl.errors import ConfigError
-from offrl.online.zoo import fitted, is_zoo, zoo_values
-from offrl.training.options import require_known
+from offrl.online.zoo import is_zoo, zoo_values
+from offrl.training.options import fitted, require_known
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -146,8 +146,8 @@ def choose(
     """
     if given.get("compile"):
         raise ConfigError(f"{name} {NOT_COMPILED}")
-    run, own = split(given)
-    require_known(name, algorithm.config, own, OnlineOptions)
+    require_known(name, algorithm.config, split(given)[1], OnlineOptions)
+    run, own = split(fitted(given, algorithm.config, OnlineOptions))
     options, settings = OnlineOptions(env=run.get("env")), algorithm.config()
     if preset:
         options, settings = apply_preset(algorithm, preset, options, settings)

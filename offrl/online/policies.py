@@ -8,7 +8,7 @@ which bounds the scores. The bound is one on parameters, kept by whoever steps w
 would be a place without gradient, where the Fisher information degenerates and no way leads back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,8 +18,10 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor, nn
 
+from offrl.errors import ConfigError
 from offrl.estimators.likelihood import gaussian_log_prob
 from offrl.nn.policy import DiagGaussianPolicy, Linear
+from offrl.online.settings import require_from_zero, require_used
 
 
 class Net(nn.Module):
@@ -66,7 +68,7 @@ class EpisodicPolicy(BasePolicy):
         log_std: its first value, if it is not below its bound.
         log_std_min: its lower bound.
         fixed_std: keep it at its first value.
-        **kwargs: of ``BasePolicy``.
+        **kwargs: the features extractor and ``normalize_images`` of ``BasePolicy``.
     """
 
     def __init__(
@@ -79,17 +81,27 @@ class EpisodicPolicy(BasePolicy):
         fixed_std: bool = False,
         **kwargs: Any,
     ) -> None:
+        used = ("features_extractor_class", "features_extractor_kwargs", "normalize_images")
+        require_from_zero(action_space)
+        require_used(kwargs, used, "net_arch, log_std, log_std_min, fixed_std")
+        if isinstance(net_arch, Mapping):
+            raise ConfigError(f"net_arch must be a list of widths, there is no critic: {net_arch}")
         super().__init__(observation_space, action_space, **kwargs)
         self.net_arch, self.log_std, self.log_std_min = list(net_arch), log_std, log_std_min
         self.fixed_std = fixed_std
         self.features_extractor = self.make_features_extractor()
+        if any(True for _ in self.features_extractor.parameters()):
+            raise ConfigError(
+                f"the parameters of {type(self.features_extractor).__name__} would not be trained"
+            )
         self.discrete = isinstance(action_space, spaces.Discrete)
         outputs = int(action_space.n) if self.discrete else get_action_dim(action_space)  # type: ignore[attr-defined]
         sizes = (self.features_extractor.features_dim, *net_arch, outputs)
         self.net = Net(sizes, None if self.discrete else max(log_std, log_std_min), fixed_std)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = ("net_arch", "log_std", "log_std_min", "fixed_std")
+        own = ["net_arch", "log_std", "log_std_min", "fixed_std"]
+        own += ["features_extractor_class", "features_extractor_kwargs"]
         return super()._get_constructor_parameters() | {name: getattr(self, name) for name in own}
 
     def features(self, observations: Tensor) -> Tensor:

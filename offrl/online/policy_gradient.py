@@ -221,6 +221,11 @@ class PolicyGradientAlgorithm(FixedSettings, BaseAlgorithm):
         if seed is not None:
             self.stream_seed = seed
 
+    def set_parameters(self, *args: Any, **kwargs: Any) -> None:
+        """As in stable-baselines3; no step led here, so theta of the iteration before is the same."""
+        super().set_parameters(*args, **kwargs)
+        self.previous = self.theta()  # 'load' puts the saved one in its place
+
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
         loaded = self.stream_seed

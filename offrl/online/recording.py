@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from offrl.data.dataset import OfflineDataset
 from offrl.data.environments import EnvSpec
-from offrl.errors import CheckpointError
+from offrl.data.write import check_target
+from offrl.errors import CheckpointError, ConfigError
 from offrl.evaluation.blocks import step_limit
 from offrl.evaluation.environments import describe_environment, make_env
 from offrl.files import atomic_write
@@ -106,6 +107,24 @@ def recorded(run: Path, parts: int, config: dict[str, Any]) -> OfflineDataset:
     env.close()
     facts |= {"collector": f"{config['algorithm']}, all of its training", "seed": config["seed"]}
     return OfflineDataset.from_fields(fields, facts)
+
+
+def claim(run: Path, target: str) -> None:
+    """Refuse a target that is there and that this run has not begun to write.
+
+    Raises:
+        ConfigError: somebody else wrote it while the run was training.
+    """
+    begun = run / FOLDER / "begun"
+    if begun.exists():
+        return
+    try:
+        check_target(target, overwrite=False, option="--record")
+    except ConfigError:
+        raise ConfigError(
+            f"{target} exists by now, and this run did not write it: move it away, then offrl resume {run}"
+        ) from None
+    begun.touch()
 
 
 def forget(run: Path) -> None:

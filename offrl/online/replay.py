@@ -22,7 +22,8 @@ from offrl.evaluation.environments import describe_environment, env_spec, make_e
 def fill_replay_buffer(model: OffPolicyAlgorithm, data: OfflineDataset | str) -> int:
     """Put a dataset behind what the model's replay buffer holds; returns how many transitions.
 
-    A step that a time limit cut is one whose target goes on; where its successor was not recorded it is left out.
+    A step that a time limit cut is one whose target goes on; where its successor was not recorded it is left out, and
+    the step before it is the last of its episode. So is the step that the buffer ends with.
 
     Args:
         model: with one environment, a box of actions and flat observations.
@@ -50,7 +51,10 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, data: OfflineDataset | str) ->
             "make the model with a larger buffer_size"
         )
     end = start + len(rows)
-    cut = dataset.fields["truncated"][rows.step] & ~dataset.fields["terminated"][rows.step]
+    last = np.append(rows.episode[1:] != rows.episode[:-1], True)
+    cut = last & ~(rows.terminated > 0)
+    if start and not buffer.dones[start - 1]:
+        buffer.dones[start - 1] = buffer.timeouts[start - 1] = 1
     for array, values in (
         (buffer.observations, rows.observations),
         (buffer.next_observations, rows.next_observations),
@@ -68,7 +72,7 @@ def replay_dataset(model: OffPolicyAlgorithm, env_id: str) -> OfflineDataset:
     """What a model's replay buffer holds, as a dataset of raw steps in the order they were made.
 
     The episodes of each environment follow each other. One that the ring has overwritten in part begins later; one
-    that is under way is ``truncated``.
+    that is under way, or that a reset cut (``learn`` called again), is ``truncated``.
 
     Args:
         model: any with a box of actions and flat observations.
@@ -85,6 +89,7 @@ def replay_dataset(model: OffPolicyAlgorithm, env_id: str) -> OfflineDataset:
     low, high = model.action_space.low, model.action_space.high  # type: ignore[attr-defined]
     unit = buffer.actions[order].reshape(len(order), buffer.n_envs, *low.shape)
     dones, cut = buffer.dones[order] > 0, buffer.timeouts[order] > 0
+    dones[:-1] |= _unlike(buffer.next_observations[order[:-1]], buffer.observations[order[1:]])
     dones[-1] |= True
     ended = (buffer.dones[order] > 0) & ~cut
     time = {
@@ -101,8 +106,21 @@ def replay_dataset(model: OffPolicyAlgorithm, env_id: str) -> OfflineDataset:
     spec = env_spec(env_id)
     env = make_env(spec)
     facts = describe_environment(env, spec) | {"max_episode_steps": step_limit(env, None)}
+    sizes = tuple(int(np.prod(space.shape)) for space in (env.observation_space, env.action_space))  # type: ignore[arg-type]
     env.close()
+    own = (flat["observations"].shape[1], flat["actions"].shape[1])
+    if own != sizes:
+        raise ConfigError(
+            f"the buffer has O={own[0]}, A={own[1]}, but {env_id} has O={sizes[0]}, A={sizes[1]}"
+        )
     return OfflineDataset.from_fields(flat, facts | {"collector": f"replay buffer of {type(model).__name__}"})
+
+
+def _unlike(successors: np.ndarray, following: np.ndarray) -> np.ndarray:
+    """Where the row that follows in the buffer is not what followed in the environment, (T - 1, environments)."""
+    same = np.isclose(successors, following, rtol=1e-4, atol=1e-5)
+    unlike: np.ndarray = ~same.reshape(*same.shape[:2], -1).all(axis=2)
+    return unlike
 
 
 def _plain(model: OffPolicyAlgorithm) -> Any:

@@ -14,14 +14,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
 from offrl.data.environments import EnvSpec
-from offrl.data.write import write_dataset
-from offrl.errors import Stopped
-from offrl.evaluation.environments import env_spec
+from offrl.data.write import MINARI, write_dataset
+from offrl.errors import ConfigError, Stopped
+from offrl.evaluation.blocks import step_limit
+from offrl.evaluation.environments import env_spec, make_env
 from offrl.evaluation.rollout import EvaluationResult, Evaluator
 from offrl.online.acting import acting_policy
 from offrl.online.checkpoint import model_state
 from offrl.online.options import ROWS, OnlineOptions
-from offrl.online.recording import forget, recorded, recording
+from offrl.online.recording import claim, forget, recorded, recording
 from offrl.training.checkpoint import rng_state, save_checkpoint
 from offrl.training.progress import Reporter
 from offrl.training.records import Record
@@ -35,7 +36,7 @@ ROLLOUT = (
 FROM_OPTIONS = (
     *("preset", "seed", "steps", "log_every", "eval_every", "eval_episodes", "final_episodes"),
     *("checkpoint_every", "workers", "device", "threads", "tensorboard", "wandb", "num_envs"),
-    *("normalize_observations", "normalize_rewards", "record"),
+    *("normalize_observations", "normalize_rewards"),
 )
 METRICS = {  # of stable-baselines3's own algorithms
     "PPO": ("policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction", "std"),
@@ -49,6 +50,9 @@ def run_config(
     algorithm: str, settings: dict[str, Any], options: OnlineOptions, spec: EnvSpec
 ) -> dict[str, Any]:
     """What ``config.json`` records of an online run; its dataset is the environment."""
+    target = options.record
+    if target and not target.startswith(MINARI):
+        target = str(Path(target).absolute())  # a run is resumed from any folder
     return {
         "algorithm": algorithm,
         "algorithm_file": None,
@@ -65,6 +69,7 @@ def run_config(
         "precision": "float32",
         "compile": False,
         **{name: getattr(options, name) for name in FROM_OPTIONS},
+        "record": target,
     }
 
 
@@ -76,6 +81,7 @@ class RunCallback(BaseCallback):
         metrics: names to log, without what is before the slash; default: those of stable-baselines3's own algorithms.
         reporter: where progress goes.
         asked: signals received; with one in it, the run is saved and stopped before its next rollout.
+        workers: processes that evaluate, if other than the run's.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class RunCallback(BaseCallback):
         *,
         reporter: Reporter | None = None,
         asked: Sequence[int] = (),
+        workers: int | None = None,
     ) -> None:
         super().__init__()
         c = self.config = run.config
@@ -93,7 +100,7 @@ class RunCallback(BaseCallback):
         self.record = Record(run, (*names, *ROLLOUT), ())
         self.reporter = reporter or Reporter("quiet", c["steps"])
         spec = EnvSpec(c["env_id"], kwargs=c["env_kwargs"], flatten=tuple(c["env_flatten"]))
-        self.evaluator = Evaluator(spec, workers=c["workers"])
+        self.evaluator = Evaluator(spec, workers=c["workers"] if workers is None else workers)
         self.sums: dict[str, list[float]] = {}  # metric -> sum and number since the last row
         self.seconds, self.logged, self.saved = 0.0, 0, 0  # of training; steps of the last row and checkpoint
         self.parts = 0  # of the recorded steps
@@ -117,14 +124,23 @@ class RunCallback(BaseCallback):
             options: of the run; those about environments, seeds and devices are only recorded.
             settings: JSON values to record.
             metrics: as above.
+
+        Raises:
+            ConfigError: episodes might never end in the environment, so that it cannot be evaluated in.
         """
         spec = env_spec(str(options.env))
-        run = RunDir.create(Path(options.out), run_config(algorithm, settings or {}, options, spec))
+        env = make_env(spec)
+        step_limit(env, None)
+        env.close()
+        config = run_config(algorithm, settings or {}, options, spec) | {"own_model": True}
+        run = RunDir.create(Path(options.out), config)
         return cls(run, metrics)
 
     def _on_training_start(self) -> None:
         self.began, self.before = time.monotonic(), self.model.num_timesteps
         self.evaluated = self.model.num_timesteps  # steps of the last one
+        if self.config.get("record") and recording(self.model.env) is None:
+            raise ConfigError("record needs offrl.online.recording.Recording around the model's environments")
         self.logger.output_formats.append(Rows(self))
         for name, value in self.pending.items():
             self.logger.record(name, value)
@@ -156,7 +172,8 @@ class RunCallback(BaseCallback):
         self.reporter.progress(step, self._rate(), force=True)
         if target := c.get("record"):
             dataset = recorded(self.run.path, self.parts, c)
-            write_dataset(dataset, target, overwrite=True)  # 'start' saw that it was not there
+            claim(self.run.path, target)
+            write_dataset(dataset, target, overwrite=True)
             self.reporter.note(f"{dataset.describe()}; written to {target}")
         returns, successes = self.record.finish(result)
         forget(self.run.path)

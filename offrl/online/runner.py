@@ -13,6 +13,7 @@ from offrl.algos import load_online
 from offrl.data.environments import EnvSpec
 from offrl.data.write import check_target
 from offrl.errors import CheckpointError, ConfigError
+from offrl.evaluation.blocks import step_limit
 from offrl.evaluation.environments import env_spec, make_env
 from offrl.online.checkpoint import restore_model
 from offrl.online.options import ENVIRONMENTS, OnlineAlgorithm, OnlineOptions
@@ -59,16 +60,33 @@ def start(
     return _learn(run, method, model, reporter, None)
 
 
-def resume(directory: Path, *, allow_inexact: bool = False, reporter_mode: str = "quiet") -> RunResult:
+def resume(
+    directory: Path,
+    *,
+    allow_inexact: bool = False,
+    workers: int | None = None,
+    reporter_mode: str = "quiet",
+) -> RunResult:
     """Go on with an online run from its last checkpoint; a finished run is returned as it is.
+
+    Args:
+        directory: of the run.
+        allow_inexact: go on although machine or library versions differ from those recorded.
+        workers: processes that evaluate, if other than recorded.
+        reporter_mode: text, json or quiet.
 
     Raises:
         CheckpointError: damaged or foreign files, or another machine without ``allow_inexact``.
+        ConfigError: the model was built by somebody else, see ``RunCallback.new``.
     """
     run = RunDir(directory)
     c = run.config
     if run.finished:
         return finished_result(run)
+    if c.get("own_model"):
+        raise ConfigError(
+            f"{directory} is of a model built in Python: go on there, from the model's own file"
+        )
     method = load_online(c["algorithm"])
     if not allow_inexact:
         require_exactness(run)
@@ -88,7 +106,7 @@ def resume(directory: Path, *, allow_inexact: bool = False, reporter_mode: str =
     else:
         how = "" if method.exact_resume else "; statistically: the environments start new episodes"
         reporter.note(f"resuming {directory} at step {state['step']}{how}" + (f" ({note})" if note else ""))
-    return _learn(run, method, build(method, settings, c), reporter, state)
+    return _learn(run, method, build(method, settings, c), reporter, state, workers)
 
 
 def build(method: OnlineAlgorithm, settings: Any, config: dict[str, Any]) -> BaseAlgorithm:
@@ -103,8 +121,14 @@ def build(method: OnlineAlgorithm, settings: Any, config: dict[str, Any]) -> Bas
 def vector_env(
     env: EnvSpec | str, options: OnlineOptions, discount: float, *, record: bool = False
 ) -> VecEnv:
-    """``options.num_envs`` monitored environments in this process, under VecNormalize where the options ask for it."""
-    made: VecEnv = DummyVecEnv([lambda: Monitor(make_env(env)) for _ in range(options.num_envs)])
+    """``options.num_envs`` monitored environments in this process, under VecNormalize where the options ask for it.
+
+    Raises:
+        ConfigError: their episodes might never end, so that they cannot be evaluated in.
+    """
+    monitored = [Monitor(make_env(env)) for _ in range(options.num_envs)]
+    step_limit(monitored[0], None)
+    made: VecEnv = DummyVecEnv([lambda one=one: one for one in monitored])  # type: ignore[misc]
     made = Recording(made) if record else made
     observations, rewards = options.normalize_observations, options.normalize_rewards
     if observations or rewards:
@@ -118,10 +142,11 @@ def _learn(
     model: BaseAlgorithm,
     reporter: Reporter,
     state: dict[str, Any] | None,
+    workers: int | None = None,
 ) -> RunResult:
     """Train to the last step, from a checkpoint or from the start."""
     with run.locked(), graceful_stop(lambda: None) as asked:
-        callback = RunCallback(run, method.metrics, reporter=reporter, asked=asked)
+        callback = RunCallback(run, method.metrics, reporter=reporter, asked=asked, workers=workers)
         try:
             if state is None:
                 for table in callback.record.tables:

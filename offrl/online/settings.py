@@ -1,10 +1,31 @@
 """What a saved stable-baselines3 model of ours was trained with cannot be changed in passing."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, ClassVar
+
+from gymnasium.spaces import Discrete, Space
 
 from offrl.errors import ConfigError
 from offrl.online.zoo import NAMES
+
+
+def require_used(given: Iterable[str], used: Iterable[str], instead: str) -> None:
+    """Refuse ``policy_kwargs`` that stable-baselines3's base class would take and nobody read (ConfigError).
+
+    Args:
+        given: their names.
+        used: those that change something.
+        instead: what there is, for the message.
+    """
+    if wrong := sorted(set(given) - set(used)):
+        raise ConfigError(f"policy_kwargs: nothing here reads {wrong[0]!r}; there is {instead}")
+
+
+def require_from_zero(actions: Space) -> None:
+    """Refuse numbered actions that do not begin at 0: as in stable-baselines3, 0 .. n - 1 are played (ConfigError)."""
+    if isinstance(actions, Discrete) and actions.start != 0:
+        raise ConfigError(f"actions must be numbered from 0, not {actions}: renumber them in a wrapper")
 
 
 class FixedSettings:
@@ -19,7 +40,8 @@ class FixedSettings:
         Raises:
             ConfigError: an argument, or an entry of ``custom_objects``, is a setting by our name or theirs.
         """
-        given = set(kwargs) | set(kwargs.get("custom_objects") or ())
+        objects = args[3] if len(args) > 3 else kwargs.get("custom_objects")
+        given = set(kwargs) | set(objects or ())
         known = {f.name for f in dataclasses.fields(cls.config_class)} | set(NAMES)
         if wrong := sorted(given & known):
             raise ConfigError(

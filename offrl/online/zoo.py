@@ -8,7 +8,6 @@ Source: DLR-RM/rl-baselines3-zoo 2.9, ``hyperparams/*.yml``, ``exp_manager.py``.
 """
 
 import ast
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,7 +101,14 @@ def _translated(section: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
     if normalize is True:
         given |= {"norm_obs": True, "norm_reward": True}
     elif normalize:
-        given |= {"norm_obs": True, "norm_reward": True} | _dict(normalize)
+        wanted = {"norm_obs": True, "norm_reward": True} | _dict(normalize)
+        if wanted.pop("gamma", None) is not None and "gamma" not in given:
+            raise ConfigError(
+                "normalize: its gamma is the method's here, and in the zoo's scripts: give gamma"
+            )
+        given |= wanted
+    if "learning_starts" in known:
+        _one_update_a_step(given)
     network = _dict(given.pop("policy_kwargs", None) or {})
     given |= _network(network)
     values = {}
@@ -117,6 +123,17 @@ def _translated(section: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
             raise ConfigError(f"{name}: {raw!r} is no number, and there are no schedules here; give one")
         values[ours] = value
     return values
+
+
+def _one_update_a_step(given: dict[str, Any]) -> None:
+    """Take ``gradient_steps`` out: -1, or as many as there are environments, is what happens here."""
+    updates, envs = (_number(given.get(name, 1)) for name in ("gradient_steps", "n_envs"))
+    if "gradient_steps" in given and updates not in (-1, envs):
+        raise ConfigError(
+            f"gradient_steps: {updates!r} has no counterpart here: {envs} environments make {envs} updates a step; "
+            "give -1 or leave it out"
+        )
+    given.pop("gradient_steps", None)
 
 
 def _network(given: dict[str, Any]) -> dict[str, Any]:
@@ -177,21 +194,3 @@ def _literal(node: ast.expr) -> Any:
     if isinstance(node, ast.Attribute):
         return ast.unparse(node)
     return ast.literal_eval(node)
-
-
-def fitted(values: Mapping[str, Any], config: type, options: type) -> dict[str, Any]:
-    """``values`` with the kind of each default: 1 for a number with a decimal point becomes 1.0, 3.0 for a count 3.
-
-    Raises:
-        ConfigError: a fraction for a count.
-    """
-    defaults = {f.name: f.default for kind in (config, options) for f in dataclasses.fields(kind)}
-    return {name: _fit(name, value, defaults[name]) for name, value in values.items()}
-
-
-def _fit(name: str, value: Any, default: Any) -> Any:
-    if isinstance(value, bool) or isinstance(default, bool) or not isinstance(value, int | float):
-        return value
-    if isinstance(default, int) and int(value) != value:
-        raise ConfigError(f"{name}: {value!r} must be a whole number")
-    return type(default)(value) if isinstance(default, int | float) else value

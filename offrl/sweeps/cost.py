@@ -149,7 +149,7 @@ def measure(entry: Entry, data: OfflineDataset, recorded: float | None = None) -
             update, how = (time.perf_counter() - began) / (done - WARM), f"measured, {done - WARM} updates"
         else:
             update, how = recorded, "recorded"
-        if plan.spec is None:
+        if plan.spec is None or not plan.method.acts:
             return Rates(update, 0.0, 0, how)
         return Rates(update, *_playing(learner.policy(0), plan.spec), how)
     finally:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from offrl.algos import load_algorithm
 from offrl.data.load import load_dataset
 from offrl.errors import ConfigError, Stopped
 from offrl.evaluation.environments import env_spec, make_env
@@ -19,7 +20,7 @@ from offrl.sweeps.choice import Contest, Decision, Select, contests, decide, fin
 from offrl.sweeps.cluster import require_ray, run_on_ray
 from offrl.sweeps.cost import estimate
 from offrl.sweeps.options import SweepOptions
-from offrl.sweeps.space import Space, draw, ranges_of, read_space
+from offrl.sweeps.space import Space, different, draw, ranges_of, read_space
 from offrl.training.build import dataset_env
 from offrl.training.cells import Cell, run_cells
 from offrl.training.many import at_once
@@ -105,9 +106,24 @@ def list_entries(o: SweepOptions, say: Say, space: Space | None = None) -> list[
     draws = None
     if o.random:
         ranges = ranges_of(space or read_space(cast("Path", o.space)), o.algos)
-        draws = draw(ranges, o.random, o.search_seed, o.out, write=not o.dry_run)
+        drawn = draw(ranges, o.random, o.search_seed, o.out, write=not o.dry_run)
+        draws = {algorithm: different(rows) for algorithm, rows in drawn.items()}
     presets: Any = "where known" if o.preset and not o.presets else o.presets
-    return entries(o.algos, datasets, o.seeds, parse_grid(o.grid), o.run, presets=presets, draws=draws)
+    listed = entries(o.algos, datasets, o.seeds, parse_grid(o.grid), o.run, presets=presets, draws=draws)
+    if o.select == "fqe":
+        _require_judged(listed)
+    return listed
+
+
+def _require_judged(listed: Sequence[Entry]) -> None:
+    """Refuse several configurations of a method that fitted Q evaluation cannot judge (ConfigError)."""
+    for name in dict.fromkeys(entry.training.algorithm for entry in listed):
+        short, method = load_algorithm(name)
+        if method.windows and len({entry.settings for entry in listed if entry.algorithm == short}) > 1:
+            raise ConfigError(
+                f"--select fqe cannot choose among configurations of {short}, which acts on the episode so far: use "
+                "last or bandit"
+            )
 
 
 def _announce(o: SweepOptions, listed: Sequence[Entry], jobs: int, say: Say) -> None:

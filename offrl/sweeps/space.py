@@ -8,6 +8,7 @@ hidden = { choice = [128, 256] }
 policy_every = { int = [1, 4] }          both ends may be drawn
 """
 
+import json
 import math
 import tomllib
 import zlib
@@ -189,6 +190,14 @@ def draw(
     if write:
         atomic_write_json(path, facts | {"draws": drawn})
     return {a: rows[:count] for a, rows in drawn.items()}
+
+
+def different(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each of ``rows`` once, in order: where few values can be drawn, draws coincide."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        found.setdefault(json.dumps(row), row)
+    return list(found.values())
 
 
 def _generator(seed: int, algorithm: str, name: str) -> np.random.Generator:

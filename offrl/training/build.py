@@ -94,6 +94,11 @@ def _offline_source(
     if "mix" in config:
         from offrl.training.synthetic import make_mixed_source  # brings what others do not need
 
+        if getattr(settings, "imitation", False) and not getattr(settings, "expert_dataset", ""):
+            raise ConfigError(
+                "--mix would bring rewards and other behaviour among the demonstrations of --imitation; name those "
+                "with expert_dataset, and what is mixed in is unlabelled"
+            )
         fields, scaled = _fields(problem), reward_map(data, settings)
         return make_mixed_source(problem, fields, method, scaled, settings.batch_size, config["mix"])
     starts = None if method.starts is None else method.starts(problem, settings)
@@ -127,6 +132,8 @@ def _online_source(
     env = make_env(spec)
     room = online.warmup_steps + problem.steps + step_limit(env, None) + 1
     mixed = MixedSource(*_fields(problem), batch_size=settings.batch_size, capacity=room)
+    if mixed.picked == 0:
+        raise ConfigError("batch_size must be 2 or more online: half of a batch is played steps")
     scaled, to_go = reward_map(data, settings), None
     if method.returns_to_go:
         over = _to_go(settings, problem.rewards.cpu().numpy())

@@ -79,7 +79,8 @@ class TrainingCell:
         spec = (work / name / "cell.json").resolve()
         results = {seed: (raw / f"{own}.json").resolve() for seed, own in seeds.items()}
         known = {str(seed): str(path) for seed, path in results.items()}
-        atomic_write_json(spec, {**dataclasses.asdict(self), "results": known})
+        own = str(Path(self.algorithm).resolve()) if self.algorithm.endswith(".py") else self.algorithm
+        atomic_write_json(spec, {**dataclasses.asdict(self), "algorithm": own, "results": known})
         first, *more = results.values()
         return Cell(name, (sys.executable, "-m", "offrl.training.cells", str(spec)), first, more=tuple(more))
 

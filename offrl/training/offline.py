@@ -41,6 +41,7 @@ class Origin:
         if config["env_id"] is None:
             raise ConfigError("going on online needs an environment: pass --env ID")
         pairs = [("rows", config["rows"], own["rows"]), ("seed", config["seed"], own["seed"])]
+        pairs.append(("holdout", config["holdout"], own.get("holdout", 0.0)))
         pairs += [(k, config["settings"].get(k), own["settings"].get(k)) for k in KEPT]
         for name, new, old in pairs:
             if new != old:

@@ -4,10 +4,12 @@ import dataclasses
 import difflib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import torch
 import tyro
@@ -117,7 +119,31 @@ def make_settings(algorithm: str, given: dict[str, Any], preset_name: str | None
     name, method = load_algorithm(algorithm)
     require_known(name, method.config, given, RunOptions)
     base = preset(method, preset_name) if preset_name else {}
-    return method.config(**base | given)
+    return method.config(**fitted(base | given, method.config))
+
+
+def fitted(values: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
+    """``values`` with the kind of each default of these classes: 1 becomes 1.0 where it is one, 3.0 a 3 for a count.
+
+    Raises:
+        ConfigError: a fraction for a count, or something else for a number or a switch.
+    """
+    defaults = {f.name: f.default for kind in kinds for f in dataclasses.fields(kind)}
+    return {name: _fit(name, value, defaults.get(name)) for name, value in values.items()}
+
+
+def _fit(name: str, value: Any, default: Any) -> Any:
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise ConfigError(f"{name}: {value!r} must be true or false")
+    if isinstance(default, bool) or not isinstance(default, int | float):
+        return value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ConfigError(f"{name}: {value!r} must be a number")
+    if isinstance(default, float):
+        return float(value)
+    if not isinstance(value, Integral) and not float(value).is_integer():
+        raise ConfigError(f"{name}: {value!r} must be a whole number")
+    return int(value)
 
 
 def require_known(algorithm: str, config: type, given: Iterable[str], options: type) -> None:
@@ -145,12 +171,30 @@ def settings_from_json(config_class: type, values: dict[str, Any]) -> Any:
             raise ConfigError(f"there is no setting {name!r}; it has {', '.join(fields)}")
         default = fields[name]
         settings[name] = value = tuple(value) if isinstance(value, list) else value
+        if value is None:
+            continue
+        if default is None:
+            _check_optional(config_class, name, value)
+            continue
         kinds = (int, float) if isinstance(default, float) else type(default)
-        if value is None or not isinstance(default, bool | int | float | str | tuple):
+        if not isinstance(default, bool | int | float | str | tuple):
             continue  # a default that tells no kind
         if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
             raise ConfigError(f"{name} is {value!r}, it must be of the kind of its default {default!r}")
     return config_class(**settings)
+
+
+def _check_optional(config_class: type, name: str, value: Any) -> None:
+    """Refuse a value of another type than the annotation ``T | None`` of its field, T a plain one (ConfigError)."""
+    try:
+        hint = get_type_hints(config_class)[name]
+    except NameError:  # of a class that was made inside a function
+        return
+    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+    known = {int, float} if kinds == [float] else {*kinds}
+    if known <= {bool, int, float, str} and type(value) not in known:
+        what = " or ".join(kind.__name__ for kind in kinds)
+        raise ConfigError(f"{name} is {value!r}, it must be {what} or None")
 
 
 def mix_options(record: Any) -> dict[str, Any]:

@@ -212,7 +212,7 @@ def entries(
     if unknown:
         raise ConfigError(f"none of {', '.join(algorithms)} has a setting {unknown[0]!r}")
     if len({entry.name for entry in found}) < len(found):
-        raise ConfigError("algorithms, datasets and seeds must each be named once")
+        raise ConfigError("algorithms, datasets, seeds and values must each be named once")
     return found
 
 

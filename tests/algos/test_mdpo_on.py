@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("stable_baselines3")
 
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch.distributions import Categorical, Normal, kl_divergence
 
@@ -210,6 +211,19 @@ def test_the_policy_learns_from_the_whole_rollout_and_values_from_minibatches():
     assert {float(model.policy.optimizer.state[p]["step"]) for p in model.critic_parameters()} == {12.0}
     everything = {id(p) for p in [*model.actor_parameters(), *model.critic_parameters()]}
     assert everything == {id(p) for p in model.policy.parameters()}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_features_extractor_learns_with_the_policy_and_not_again_with_the_values(shared):
+    """Else the fit of V would move the policy away from where its KL was held."""
+    given = {"features_extractor_class": NatureCNN, "share_features_extractor": shared}
+    env = Bandit()
+    env.observation_space = gymnasium.spaces.Box(0, 255, (3, 36, 36), np.uint8)
+    model = make(env, policy_kwargs=given, rollout=4)
+    actor, critic = ({id(p) for p in ps()} for ps in (model.actor_parameters, model.critic_parameters))
+    assert {id(p) for p in model.policy.pi_features_extractor.parameters()} <= actor
+    assert actor & critic == set()
+    assert actor | critic == {id(p) for p in model.policy.parameters()}
 
 
 def test_the_gradient_is_cut_for_the_policy_and_not_for_values(monkeypatch):

@@ -46,8 +46,22 @@ def test_train_evaluate_report_collect_and_resume(tiny, tmp_path, capsys):
         main(["collect", "--env", tiny, "--policy", f"run:{run}", "--steps", "40", "--out", data, "-q"]) == 0
     )
     capsys.readouterr()
+    assert main(["diagnose", str(run)]) == 1
+    assert "learned in an environment: it has no data" in capsys.readouterr().err
     assert main(["resume", str(run)]) == 0
     assert f"{run} is already finished" in capsys.readouterr().out
+
+
+def test_resume_passes_its_options_on(tiny, tmp_path, monkeypatch):
+    from offrl.online import runner
+
+    given = {}
+    main(["train", "n_pg_igt", "--env", tiny, *SMALL, "--out", str(tmp_path), "-q"])
+    (run,) = tmp_path.glob("n_pg_igt/TinyPendulum-v0/seed0-*")
+    resume = runner.resume
+    monkeypatch.setattr(runner, "resume", lambda path, **options: given.update(options) or resume(path))
+    assert main(["resume", str(run), "--workers", "3", "--allow-inexact", "-q"]) == 0
+    assert given == {"workers": 3, "allow_inexact": True, "reporter_mode": "quiet"}
 
 
 def test_settings_are_repeated_from_a_config_and_options_win(tiny, tmp_path, capsys):
@@ -85,6 +99,7 @@ def test_several_seeds_are_runs_of_their_own(tiny, tmp_path, capsys):
     [
         (["n_pg_igt"], 1, "n_pg_igt learns in an environment: pass --env ID"),
         (["n_pg_igt", "--dataset", "x"], 2, "unknown option --dataset"),
+        (["n_pg_igt", "--from", "run"], 2, "unknown option --from"),
         (["n_pg_igt", "--eta", "2"], 2, "eta must be in"),
         (["n_pg_igt", "--preset", "Nothing-v0"], 1, "no preset for 'Nothing-v0'"),
         (["n_pg_ig", "--env", "x"], 1, "did you mean 'n_pg_igt'?"),
@@ -96,6 +111,16 @@ def test_mistakes_are_one_line(arguments, code, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_file_of_an_online_method_says_how_it_is_trained(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("from offrl.algos.n_pg_igt import ALGORITHM")
+    assert main(["train", str(file), "--env", "x"]) == 1
+    assert (
+        "learns in an environment: outside the package such a method is trained from Python"
+        in capsys.readouterr().err
+    )
 
 
 def test_checks_and_datasets_are_for_methods_that_learn_from_data(capsys):

@@ -239,6 +239,18 @@ def test_many_seeds_print_how_they_are_trained_and_what_came_out(folder, capsys)
     assert capsys.readouterr().out.splitlines()[0] == f"{runs[0]} is already finished"
 
 
+def test_only_seeds_of_one_experiment_have_a_mean(folder, capsys):
+    assert train("-q", "--seed", "0") == 0
+    assert train("-q", "--seed", "1", "--alpha", "5") == 0
+    assert train("-q", "--seed", "2") == 0
+    runs = [str(path.parent) for path in sorted(folder.glob("runs/*/*/*/config.json"))]
+    capsys.readouterr()
+    assert main(["resume", *runs]) == 0
+    assert "seeds)" not in capsys.readouterr().out
+    assert main(["resume", runs[0], runs[2]]) == 0
+    assert "(std over 2 seeds)" in capsys.readouterr().out
+
+
 def test_many_seeds_as_json(folder, capsys):
     assert train("--json", "--eval-every", "10", "--seeds", "0", "2") == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

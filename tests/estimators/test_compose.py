@@ -352,3 +352,23 @@ def test_a_missing_field_is_named():
         compose().prepare(rollouts.replace(advantages=None))
     with pytest.raises(ValueError, match="needs rewardz, which is missing"):
         compose(advantage=lambda rewardz: rewardz).prepare(rollouts)
+
+
+@pytest.mark.parametrize(
+    "column", ["log_probs", "old_log_probs", "advantages", "returns", "predicted_values"]
+)
+def test_a_column_beside_flat_steps_is_refused(column):
+    """(B, 1) with (B,) makes (B, B), of which a mean can be taken all the same."""
+    given = {name: torch.randn(5) for name in ("log_probs", "old_log_probs", "advantages", "returns")}
+    given["predicted_values"] = torch.randn(5)
+    given[column] = given[column][:, None]
+    log_probs, predicted = given.pop("log_probs").requires_grad_(), given.pop("predicted_values")
+    estimator = compose(advantage="whiten", mask="ppo_clip", regularizers=[("value_loss", 0.5)])
+    with pytest.raises(ValueError, match=r"the parts together \(5, 5\): look for a tensor \(B, 1\)"):
+        estimator.loss(log_probs, estimator.prepare(Rollouts(**given)), predicted_values=predicted)
+
+
+def test_a_regularizer_needs_its_coefficient():
+    for wrong in ("k3", "k1+", ("k3",)):
+        with pytest.raises(ValueError, match=r"regularizers are pairs \(part, coefficient\)"):
+            compose(advantage="ones", regularizers=[wrong])

@@ -41,3 +41,9 @@ def test_counts_leave_empty_rows_out():
     assert Rollouts(mask=mask).lengths.tolist() == [2.0, 0.0, 1.0]
     empty = count(torch.zeros(2, 2, dtype=torch.bool))
     assert (int(empty.tokens), int(empty.rows)) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool])
+def test_rewards_are_numbers_with_a_mean(kind):
+    with pytest.raises(ValueError, match=f"rewards must be floating-point numbers, got {kind}"):
+        Rollouts(rewards=torch.ones(3, dtype=kind))

@@ -173,9 +173,11 @@ def test_a_near_state_matters_more_than_a_near_action():
 
 
 @pytest.mark.parametrize(
-    ("env_id", "flatten", "obs_dim"), [("CriticWalk-v0", (), 1), ("CriticNamed-v0", ("b", "a"), 3)]
+    ("env_id", "flatten", "obs_dim"),
+    [("CriticWalk-v0", (), 1), ("CriticWalk-v0", ("steps",), 1), ("CriticNamed-v0", ("b", "a"), 3)],
 )
 def test_played_episodes_are_whole(env_id, flatten, obs_dim):
+    """Data may name the parts of what the environment shows as one vector (PushT's state)."""
     spec = EnvSpec(env_id, flatten=flatten)
     whole = play(constant_policy(0.5, obs_dim), spec, 7, 0)
     assert len(whole) == 7
@@ -189,6 +191,11 @@ def test_played_episodes_are_whole(env_id, flatten, obs_dim):
     assert [(len(e.rewards), e.cut) for e in play(constant_policy(0.5, obs_dim), spec, 2, 0)] == [
         (2, True)
     ] * 2
+
+
+def test_parts_in_no_declared_order_come_as_the_environment_has_them():
+    (found,) = play(constant_policy(0.5, 3), EnvSpec("CriticNamed-v0"), 1, 0)
+    np.testing.assert_array_equal(found.observations[:, 2], [0, 1, 2, 3])
 
 
 def test_only_a_policy_with_a_memory_remembers():

@@ -55,6 +55,14 @@ def test_unknown_seeds_and_missing_scores_are_said():
     assert foreign_rows(empty, True, None, 10)[0][2] == "no scores in its files"
 
 
+def test_only_runs_whose_scores_are_shown_are_counted():
+    (group,) = group_foreign([run(20.0), run(seed=1), run(7.0, seed=2, scored=False)])
+    (row,) = foreign_rows([group], True, None, 10)
+    assert row[1:3] == ["1 <small>2 more without scores in this unit</small>", "<strong>20.0</strong>"]
+    (row,) = foreign_rows([group], True, (0.0, 100.0), 10)
+    assert row[1] == "2 <small>1 more without scores in this unit</small>"
+
+
 def test_rows_stand_in_the_table_of_their_data_or_in_one_of_their_own(make_run):
     records = [read_run(make_run())]
     others = [run(20.0), run(70.0, toolkit="d3rlpy", dataset="hopper-medium-v2", seed=None, scored=False)]

@@ -64,6 +64,18 @@ def test_a_run_just_started_is_read(make_run):
     assert (run.evaluations, run.steps_done, run.steps_per_second) == ((), 0, None)
 
 
+def test_a_run_that_has_not_begun_is_an_unfinished_one(make_run):
+    """Seeds in processes of their own wait for a core; their folders are there from the beginning."""
+    folder = make_run(finished=False)
+    for name in ("eval.csv", "metrics.csv", "timing.csv"):
+        (folder / name).unlink()
+    run = read_run(folder)
+    assert (run.evaluations, run.steps_done, run.steps_per_second, run.finished) == ((), 0, None, False)
+    (folder / "metrics.csv").write_text("step,critic_loss\n")
+    with pytest.raises(CheckpointError, match="has no eval.csv: it lost a file"):
+        read_run(folder)
+
+
 def test_versions_and_command_may_be_missing(make_run):
     folder = make_run()
     (folder / "versions.json").unlink()
@@ -187,6 +199,18 @@ def test_runs_are_found_below_a_folder_once_each(make_run, tmp_path):
     assert find_runs([tmp_path / "runs"]) == [a, b]
     assert find_runs([b, tmp_path / "runs/td3_bc", a]) == [b, a]
     assert find_runs([a, tmp_path / "runs/../runs/td3_bc/toy/seed0"]) == [a]
+
+
+def test_a_cell_of_a_sweep_that_failed_before_its_run_is_passed_over(make_run, tmp_path):
+    run = make_run("sweep/runs/good/bc/toy/seed0")
+    failed = tmp_path / "sweep/runs/failed"
+    failed.mkdir()
+    with pytest.raises(CheckpointError, match="failed holds no run"):
+        find_runs([failed, tmp_path / "sweep/runs/good"])
+    (failed / "cell.json").write_text("{}")
+    assert find_runs([failed, tmp_path / "sweep/runs/good"]) == [run]
+    with pytest.raises(CheckpointError, match="failed holds no run"):
+        find_runs([failed])
 
 
 def test_folders_without_runs_are_refused(make_run, tmp_path):

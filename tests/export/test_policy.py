@@ -12,6 +12,8 @@ from offrl.evaluation.sources import FunctionPolicy
 from offrl.export import policy as export
 from offrl.export.policy import SUFFIXES, export_policy
 from offrl.nn.decision_transformer import DecisionTransformerPolicy
+from offrl.nn.mixture import MixturePolicy, SquashedMixturePolicy
+from offrl.nn.one_step_flow import OneStepFlowPolicy
 from offrl.nn.policy import (
     DeterministicPolicy,
     DiagGaussianPolicy,
@@ -20,6 +22,7 @@ from offrl.nn.policy import (
     save_policy,
 )
 from offrl.nn.random_policy import RandomPolicy
+from offrl.policies.chunk import ChunkPolicy
 
 OBS, ACT = 3, 2
 LOW, HIGH = [-1.0, 0.5], [1.0, 3.5]
@@ -67,6 +70,29 @@ def test_a_file_gives_the_deterministic_actions_at_any_batch_size(tmp_path, name
         torch.testing.assert_close(act(x), policy.act(x)[0], rtol=0, atol=1e-5)
     stochastic = kind is not DeterministicPolicy
     assert result.sampling == ("only the deterministic action is in it, not the policy's noise" * stochastic)
+
+
+@pytest.mark.parametrize("kind", [OneStepFlowPolicy, MixturePolicy, SquashedMixturePolicy])
+@pytest.mark.parametrize("name", ["onnx", "torch"])
+def test_flows_and_mixtures_are_exported_without_their_noise(tmp_path, name, kind):
+    policy, out = tiny(kind), tmp_path / f"policy{SUFFIXES[name]}"
+    before = torch.get_rng_state()
+    result = export_policy(policy, out, name)
+    assert torch.equal(before, torch.get_rng_state())
+    assert result.sampling == "only the deterministic action is in it, not the policy's noise"
+    for rows in (1, 2, 7, 256):
+        x = raw_observations(policy, rows)
+        torch.testing.assert_close(loaded(out)(x), policy(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SUFFIXES)
+def test_a_policy_of_chunks_is_refused_in_every_format(tmp_path, name):
+    policy = ChunkPolicy(OBS, ACT, LOW, HIGH, family="flow", horizon=4, n_obs=2, n_act=2, widths=(8, 16))
+    with pytest.raises(
+        PolicyError, match="a chunk policy acts on the episode so far, which formats onnx, torch"
+    ):
+        export_policy(policy, tmp_path / f"policy{SUFFIXES[name]}", name)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["onnx", "torch"])

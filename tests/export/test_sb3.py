@@ -14,6 +14,7 @@ import offrl
 from offrl.errors import ConfigError, PolicyError
 from offrl.export import sb3
 from offrl.export.policy import export_policy
+from offrl.nn.mixture import SquashedMixturePolicy
 from offrl.nn.policy import (
     ACTIVATIONS,
     DeterministicPolicy,
@@ -200,6 +201,7 @@ def own_returns(policy, env, episodes):
     ("policy", "reason"),
     [
         (tiny(DiagGaussianPolicy), "diag_gaussian policy: its mean is not squashed by a tanh"),
+        (SquashedMixturePolicy(OBS, 1, (8,)), "squashed_mixture policy: it is a mixture"),
         (tiny(observation_clip=10.0), "it clips normalized observations at 10, for which they have no layer"),
         (tiny(SquashedGaussianPolicy, log_std_min=-30.0), "its log_std is clamped at -30, SAC's at -20"),
         (tiny(SquashedGaussianPolicy, log_std_min=-5.0, activation="tanh"), "clamped at -5, SAC's at -20"),

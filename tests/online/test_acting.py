@@ -1,9 +1,14 @@
 """What of a model acts."""
 
+import numpy as np
 import pytest
+import torch
 from stable_baselines3 import PPO
 
+from offrl.algos.sac import SAC
 from offrl.errors import ConfigError, PolicyError
+from offrl.nn.policy import load_policy, save_policy
+from offrl.nn.sb3 import load_sb3_actor
 from offrl.online.acting import acting_policy
 
 
@@ -13,3 +18,14 @@ def test_what_no_run_directory_can_hold_is_refused():
     squashed = PPO("MlpPolicy", "TinyPendulum-v0", use_sde=True, device="cpu")
     with pytest.raises(PolicyError):
         acting_policy(squashed)
+
+
+def test_a_saved_model_of_ours_becomes_a_policy_on_disk(tmp_path):
+    model = SAC("MlpPolicy", "TinyPendulum-v0", hidden=8, buffer_size=10, seed=0, device="cpu")
+    model.save(tmp_path / "model.zip")
+    with pytest.raises(PolicyError, match="load it in Python and save its acting_policy"):
+        load_sb3_actor(tmp_path / "model.zip")
+    save_policy(acting_policy(SAC.load(tmp_path / "model.zip", device="cpu")), tmp_path / "policy")
+    seen = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    acted = load_policy(tmp_path / "policy")(torch.from_numpy(seen)).detach().numpy()
+    np.testing.assert_allclose(acted, model.predict(seen, deterministic=True)[0], atol=1e-5)

@@ -14,6 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback,
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from offrl.algos import ONLINE, load_online
@@ -241,6 +242,18 @@ def test_numbers_of_actions(case):
     assert set(model.predict(np.zeros((50, 4), np.float32))[0]) <= {0, 1}
 
 
+@pytest.mark.parametrize("name", ["n_pg_igt", "mdpo_on", "ppo"])
+def test_numbers_of_actions_begin_at_zero(name):
+    """stable-baselines3 plays 0, 1, 2 whatever the space says."""
+
+    class Shifted(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(-1, 1, (3,))
+        action_space = gymnasium.spaces.Discrete(3, start=-1)
+
+    with pytest.raises(ConfigError, match=r"actions must be numbered from 0, not Discrete\(3, start=-1\)"):
+        make(CASES[name], env=Shifted())
+
+
 @EVERY
 def test_other_actions_are_refused(case):
     class Bits(gymnasium.Env):
@@ -308,8 +321,122 @@ def test_settings_of_a_saved_model_are_not_ignored_but_refused(case, given, tmp_
     name = next(iter(given.get("custom_objects", given)))
     with pytest.raises(ConfigError, match=f"load cannot change {name}: make a new {case.algorithm.__name__}"):
         case.algorithm.load(path, **given)
+    with pytest.raises(ConfigError, match="load cannot change gamma"):
+        case.algorithm.load(path, None, "cpu", {"gamma": 0.5})
     other = make(case, seed=1)
     other.set_parameters(path)
     assert torch.equal(parameters(other), parameters(model))
     loaded = case.algorithm.load(path, env=gymnasium.make("TinyPendulum-v0"), device="cpu", custom_objects={})
     assert loaded.settings == model.settings
+
+
+class Doubled(BaseFeaturesExtractor):
+    """Features of their own, without parameters."""
+
+    def __init__(self, space):
+        super().__init__(space, 3)
+
+    def forward(self, x):
+        return 2.0 * x
+
+
+class Learned(BaseFeaturesExtractor):
+    """Features that are trained."""
+
+    def __init__(self, space):
+        super().__init__(space, 3)
+        self.layer = torch.nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.layer(x).tanh()
+
+
+OFF = ("mdpo_off", "sac", "pmoe_sac")
+ON = ("mdpo_on", "ppo", "pmoe_ppo")
+PG = ("n_pg_igt", "harpg", "pg")
+
+
+@pytest.mark.parametrize("name", [*OFF, *PG])
+@pytest.mark.parametrize(
+    "given", ["optimizer_class", "features_extractor_class", "squash_output", "n_critics"]
+)
+def test_arguments_of_the_policy_that_nothing_reads_are_refused(name, given):
+    if given == "features_extractor_class" and name in PG:
+        with pytest.raises(ConfigError, match="the parameters of Learned would not be trained"):
+            make(CASES[name], policy_kwargs={given: Learned})
+        return
+    with pytest.raises(ConfigError, match=f"policy_kwargs: nothing here reads '{given}'; there is"):
+        make(CASES[name], policy_kwargs={given: Learned})
+
+
+@pytest.mark.parametrize("name", [*ON, *PG])
+def test_a_features_extractor_is_used_everywhere_and_in_no_run_directory(name, tmp_path):
+    """The same networks on 2 x play as those without it on x."""
+    model = make(CASES[name], policy_kwargs={"features_extractor_class": Doubled}).learn(40)
+    plain = make(CASES[name])
+    plain.policy.load_state_dict(model.policy.state_dict())
+    np.testing.assert_allclose(actions(model), actions(plain, 2 * OBSERVATIONS), atol=1e-6)
+    model.policy.save(tmp_path / "policy.pth")
+    loaded = type(model.policy).load(tmp_path / "policy.pth", device="cpu")
+    assert np.array_equal(loaded.predict(OBSERVATIONS, deterministic=True)[0], actions(model))
+    with pytest.raises(ConfigError, match="cannot hold the features extractor Doubled"):
+        acting_policy(model)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("name", ON)
+def test_a_features_extractor_is_trained(name, shared):
+    if name == "pmoe_ppo" and not shared:
+        return
+    given = {"features_extractor_class": Learned, "share_features_extractor": shared}
+    model = make(CASES[name], policy_kwargs=given)
+    before = {
+        key: value.clone() for key, value in model.policy.state_dict().items() if "extractor.layer" in key
+    }
+    model.learn(64)
+    after = model.policy.state_dict()
+    assert len(before) > 1
+    assert [key for key, value in before.items() if torch.equal(after[key], value)] == []
+
+
+class Odd(Square):
+    """Observations that are no flat box."""
+
+    action_space = gymnasium.spaces.Box(-1, 1, (2,))
+
+    def __init__(self, space):
+        self.observation_space = space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observation_space.sample(), float(action.sum()), False, self.steps == 10, {}
+
+
+IMAGE = gymnasium.spaces.Box(0, 255, (3, 4, 4), np.uint8)
+
+
+@pytest.mark.parametrize("name", [*ON, *PG])
+@pytest.mark.parametrize(
+    "space",
+    [gymnasium.spaces.Discrete(4), gymnasium.spaces.Box(-1, 1, (2, 3)), IMAGE],
+    ids=["n", "2d", "image"],
+)
+def test_observations_need_not_be_flat(name, space):
+    model = make(CASES[name], Odd(space)).learn(40)
+    assert model.predict(space.sample())[0].shape == (2,)
+    assert torch.isfinite(parameters(model)).all()
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_soft_methods_take_images_as_they_are_or_not_at_all(name):
+    """They learn from the buffer's numbers, so that ``predict`` must not scale them."""
+    with pytest.raises(ConfigError, match="scale them in a wrapper"):
+        make(CASES[name], Odd(IMAGE))
+    model = make(CASES[name], Odd(IMAGE), policy_kwargs={"normalize_images": False}).learn(30)
+    seen = np.stack([IMAGE.sample() for _ in range(5)])
+    unit = model.policy.actor.act(torch.from_numpy(seen).float().flatten(1), deterministic=True).numpy()
+    np.testing.assert_allclose(actions(model, seen), unit, atol=1e-6)

@@ -1,10 +1,11 @@
 """Options of online runs, and presets."""
 
+import numpy as np
 import pytest
 
 from offrl.algos.n_pg_igt import ALGORITHM
 from offrl.errors import ConfigError
-from offrl.online.options import OnlineAlgorithm, OnlineOptions, apply_preset
+from offrl.online.options import OnlineAlgorithm, OnlineOptions, apply_preset, choose
 
 
 @pytest.mark.parametrize(
@@ -33,3 +34,19 @@ def test_a_preset_sets_options_and_settings_and_the_longest_key_wins():
     assert apply_preset(method, "Hop", options, settings)[1].discount == 0.9
     with pytest.raises(ConfigError, match="no preset for 'Ant-v5'; presets .*: Hop, Hopper-"):
         apply_preset(method, "Ant-v5", options, settings)
+
+
+def test_numbers_from_python_are_of_their_options_kind():
+    """1e5 steps are 100 000; half a step is none."""
+    given = {"env": "x", "steps": 1e5, "trajectories": np.int64(3), "step_size": 1, "normalize_rewards": True}
+    options, settings = choose("n_pg_igt", ALGORITHM, given)
+    assert [repr(x) for x in (options.steps, settings.trajectories, settings.step_size)] == [
+        "100000",
+        "3",
+        "1.0",
+    ]
+    for wrong in ({"steps": "100"}, {"steps": 0.5}, {"trajectories": float("inf")}, {"step_size": True}):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: .* must be a"):
+            choose("n_pg_igt", ALGORITHM, wrong)
+    with pytest.raises(ConfigError, match="normalize_rewards: 1 must be true or false"):
+        choose("n_pg_igt", ALGORITHM, {"normalize_rewards": 1})

@@ -217,6 +217,19 @@ def test_without_a_seed_two_models_differ_and_a_saved_one_keeps_its_streams(tmp_
     assert PolicyGradient.load(tmp_path / "model.zip").stream_seed == first.stream_seed
 
 
+@pytest.mark.parametrize("updates", [0, 2])
+def test_weights_from_elsewhere_are_where_transport_begins(updates, tmp_path):
+    """With eta below 1 the first look ahead would be along the way from the random weights to those."""
+    source = NPGIGT("MlpPolicy", Count(), device="cpu", seed=1, eta=0.5)
+    source.save(tmp_path / "model.zip")
+    model = NPGIGT("MlpPolicy", Count(), device="cpu", seed=0, eta=0.5, trajectories=2)
+    while model._n_updates < updates:
+        model.learn(1, reset_num_timesteps=False)
+    model.set_parameters(tmp_path / "model.zip")
+    (point,) = model.points(model.theta())
+    assert torch.equal(point, source.theta())
+
+
 def test_policy_kwargs_win_over_settings():
     model = PolicyGradient("MlpPolicy", Count(), device="cpu", policy_kwargs={"net_arch": [3, 3, 3]})
     assert [layer.out_features for layer in model.policy.net.layers] == [3, 3, 3, 1]

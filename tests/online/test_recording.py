@@ -13,6 +13,7 @@ from offrl.evaluation.environments import make_env
 from offrl.online import runner
 from offrl.online.recording import Recording, recorded
 from offrl.online.runner import resume, start
+from offrl.training.run_dir import RunDir
 from tests.online.test_runner import SETTINGS, PowerCutError, cut_off, options
 
 SOFT = SAC.config(hidden=8, learning_starts=10, batch_size=4)
@@ -69,6 +70,33 @@ def test_a_run_that_died_records_what_an_undisturbed_one_does(tmp_path, monkeypa
     for name in a.fields:
         assert np.array_equal(a.fields[name], b.fields[name])
     assert a.fields["truncated"].sum() == 20
+
+
+def test_a_relative_file_stays_where_the_run_began(tmp_path, monkeypatch):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    died = cut_off(monkeypatch, 4, options(tmp_path / "runs", record="steps.hdf5"))
+    monkeypatch.chdir(tmp_path / "there")
+    resume(died)
+    assert read_d4rl(tmp_path / "here" / "steps.hdf5").num_steps == 400
+
+
+def test_what_another_run_wrote_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
+    """The run keeps its steps and goes on when the file is out of the way; its own half-written file is no obstacle."""
+    target = tmp_path / "steps.hdf5"
+    died = cut_off(monkeypatch, 4, options(tmp_path, record=str(target)))
+    target.write_text("of another run")
+    with pytest.raises(ConfigError, match=f"exists by now, .* move it away, then offrl resume {died}"):
+        resume(died)
+    assert target.read_text() == "of another run"
+    target.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDir, "finish", lambda *_: (_ for _ in ()).throw(PowerCutError))
+        with pytest.raises(PowerCutError):
+            resume(died)
+    resume(died)
+    assert read_d4rl(target).num_steps == 400
 
 
 def test_a_reset_cuts_the_episode_under_way(tmp_path):

@@ -109,7 +109,27 @@ def test_a_cut_step_without_successor_is_left_out_and_data_go_behind_what_is_the
     assert [fill_replay_buffer(made, ended(False)) for _ in range(2)] == [5, 5]
     assert made.replay_buffer.pos == 10
     assert made.replay_buffer.rewards[:10, 0].tolist() == [0, 1, 2, 3, 4] * 2
-    assert made.replay_buffer.timeouts.sum() == 0
+    assert made.replay_buffer.timeouts[:10, 0].tolist() == [0, 0, 0, 0, 1] * 2  # the last that is kept
+    assert made.replay_buffer.dones[:10, 0].tolist() == [0, 0, 1, 0, 1] * 2
+
+
+def test_episodes_without_their_last_step_do_not_grow_together():
+    """Nor do they where the buffer held half an episode before, or where 'learn' began anew."""
+    rng = np.random.default_rng(0)
+    fields = {
+        "observations": rng.normal(size=(12, 3)).astype(np.float32),
+        "actions": np.zeros((12, 1), np.float32),
+        "rewards": np.ones(12, np.float32),
+        "terminated": np.zeros(12, bool),
+        "truncated": np.arange(12) % 4 == 3,
+    }
+    made = played(10)
+    fill_replay_buffer(made, OfflineDataset.from_fields(fields))
+    assert made.replay_buffer.dones[9, 0] == made.replay_buffer.timeouts[9, 0] == 1
+    assert replay_dataset(made, "TinyPendulum-v0").episode_lengths.tolist() == [10, 3, 3, 3]
+    again = played(30, environments=2).learn(10)
+    assert replay_dataset(again, "TinyPendulum-v0").episode_lengths.tolist() == [15, 5] * 2
+    assert again.replay_buffer.dones.sum() == 0  # reading changes nothing
 
 
 def test_a_buffer_may_be_filled_to_the_brim_and_no_further():
@@ -137,5 +157,7 @@ def test_what_cannot_be_filled_or_read_is_refused():
         fill_replay_buffer(model(DQN, "CartPole-v1"), ended())
     with pytest.raises(ConfigError, match="PPO has no replay buffer"):
         replay_dataset(PPO("MlpPolicy", gymnasium.make("TinyPendulum-v0"), device="cpu"), "TinyPendulum-v0")
+    with pytest.raises(ConfigError, match="the buffer has O=3, A=1, but InvertedPendulum-v5 has O=4, A=1"):
+        replay_dataset(played(5), "InvertedPendulum-v5")
     with pytest.raises(ConfigError, match="is empty"):
         replay_dataset(model(), "TinyPendulum-v0")

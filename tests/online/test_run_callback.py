@@ -5,12 +5,16 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
+from offrl.algos import load_online
+from offrl.errors import ConfigError
 from offrl.evaluation.runs import read_run
 from offrl.nn.policy import load_policy
 from offrl.online.options import OnlineOptions
 from offrl.online.run_callback import RunCallback
+from offrl.online.runner import resume
 
 
 def record(tmp_path, algorithm, model, steps=150):
@@ -40,6 +44,42 @@ def test_their_runs_become_run_directories(tmp_path, kind):
     x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     ours = load_policy(callback.run.path)(torch.from_numpy(x)).detach().numpy()
     np.testing.assert_allclose(ours, model.predict(x, deterministic=True)[0], atol=1e-5)
+
+
+class DiedError(Exception):
+    """What no code expects."""
+
+
+class Die(BaseCallback):
+    """Ends training in the middle."""
+
+    def _on_step(self):
+        if self.num_timesteps == 100:
+            raise DiedError
+        return True
+
+
+def test_a_run_of_a_foreign_model_is_not_resumed_with_one_of_ours(tmp_path):
+    """'ppo' with settings by their names, or none at all, would build another model than the one that died."""
+    options = OnlineOptions(env="TinyPendulum-v0", steps=200, out=tmp_path, checkpoint_every=40)
+    callback = RunCallback.new("ppo", options, metrics=load_online("ppo").metrics)
+    model = PPO("MlpPolicy", "TinyPendulum-v0", n_steps=40, batch_size=20, n_epochs=1, device="cpu")
+    with pytest.raises(DiedError):
+        model.learn(200, callback=[callback, Die()])
+    callback.close()
+    assert (callback.run.path / "checkpoint.pt").exists()
+    with pytest.raises(ConfigError, match="is of a model built in Python: go on there"):
+        resume(callback.run.path)
+
+
+def test_recording_needs_the_environments_that_record(tmp_path):
+    options = OnlineOptions(env="TinyPendulum-v0", steps=40, out=tmp_path, record=str(tmp_path / "x.hdf5"))
+    callback = RunCallback.new("ppo", options)
+    model = PPO("MlpPolicy", "TinyPendulum-v0", n_steps=40, batch_size=20, n_epochs=1, device="cpu")
+    with pytest.raises(ConfigError, match="record needs"):
+        model.learn(40, callback=callback)
+    assert model.num_timesteps == 0
+    callback.close()
 
 
 def test_rows_hold_means_of_what_was_logged_since_the_last(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from offrl.algos.n_pg_igt import ALGORITHM, NPGIGT
 from offrl.errors import CheckpointError, ConfigError, Stopped
 from offrl.evaluation.runs import read_run
 from offrl.nn.policy import load_policy
-from offrl.online import runner
+from offrl.online import run_callback, runner
 from offrl.online.options import OnlineOptions
 from offrl.online.runner import resume, start
 from offrl.training.checkpoint import load_checkpoint
@@ -90,6 +91,21 @@ def test_a_run_that_died_resumes_bit_for_bit(tmp_path, monkeypatch, more):
     assert np.array_equal(result.returns, whole.returns)
     assert not result.already_finished
     assert resume(dead).already_finished
+
+
+def test_a_resume_may_evaluate_with_other_workers(tmp_path, monkeypatch):
+    """The scores do not depend on them, but the option is not forgotten."""
+    dead = cut_off(monkeypatch, 7, options(tmp_path))
+    made = []
+
+    class Watched(run_callback.Evaluator):
+        def __init__(self, env, workers=1):
+            made.append(workers)
+            super().__init__(env, 1)
+
+    monkeypatch.setattr(run_callback, "Evaluator", Watched)
+    resume(dead, workers=3)
+    assert made == [3]
 
 
 def test_before_its_first_checkpoint_a_run_starts_over(tmp_path, monkeypatch):
@@ -175,14 +191,20 @@ def test_evaluations_are_at_the_same_steps_whatever_the_number_of_environments(t
 
 
 def test_what_cannot_run_is_refused_before_a_folder_is_made(tmp_path):
+    if "EndlessPendulum-v0" not in gymnasium.registry:
+        entry = "gymnasium.envs.classic_control:PendulumEnv"
+        gymnasium.register("EndlessPendulum-v0", entry_point=entry)
     for given, message in (
         ({"env": None}, "n_pg_igt learns in an environment: pass --env ID"),
         ({"env": "CartPole-v1"}, "only boxes of shape"),
         ({"env": "NoSuch-v0"}, "NoSuch"),
         ({"device": "cuda:77"}, "cannot be used"),
+        ({"env": "EndlessPendulum-v0"}, "EndlessPendulum-v0 has no time limit"),
     ):
         with pytest.raises(ConfigError, match=message):
             start("n_pg_igt", SETTINGS, options(tmp_path, **given))
+    with pytest.raises(ConfigError, match="no time limit"):
+        run_callback.RunCallback.new("ppo", options(tmp_path, env="EndlessPendulum-v0"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -215,6 +237,16 @@ def test_options_are_recorded(tmp_path):
 OFF = {"learning_starts": 40, "batch_size": 8, "hidden": 8}
 ON = {"rollout": 60, "batch_size": 20, "hidden": 8}
 SMALL = {"sac": OFF, "mdpo_off": OFF, "pmoe_sac": OFF, "ppo": ON, "mdpo_on": ON, "pmoe_ppo": ON}
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_evaluations_and_checkpoints_take_no_random_number_of_training(name, tmp_path):
+    settings, runs = load_online(name).config(**SMALL[name]), []
+    for out, given in (("rarely", (0, 1000)), ("often", (50, 50))):
+        more = dict(zip(("eval_every", "checkpoint_every"), given, strict=True))
+        runs.append(start(name, settings, options(tmp_path / out, steps=240, **more)).directory)
+    for file in ("metrics.csv", "policy.safetensors"):
+        assert (runs[0] / file).read_bytes() == (runs[1] / file).read_bytes()
 
 
 def interrupted(monkeypatch, name, at, given):

@@ -90,9 +90,33 @@ def test_what_is_always_so_may_be_said(tmp_path):
     assert (settings.learning_starts, settings.tau) == (100, 0.01)
 
 
+def test_gamma_of_the_normalizer_is_not_the_methods(tmp_path):
+    """The zoo's scripts give the normalizer the method's."""
+    text = "default: {gamma: 0.9, normalize: 'dict(norm_obs=True, norm_reward=True, gamma=0.5)'}"
+    options, settings = read(tmp_path, text)
+    assert (settings.discount, options.normalize_rewards) == (0.9, True)
+
+
+@pytest.mark.parametrize("steps", [-1, 3])
+def test_updates_are_one_an_environment_step(tmp_path, steps):
+    options, _ = read(tmp_path, f"default: {{n_envs: 3, gradient_steps: {steps}}}", method=SAC)
+    assert options.num_envs == 3
+    read(tmp_path, "default: {gradient_steps: -1}", method=SAC)
+
+
 @pytest.mark.parametrize(
     ("text", "method", "message"),
     [
+        ("default: {normalize: {norm_obs: true, gamma: 0.9}}", PPO, "normalize: its gamma is the method's"),
+        (
+            "default: {n_envs: 4, gradient_steps: 1}",
+            SAC,
+            "gradient_steps: 1 has no counterpart here: 4 environments",
+        ),
+        ("default: {gradient_steps: 2}", SAC, "gradient_steps: 2 has no counterpart"),
+        ("default: {batch_size: .inf}", SAC, "batch_size: inf must be a whole number"),
+        ("default: {learning_rate: true}", PPO, "lr: True must be a number"),
+        ("default: {normalize: {norm_obs: 1}}", PPO, "normalize_observations: 1 must be true or false"),
         (
             "default: {use_sde: true}",
             PPO,

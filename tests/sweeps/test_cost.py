@@ -49,6 +49,15 @@ def test_core_seconds_by_hand(listed, tmp_path, monkeypatch):
     assert len(expected.lines) == 2
 
 
+def test_a_model_that_does_not_act_costs_its_updates(folder, tmp_path):
+    grid, options = {"hidden": ("8",), "batch_size": ("4",)}, {"steps": 100}
+    listed = entries(["cdsa"], [Data("tiny.hdf5", "tiny.hdf5", "1")], (0,), grid, options)
+    expected = estimate(listed, tmp_path, load_dataset)
+    assert expected.updates > 0
+    assert expected.episodes == 0
+    assert "updates/s" in expected.lines[0]
+
+
 def finish(entry: Entry, out: Path, rate: float, stack=None) -> None:
     path = entry.result(out)
     path.parent.mkdir(exist_ok=True)

@@ -39,6 +39,16 @@ def test_a_random_search_draws_once(sweep, played):
     ] * 4
 
 
+def test_draws_that_coincide_are_one_configuration(sweep, played):
+    """Twenty draws of two values: both of them once, and no third run when more are drawn."""
+    space = {"top_fraction": {"choice": [0.5, 1.0]}}
+    result = sweep(random=20, space=space)
+    assert {"top_fraction=0.5" in row["settings"] for row in result.rows} == {True, False}
+    assert len(json.loads(Path("sweep/search.json").read_text())["draws"]["bc"]) == 20
+    assert sweep(random=30, space=space).cells == result.cells
+    assert len(result.cells) == len(played) == 2
+
+
 @pytest.mark.parametrize(("select", "online"), [("bandit", 5), ("last", 4), ("fqe", 0)])
 def test_the_chosen_configuration_plays_fresh_episodes(sweep, played, select, online):
     more = {"budget": 5} if select == "bandit" else {}
@@ -66,6 +76,17 @@ def test_the_chosen_configuration_plays_fresh_episodes(sweep, played, select, on
     before = len(played)
     assert sweep(**given, **more, final_episodes=3, fqe_steps=2).chosen == result.chosen
     assert len(played) == before
+
+
+def test_what_fitted_q_evaluation_cannot_judge_is_refused_before_it_is_trained(sweep, played):
+    given = {"algos": ("decision_transformer",), "select": "fqe"}
+    with pytest.raises(
+        ConfigError, match="--select fqe cannot choose among configurations of decision_transf"
+    ):
+        sweep(**given, grid=("hidden=8", "heads=1", "batch_size=4", "context=2,3"))
+    assert not played
+    one = sweep(**given, grid=("hidden=8", "heads=1", "batch_size=4", "context=2"), final_episodes=1)
+    assert one.chosen[0]["how"] == "the only configuration"
 
 
 def test_a_choice_by_episodes_needs_an_environment(sweep):

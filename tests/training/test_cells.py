@@ -1,6 +1,7 @@
 """The runner of cells: finished ones are left alone, failed ones tried twice, a stop leaves no process behind."""
 
 import dataclasses
+import json
 import os
 import sys
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from offrl.training.cells import Cell, RunCells, chosen_cells, planned, run_cells
+from offrl.training.cells import Cell, RunCells, TrainingCell, chosen_cells, planned, run_cells
 
 LEAVES = "import sys, pathlib; print('hello'); pathlib.Path(sys.argv[1]).write_text('{}')"
 WAITS = (
@@ -129,3 +130,11 @@ def test_only_takes_several_parts_and_what_the_cells_need(tmp_path):
     assert [c.name for c in chosen_cells(cells, "o-0,ppo")] == ["grpo-0", "ppo-1", "start", "before"]
     assert chosen_cells(cells, "") == cells
     assert chosen_cells(cells, "nothing") == []
+
+
+def test_a_method_of_ones_own_is_found_from_any_folder(tmp_path, monkeypatch):
+    """A worker on another node, or a later call, has another current folder."""
+    monkeypatch.chdir(tmp_path)
+    for algorithm, found in (("mine.py", str(tmp_path / "mine.py")), ("bc", "bc")):
+        TrainingCell(algorithm, "tiny.npz", 0).cell("one", Path("raw"), Path("work"))
+        assert json.loads(Path("work/one/cell.json").read_text())["algorithm"] == found

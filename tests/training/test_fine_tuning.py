@@ -671,6 +671,7 @@ def test_other_data_and_changed_files_are_refused(tmp_path, data):
     [
         ({"seed": 5}, {}, "seed is 5, but .* has seed 3: leave it out"),
         ({"rows": "qlearning"}, {}, "rows is qlearning, but .* was trained with exact"),
+        ({"holdout": 0.2}, {}, "holdout is 0.2, but .* was trained with 0.0: it must stay"),
         ({}, {"discount": 0.9}, "discount is 0.9, but .* was trained with 0.99: it must stay"),
         ({}, {"normalize_observations": False}, "normalize_observations is False"),
         ({}, {"reward_scale": 2.0}, "reward_scale is 2.0"),
@@ -678,6 +679,7 @@ def test_other_data_and_changed_files_are_refused(tmp_path, data):
         ({"env": "Pendulum-v1"}, {}, "the data have O=2, A=1 but Pendulum-v1 has observations"),
         ({"env": "TestWide-v0"}, {}, "TestWide-v0 has another action box .action_low .-3.0"),
         ({"steps": 0}, {}, "steps must be 1 or more"),
+        ({}, {"batch_size": 1}, "batch_size must be 2 or more online: half of a batch is played steps"),
     ],
 )
 def test_what_the_networks_rest_on_must_stay(tmp_path, data, options, settings, message):
@@ -802,6 +804,8 @@ def test_options_of_going_on_online_need_from(walk_npz, capsys):
     assert "options of going on online need --from RUN" in capsys.readouterr().err
     assert main(["train", "prdc", "--from", str(walk_npz)]) == 1
     assert "its nearest neighbours are looked up among the offline rows alone" in capsys.readouterr().err
+    assert main(["train", "prdc", "--from", str(walk_npz), "--warmup-steps", "3"]) == 1
+    assert "prdc cannot go on online: its nearest neighbours" in capsys.readouterr().err
 
 
 def test_a_data_file_that_is_gone_is_refused(walk_npz, capsys):

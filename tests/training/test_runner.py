@@ -227,6 +227,18 @@ def test_settings_survive_json(algorithm):
         settings_from_json(method.config, {"lr": True})
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "name"), [("cql", "target_gap"), ("decision_transformer", "target_return")]
+)
+def test_a_setting_that_is_off_by_default_takes_numbers_alone(algorithm, name):
+    config = load_algorithm(algorithm)[1].config
+    for value in (None, 5, 2.5):
+        assert getattr(settings_from_json(config, {name: value}), name) == value
+    for value in ("abc", True, [1.0]):
+        with pytest.raises(ConfigError, match=f"{name} is .*, it must be float or None"):
+            settings_from_json(config, {name: value})
+
+
 def test_the_action_box_is_the_environments_then_the_datas_then_one(pendulum):
     table = pendulum.transitions()
     low, high = action_box(pendulum, table, dataset_env(pendulum, None))

@@ -150,6 +150,13 @@ def test_a_run_with_other_data_says_so_and_is_repeated_by_its_config(folder, cap
     ).read_bytes()
 
 
+def test_demonstrations_alone_are_not_mixed_with_rows_that_have_rewards(folder):
+    settings = {"imitation": True, "policy_hidden": 8}
+    with pytest.raises(ConfigError, match="--mix would bring rewards .* among the demonstrations"):
+        built(folder, "odice", **settings)
+    built(folder, "odice", expert_dataset="real.hdf5", **settings)  # what is mixed in is unlabelled
+
+
 def source_of_draws(mix=None):
     problem = dataclasses.replace(
         tiny_problem(rows=40),
