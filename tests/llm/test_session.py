@@ -12,7 +12,7 @@ from offrl.llm import session
 from offrl.llm.learner import Learner, Shown
 from offrl.llm.methods import load_method
 from offrl.llm.models import load_model
-from offrl.llm.options import LLMOptions, plan
+from offrl.llm.options import LLMOptions, check_idle, plan
 from offrl.llm.parallel import Ranks
 from offrl.llm.session import completions, resume, start
 from offrl.llm.tasks import load_task
@@ -295,6 +295,8 @@ def test_options_of_text_that_have_no_effect_are_refused(given, says, tmp_path):
     with pytest.raises(ConfigError, match=says):
         start("grpo", load_method("grpo").config(), options(tmp_path, **{"task": "t2", **given}))
     assert list(tmp_path.iterdir()) == []
+    check_idle(LLMOptions(task="arithmetic", max_response=8, max_prompt=64, chat_template="none"))
+    check_idle(LLMOptions(dataset="d.jsonl", prompt_key="q", answer_key="a", max_response=8))
 
 
 @pytest.mark.parametrize(
