@@ -93,7 +93,7 @@ class EvalOptions:
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What is right, if other than in the run: integer, regex:PATTERN, math, python, FILE.py:FUNCTION."""
     base: bool = True
-    """Also the model that the run began with."""
+    """Also the model that the run began with; --no-base leaves it out."""
     json: bool = False
     """Print JSON."""
 
@@ -212,7 +212,7 @@ def hints(argv: list[str]) -> int:
     key = os.environ.get(o.key_variable, "")
     made = make_hints(
         load_rows(o.prompts), o.out, Teacher(o.teacher, o.model, key, o.timeout, o.max_tokens),
-        tiers=o.tiers.split(","), parts=o.parts, prompt_key=o.prompt_key, answer_key=o.answer_key,
+        tiers=o.tiers.split(","), name=o.prompts, parts=o.parts, prompt_key=o.prompt_key, answer_key=o.answer_key,
         attempts=o.attempts, note=print,
     )  # fmt: skip
     print(
@@ -270,9 +270,10 @@ def train(argv: list[str]) -> int:
 
 def dry_run(name: str, settings: Any, options: Any) -> int:
     """What a run would do."""
-    from offrl.llm.options import plan
+    from offrl.llm.options import check_idle, plan
     from offrl.llm.session import build
 
+    check_idle(options)
     learner = build(name, settings, options)
     size = sum(p.numel() for p in learner.parameters)
     frozen = sum(p.numel() for p in learner.policy.parameters() if not p.requires_grad)
@@ -337,7 +338,7 @@ def evaluate(argv: list[str]) -> int:
 
 def asked(o: EvalOptions, recorded: dict[str, Any]) -> Any:
     """The run's options with those of the evaluation."""
-    from offrl.llm.options import LLMOptions
+    from offrl.llm.options import LLMOptions, idle
     from offrl.training.options import settings_from_json
 
     given = {name: value for name in DATA if (value := getattr(o, name)) not in (None, ())}
@@ -347,7 +348,11 @@ def asked(o: EvalOptions, recorded: dict[str, Any]) -> Any:
         given["dataset"] = ""
     if o.context not in (None, "supo") and o.summaries is None:  # the run's have no effect then
         given["summaries"] = LLMOptions.summaries
+    if o.context == "full" and o.context_window is None:
+        given["context_window"] = LLMOptions.context_window
     options = settings_from_json(LLMOptions, recorded | {"model": str(o.run)} | given)
+    if wrong := [name for name in idle(options) if name in given]:
+        raise ConfigError(f"{wrong[0]} has no effect with task {options.task}: leave it out")
     if not options.dataset and options.task != "arithmetic" and not o.reward:
         options = dataclasses.replace(options, reward=())
     return options

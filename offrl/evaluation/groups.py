@@ -1,9 +1,11 @@
 """Runs that differ in nothing but the seed, put together: their curves, their last, best and IQM."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,22 @@ from offrl.evaluation.aggregate import RunSummary, bootstrap_mean, iqm, stratifi
 from offrl.evaluation.runs import RunRecord
 
 BOOTSTRAP_SEED = 0  # a report is a function of its runs
+RUN = re.compile(r"seed\d+-\d{8}T\d{6}(-\d+)?")  # names of run directories
+ASIDE = {  # options of language models on which their policies do not depend, or that others say
+    *(
+        "seed",
+        "out",
+        "device",
+        "threads",
+        "precision",
+        "steps",
+        "task",
+        "dataset",
+        "micro_batch",
+        "generation",
+    ),
+    *("log_every", "eval_every", "eval_prompts", "eval_samples", "checkpoint_every"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +202,15 @@ def identity(run: RunRecord) -> dict[str, Any]:
         facts |= {key: mix.get(key) for key in drawn}
     if "online" in run.config:
         facts |= run.config["online"] | {"offline_steps": run.config["fine_tuned_from"]["steps"]}
+    if isinstance(llm := run.config.get("llm"), dict):  # how a language model was sampled and updated
+        facts |= {key: _beginning(value) for key, value in llm.items() if key not in ASIDE}
     return {**run.settings, **facts, "file": code[:8] if isinstance(code, str) else None}
+
+
+def _beginning(value: Any) -> Any:
+    """Of a folder of a run what it shares with the same run of other seeds, from which other seeds may begin."""
+    path = Path(value) if isinstance(value, str) else None
+    return str(path.parent) if path is not None and RUN.fullmatch(path.name) else value
 
 
 def _task_key(run: RunRecord) -> dict[str, Any]:

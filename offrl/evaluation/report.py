@@ -41,6 +41,11 @@ OPTIONS = (  # of config.json, besides the settings
     ),
     *("final_episodes", "log_every", "device", "threads", "compile", "algorithm_file"),
 )
+OF_LLM = (  # of a language model's options
+    *("model", "lora_rank", "prompts", "group", "reuse", "minibatches", "delay", "engine", "bypass"),
+    *("temperature", "lr", "warmup", "max_grad_norm", "reward", "max_response", "context", "context_window"),
+    *("pool", "sampler", "allocator", "predictor", "curriculum", "scaffold"),
+)
 Defaults: TypeAlias = Mapping[str, Mapping[str, Any]]  # algorithm -> setting -> default
 
 
@@ -220,7 +225,7 @@ def _settings(tasks: Sequence[Task], defaults: Defaults) -> str:
 def _options(tasks: Sequence[Task]) -> str:
     pairs = [(task, group) for task in tasks for group in task.groups]
     rows: Rows = []
-    for option in OPTIONS:
+    for option in (*OPTIONS, *OF_LLM):
         values = [sorted({_option(run, option) for run in group.runs}) for _, group in pairs]
         if any(value != ["None"] for value in values):
             rows.append([option, *(tag("span", escape(", ".join(v)), class_="long") for v in values)])
@@ -228,7 +233,9 @@ def _options(tasks: Sequence[Task]) -> str:
 
 
 def _option(run: RunRecord, name: str) -> str:
-    value = str(run.config.get(name))
+    llm = run.config.get("llm")
+    known = run.config if name not in OF_LLM else llm if isinstance(llm, dict) else {}
+    value = str(known.get(name))
     return value[:16] if name == "dataset_sha256" and run.config.get(name) else value
 
 
@@ -281,7 +288,8 @@ def _commands(tasks: Sequence[Task]) -> str:
         method = run.config.get("algorithm_file") or run.algorithm
         again = shlex.join(["offrl", "train", str(method), "--config", str(run.directory / "config.json")])
         text = f"{run.command}\n\n# the same settings again\n{again}"
-        text = run.command if "fine_tuned_from" in run.config else text  # that one names its offline run
+        if "fine_tuned_from" in run.config or "llm" in run.config:  # names its offline run; takes no --config
+            text = run.command
         parts.append(tag("details", tag("summary", escape(name)), tag("pre", escape(text))))
     return "".join(parts)
 

@@ -156,8 +156,8 @@ def source_facts(text: str) -> SourceFacts:
             ) from None
     try:
         config = json.loads(path.read_text())
-        pair = config.get("reference_returns")
-        return SourceFacts(
+        pair, llm = config.get("reference_returns"), "llm" in config
+        facts = SourceFacts(
             _recorded_env(config),
             None if pair is None else (float(pair[0]), float(pair[1])),
             config.get("dataset_name"),
@@ -165,6 +165,9 @@ def source_facts(text: str) -> SourceFacts:
         )
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise CheckpointError(f"{path} is not a run's config.json: {error}") from None
+    if llm:
+        raise ConfigError(f"{rest} is the run of a language model: use offrl llm eval")
+    return facts
 
 
 def env_facts(spec: EnvSpec) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def _parquet(path: Path) -> list[Row]:
         from pyarrow import parquet
     except ImportError:
         raise MissingExtraError("pyarrow", "llm") from None
+    path.stat()  # pyarrow names a missing file and nothing else
     try:
         rows: list[Row] = parquet.read_table(path).to_pylist()
     except pyarrow.ArrowInvalid as error:

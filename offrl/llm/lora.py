@@ -42,8 +42,14 @@ def add_adapter(model: Any, rank: int, base: str, seed: int) -> Any:
 
 
 def base_of(folder: Path) -> str:
-    """The model that a saved adapter belongs to: a path that exists, or a name on the hub."""
+    """The model that a saved adapter belongs to: a path that exists, or a name on the hub.
+
+    Raises:
+        ConfigError: a path that is no more.
+    """
     base = str(json.loads((folder / CONFIG).read_text())["base_model_name_or_path"])
+    if Path(base).is_absolute() and not Path(base).exists():
+        raise ConfigError(f"{folder} is an adapter of {base}, which is no longer there")
     return base if Path(base).exists() else HUB + base
 
 

@@ -82,9 +82,15 @@ class LossSettings:
     """Coefficient of the entropy bonus."""
 
     def __post_init__(self) -> None:
-        for name in ("kl", "clip", "clip_low", "clip_high"):
+        for name in ("kl", "kl_old", "value", "clip", "clip_low", "clip_high"):
             if not getattr(self, name, 0.0) >= 0.0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("noise", "lam"):
+            if not 0.0 <= getattr(self, name, 0.0) <= 1.0:
+                raise ConfigError(f"{name} must be within 0 and 1, got {getattr(self, name)}")
+        for name in ("cap", "tau_positive", "tau_negative", "dual_clip"):
+            if not getattr(self, name, 1.0) > 0.0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)

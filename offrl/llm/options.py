@@ -1,6 +1,7 @@
 """How a run samples and updates, checked; and what that comes to before anything runs."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,7 +100,7 @@ class LLMOptions(DataOptions, PromptOptions):
     log_every: int = 10
     """Steps between rows of metrics.csv and samples.csv."""
     eval_every: int = 100
-    """Steps between evaluations; 0 evaluates only at the end."""
+    """Steps between evaluations; 0: only before the first and after the last step."""
     eval_prompts: int = 512
     """Prompts of an evaluation."""
     eval_samples: int = 16
@@ -150,6 +151,34 @@ class LLMOptions(DataOptions, PromptOptions):
     def minibatch_rows(self) -> int:
         """Responses of one update."""
         return self.prompts * self.group // self.minibatches
+
+
+def check_idle(options: DataOptions) -> None:
+    """Whether what was given about prompts of text has an effect.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    for name in idle(options):
+        if getattr(options, name) != getattr(DataOptions, name):
+            raise ConfigError(f"{name} has no effect with task {options.task}: leave it out")
+
+
+def check_finite(*given: Any) -> None:
+    """Whether the numbers of dataclasses can be written down as JSON.
+
+    Raises:
+        ConfigError: one is infinite or none.
+    """
+    for name, value in (pair for fields in given for pair in asdict(fields).items()):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name} must be a finite number, got {value}")
+
+
+def idle(options: DataOptions) -> tuple[str, ...]:
+    """Options that the task does not read."""
+    keys, rest = ("prompt_key", "answer_key"), ("chat_template", "max_prompt", "max_response")
+    return () if options.dataset else keys if options.task == "arithmetic" else (*keys, *rest)
 
 
 def check_served(options: LLMOptions) -> None:
@@ -222,10 +251,12 @@ def plan(
     """
     rows, length = options.prompts * options.group, task.max_prompt + task.max_response
     micro = options.micro_batch or options.minibatch_rows
-    copies = 4 + (options.delay + 1 if options.delay else 0) + (options.engine != "exact")
+    # weights, gradients, two moments; a frozen first model; whole copies of what samples, now and before
+    copies = 4 + bool(method.reference or settings.kl != 0.0) + (options.predictor == "v0")
+    whole = (options.delay + 1 if options.delay else 0) + (options.delay > 0 or options.engine != "exact")
     # per token: about 16 vectors a layer are kept for the backward pass, and keys and values while sampling
     activations = 4 * micro * length * width * (16 * layers + 8)
-    memory = 4 * copies * parameters + 4 * frozen * (1 + (copies - 4)) + activations
+    memory = 4 * (copies + whole) * parameters + 4 * frozen * (1 + whole) + activations
     return (
         {
             "prompts per step": str(options.prompts),

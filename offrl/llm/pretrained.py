@@ -114,7 +114,7 @@ def load_tokenizer(name: str) -> Subwords:
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
     except Exception as error:  # whatever a foreign file makes the libraries raise
         raise ConfigError(f"{name} has no tokenizer that can be read: {_first_line(error)}") from None
-    return Subwords(tokenizer, _ends(Path(where)))
+    return Subwords(tokenizer, _ends(name))
 
 
 def load_causal(name: str) -> Any:
@@ -153,6 +153,8 @@ def export(run: Path, out: Path) -> None:
         raise ConfigError(f"{out} exists: a model is written into a new folder")
     if not (run / "model").is_dir():
         raise ConfigError(f"{run} is not the run of a language model")
+    if (run / "model" / "table.safetensors").is_file():
+        raise ConfigError(f"{run} trained tiny:table, which is no model of Hugging Face")
     model, words = load_causal(str(run)), load_tokenizer(str(run))
     model.save_pretrained(out)
     words.tokenizer().save_pretrained(out)
@@ -167,6 +169,10 @@ def _where(name: str) -> tuple[str, dict[str, Any]]:
     options["local_files_only"] = True
     if path.suffix == ".gguf" and path.is_file():
         return str(path.parent), options | {"gguf_file": path.name}
+    if (path / "command.txt").is_file():  # a run, and not its model
+        raise ConfigError(
+            f"{name} has no language model: it is a run of something else, or stopped before its first checkpoint"
+        )
     if not ((path / "config.json").is_file() or (path / CONFIG).is_file()):
         raise ConfigError(
             f"{name!r} is neither a folder with a model, a GGUF file, hf:ID, nor tiny:dense, tiny:medium, "
@@ -175,10 +181,21 @@ def _where(name: str) -> tuple[str, dict[str, Any]]:
     return str(path), options
 
 
-def _ends(folder: Path) -> list[int]:
-    """More ids that end a response, from the generation settings in a folder."""
-    path = folder / "generation_config.json"
-    found = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+def _ends(name: str) -> list[int]:
+    """More ids that end a response, from the generation settings beside a model; an adapter's are its base's."""
+    if name.startswith(HUB):
+        from transformers import GenerationConfig
+
+        try:
+            found = GenerationConfig.from_pretrained(name.removeprefix(HUB)).eos_token_id
+        except OSError:  # it has none
+            found = None
+    else:
+        folder = Path(_where(name)[0])
+        path = folder / "generation_config.json"
+        if not path.is_file() and (folder / CONFIG).is_file():
+            return _ends(base_of(folder))
+        found = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
     return [] if found is None else [found] if isinstance(found, int) else list(found)
 
 

@@ -21,7 +21,8 @@ from offrl.errors import ConfigError
 from offrl.llm import sandbox_child
 
 SECONDS, MEMORY, WORKERS = 5, 512 * 2**20, 4
-FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
+FENCE = re.compile(r"```([^\n`]*)\n(.*?)```", re.DOTALL)
+LANGUAGES = ("", "py", "python", "python3")
 ESCAPES = {  # what must not work, as programs that come to their end only if it does
     "a new process": "import os\nif os.fork() == 0:\n    os._exit(0)",
     "the network": "import socket\nsocket.create_connection(('127.0.0.1', {port}), 1)",
@@ -97,8 +98,8 @@ def require_isolation() -> None:
 
 
 def code_of(response: str) -> str:
-    """The last fenced block of a response, or all of it."""
-    blocks = FENCE.findall(response)
+    """The last fenced block of a response that is not marked as another language's, or all of it."""
+    blocks = [code for language, code in FENCE.findall(response) if language.strip().lower() in LANGUAGES]
     return blocks[-1] if blocks else response
 
 

@@ -8,6 +8,7 @@ again and to forget cached prompts. Prompts go there and responses come back as 
 twice; log-probabilities are the server's, and how far they are from training's is ``engine_gap``.
 """
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -45,8 +46,11 @@ class Served:
 
     def __init__(self, address: str, policy: Any, base: Path) -> None:
         self.address, self.policy = address.rstrip("/"), policy
-        card = self._ask("/v1/models")["data"][0]
-        self.name, self.folder = str(card["id"]), Path(str(card.get("root", "")))
+        try:
+            card = self._ask("/v1/models")["data"][0]
+            self.name, self.folder = str(card["id"]), Path(str(card.get("root", "")))
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise ConfigError(f"{address} lists no models: is a vLLM server there?") from None
         if not (self.folder / "config.json").is_file():
             raise ConfigError(
                 f"{address} serves {str(self.folder)!r}, which is no folder of a model on this machine"
@@ -100,9 +104,12 @@ class Served:
     def _completed(self, request: dict[str, Any]) -> list[tuple[list[int], list[float]]]:
         """The responses to one prompt."""
         copies, limit = request["n"], request["max_tokens"]
-        choices = sorted(
-            self._ask("/v1/completions", request)["choices"], key=lambda choice: int(choice["index"])
-        )
+        try:
+            choices = sorted(
+                self._ask("/v1/completions", request)["choices"], key=lambda choice: int(choice["index"])
+            )
+        except (KeyError, TypeError):
+            raise ConfigError(f"{self.address}/v1/completions gave no choices") from None
         if len(choices) != copies:
             raise ConfigError(f"{self.address} gave {len(choices)} responses where {copies} were asked for")
         return [self._checked(choice, limit) for choice in choices]
@@ -135,8 +142,12 @@ class Served:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
                 text = reply.read()
         except urllib.error.HTTPError as error:
-            hint = ": start vLLM with VLLM_SERVER_DEV_MODE=1" if error.code == 404 else ""
+            missing = error.code == 404 and not path.startswith("/v1/")
+            hint = ": start vLLM with VLLM_SERVER_DEV_MODE=1" if missing else ""
             raise ConfigError(f"{self.address}{path} answered {error.code}{hint}") from None
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise ConfigError(f"no answer from {self.address}: {error}") from None
-        return json.loads(text) if text.strip() else {}
+        try:
+            return json.loads(text) if text.strip() else {}
+        except ValueError:
+            raise ConfigError(f"{self.address}{path} answered something else than JSON") from None

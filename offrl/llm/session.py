@@ -22,7 +22,7 @@ from offrl.llm.evaluate import Evaluation, evaluate
 from offrl.llm.learner import Learner, Shown
 from offrl.llm.methods import load_method
 from offrl.llm.models import Table, load_model
-from offrl.llm.options import DataOptions, LLMOptions, check
+from offrl.llm.options import DataOptions, LLMOptions, check, check_finite, check_idle
 from offrl.llm.parallel import Ranks, join
 from offrl.llm.pretrained import folder_of
 from offrl.llm.rewards import absolute, file_of
@@ -66,6 +66,8 @@ def start(name: str, settings: Any, options: LLMOptions, reporter: Reporter | No
     reporter = reporter or Reporter("quiet", options.steps)
     options = dataclasses.replace(options, device=resolve_device(options.device))
     options = anywhere(options)
+    check_idle(options)
+    check_finite(options, settings)
     ranks = join()
     learner = build(name, settings, options, ranks)
     config = _config(name, settings, options)
@@ -152,7 +154,10 @@ def _aside(learner: Learner, config: dict[str, Any], options: LLMOptions, restor
         session = Session(run, learner, options, Reporter("quiet", options.steps))
         if restored is not None:
             session.restore(restored)
-        return session.go()
+        try:
+            return session.go()
+        except Stopped as stopped:  # the first process says how to go on: this folder goes
+            raise Stopped(f"process {learner.ranks.rank} stopped with it", stopped.exit_code) from None
 
 
 def _go(
@@ -182,7 +187,8 @@ def files_sha256(options: LLMOptions) -> dict[str, str]:
     }
     paths |= {f"--reward {path}": path for text in options.reward if (path := file_of(text))}
     paths |= {"--actor": folder_of(options.actor)} if options.actor else {}
-    paths |= {"--model": folder_of(options.model)} if options.lora_rank else {}
+    kept = options.lora_rank or options.predictor == "v0"  # the first model goes on to be read
+    paths |= {"--model": folder_of(options.model)} if kept else {}
     return {name: _sha256(path) for name, path in paths.items() if path.exists()}
 
 
@@ -264,19 +270,22 @@ class Session:
             finally:
                 self.reporter.end()
                 self.record.sinks.close()
-        if asked and self.step < self.options.steps:
+        signals = [number for each in self.learner.ranks.gathered(asked[:1]) for number in each]
+        if signals and self.step < self.options.steps:
             raise Stopped(
-                f"stopped at step {self.step}; go on with: offrl resume {self.run.path}", 128 + asked[0]
+                f"stopped at step {self.step}; go on with: offrl resume {self.run.path}", 128 + signals[0]
             )
-        if self.last is None:  # stopped between the last checkpoint and the mark of the end
-            self._evaluate()
-        assert self.last is not None
+        if (
+            self.last is None
+        ):  # stopped between the last checkpoint and the mark of the end: its rows are written
+            self.last = self._found()[1]
+            self._save_model()
         self.run.finish(self.last.returns, self.last.lengths, self.last.successes)
         return _result(self.run)
 
     def _train(self, asked: list[int]) -> None:
         o = self.options
-        began, before = time.monotonic(), self.step
+        began, before, self._logged = time.monotonic(), self.step, self.seconds
         if self.step == 0:
             self._evaluate()
         while self.step < o.steps and not self.learner.ranks.any(asked):
@@ -299,17 +308,22 @@ class Session:
 
     _logged = 0.0
 
-    def _evaluate(self) -> None:
-        """Accuracies now: eval.csv, accuracy.csv."""
+    def _found(self) -> tuple[Evaluation, EvaluationResult]:
+        """Accuracies now, and the first response to each prompt as an episode."""
         o, learner = self.options, self.learner
         found = evaluate(
             learner.policy, self.asked, prompts=o.eval_prompts, samples=o.eval_samples, seed=o.seed,
             name=str(self.step), temperature=o.temperature,
         )  # fmt: skip
-        first = EvaluationResult(
+        return found, EvaluationResult(
             found.rewards[:, 0].double().numpy(), found.lengths[:, 0].numpy(),
             found.success[:, 0].numpy(), learner.task.name,
         )  # fmt: skip
+
+    def _evaluate(self) -> None:
+        """Write accuracies: eval.csv, accuracy.csv."""
+        o, learner = self.options, self.learner
+        found, first = self._found()
         facts = self.record.evaluation(self.step, first)
         row = accuracy_row(found, o.eval_samples) | learner.task.measures(learner.policy)
         counters = {name: getattr(learner, name) for name in COUNTERS}
@@ -342,12 +356,16 @@ class Session:
             "learner": self.learner.state_dict(), "means": self.means.state_dict(), "rng": rng_state(),
             "sizes": [table.sync() for table in self.tables],
         }  # fmt: skip
-        if self.learner.ranks.rank:
-            return
+        if not self.learner.ranks.rank:
+            self._save_model(state)
+
+    def _save_model(self, state: dict[str, Any] | None = None) -> None:
+        """Write the model as it is, and the checkpoint before it takes the place of the last one."""
         new, old = self.run.path / "model-next", self.run.path / "model"
         shutil.rmtree(new, ignore_errors=True)
         self.learner.policy.save(new, self.learner.task)
-        save_checkpoint(self.run.path, state)
+        if state is not None:
+            save_checkpoint(self.run.path, state)
         shutil.rmtree(old, ignore_errors=True)
         new.rename(old)
 

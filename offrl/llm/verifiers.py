@@ -60,7 +60,7 @@ def integer(responses: list[str], answers: list[Any]) -> list[float]:
 def regex(pattern: str) -> Verifier:
     """1 where the pattern is found."""
     try:
-        re.compile(pattern.replace("{answer}", ""))
+        re.compile(pattern.replace("{answer}", "0"))
     except re.error as error:
         raise ConfigError(f"{pattern!r} is no regular expression: {error}") from None
 

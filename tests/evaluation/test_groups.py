@@ -69,6 +69,25 @@ def test_another_precision_is_another_group(make_run):
     assert [group.label for group in task.groups] == ["td3_bc", "td3_bc precision=bf16"]
 
 
+def test_language_models_that_were_sampled_or_updated_otherwise_are_other_groups(make_run):
+    """Seeds may begin from the same run of other seeds, and be evaluated and cut into passes otherwise."""
+    llm = {"model": "/runs/sft/t2/seed0-20260101T000000", "lr": 1e-3, "group": 8, "sampler": "uniform"}
+    llm |= {"seed": 0, "eval_prompts": 64, "micro_batch": 0}
+    one = {"seed": 1, "eval_prompts": 32, "micro_batch": 8, "model": "/runs/sft/t2/seed1-20260101T000001-1"}
+    (task,) = tasks_of(
+        make_run("a", llm=llm),
+        make_run("b", seed=1, llm=llm | one),
+        make_run("c", seed=2, llm=llm | {"sampler": "vas"}),
+        make_run("d", seed=3, llm=llm | {"model": "/runs/sft/t3/seed0-20260101T000000"}),
+        make_run("e", seed=4, llm=llm | {"model": "tiny:dense"}),
+    )
+    assert [[run.seed for run in group.runs] for group in task.groups] == [[0, 1], [2], [3], [4]]
+    labels = [group.label for group in task.groups]
+    assert labels[0] == "td3_bc model=/runs/sft/t2 sampler=uniform"
+    assert labels[1] == "td3_bc model=/runs/sft/t2 sampler=vas"
+    assert labels[3] == "td3_bc model=tiny:dense sampler=uniform"
+
+
 def test_an_edited_algorithm_file_is_another_group(make_run):
     (task,) = tasks_of(make_run("a", algorithm_sha256="aa" * 32), make_run("b", algorithm_sha256="bb" * 32))
     assert [g.label for g in task.groups] == ["td3_bc file=aaaaaaaa", "td3_bc file=bbbbbbbb"]

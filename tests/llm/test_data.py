@@ -6,6 +6,7 @@ import types
 
 import pytest
 
+from offrl.cli import one_line
 from offrl.errors import DatasetError, MissingExtraError
 from offrl.llm.data import field, load_rows
 
@@ -44,6 +45,13 @@ def test_the_hub_is_asked_for_a_split(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match="datasets"):
         load_rows("hf:someone/set")
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path):
+    for name in ("no.jsonl", "no.parquet"):
+        with pytest.raises(FileNotFoundError) as caught:
+            load_rows(str(tmp_path / name))
+        assert one_line(caught.value) == f"No such file or directory: {tmp_path / name}"
 
 
 def test_keys_go_into_dictionaries():

@@ -15,7 +15,7 @@ from offrl.llm.lora import add_adapter, base_of
 from offrl.llm.methods import load_method
 from offrl.llm.models import load_model
 from offrl.llm.options import LLMOptions
-from offrl.llm.pretrained import load_causal
+from offrl.llm.pretrained import load_causal, load_tokenizer
 from offrl.llm.session import resume, start
 from offrl.llm.tasks import task_for
 
@@ -173,6 +173,19 @@ def test_the_base_of_an_adapter_is_a_path_or_on_the_hub(options, hugging_face, t
         json.loads((tmp_path / "a" / "adapter_config.json").read_text())["base_model_name_or_path"]
         == "someone/model"
     )
+
+
+def test_a_trained_adapter_ends_as_its_base_does(options, hugging_face, tmp_path):
+    base = Path(shutil.copytree(hugging_face(), tmp_path / "base"))
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [257, 65]}))
+    first = start("grpo", load_method("grpo").config(), options(model=str(base))).directory
+    second = start("grpo", load_method("grpo").config(), options(model=str(first))).directory
+    for run in (first, second):
+        assert not (run / "model" / "generation_config.json").exists()
+        assert load_tokenizer(str(run)).ends == [65, 257]
+    shutil.rmtree(base)
+    with pytest.raises(ConfigError, match=r"an adapter of \S+base, which is no longer there"):
+        load_causal(str(first))
 
 
 def test_pickled_adapters_and_tiny_models_are_refused(options, tmp_path):

@@ -249,6 +249,25 @@ def test_negative_coefficients_and_bounds_are_refused(name):
     config()
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "says"),
+    [
+        ("sft", {"noise": 1.5}, "noise must be within 0 and 1"),
+        ("sft", {"noise": -0.1}, "noise must be within 0 and 1"),
+        ("ppo", {"lam": 1.1}, "lam must be within 0 and 1"),
+        ("ppo", {"value": -0.1}, "value must be 0 or more"),
+        ("polychromic", {"kl_old": -0.1}, "kl_old must be 0 or more"),
+        ("sapo", {"tau_positive": 0.0}, "tau_positive must be positive"),
+        ("sapo", {"tau_negative": -1.0}, "tau_negative must be positive"),
+        ("minirl", {"cap": -1.0}, "cap must be positive"),
+        ("beta_norm", {"dual_clip": 0.0}, "dual_clip must be positive"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(name, given, says):
+    with pytest.raises(ConfigError, match=says):
+        load_method(name).config(**given)
+
+
 @pytest.mark.parametrize("gamma", [0.0, -1.0])
 def test_luffy_refuses_a_gamma_at_which_demonstrations_teach_nothing(gamma):
     with pytest.raises(ConfigError, match="gamma must be positive"):

@@ -212,7 +212,11 @@ def test_the_hub_is_asked_for_safetensors_and_no_code(hugging_face, byte_tokeniz
     models, tokenizers = Calls(load_causal(hugging_face())), Calls(byte_tokenizer)
     monkeypatch.setattr(transformers, "AutoModelForCausalLM", models)
     monkeypatch.setattr(transformers, "AutoTokenizer", tokenizers)
-    made("hf:someone/model")
+    settings = Calls(transformers.GenerationConfig(eos_token_id=[257, 65]))
+    monkeypatch.setattr(transformers, "GenerationConfig", settings)
+    task, _ = made("hf:someone/model")
+    assert settings.calls == [(("someone/model",), {})]
+    assert task.vocabulary.ends == [65, 257]
     ((name,), options), (_, about) = models.calls[0], tokenizers.calls[0]
     assert name == "someone/model"
     assert options["use_safetensors"] is True

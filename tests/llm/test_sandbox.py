@@ -129,6 +129,12 @@ def test_unit_tests_of_responses():
     with pytest.raises(ConfigError, match="code as the answer, got int"):
         sandbox.tests_of(4)
     assert code_of("x = 1") == "x = 1"
+    shell, said = "```bash\npip install x\n```\n", "prints\n```text\n3\n```\n"
+    for own in ("", "py", "python", "Python3", "python\r"):
+        code = f"```{own}\nx = 1\n```\n"
+        for response in (code, shell + "so:\n" + code, code + said, shell + code + said):
+            assert code_of(response) == "x = 1\n"
+    assert code_of("```python\nx = 1\n```\nor\n```\nx = 2\n```") == "x = 2\n"
 
 
 def test_where_isolation_fails_nothing_runs(monkeypatch, tmp_path):

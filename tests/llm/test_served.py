@@ -77,6 +77,8 @@ class FakeVLLM:
             for row, mask, log_probs in zip(found.tokens, found.mask, found.log_probs, strict=True):
                 given = {"token_logprobs": log_probs[mask].tolist()}
                 choices.append({"index": len(choices), "token_ids": row[mask].tolist(), "logprobs": given})
+        if self.broken == "empty":
+            return {}
         if self.broken == "few":
             choices.pop()
         if self.broken == "old":
@@ -163,8 +165,35 @@ def test_prompts_do_not_share_their_random_numbers(server):
 
 
 @pytest.mark.parametrize(
+    ("reply", "beyond", "says"),
+    [
+        (b"<html>", 0, "/v1/models answered something else than JSON"),
+        (b"[]", 0, "lists no models: is a vLLM server there"),
+        (b'{"data": []}', 0, "lists no models"),
+        (b'{"data": [', 9, "no answer from .*IncompleteRead"),
+    ],
+)
+def test_what_is_no_server_of_models(reply, beyond, says, tmp_path):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(reply) + beyond))
+            self.end_headers()
+            self.wfile.write(reply)
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as other:
+        threading.Thread(target=other.handle_request, daemon=True).start()
+        with pytest.raises(ConfigError, match=says):
+            Served(f"http://127.0.0.1:{other.server_port}", load_model("tiny:dense", TASK, 0), tmp_path)
+
+
+@pytest.mark.parametrize(
     ("broken", "says"),
     [
+        ("empty", "/v1/completions gave no choices"),
         ("few", "gave 3 responses where 4 were asked for"), ("old", "needs vLLM 0.10.2 or later"),
         ("cut", "neither ended nor is 4 tokens long"), ("no dev mode", "collective_rpc answered 404: start vLLM with VLLM_SERVER_DEV_MODE=1"),
     ],

@@ -2,15 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
-from offrl.errors import CheckpointError, ConfigError
+from offrl.cli import main
+from offrl.errors import CheckpointError, ConfigError, Stopped
 from offrl.llm import session
 from offrl.llm.learner import Learner, Shown
 from offrl.llm.methods import load_method
 from offrl.llm.models import load_model
-from offrl.llm.options import LLMOptions
+from offrl.llm.options import LLMOptions, check_idle, plan
+from offrl.llm.parallel import Ranks
 from offrl.llm.session import completions, resume, start
 from offrl.llm.tasks import load_task
 
@@ -98,6 +101,64 @@ def test_a_stopped_run_goes_on_bit_for_bit(name, step, tmp_path, monkeypatch):
         torch.equal(one[key], start_weights[key]) for key in one if "embed" in key or key == "logits"
     )
     assert resume(cut).already_finished
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_run_stopped_before_its_mark_of_the_end_is_only_marked(moved, tmp_path):
+    """After the last checkpoint, or, ``moved``, before its model took the place of the one before."""
+    run = start("grpo", load_method("grpo").config(), options(tmp_path)).directory
+    written = {table: (run / table).read_bytes() for table in TABLES}
+    weights, marked = (run / "model" / "model.safetensors").read_bytes(), np.load(run / "final_returns.npz")
+    (run / "final_returns.npz").unlink()
+    if moved:
+        (run / "model").rename(run / "model-next")
+    assert not resume(run).already_finished
+    assert {table: (run / table).read_bytes() for table in TABLES} == written
+    assert (run / "model" / "model.safetensors").read_bytes() == weights
+    assert not (run / "model-next").exists()
+    again = np.load(run / "final_returns.npz")
+    assert all((again[name] == marked[name]).all() for name in ("returns", "lengths", "successes"))
+
+
+def test_the_speed_after_a_resume_is_that_of_the_steps_since(tmp_path, monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr(session.time, "monotonic", lambda: float(next(clock)))
+    go_on = stopped_at(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        start("grpo", load_method("grpo").config(), options(tmp_path))
+    go_on()
+    (cut,) = (tmp_path / "grpo" / "t1").iterdir()
+    resume(cut)
+    _, *rows = (cut / "timing.csv").read_text().splitlines()
+    assert [row.split(",") for row in rows] == [[str(k), f"{k}.0", "1.0"] for k in (2, 4, 6)]
+
+
+def test_a_signal_to_another_process_does_not_finish_the_run(tmp_path, monkeypatch):
+    class Told(Ranks):
+        """As if a second process had been asked to stop."""
+
+        def any(self, asked):
+            return True
+
+        def gathered(self, item):
+            return [item, [15]] if item == [] else [item]
+
+    monkeypatch.setattr(session, "join", Told)
+    with pytest.raises(Stopped, match="stopped at step 0") as stopped:
+        start("grpo", load_method("grpo").config(), options(tmp_path))
+    assert stopped.value.exit_code == 143
+    (run,) = (tmp_path / "grpo" / "t1").iterdir()
+    assert not (run / "final_returns.npz").exists()
+
+
+def test_a_run_without_a_checkpoint_says_that_it_has_no_model(tmp_path, monkeypatch, capsys):
+    stopped_at(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        start("grpo", load_method("grpo").config(), options(tmp_path))
+    (run,) = (tmp_path / "grpo" / "t1").iterdir()
+    for command in (["eval", str(run)], ["train", "grpo", "--model", str(run), "--out", str(tmp_path)]):
+        assert main(["llm", *command]) == 1
+        assert f"{run} has no language model: " in capsys.readouterr().err
 
 
 def test_a_run_writes_its_contract(tmp_path):
@@ -194,6 +255,61 @@ def test_methods_and_options_that_do_not_fit(tmp_path):
         start("grpo", load_method("grpo").config(), options(tmp_path, model="tiny:table"))
     with pytest.raises(ConfigError, match="neither a folder"):
         start("grpo", load_method("grpo").config(), options(tmp_path, model="nowhere"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "how", "copies"),
+    [
+        ("grpo", {}, {}, 4),
+        ("grpo", {"kl": 0.1}, {}, 5),
+        ("grpo", {}, {"engine": "bf16"}, 5),
+        ("grpo", {}, {"delay": 2}, 8),
+        ("grpo", {"kl": 0.1}, {"delay": 1, "engine": "int8"}, 8),
+        ("grpo", {}, {"allocator": "knapsack", "predictor": "v0"}, 5),
+        ("fdpg", {}, {}, 5),
+    ],
+)
+def test_the_plan_counts_copies_of_the_weights(name, settings, how, copies, tmp_path):
+    """As many as a learner holds in the end: weights, gradients, moments, other models, past parameters."""
+    method, given, task = load_method(name), options(tmp_path, **how), load_task("t2")
+    made = plan(method, method.config(**settings), given, task, 10**9, 1)
+    assert abs(float(made["peak memory"].split()[1]) - 4000 * copies) < 5
+    policy = load_model("tiny:dense", task, 0)
+    learner = Learner(method, method.config(**settings), task, policy, given)
+    for _ in range(given.delay):
+        learner.update()
+    others = [learner.reference, learner.engine.copy, getattr(learner.prompting.predictor, "backbone", None)]
+    assert 4 + sum(model is not None for model in others) + len(learner.engine.past) == copies
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"max_response": 8}, "max_response has no effect with task t2"),
+        ({"chat_template": "none"}, "chat_template has no effect with task t2"),
+        ({"prompt_key": "q", "task": "arithmetic"}, "prompt_key has no effect with task arithmetic"),
+    ],
+)
+def test_options_of_text_that_have_no_effect_are_refused(given, says, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        start("grpo", load_method("grpo").config(), options(tmp_path, **{"task": "t2", **given}))
+    assert list(tmp_path.iterdir()) == []
+    check_idle(LLMOptions(task="arithmetic", max_response=8, max_prompt=64, chat_template="none"))
+    check_idle(LLMOptions(dataset="d.jsonl", prompt_key="q", answer_key="a", max_response=8))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "how"),
+    [
+        ("grpo", {}, {"max_grad_norm": float("inf")}),
+        ("grpo", {"clip_high": float("inf")}, {}),
+        ("grpo", {"entropy": float("nan")}, {}),
+    ],
+)
+def test_numbers_that_no_file_holds_leave_no_folder(name, settings, how, tmp_path):
+    with pytest.raises(ConfigError, match=f"{[*settings, *how][0]} must be a finite number, got (inf|nan)"):
+        start(name, load_method(name).config(**settings), options(tmp_path, **how))
     assert list(tmp_path.iterdir()) == []
 
 

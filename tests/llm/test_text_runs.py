@@ -81,7 +81,11 @@ def test_a_run_on_a_file_from_training_to_report(files, hugging_face, capsys):
     assert config["llm"]["reward"] == ["integer", f"{files / 'own.py'}:short=0.1"]
     assert len(config["dataset_sha256"]) == 64
     assert main(["report", str(run), "--out", "report.html"]) == 0
-    assert "Completions" in (files / "report.html").read_text()
+    page = (files / "report.html").read_text()
+    assert "Completions" in page
+    assert "offrl train grpo" not in page  # there is no such command
+    for option, value in (("lora_rank", 2), ("lr", 0.001), ("group", 4)):
+        assert f'>{option}</th><td><span class="long">{value}</span>' in page, option
 
 
 def test_an_evaluation_takes_prompts_and_rewards_of_its_own(files, hugging_face, capsys):
@@ -96,6 +100,30 @@ def test_an_evaluation_takes_prompts_and_rewards_of_its_own(files, hugging_face,
     assert main([*evaluate, "--no-base", "--max-response", "1"]) == 0
     own = json.loads(capsys.readouterr().out)
     assert own["avg@4"][0] < 0.5
+
+
+def test_an_evaluation_refuses_what_its_task_does_not_read(files, capsys):
+    small = ["--steps", "1", "--prompts", "2", "--group", "2", "--eval-prompts", "2", "--eval-samples", "2"]
+    window = ["--context", "supo", "--context-window", "32", "--out", "runs", "-q"]
+    assert main(["llm", "train", "grpo", "--task", "t6", *small, *window]) == 0
+    (run,) = (files / "runs" / "grpo" / "t6").iterdir()
+    evaluate = ["llm", "eval", str(run), "--k", "1", "--prompts", "2", "--no-base"]
+    assert main([*evaluate, "--max-response", "9"]) == 1
+    assert "max_response has no effect with task t6" in capsys.readouterr().err
+    assert main(["llm", "train", "grpo", "--task", "t1", "--max-prompt", "9", "--dry-run"]) == 1
+    assert "max_prompt has no effect with task t1" in capsys.readouterr().err
+    assert main([*evaluate, "--context", "full"]) == 0  # without the window of the run
+
+
+def test_a_run_of_a_table_is_no_hugging_face_model_and_no_policy(files, capsys):
+    small = ["--steps", "1", "--prompts", "2", "--group", "2", "--eval-prompts", "2", "--eval-samples", "2"]
+    task = ["--task", "t3", "--model", "tiny:table", "--out", "runs", "-q"]
+    assert main(["llm", "train", "grpo", *task, *small]) == 0
+    (run,) = (files / "runs" / "grpo" / "t3").iterdir()
+    assert main(["export", str(run), "--format", "huggingface", "--out", "out"]) == 1
+    assert "trained tiny:table, which is no model of Hugging Face" in capsys.readouterr().err
+    assert main(["eval", str(run)]) == 1
+    assert capsys.readouterr().err == f"offrl: {run} is the run of a language model: use offrl llm eval\n"
 
 
 def test_a_dry_run_counts_what_is_frozen(files, hugging_face, capsys):
@@ -163,6 +191,8 @@ def test_every_file_that_options_name_is_known_by_its_contents(tmp_path, monkeyp
         (tmp_path / name).write_text(name)
     assert files_sha256(LLMOptions()) == {}
     assert files_sha256(LLMOptions(model="base")) == {}  # a checkpoint holds all of its weights
+    reads = LLMOptions(model="base", allocator="knapsack", predictor="v0")  # the states of the first model
+    assert list(files_sha256(reads)) == ["--model"]
 
 
 def test_demonstrations_of_a_file_are_learnt(files, hugging_face, capsys):

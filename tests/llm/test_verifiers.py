@@ -30,6 +30,7 @@ def test_regex():
     exact = load_verifier(r"regex:^\s*{answer}\s*$")
     assert exact(["a.c", "abc", " a.c ", "xa.c"], ["a.c"] * 4) == [1, 0, 1, 0]
     assert load_verifier("regex:[0-9]{2}")(["a12", "1"], ["", ""]) == [1, 0]
+    assert load_verifier("regex:^{answer}+$")(["77", "a"], ["7", "7"]) == [1, 0]
     with pytest.raises(ConfigError, match="no regular expression"):
         load_verifier("regex:(")
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from offrl.errors import ConfigError, MissingExtraError
+from offrl.estimators.advantages import rewards_at_end
 from offrl.estimators.compose import Estimator
 from offrl.estimators.rollouts import Counts, Rollouts
 from offrl.llm.method import watches
@@ -49,7 +50,8 @@ def loss(
     Args:
         estimator: of a method.
         log_probs: (B, T) of the current policy, with gradient.
-        inputs: TRL's: advantages (B,), completion_mask; tool_mask, old and reference log-probabilities where there are.
+        inputs: TRL's: advantages (B,) or (B, T), completion_mask; tool_mask, old and reference log-probabilities where
+            there are.
         parts: micro-batches of an update.
         tokens: of an update, divided by the number of processes.
         entropy: (B, T).
@@ -61,7 +63,8 @@ def loss(
         mask=mask, advantages=inputs["advantages"], rewards=inputs["advantages"],
         old_log_probs=log_probs.detach() if old is None else old,
         ref_log_probs=inputs.get("ref_per_token_logps"), group_ids=inputs.get("group_ids"),
-        rollout_log_probs=inputs.get("sampling_per_token_logps"),
+        # what sampled is the old policy, but for a vLLM's
+        rollout_log_probs=inputs.get("sampling_per_token_logps", log_probs.detach() if old is None else old),
     )  # fmt: skip
     counts = Counts(tokens.clamp(min=1), parts * mask.any(dim=1).sum().clamp(min=1))
     value = estimator.loss(log_probs, rollouts, counts, entropy=entropy)
@@ -78,14 +81,18 @@ class TRLRollouts(Rollouts):
     """(B,) bool: a response of the greatest length."""
 
 
-def advantages(estimator: Estimator, components: Tensor, ids: Tensor, mask: Tensor, longest: int) -> Tensor:
+def advantages(
+    estimator: Estimator, components: Tensor, ids: Tensor, mask: Tensor, longest: int, *, steps: bool = False
+) -> Tensor:
     """Of all processes' rows: (B, K) weighted rewards, (B,) ids of groups, (B, T) mask -> (B,).
 
-    A response of ``longest`` tokens counts as cut.
+    A response of ``longest`` tokens counts as cut. With ``steps`` rewards are paid at the last tokens of responses, and
+    advantages are (B, T).
     """
-    cut = mask.sum(dim=1) >= longest
+    cut, outcomes = mask.sum(dim=1) >= longest, components.sum(dim=1)
     rollouts = TRLRollouts(
-        rewards=components.sum(dim=1), components=components, group_ids=ids, mask=mask, cut=cut
+        rewards=rewards_at_end(outcomes, mask) if steps else outcomes, components=components, group_ids=ids,
+        mask=mask, cut=cut,
     )  # fmt: skip
     return estimator.advantages(rollouts)
 
@@ -125,11 +132,15 @@ def trainer(name: str, settings: Any = None) -> Any:
     base = _grpo_trainer()
 
     def estimator(length: int, beta: float, reward_weights: Tensor) -> Estimator:
+        if beta != 0.0 and method.kl != "loss":
+            raise ConfigError(
+                f"{name} has its KL in the reward, which TRL's loop does not give: leave beta at 0"
+            )
         found = method.estimator(_of_trl(settings, beta, reward_weights), length)
         assert isinstance(found, Estimator)
         return found
 
-    return _subclass(base, estimator)
+    return _subclass(base, estimator, steps=method.kl == "step-reward")
 
 
 def _of_trl(settings: Any, beta: float, reward_weights: Tensor) -> Any:
@@ -152,7 +163,15 @@ def _grpo_trainer() -> Any:
     return GRPOTrainer
 
 
-def _subclass(base: Any, estimator_of: Callable[[int, float, Tensor], Estimator]) -> Any:
+def _share(found: Tensor, process: int, mask: Tensor) -> Tensor:
+    """Advantages of a process's rows, those of tokens as wide as their mask."""
+    mine, width = found[process * len(mask) : (process + 1) * len(mask)], mask.shape[1]
+    if mine.dim() == 1:
+        return mine
+    return torch.nn.functional.pad(mine, (0, max(width - mine.shape[1], 0)))[:, :width]
+
+
+def _subclass(base: Any, estimator_of: Callable[[int, float, Tensor], Estimator], *, steps: bool) -> Any:
     """What is replaced: the rewards are kept on their way, the advantages computed from them, and the loss is ours."""
 
     class Trainer(base):  # type: ignore[misc]
@@ -173,11 +192,9 @@ def _subclass(base: Any, estimator_of: Callable[[int, float, Tensor], Estimator]
             lengths = self.accelerator.gather(mask.sum(dim=1))
             whole = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
             ids = self._group_ids(len(self._components))
-            found = advantages(self.estimator, self._components, ids, whole, self.max_completion_length)
-            mine = slice(
-                self.accelerator.process_index * len(mask), (self.accelerator.process_index + 1) * len(mask)
-            )
-            output["advantages"] = found[mine]
+            longest = self.max_completion_length
+            found = advantages(self.estimator, self._components, ids, whole, longest, steps=steps)
+            output["advantages"] = _share(found, self.accelerator.process_index, mask)
             return output
 
         def _group_ids(self, count: int) -> Tensor:

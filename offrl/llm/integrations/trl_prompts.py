@@ -161,9 +161,9 @@ class Prompted(_Base):  # type: ignore[misc]
             inputs = [dict(row) for row, n in zip(chosen, self.sizes, strict=True) for _ in range(n)]
         output = super()._generate_and_score_completions(inputs)
         if training and self.rules.budget:
-            output["advantages"] = output["advantages"] * even(self._group_ids(len(inputs))).to(
-                output["advantages"]
-            )
+            found = output["advantages"]
+            weights = even(self._group_ids(len(inputs))).to(found)
+            output["advantages"] = found * weights.view(-1, *[1] * (found.dim() - 1))
         return output
 
     def _group_ids(self, count: int) -> Tensor:

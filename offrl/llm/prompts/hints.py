@@ -10,6 +10,7 @@ follow each other from abstract to concrete:
 Source: arXiv:2510.19807; names of the columns: dvlab-research/Scaf-GRPO.
 """
 
+import http.client
 import json
 import re
 import urllib.error
@@ -174,7 +175,9 @@ class Teacher:
             if len(data) > LARGEST:
                 raise ConfigError(f"{address} sent more than {LARGEST} bytes")
             found = json.loads(data)["choices"][0]["message"]["content"]
-        except (OSError, urllib.error.URLError, ValueError, KeyError, IndexError, TypeError) as error:
+        except (
+            OSError, http.client.HTTPException, urllib.error.URLError, ValueError, KeyError, IndexError, TypeError,
+        ) as error:  # fmt: skip
             raise ConfigError(f"{address} gave no answer: {type(error).__name__}: {error}") from None
         return str(found)
 
@@ -232,6 +235,7 @@ def make_hints(
     teacher: Callable[[str], str],
     *,
     tiers: Sequence[str],
+    name: str = "the data set",
     parts: int = 4,
     prompt_key: str = "prompt",
     answer_key: str = "answer",
@@ -248,6 +252,7 @@ def make_hints(
         path: of the file; what it holds is kept.
         teacher: text -> reply.
         tiers: to be made.
+        name: of the data set, in messages.
         parts: of a tier.
         prompt_key: column of the prompts.
         answer_key: column of the answers.
@@ -258,7 +263,7 @@ def make_hints(
         raise ConfigError(f"unknown tier {min(unknown)!r}; there are {', '.join(TIERS)}")
     known, made = (load_hints(str(path)) if path.exists() else {}), Made()
     for number, row in enumerate(rows, 1):
-        prompt, answer = field(row, prompt_key, str(path)), field(row, answer_key, str(path))
+        prompt, answer = field(row, prompt_key, name), field(row, answer_key, name)
         entry = known.setdefault(key_of(prompt), {"prompt": prompt})
         missing = [tier for tier in tiers if TIERS[tier] not in entry]
         for tier in missing:

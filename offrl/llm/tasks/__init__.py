@@ -134,15 +134,15 @@ def _prompts(options: "DataOptions", uri: str, held_out: str) -> "PromptTask":
         template = Path(template).read_text(encoding="utf-8")
     words = load_tokenizer(options.model)
 
-    def task(uri: str) -> PromptTask:
+    def task(uri: str, name: str) -> PromptTask:
         return PromptTask(
-            options.task_name, load_rows(uri), words, rewards, prompt_key=options.prompt_key,
+            name, load_rows(uri), words, rewards, prompt_key=options.prompt_key,
             answer_key=options.answer_key, max_prompt=options.max_prompt, max_response=options.max_response,
             template=template,
         )  # fmt: skip
 
-    found = task(uri)
+    found = task(uri, options.task_name)
     if held_out:
-        found.held_out = task(held_out)
+        found.held_out = task(held_out, dataclasses.replace(options, dataset=held_out).task_name)
         found.max_prompt = max(found.max_prompt, found.held_out.max_prompt)
     return found

@@ -56,13 +56,16 @@ class PromptTask:
         self.max_response, self.template = max_response, template
         self.held_out: PromptTask | None = None
         asked = [field(row, prompt_key, name) for row in rows]
-        tokens = [vocabulary.prompt(prompt, template) for prompt in asked]
+        tokens = [tokens_of(prompt, i, name, vocabulary, template) for i, prompt in enumerate(asked, 1)]
         kept = [i for i, ids in enumerate(tokens) if 0 < len(ids) <= max_prompt]
         if not kept:
             raise DatasetError(f"all prompts of {name} are longer than max_prompt, {max_prompt} tokens")
         self.left_out = len(rows) - len(kept)
         self.rows, self.asked = [rows[i] for i in kept], [asked[i] for i in kept]
         self.tokens = [tokens[i] for i in kept]
+        self.columns: Row = {
+            key: None for row in rows for key in row
+        }  # what some rows lack is None to rewards
         self.max_prompt = max(map(len, self.tokens))
         self.answers = [field(row, answer_key, name) for row in self.rows]
         self.difficulty = torch.tensor([level_of(row, name) for row in self.rows])
@@ -120,7 +123,8 @@ class PromptTask:
             ids = prompts.ids.tolist()
             tokens = [row[kept] for row, kept in zip(responses.tokens, responses.mask, strict=True)]
             asked = Asked(
-                [self.rows[i] for i in ids], [self.asked[i] for i in ids], [self.answers[i] for i in ids],
+                [self.columns | self.rows[i] for i in ids], [self.asked[i] for i in ids],
+                [self.answers[i] for i in ids],
                 [self.vocabulary.text(row) for row in tokens], [row.tolist() for row in tokens],
             )  # fmt: skip
             self._last = responses, {reward.name: reward(asked) for reward in self.components}
@@ -130,11 +134,8 @@ class PromptTask:
         """Column ``response`` or the answer, cut to the longest response allowed."""
         if noise:
             raise ConfigError(f"demonstrations of {self.name} are text: noise must be 0")
-        rows = [self.rows[i] for i in prompts.ids.tolist()]
-        texts = [
-            str(row.get("response", self.answers[i]))
-            for row, i in zip(rows, prompts.ids.tolist(), strict=True)
-        ]
+        own = [(self.rows[i].get("response"), self.answers[i]) for i in prompts.ids.tolist()]
+        texts = [str(answer if response is None else response) for response, answer in own]
         ids = [self.vocabulary.response(text)[: self.max_response] for text in texts]
         width = max(map(len, ids))
         return torch.tensor([row + [self.vocabulary.pad] * (width - len(row)) for row in ids])
@@ -142,6 +143,37 @@ class PromptTask:
     def measures(self, policy: Any) -> dict[str, float]:
         """Nothing."""
         return {}
+
+
+def tokens_of(prompt: Any, number: int, name: str, vocabulary: Subwords, template: str) -> list[int]:
+    """A prompt as ids.
+
+    Args:
+        prompt: text or messages.
+        number: of its row, from 1.
+        name: of the data set.
+        vocabulary: of the model.
+        template: as in ``Subwords.prompt``.
+
+    Raises:
+        DatasetError: neither text nor messages.
+        ConfigError: the template does not take it.
+    """
+    known = isinstance(prompt, list) and all(
+        isinstance(m, dict) and {"role", "content"} <= {*m} for m in prompt
+    )
+    if not (isinstance(prompt, str) or (known and prompt)):
+        raise DatasetError(
+            f"prompt {number} of {name} is neither text nor messages with role and content: {str(prompt)[:60]!r}"
+        )
+    try:
+        return vocabulary.prompt(prompt, template)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a template raises
+        raise ConfigError(
+            f"the chat template does not take prompt {number} of {name}: {type(error).__name__}: {error}"
+        ) from None
 
 
 def level_of(row: Row, name: str) -> int:

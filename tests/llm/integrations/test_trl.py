@@ -200,6 +200,48 @@ def test_the_list_says_which_methods_run(monkeypatch):
                 trl.trainer(name)
 
 
+@pytest.mark.parametrize("width", [4, 6])
+def test_rewards_of_steps_are_paid_at_the_end_and_advantages_are_of_tokens(width, monkeypatch):
+    """REINFORCE++: of rewards 2 and 0 in turn, in responses of 1 and 3 tokens, every token of a response its own."""
+    monkeypatch.setitem(sys.modules, "trl", types.SimpleNamespace(GRPOTrainer=Base))
+    monkeypatch.setattr(metadata, "version", lambda name: "1.16.3")
+    made = trl.trainer("reinforce_plus_plus")()
+    lengths = torch.tensor([1, 3] * 4)
+    mask = (torch.arange(width) < lengths[:, None]).long()
+    found = made._generate_and_score_completions({"mask": mask.tolist()})["advantages"]
+    each = torch.tensor([2.0, 0.0, 0.0, 0.0] * 4)  # 16 tokens
+    high, low = ((x - each.mean()) / (each.std() + 1e-8) for x in (2.0, 0.0))
+    want = torch.where(lengths[:, None] == 1, high, low) * mask
+    torch.testing.assert_close(found * mask, want)
+    log_probs = torch.full((8, width), -1.0, requires_grad=True)
+    inputs = {"completion_mask": mask, "advantages": found}
+    value, _ = trl.loss(
+        made.estimator, log_probs, inputs, parts=1, tokens=torch.tensor(16.0), entropy=torch.zeros(8, width)
+    )  # fmt: skip
+    value.backward()
+    torch.testing.assert_close(log_probs.grad, -want / 16)
+
+
+@pytest.mark.parametrize("name", ["reinforce", "rloo", "reinforce_plus_plus"])
+def test_a_beta_that_no_loss_has_is_refused(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", types.SimpleNamespace(GRPOTrainer=Base))
+    monkeypatch.setattr(metadata, "version", lambda name: "1.16.3")
+    trl.trainer(name)()
+    monkeypatch.setattr(Base, "beta", 0.1)
+    with pytest.raises(ConfigError, match=f"{name} has its KL in the reward"):
+        trl.trainer(name)()
+
+
+def test_what_samples_is_the_old_policy_where_no_server_does():
+    case = next(case for case in RECORDED["cases"] if case["name"] == "grpo")
+    _, inputs = tensors(case)
+    plain, *_ = ours(case, "minirl")
+    as_sampled, *_ = ours(case, "minirl", sampling_per_token_logps=inputs["old_per_token_logps"])
+    other, *_ = ours(case, "minirl", sampling_per_token_logps=inputs["old_per_token_logps"] + 0.5)
+    torch.testing.assert_close(plain, as_sampled)
+    assert not torch.allclose(plain, other)
+
+
 def test_each_reward_and_responses_that_were_cut():
     """What GDPO and ADORA read: the weighted rewards apart, and which responses are of the greatest length."""
     two = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 2.0], [0.0, 0.0]])

@@ -21,6 +21,9 @@ ROWS = [
 ]
 
 
+NO_HTTP = b"220 a mail server\r\n"
+
+
 class Server(HTTPServer):
     """Replies from a list, then the last one again; keeps what it was asked."""
 
@@ -41,6 +44,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(500)
             return
         data = reply if isinstance(reply, bytes) else json.dumps(chat(reply)).encode()
+        if data == NO_HTTP:
+            self.wfile.write(data)
+            return
         self.send_response(200)
         self.end_headers()
         self.wfile.write(data)
@@ -99,6 +105,12 @@ def test_the_command_asks_once_for_each_prompt_and_tier(serve, tmp_path, monkeyp
     assert TIERS["planning"] not in found[ROWS[1]["prompt"]]
     assert made(*command, "--tiers", "knowledge,planning,solution") == 0
     assert len(server.asked) == 6  # planning alone was missing
+
+
+def test_a_missing_column_is_one_of_the_prompts(tmp_path):
+    files = ("--prompts", rows_file(tmp_path), "--out", tmp_path / "h.jsonl")
+    with pytest.raises(DatasetError, match=r"rows\.jsonl has no 'question'"):
+        made(*files, "--teacher", "http://127.0.0.1:9/v1", "--prompt-key", "question")
 
 
 def test_a_run_that_was_cut_goes_on_where_it_was(serve, tmp_path):
@@ -160,6 +172,8 @@ def test_teachers_are_limited_in_size_time_and_address(serve):
         hints.Teacher(large.url, "m")("?")
     with pytest.raises(ConfigError, match="gave no answer"):
         hints.Teacher(serve(b'{"choices": []}').url, "m")("?")
+    with pytest.raises(ConfigError, match="gave no answer: BadStatusLine"):
+        hints.Teacher(serve(NO_HTTP).url, "m")("?")
     with pytest.raises(ConfigError, match="must begin with http"):
         hints.Teacher("file:///etc", "m")("?")
     with pytest.raises(ConfigError, match="gave no answer: TimeoutError"):

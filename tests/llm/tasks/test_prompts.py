@@ -29,6 +29,12 @@ def made(tmp_path, hugging_face, rows=ROWS, **given):
     return task_for(options)
 
 
+def written(tmp_path, text, name=""):
+    path = tmp_path / (name or f"{len(text)}.jinja")
+    path.write_text(text)
+    return str(path)
+
+
 def responses(task, texts):
     rows = [task.vocabulary.response(text) for text in texts]
     width = max(map(len, rows))
@@ -80,6 +86,17 @@ def test_a_reward_is_asked_once_for_a_batch_and_not_for_its_names(tmp_path, hugg
     assert calls == [1, 1]
 
 
+def test_columns_that_only_some_rows_have_are_none_elsewhere(tmp_path, hugging_face):
+    """In every batch, as for TRL, whose data sets are tables."""
+    own = tmp_path / "own.py"
+    own.write_text("def known(completions, extra):\n    return [0.0 if x is None else x for x in extra]\n")
+    rows = [*ROWS[:2], {**ROWS[2], "extra": 3.0}]
+    task = made(tmp_path, hugging_face, rows, reward=(f"{own}:known",))
+    for ids, want in (([0, 1], [0.0, 0.0]), ([0, 2], [0.0, 3.0])):
+        given = task.rewards(task.chosen(torch.tensor(ids)), responses(task, ["a", "b"]))
+        assert given["known"].tolist() == want
+
+
 def test_final_answers_are_equal_where_they_say_the_same(tmp_path, hugging_face):
     task = made(tmp_path, hugging_face, max_response=20)
     texts = ["is 7", "7.0", "8", "no\nyes", "yes ", "", "1 or 7"]
@@ -99,12 +116,14 @@ def test_special_tokens_and_padding_are_not_part_of_a_response(tmp_path, hugging
 
 def test_demonstrations_end_and_are_masked_beyond(tmp_path, hugging_face):
     rows = [{"q": "a", "gold": {"value": 1}, "response": "long answer"}, {"q": "b", "gold": {"value": 2}}]
+    rows += [{"q": "c", "gold": {"value": 3}, "response": None}]  # as tables have it that some rows lack
     task = made(tmp_path, hugging_face, rows)
-    tokens = task.demonstrations(task.chosen(torch.tensor([0, 1])), generator(), 0.0)
+    tokens = task.demonstrations(task.chosen(torch.tensor([0, 1, 2])), generator(), 0.0)
     given = demonstrated(tokens, task.vocabulary.pad)
     assert task.vocabulary.text(given.tokens[0][given.mask[0]]) == "long "
     assert given.tokens[1][given.mask[1]].tolist() == task.vocabulary.response("2")
-    assert given.lengths.tolist() == [5, 2]
+    assert given.tokens[2][given.mask[2]].tolist() == task.vocabulary.response("3")
+    assert given.lengths.tolist() == [5, 2, 2]
     assert int(given.tokens.min()) >= 0
     with pytest.raises(ConfigError, match="noise must be 0"):
         task.demonstrations(task.chosen(torch.tensor([0])), generator(), 0.1)
@@ -143,6 +162,16 @@ def test_the_arithmetic_prompts_are_solved_by_their_own_responses(hugging_face):
 def test_mistakes_are_one_line(tmp_path, hugging_face):
     for given, says in (
         ({"reward": ()}, "pass --reward, for instance --reward integer"),
+        ({"rows": [*ROWS, {"q": None}]}, "prompt 7 of own is neither text nor messages .*: 'None'"),
+        ({"rows": [{"q": 12}]}, "prompt 1 of own is neither text"),
+        ({"rows": [{"q": []}]}, "prompt 1 of own is neither text"),
+        ({"rows": [{"q": [{"content": "hi"}]}]}, "prompt 1 of own is neither text"),
+        ({"chat_template": written(tmp_path, "{{ m")}, "chat template does not take prompt 1 of own: Templ"),
+        ({"chat_template": written(tmp_path, "{{ raise_exception('no') }}")}, "prompt 1 of own: .*: no"),
+        (
+            {"eval_dataset": written(tmp_path, '{"x": "1"}', "test.jsonl")},
+            "^test has no 'q'; its columns are x",
+        ),
         ({"prompt_key": "prompt"}, "own has no 'prompt'; its columns are q, gold, level"),
         ({"rows": [{"q": "a", "gold": {"value": 1}, "level": 0}]}, "levels of own must be 1 or more"),
         (
