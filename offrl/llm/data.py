@@ -49,7 +49,7 @@ def field(row: Row, key: str, uri: str) -> Any:
 def _jsonl(path: Path) -> list[Row]:
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # JSON strings hold other separators
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON strings hold other separators
     except UnicodeDecodeError:
         raise DatasetError(f"{path} is not text in UTF-8") from None
     for number, line in enumerate(lines, 1):

@@ -6,7 +6,7 @@ from typing import Any
 
 from offrl.errors import ConfigError, MissingExtraError
 
-NUMBER = re.compile(r"(?<![\d.])(?:(?<!\w)[-+])?\d+(?:,\d{3})*(?:\.\d+)?")
+NUMBER = re.compile(r"(?<![\d.])(?:(?<!\w)[-+])?(?:\d+(?:,\d{3})*(?:\.\d+)?|(?<!\w)\.\d+)")
 VERIFIERS = {
     "integer": "the last number of the response equals that of the answer",
     "regex:PATTERN": "PATTERN is found in the response; {answer} stands for the answer",
@@ -39,7 +39,7 @@ def load_verifier(name: str) -> Verifier:
 
 def last_number(text: str) -> float | None:
     """The last number in a text; commas may part thousands."""
-    found = NUMBER.findall(text)
+    found = NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
     return float(found[-1].replace(",", "")) if found else None
 
 

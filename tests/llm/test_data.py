@@ -26,6 +26,11 @@ def test_jsonl_and_parquet_give_the_same_rows(tmp_path):
     assert load_rows(str(tmp_path / "a.parquet")) == ROWS[:1]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    (tmp_path / "own.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "1 + 1 =", "answer": "2"}\n')
+    assert load_rows(str(tmp_path / "own.jsonl")) == [{"prompt": "1 + 1 =", "answer": "2"}]
+
+
 def test_only_line_feeds_end_rows(tmp_path):
     """JSON writes U+2028 and U+0085 as they are."""
     rows = [{"prompt": "two\u2028lines\x85more\x0b\x1c", "answer": "1"}, {"prompt": "b", "answer": "2"}]

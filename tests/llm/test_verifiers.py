@@ -13,6 +13,9 @@ from offrl.llm.verifiers import last_number, load_verifier
     [
         ("It is 42.", 42), ("a 1,234,567!", 1234567), ("5-3", 3), ("5 - 3 = -2", -2), ("x=-7", -7), ("3.50 $", 3.5),
         ("12 then 13", 13), ("#### 8", 8), ("none", None), ("", None), ("1,2", 2), ("v2 4", 4), ("+6", 6),
+        ("it is .5", 0.5),
+        ("between 1 and -.25", -0.25),
+        ("so x = \N{MINUS SIGN}5", -5.0),
     ],
 )  # fmt: skip
 def test_the_last_number_of_a_text(text, number):

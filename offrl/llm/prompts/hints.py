@@ -57,7 +57,7 @@ def load_hints(path: str) -> dict[str, Row]:
     """
     found: dict[str, Row] = {}
     try:
-        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read: {error}") from None
     for number, line in enumerate(lines if lines != [""] else [], 1):
