@@ -160,13 +160,39 @@ def page() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     seen: set[str] = set()
+    curves: list[str] = []
     for entry in ENTRIES:
         paths = [RAW / f"hopper-medium-{entry.algorithm}-{seed}.json" for seed in SEEDS]
         records = [json.loads(path.read_text()) for path in paths if path.exists()]
         seen |= {_where(record["online"]) for record in records}
         lines += _row(entry.name, records)
+        curves += _curves(entry.name, records)
+    lines += curves
     lines += ["", "## Commits and hardware", "", *(f"* {where}" for where in sorted(seen))]
     return "\n".join(lines) + "\n"
+
+
+def _curves(name: str, records: list[dict[str, Any]]) -> list[str]:
+    """The scores of every evaluation, and whether the last ones are above the first."""
+    if not records:
+        return []
+    pair = reference_returns(DATASET) or (0.0, 1.0)
+    steps = [e["step"] for e in records[0]["online"]["evaluations"]]
+    found = np.array([[_score(pair, e["returns"]) for e in r["online"]["evaluations"]] for r in records])
+    lines = ["", f"## Curves of {name}", "", "Updates online, and scores of the mean action:", ""]
+    lines += [f"| seed | {' | '.join(map(str, steps))} |", "|---" * (len(steps) + 1) + "|"]
+    for record, scores in zip(records, found, strict=True):
+        lines.append(f"| {record['online']['config']['seed']} | {' | '.join(f'{x:.0f}' for x in scores)} |")
+    gains = found[:, -LAST:].mean(axis=1) - found[:, 0]
+    limit = max(5.0, 2 * gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else 5.0
+    gain = float(gains.mean())
+    verdict = "improved" if gain > limit else "worse" if gain < -limit else "not clearly improved"
+    each = ", ".join(f"{x:+.1f}" for x in gains)
+    return [
+        *lines,
+        "",
+        f"Last {LAST} minus start, by seed: {each}; mean {gain:+.1f}, tolerance {limit:.1f}: {verdict}.",
+    ]
 
 
 def _row(name: str, records: list[dict[str, Any]]) -> list[str]:
