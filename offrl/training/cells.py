@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from offrl.algos import ONLINE, load_online
+from offrl.errors import CheckpointError
 from offrl.files import atomic_write_json
 from offrl.training.run_dir import RunDir
 from offrl.training.runner import RunOptions, make_settings, resume_stack, start_stack
@@ -251,11 +252,16 @@ def run_training_cell(spec: Path) -> list[Path]:
 
     Raises:
         PolicyError: a seed has diverged; the raw files of the others are written.
+        CheckpointError: a stack has lost some of its run directories.
     """
     facts = json.loads(spec.read_text())
     results = {int(seed): Path(path) for seed, path in facts["results"].items()}
     found = _run_directories(spec)
     if len(found) < len(results):  # killed while it made a stack's folders: nothing was trained
+        if trained := [directory for directory in found if (directory / "timing.csv").exists()]:
+            raise CheckpointError(
+                f"{trained[0]} was trained with others that are gone; restore them, or delete {spec.parent}"
+            )
         for directory in found:
             shutil.rmtree(directory)
         found = []

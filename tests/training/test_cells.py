@@ -3,13 +3,23 @@
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from offrl.training.cells import Cell, RunCells, TrainingCell, chosen_cells, planned, run_cells
+from offrl.errors import CheckpointError
+from offrl.training.cells import (
+    Cell,
+    RunCells,
+    TrainingCell,
+    chosen_cells,
+    planned,
+    run_cells,
+    run_training_cell,
+)
 
 LEAVES = "import sys, pathlib; print('hello'); pathlib.Path(sys.argv[1]).write_text('{}')"
 WAITS = (
@@ -138,3 +148,24 @@ def test_a_method_of_ones_own_is_found_from_any_folder(tmp_path, monkeypatch):
     for algorithm, found in (("mine.py", str(tmp_path / "mine.py")), ("bc", "bc")):
         TrainingCell(algorithm, "tiny.npz", 0).cell("one", Path("raw"), Path("work"))
         assert json.loads(Path("work/one/cell.json").read_text())["algorithm"] == found
+
+
+def test_a_stack_that_lost_a_run_is_not_thrown_away(tmp_path, pendulum_npz):
+    """Folders without a table are those of a cell that was killed while it made them: they go."""
+    options = {"steps": 4, "eval_every": 0, "eval_episodes": 1, "env": "Pendulum-v1"}
+    one = TrainingCell("bc", str(pendulum_npz), 0, options, {"hidden": 8, "batch_size": 8})
+    one.stack("two", {0: "two-0", 1: "two-1"}, tmp_path / "raw", tmp_path / "work")
+    spec = tmp_path / "work" / "two" / "cell.json"
+    run_training_cell(spec)
+    first, second = sorted(path.parent for path in spec.parent.glob("*/*/seed*/config.json"))
+    shutil.rmtree(first)
+    with pytest.raises(
+        CheckpointError, match="was trained with others that are gone; restore them, or delete"
+    ):
+        run_training_cell(spec)
+    assert (second / "policy.safetensors").exists()
+    for table in second.glob("*.csv"):
+        table.unlink()
+    run_training_cell(spec)
+    assert not second.exists() or (second / "timing.csv").exists()
+    assert len(list(spec.parent.glob("*/*/seed*/policy.safetensors"))) == 2
