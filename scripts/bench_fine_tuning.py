@@ -103,6 +103,7 @@ class Two:
             self.algorithm, warmup_steps=self.warmup, **second, **common
         )
         record = {"offline": raw_record(before.directory), "online": raw_record(after.directory)}
+        del record["online"]["config"]["fine_tuned_from"]["run"]  # a path of this machine
         atomic_write_json(Path(self.result), record)
 
 

@@ -6,6 +6,7 @@ import types
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from offrl.errors import MissingExtraError
 from offrl.training.sinks import Sinks, require_sinks
@@ -31,8 +32,12 @@ def test_tensorboard_gets_every_scalar(tmp_path):
 
 
 @pytest.mark.parametrize(("after", "kept"), [(2, [(1, 1), (2, 2)]), (-1, [])])
-def test_tensorboard_forgets_what_a_resume_writes_again(tmp_path, after, kept):
+def test_tensorboard_forgets_what_a_resume_writes_again(tmp_path, monkeypatch, after, kept):
     """A killed run wrote steps 1 to 3; the next process goes on after ``after``, or from the beginning."""
+    seconds = iter(
+        range(1000, 10_000)
+    )  # files are read in the order of their names, which begin with the second
+    monkeypatch.setattr(event_file_writer, "time", types.SimpleNamespace(time=lambda: float(next(seconds))))
     killed = Sinks(tmp_path, NONE | {"tensorboard": True})
     for step in (1, 2, 3):
         killed.scalars(step, {"train/loss": float(step)})
