@@ -112,10 +112,10 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
     "nn/trainable.py": [
         ("[g.contiguous() for g in grads]", "list(grads)"),
         ("if tensor.shape != saved.shape:", "if False:"),
-        ("beta1=0.9,", "beta1=0.99,"),
-        ("beta2=0.999,", "beta2=0.99,"),
+        ("beta1=self.betas[0],", "beta1=0.99,"),
+        ("beta2=self.betas[1],", "beta2=0.99,"),
         ("eps=1e-8,", "eps=1e-5,"),
-        ("weight_decay=0.0,", "weight_decay=0.01,"),
+        ("weight_decay=self.weight_decay,", "weight_decay=0.01,"),
         ("maximize=False,", "maximize=True,"),
         ("self.steps.add_(1.0)", "self.steps.fill_(1.0)"),
         (
@@ -177,7 +177,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
             "self.center, self.half = (high + low) / 2, (high - low) / 2",
             "self.center, self.half = (high - low) / 2, (high - low) / 2",
         ),
-        ("self.center + self.half * raw.tanh()", "self.half * raw.tanh()"),
+        ("self.is_unit else self.center + self.half * unit", "self.is_unit else self.half * unit"),
         ("(low == -1).all() and (high == 1).all()", "(low == -1).any() and (high == 1).any()"),
         ("actions.clamp(-1.0, 1.0) if", "actions if"),
         ("torch.clamp(actions, self.low, self.high)", "torch.clamp(actions, -self.high, self.high)"),
@@ -311,19 +311,17 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("BCConfig, BC, prepare=best_episodes", "BCConfig, BC"),
     ],
     "algos/td3_bc.py": [
-        ("return q_loss + bc_loss", "return q_loss - bc_loss"),
+        ("return q_loss + pull", "return q_loss - pull"),
         ("anchor=batch.actions", "anchor=batch.actions.flip(1)"),
         ("if self.alpha < 0:", "if self.alpha < -9:"),
-        ("unstack(self.td3.actor.params, seed)", "unstack(self.td3.actor.target, seed)"),
-        ("unstack(self.td3.actor.params, seed)", "unstack(self.td3.actor.params, 0)"),
     ],
     "algos/prdc.py": [
         ("batch.rows.flatten(), pi.flatten(0, 1)", "batch.rows.flatten(), batch.actions.flatten(0, 1)"),
-        ("nearest = self.actions[rows]", "nearest = self.actions[batch.rows]"),
+        ("found[..., obs_dim:]", "batch.actions"),
         ("problem.actions, config.beta, threads", "problem.actions, 2 * config.beta, threads"),
         ("problem.actions, config.beta, threads", "problem.actions, config.beta**0.5, threads"),
         ("(rows == batch.rows).float()", "(rows != batch.rows).float()"),
-        ("self.beta * state_gap", "state_gap"),
+        ("self.beta * batch.observations", "batch.observations"),
         ("q_loss + dc_loss, {", "q_loss + 0.5 * dc_loss, {"),
         ("normalized_q_loss(q, alpha)", "normalized_q_loss(-q, alpha)"),
         ("pi, found)", "batch.actions, found)"),
@@ -374,7 +372,6 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("generator.set_state(saved.cpu())", "pass"),
         ("actor_layers=config.actor_layers", "actor_layers=config.critic_layers"),
         ("(config.hidden,) * config.critic_layers", "(config.hidden,) * config.actor_layers"),
-        ("unstack(self.td3.actor.params, seed)", "unstack(self.td3.actor.params, 0)"),
         ('name in ("td3", "value", "vae")', 'name in ("td3", "value")'),
     ],
     "algos/rebrac.py": [
@@ -405,7 +402,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ),
         ("Trainable(critic, config.critic_lr, target", "Trainable(critic, config.lr, target"),
         ("unstack(self.actor.params, seed)", "unstack(self.actor.target, seed)"),
-        ("PRESETS, next_actions=True", "PRESETS"),
+        ("    next_actions=True,\n", ""),
     ],
     "estimators/grad_surgery.py": [
         ("vector - coefficient[:, None] * direction", "vector + coefficient[:, None] * direction"),
@@ -483,7 +480,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ('_MAZE | {"twin": False},\n    "antmaze-large', '_MAZE,\n    "antmaze-large'),
         ('"reward_shift": -3.0', '"reward_shift": 3.0'),
         ("config.lr, target=config", "config.lr, weight_decay=config.weight_decay, target=config"),
-        ("ODICE, PRESETS, prepare=demonstrations", "ODICE, PRESETS"),
+        ("    prepare=demonstrations,\n", ""),
     ],
     "algos/awac.py": [
         ("(config.hidden,) * 3", "(config.hidden,) * 2"),
@@ -557,9 +554,9 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
     ],
     "data/source.py": [
         ("o, a, r, n, d, *rest = picked", "n, a, r, o, d, *rest = picked"),
-        ("(1, self.batch_size), self", "(1, self.batch_size + 1), self"),
+        ("(1, self.batch_size), self.table", "(1, self.batch_size + 1), self.table"),
         ("torch.randint(len(self.table), shape", "torch.randint(len(self.table) - 1, shape"),
-        ("generator=g, device=device) for g", "generator=generators[0], device=device) for g"),
+        ("(len(self.table), shape, generator=g", "(len(self.table), shape, generator=generators[0]"),
     ],
     "training/seeding.py": [
         ("[seed, zlib", "[0, zlib"),
@@ -625,11 +622,8 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ('f"{name} {self._n_updates}"', 'f"{name}"'),
     ],
     "online/policies.py": [
-        ('"log_std_min", "fixed_std")', '"log_std_min")'),
-        (
-            "log_std = self.net.log_std.detach().cpu().clamp(min=self.log_std_min)",
-            "log_std = self.net.log_std.detach().cpu()",
-        ),
+        ('"log_std_min", "fixed_std"]', '"log_std_min"]'),
+        ("max(log_std, log_std_min), fixed_std", "log_std, fixed_std"),
     ],
     "online/acting.py": [
         ("normalizer.epsilon)", "normalizer.epsilon) * 1.01"),
@@ -651,7 +645,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
     ],
     "estimators/advantages.py": [
         ("going[:, -1] = 0.0", "pass"),
-        ("top, bottom = top - weighted, bottom - weights", "top = top - weighted"),
+        ("groups.others(weights * rewards)", "groups.others(rewards)"),
     ],
     "estimators/ratios.py": [
         ("sign * log_ratio.clamp(-low, high)) * sign", "sign * log_ratio.clamp(-low, high))"),
@@ -685,7 +679,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("(limit / (length + 1e-6)).clamp(max=1.0)", "(limit / (length + 1e-6))"),
     ],
     "online/mixture.py": [
-        ("torch.baddbmm(offset, h.detach(), gate)", "torch.baddbmm(offset, h, gate)"),
+        ("h.detach() if self.detach else h, gate", "h, gate"),
     ],
     "online/rate.py": [
         ("and step >= self.after", ""),
