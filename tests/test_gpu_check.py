@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_without_a_gpu_it_says_so(gpu_check, tmp_path, capsys, monkeypatch):
 
 def test_the_long_run_goes_on_piece_by_piece(gpu_check, tmp_path):
     o = gpu_check.Seeds(
-        minutes=1.0, device="cpu", seeds=2, steps=60, dataset="builtin:double-pendulum-demo", eval_every=20,
+        minutes=3.0, device="cpu", seeds=2, steps=300, dataset="builtin:double-pendulum-demo", eval_every=100,
         episodes=2, work=tmp_path / "work", out=tmp_path,
     )  # fmt: skip
     plain = gpu_check.subprocess.Popen
@@ -107,9 +108,10 @@ def test_the_long_run_goes_on_piece_by_piece(gpu_check, tmp_path):
             while timeout and self.poll() is None:
                 if (
                     any((tmp_path / "work").rglob("eval.csv"))
-                    and "20," in first(tmp_path / "work").read_text()
+                    and "\n100," in first(tmp_path / "work").read_text()
                 ):
                     raise gpu_check.subprocess.TimeoutExpired("offrl", timeout)
+                time.sleep(0.01)
             return super().wait()
 
     def first(work):
@@ -119,15 +121,15 @@ def test_the_long_run_goes_on_piece_by_piece(gpu_check, tmp_path):
         patch.setattr(gpu_check.subprocess, "Popen", OutOfTime)
         assert gpu_check.seeds(o) is False
     stopped = json.loads((tmp_path / "ten_seeds.json").read_text())
-    assert 20 <= stopped["pieces"][0]["until"] < 60
+    assert 100 <= stopped["pieces"][0]["until"] < 300
     assert gpu_check.seeds(o) is True
     record = json.loads((tmp_path / "ten_seeds.json").read_text())
-    assert [piece["until"] for piece in record["pieces"]] == [stopped["pieces"][0]["until"], 60]
-    assert list(record["scores"]) == ["20", "40", "60"]
+    assert [piece["until"] for piece in record["pieces"]] == [stopped["pieces"][0]["until"], 300]
+    assert list(record["scores"]) == ["100", "200", "300"]
     assert all(len(of) == 2 for of in record["scores"].values())
     lines = "\n".join(gpu_check.ten_seeds(record))
     assert "returns, 2 episodes a seed" in lines
     assert "in 2 piece(s)" in lines
-    assert "60 of 60 updates" in lines
-    mean = sum(record["scores"]["60"]) / 2
-    assert f"| 60 | {mean:.1f} +- " in lines
+    assert "300 of 300 updates" in lines
+    mean = sum(record["scores"]["300"]) / 2
+    assert f"| 300 | {mean:.1f} +- " in lines
