@@ -8,7 +8,6 @@ Random numbers are drawn on the CPU and copied, so that both devices see the sam
 """
 
 import contextlib
-import csv
 import itertools
 import json
 import signal
@@ -29,6 +28,7 @@ from torch import Tensor
 from offrl.algos import ALGORITHMS, CHUNKS, MODELS, load_algorithm
 from offrl.data.neighbours import NeighbourIndex
 from offrl.estimators.low_memory import from_logits, log_probs_and_entropy
+from offrl.evaluation.runs import read_run
 from offrl.files import atomic_write_json, atomic_write_text
 from offrl.training.check import batches, small_settings, tiny_problem
 from offrl.training.checkpoint import load_checkpoint
@@ -265,17 +265,16 @@ def seeds(o: Seeds) -> bool:
     pieces.append({"until": state["step"], "seconds": round(time.monotonic() - began, 1)})
     atomic_write_json(log, pieces)
     runs = runs[0].stack()
-    scores: dict[str, dict[int, list[float]]] = {}
-    for run in runs:
-        for row in table(run.path / "eval.csv"):
-            of_step = scores.setdefault(row["step"], {})
-            of_step.setdefault(run.config["seed"], []).append(float(row["normalized_score"] or row["return"]))
-    rates = [float(row["steps_per_second"]) for row in table(runs[0].path / "timing.csv")]
+    records = [read_run(run.path) for run in runs]
+    pair, scores = records[0].config["reference_returns"], {}
+    for marks in zip(*(record.evaluations for record in records), strict=True):
+        both = zip(records, marks, strict=True)
+        played = [mark.returns if pair is None else record.score(mark.returns) for record, mark in both]
+        scores[str(marks[0].step)] = [float(values.mean()) for values in played]
     record = {
         "dataset": o.dataset, "algorithm": "td3_bc", "seeds": len(runs), "wanted": o.steps, "pieces": pieces,
-        "median_steps_per_second": statistics.median(rates) if rates else None, "episodes": o.episodes,
-        "unit": "D4RL score" if runs[0].config["reference_returns"] else "return",
-        "scores": {n: [statistics.mean(v) for _, v in sorted(of.items())] for n, of in scores.items()},
+        "median_steps_per_second": records[0].steps_per_second, "episodes": o.episodes,
+        "unit": "return" if pair is None else "D4RL score", "scores": scores,
         "versions": runs[0].recorded_versions(),
     }  # fmt: skip
     atomic_write_json(o.out / "ten_seeds.json", record)
@@ -283,16 +282,16 @@ def seeds(o: Seeds) -> bool:
     return bool(state["step"] == o.steps)
 
 
-def table(path: Path) -> list[dict[str, str]]:
-    """The rows of a run's CSV file."""
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def ten_seeds(t: dict[str, Any]) -> list[str]:
     """The lines about the long run of many seeds."""
     command = f"offrl train {t['algorithm']} --dataset {t['dataset']} --seeds 0 ... {t['seeds'] - 1}"
     rate, pieces, v = t["median_steps_per_second"], t["pieces"], t["versions"]
+    speed = ""
+    if rate is not None:
+        speed = (
+            f"{rate:,.0f} updates a second with batches, metrics and logs (median; {t['seeds'] * rate:,.0f} "
+        )
+        speed += "seed-updates). "
     lines = [
         "",
         f"## {t['seeds']} stacked seeds of TD3+BC, {t['wanted']:,} updates",
@@ -300,8 +299,7 @@ def ten_seeds(t: dict[str, Any]) -> list[str]:
         f"`python scripts/gpu_check.py seeds` ran `{command} --device cuda --compile` in {len(pieces)} piece(s) on "
         f"{v['device']} (torch {v['torch']}, commit {v['commit']}): {pieces[-1]['until']:,} of {t['wanted']:,} updates "
         f"of every seed in {sum(p['seconds'] for p in pieces):,.0f} s, evaluations and start included; "
-        f"{rate:,.0f} updates a second with batches, metrics and logs (median; {t['seeds'] * rate:,.0f} seed-updates). "
-        f"{t['unit']}s, {t['episodes']} episodes a seed:",
+        f"{speed}{t['unit']}s, {t['episodes']} episodes a seed:",
         "",
         "| updates | mean +- std over seeds | lowest | highest |",
         "|---|---|---|---|",

@@ -169,6 +169,7 @@ def test_bad_runs_are_refused_before_anything_is_written(tmp_path, pendulum, mon
     refused(tmp_path, ConfigError, "needs a C.. compiler", pendulum, compile=True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refused(tmp_path, MissingExtraError, r"offrl\[wandb\]", pendulum, wandb=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_environment_whose_episodes_never_end_is_refused_at_once(tmp_path, pendulum):
@@ -179,6 +180,7 @@ def test_an_environment_whose_episodes_never_end_is_refused_at_once(tmp_path, pe
         refused(tmp_path, ConfigError, "no time limit", pendulum, env="offrl-test/Endless-v0")
     finally:
         del gymnasium.registry["offrl-test/Endless-v0"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
