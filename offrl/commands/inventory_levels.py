@@ -125,7 +125,7 @@ def _frontier(o: Frontier) -> int:
     )
     from offrl.envs.inventory.work.scoring import YEAR, Score, score
     from offrl.training.inventory import dearer
-    from offrl.training.inventory_target import trained
+    from offrl.training.inventory_target import fresh, trained
 
     if o.steps < 1 or not o.penalties or min(o.penalties) <= 0:
         raise ConfigError("--steps must be 1 or more, and every one of --penalties above 0")
@@ -135,6 +135,8 @@ def _frontier(o: Frontier) -> int:
     configs = [HDPOConfig(policy=name, lr=o.lr) for name in o.policies]
     scenarios, year = held_out_scenarios(plan), YEAR[plan.company.period]
     setting: Setting = setting_of(plan, o.setting)
+    for config in configs:
+        fresh(config, setting, o.steps, o.seed)  # one that does not fit is known before the work on the others
     rows: list[tuple[Any, ...]] = [("policy", "factor", "fill_rate", "stock_and_orders", "short", "cost")]
     print(
         f"{plan.name}\n{'policy':14}{'factor':>8}{'fill rate':>11}{'stock and orders':>18}{'with short':>14}"

@@ -7,6 +7,7 @@ has lost its patience keeps its best policy; the run ends when all have, or at t
 import dataclasses
 import hashlib
 import math
+import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -294,7 +295,10 @@ def _config(
     config: HDPOConfig, options: InventoryOptions, setting: AnySetting, seed: int, device: str, processes: int
 ) -> dict[str, Any]:
     """``config.json``: the fields of every run, and the setting's own."""
-    named = {"setting": setting.name} if setting.name in SETTINGS else {}  # with its version
+    known = setting.name in SETTINGS  # then its name has the version; a file's path serves from any folder
+    named = {"setting": setting.name if known else os.path.abspath(options.setting)}
+    if options.data is not None:
+        named["data"] = os.path.abspath(options.data)
     varied = "-".join(f"{key}{value:g}" for key, value in setting.options.items())
     return {
         "algorithm": "hdpo", "algorithm_file": None, "algorithm_sha256": None, "preset": None,

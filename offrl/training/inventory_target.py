@@ -9,6 +9,7 @@ import torch
 from offrl.algos.hdpo import HDPO, HDPOConfig, Permutations
 from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy
 from offrl.envs.inventory.protocol import AnySetting
+from offrl.envs.inventory.scenarios import Scenarios
 from offrl.envs.inventory.work.scoring import score
 from offrl.errors import ConfigError
 from offrl.training.inventory import InventoryOptions, dearer, whole_units
@@ -50,13 +51,24 @@ def parse_target(text: str) -> float:
     return number
 
 
+def fresh(
+    config: HDPOConfig, setting: AnySetting, steps: int, seed: int, device: str = "cpu"
+) -> tuple[HDPO, Scenarios]:
+    """What is to be trained, and the paths for it.
+
+    Raises:
+        ConfigError: the policy does not fit the setting.
+    """
+    seed_globally(seed)
+    paths = setting.draw("train").to(device)
+    return HDPO(paths, DemandFacts.of(setting, paths), config, [seed], steps), paths
+
+
 def trained(
     config: HDPOConfig, setting: AnySetting, steps: int, seed: int, device: str = "cpu"
 ) -> InventoryPolicy:
     """The policy after some updates on a setting's training paths."""
-    seed_globally(seed)
-    paths = setting.draw("train").to(device)
-    learner = HDPO(paths, DemandFacts.of(setting, paths), config, [seed], steps)
+    learner, paths = fresh(config, setting, steps, seed, device)
     source = Permutations(len(paths), config.batch_size or setting.splits["train"].batch, 1)
     data = streams([seed], "data", device)
     for _ in range(steps):

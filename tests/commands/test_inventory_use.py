@@ -101,6 +101,10 @@ def test_what_service_costs(capsys, tmp_path):
     assert [row.partition(",")[0] for row in rows[1:]] == ["min/max"] * 7 + ["item_levels"] * 2
     assert (tmp_path / "frontier" / "frontier.png").stat().st_size > 5000
     assert main(["inventory", "frontier", "net", *arguments]) == 1
+    capsys.readouterr()
+    unfit = ["--policies", "item_levels", "echelon_stock"]
+    assert main(["inventory", "frontier", "net", *arguments, *unfit, "--out", "other"]) == 1
+    assert capsys.readouterr().out == ""  # said before any work
     assert main(["inventory", "frontier", "one_store_lost", "--out", "other"]) == 1
     assert "is no workbook or folder" in capsys.readouterr().err
 
@@ -151,6 +155,17 @@ def test_a_company_without_min_and_max(capsys, tmp_path):
     assert main(["inventory", "frontier", "net", "--penalties", "1", "--steps", "1"]) == 0
     rows = (tmp_path / "frontier" / "frontier.csv").read_text().splitlines()
     assert [row.partition(",")[0] for row in rows[1:]] == ["item_levels"]
+
+
+def test_a_run_on_tables_is_used_from_any_folder(capsys, monkeypatch, tmp_path):
+    assert main(["inventory", "init", "net", "--items", "2", "--stores", "2", "--weeks", "40"]) == 0
+    sizes = ["--scenarios", "4", "--dev-scenarios", "2", "--test-scenarios", "2", "--batch-size", "2"]
+    assert main(["inventory", "train", "net:I001", "--policy", "base_stock", "--steps", "1", *sizes]) == 0
+    (run,) = (tmp_path / "runs" / "hdpo" / "net-I001").iterdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["inventory", "backtest", str(run)]) == 0
+    assert main(["inventory", "recommend", str(run), "--out", "orders"]) == 0
 
 
 def test_a_run_is_not_used_on_other_dates_than_its_season_and_order_days_fall_on(capsys, tmp_path):
