@@ -85,4 +85,4 @@ class HARPG(PolicyGradientAlgorithm):
         return self.settings.normalize
 
 
-ALGORITHM = OnlineAlgorithm(HARPGConfig, model_of(HARPG), METRICS, PRESETS, exact_resume=True)
+ALGORITHM = OnlineAlgorithm(HARPGConfig, model_of(HARPG), METRICS, PRESETS)

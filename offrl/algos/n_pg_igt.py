@@ -54,4 +54,4 @@ class NPGIGT(PolicyGradientAlgorithm):
         return float(self.settings.eta * self.decay**0.8)
 
 
-ALGORITHM = OnlineAlgorithm(PolicyGradientConfig, model_of(NPGIGT), METRICS, PRESETS, exact_resume=True)
+ALGORITHM = OnlineAlgorithm(PolicyGradientConfig, model_of(NPGIGT), METRICS, PRESETS)

@@ -88,4 +88,4 @@ class PolicyGradient(PolicyGradientAlgorithm):
         return self.settings.update == "momentum"
 
 
-ALGORITHM = OnlineAlgorithm(BaselineConfig, model_of(PolicyGradient), METRICS, PRESETS, exact_resume=True)
+ALGORITHM = OnlineAlgorithm(BaselineConfig, model_of(PolicyGradient), METRICS, PRESETS)

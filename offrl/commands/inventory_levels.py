@@ -135,8 +135,8 @@ def _frontier(o: Frontier) -> int:
     configs = [HDPOConfig(policy=name, lr=o.lr) for name in o.policies]
     scenarios, year = held_out_scenarios(plan), YEAR[plan.company.period]
     setting: Setting = setting_of(plan, o.setting)
-    for config in configs:
-        fresh(config, setting, o.steps, o.seed)  # one that does not fit is known before the work on the others
+    for config in configs:  # one that does not fit is known before the work on the others
+        fresh(config, setting, o.steps, o.seed)
     rows: list[tuple[Any, ...]] = [("policy", "factor", "fill_rate", "stock_and_orders", "short", "cost")]
     print(
         f"{plan.name}\n{'policy':14}{'factor':>8}{'fill rate':>11}{'stock and orders':>18}{'with short':>14}"

@@ -48,7 +48,6 @@ class OnlineAlgorithm:
     presets: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict
     )  # environment or its prefix -> options
-    exact_resume: bool = False  # tested to resume bit for bit; else resumed runs agree in distribution
 
 
 @dataclass(frozen=True, kw_only=True)

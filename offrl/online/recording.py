@@ -39,6 +39,10 @@ class Recording(VecEnvWrapper):
         self.observations, self.fresh = np.array(self.venv.reset()), True
         return self.observations.copy()
 
+    def go_on(self, observations: np.ndarray) -> None:
+        """In the middle of episodes that were recorded up to ``observations``."""
+        self.observations, self.fresh = np.array(observations), False
+
     def step_async(self, actions: np.ndarray) -> None:
         """Keep the actions as they are executed."""
         self.actions = np.array(actions)

@@ -18,6 +18,7 @@ from offrl.evaluation.environments import env_spec, make_env
 from offrl.online.checkpoint import restore_model
 from offrl.online.options import ENVIRONMENTS, OnlineAlgorithm, OnlineOptions
 from offrl.online.recording import Recording
+from offrl.online.replayable import Replayable
 from offrl.online.run_callback import RunCallback, run_config
 from offrl.training.checkpoint import load_checkpoint, set_rng_state
 from offrl.training.options import resolve_device, settings_from_json
@@ -104,9 +105,9 @@ def resume(
     if state is None:
         reporter.note("no checkpoint yet: starting over")
     else:
-        how = "" if method.exact_resume else "; statistically: the environments start new episodes"
-        reporter.note(f"resuming {directory} at step {state['step']}{how}" + (f" ({note})" if note else ""))
-    return _learn(run, method, build(method, settings, c), reporter, state, workers)
+        reporter.note(f"resuming {directory} at step {state['step']}" + (f" ({note})" if note else ""))
+    model = build(method, settings, c)
+    return _learn(run, method, model, reporter, state, workers=workers, strict=not allow_inexact)
 
 
 def build(method: OnlineAlgorithm, settings: Any, config: dict[str, Any]) -> BaseAlgorithm:
@@ -126,7 +127,7 @@ def vector_env(
     Raises:
         ConfigError: their episodes might never end, so that they cannot be evaluated in.
     """
-    monitored = [Monitor(make_env(env)) for _ in range(options.num_envs)]
+    monitored = [Replayable(Monitor(make_env(env))) for _ in range(options.num_envs)]
     step_limit(monitored[0], None)
     made: VecEnv = DummyVecEnv([lambda one=one: one for one in monitored])  # type: ignore[misc]
     made = Recording(made) if record else made
@@ -142,7 +143,9 @@ def _learn(
     model: BaseAlgorithm,
     reporter: Reporter,
     state: dict[str, Any] | None,
+    *,
     workers: int | None = None,
+    strict: bool = True,
 ) -> RunResult:
     """Train to the last step, from a checkpoint or from the start."""
     with run.locked(), graceful_stop(lambda: None) as asked:
@@ -152,8 +155,11 @@ def _learn(
                 for table in callback.record.tables:
                     table.clear()
                 callback.record.sinks.resume(-1)
-            else:
-                _restore(model, callback, state)
+            elif not _restore(model, callback, state, strict):
+                reporter.note(
+                    "the environments do not come to the same state and start new episodes: the run agrees with an "
+                    "uninterrupted one in distribution only"
+                )
             left = run.config["steps"] - model.num_timesteps
             first = state is None
             model.learn(max(left, 0), callback=callback, log_interval=1, reset_num_timesteps=first)
@@ -165,13 +171,17 @@ def _learn(
     return callback.result
 
 
-def _restore(model: BaseAlgorithm, callback: RunCallback, state: dict[str, Any]) -> None:
+def _restore(model: BaseAlgorithm, callback: RunCallback, state: dict[str, Any], strict: bool) -> bool:
+    """Whether the run goes on exactly."""
     path = callback.run.path
     try:
-        restore_model(model, state["model"])
+        same = restore_model(model, state["model"], strict=strict)
         callback.restore(state)
         set_rng_state(state["rng"])
+    except CheckpointError:
+        raise
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"the checkpoint in {path} does not fit this version: {type(error).__name__}: {error}"
         ) from None
+    return same

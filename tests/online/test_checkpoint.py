@@ -1,6 +1,5 @@
 """The state of a model as tensors and numbers."""
 
-import gymnasium
 import pytest
 import torch
 from stable_baselines3 import SAC
@@ -11,11 +10,16 @@ from offrl.algos import sac
 from offrl.algos.mdpo_off import MDPOOff
 from offrl.algos.mdpo_on import MDPOOn
 from offrl.online.checkpoint import ARRAYS, model_state, restore_model
+from offrl.online.replayable import Replayable
 from offrl.training.checkpoint import load_checkpoint, save_checkpoint
 
 
+def environments():
+    return make_vec_env("TinyPendulum-v0", n_envs=1, wrapper_class=Replayable)
+
+
 def make(seed):
-    env = VecNormalize(make_vec_env("TinyPendulum-v0", n_envs=1))
+    env = VecNormalize(environments())
     settings = {
         "buffer_size": 500,
         "learning_starts": 20,
@@ -50,19 +54,22 @@ def test_what_was_saved_comes_back(tmp_path):
 
 
 def test_a_full_ring_of_transitions_comes_back():
-    env = gymnasium.make("TinyPendulum-v0")
-    model = SAC("MlpPolicy", env, buffer_size=50, learning_starts=1000, device="cpu").learn(70)
-    other = SAC("MlpPolicy", env, buffer_size=50, learning_starts=1000, device="cpu").learn(10)
+    model, other = (
+        SAC("MlpPolicy", environments(), buffer_size=50, learning_starts=1000, device="cpu").learn(steps)
+        for steps in (70, 10)
+    )
     restore_model(other, model_state(model))
     assert (other.replay_buffer.pos, other.replay_buffer.full) == (20, True)
     assert (other.replay_buffer.observations == model.replay_buffer.observations).all()
 
 
 @pytest.mark.parametrize("kind", [MDPOOff, MDPOOn, sac.SAC])
-def test_ours_come_back_with_their_optimizers(kind, tiny, tmp_path):
+def test_ours_come_back_with_their_optimizers(kind, tmp_path):
     small = {"hidden": 8, "batch_size": 16}
     small |= {"rollout": 32} if kind is MDPOOn else {"learning_starts": 20, "buffer_size": 500}
-    model, other = (kind("MlpPolicy", tiny, seed=s, device="cpu", **small).learn(96 - 40 * s) for s in (0, 1))
+    model, other = (
+        kind("MlpPolicy", environments(), seed=s, device="cpu", **small).learn(96 - 40 * s) for s in (0, 1)
+    )
     save_checkpoint(tmp_path, {"model": model_state(model)})
     state, _ = load_checkpoint(tmp_path)
     restore_model(other, state["model"])
