@@ -94,6 +94,8 @@ class EvalOptions:
     """What is right, if other than in the run: integer, regex:PATTERN, math, python, FILE.py:FUNCTION."""
     base: bool = True
     """Also the model that the run began with; --no-base leaves it out."""
+    device: str = "auto"
+    """cpu, cuda, ...; auto takes a GPU if there is one."""
     json: bool = False
     """Print JSON."""
 
@@ -317,9 +319,10 @@ def evaluate(argv: list[str]) -> int:
     from offrl.llm.evaluate import evaluate as sampled
     from offrl.llm.models import load_model
     from offrl.llm.tasks import task_for
+    from offrl.training.options import resolve_device
     from offrl.training.run_dir import RunDir
 
-    config = RunDir(o.run).config
+    device, config = resolve_device(o.device), RunDir(o.run).config
     if "llm" not in config:
         raise ConfigError(f"{o.run} is a run of {config['algorithm']}: use offrl eval")
     options = asked(o, config["llm"])
@@ -328,7 +331,7 @@ def evaluate(argv: list[str]) -> int:
     temperature = o.temperature or options.temperature
     models = {"trained": str(o.run)} | ({"base": config["llm"]["model"]} if o.base else {})
     for label, model in models.items():
-        policy = load_model(model, task, config["seed"])
+        policy = load_model(model, task, config["seed"]).to(device)
         found = sampled(
             policy, task, prompts=o.prompts, samples=o.k, seed=config["seed"], name="eval", temperature=temperature
         )  # fmt: skip

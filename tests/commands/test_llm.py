@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from offrl.cli import main
 from offrl.commands.llm import EvalOptions, asked
@@ -160,6 +161,18 @@ def test_an_evaluation_in_another_context_forgets_the_runs_summaries(tmp_path):
     assert asked(EvalOptions(tmp_path, context="full", context_window=0), recorded).context == "full"
     with pytest.raises(ConfigError, match="summaries has no effect without --context supo"):
         asked(EvalOptions(tmp_path, context="truncate", summaries=4), recorded)
+
+
+def test_an_evaluation_samples_where_it_is_told(tmp_path, capsys, monkeypatch):
+    assert main(["llm", "train", "grpo", "--steps", "1", "--out", str(tmp_path), *SMALL]) == 0
+    (run,) = (tmp_path / "grpo" / "t1").iterdir()
+    few = ["--k", "2", "--prompts", "4", "--no-base"]
+    assert main(["llm", "eval", str(run), *few, "--device", "cuda:77"]) == 1
+    assert "device 'cuda:77' cannot be used" in capsys.readouterr().err
+    moved = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: moved.append(device) or self)
+    assert main(["llm", "eval", str(run), *few, "--device", "cpu"]) == 0
+    assert moved == ["cpu"]
 
 
 def test_an_evaluation_on_prompts_of_a_file(tmp_path, capsys):
