@@ -1,6 +1,7 @@
 """Many seeds at once: trained together as one stack, or one process a seed."""
 
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from offrl.training.runner import prepare, resume_stack, start, start_stack
 from offrl.training.seeding import seed_globally
 from offrl.training.session import RunResult, graceful_stop
 
+LOG = "process.log"  # of a run in a process of its own
 WIDE = 128  # hidden units from which a CPU is bound by products: a stack then gains nothing over one seed
 
 
@@ -141,30 +143,71 @@ def resume_runs(
     return _in_processes(runs, at_once(len(runs), threads), more, Reporter(reporter_mode, 1))
 
 
+class Relay:
+    """Passes on the evaluations that processes write into the logs of their runs as JSON, each with its seed."""
+
+    def __init__(self, runs: Sequence[RunDir], reporter: Reporter) -> None:
+        self.runs, self.reporter = runs, reporter
+        self.read = [self._log(run).stat().st_size if self._log(run).exists() else 0 for run in runs]
+
+    def __call__(self) -> None:
+        """Pass on what is new."""
+        for k, run in enumerate(self.runs):
+            if not self._log(run).exists():
+                continue
+            with open(self._log(run), "rb") as log:
+                log.seek(self.read[k])
+                whole = log.read().rpartition(b"\n")[0]
+            self.read[k] += len(whole) + 1 if whole else 0
+            for line in whole.splitlines():
+                record = _evaluation(line)
+                if record:
+                    seed = {"seed": run.config["seed"]}
+                    self.reporter.evaluation(seed | record, record["return"], record["best"])
+
+    def _log(self, run: RunDir) -> Path:
+        return run.path / LOG
+
+
+def _evaluation(line: bytes) -> dict[str, Any]:
+    """What ``line`` says of an evaluation; empty for any other line."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) and {"step", "return", "best"} <= found.keys() else {}
+
+
 def _in_processes(
     runs: Sequence[RunDir], jobs: int, more: Sequence[str], reporter: Reporter
 ) -> list[RunResult]:
     """``offrl resume`` each run in a process of its own; a run without checkpoint begins at its beginning."""
+    more = [*more, "--json"] if reporter.mode == "json" else more
+    relay = Relay(runs, reporter)
+
+    def stopping() -> bool:
+        relay()
+        return bool(asked)
+
     cells = [
         Cell(
             str(run.path),
             (sys.executable, "-m", "offrl.cli", "resume", str(run.path.resolve()), *more),
             run.stack()[-1].path / "final_returns.npz",
-            run.path / "process.log",
+            run.path / LOG,
         )
         for run in runs
     ]
-    reporter.note("what they print is in the process.log of each run directory")
+    reporter.note(f"what they print is in the {LOG} of each run directory")
     with graceful_stop(lambda: None) as asked:
-        missing = run_cells(
-            cells, runs[0].path, jobs=jobs, nice=0, stop=lambda: bool(asked), note=reporter.note
-        )
+        missing = run_cells(cells, runs[0].path, jobs=jobs, nice=0, stop=stopping, note=reporter.note)
+    relay()
     if missing and asked:
         raise Stopped(f"stopped; go on with: offrl resume {' '.join(missing)}", 128 + asked[0])
     if missing:
-        lines = (Path(missing[0]) / "process.log").read_text(errors="replace").splitlines()
+        lines = (Path(missing[0]) / LOG).read_text(errors="replace").splitlines()
         raise ChildProcessError(
             f"{len(missing)} of {len(runs)} failed; {missing[0]}: {lines[-1] if lines else 'no output'} "
-            f"(see its process.log); go on with: offrl resume {' '.join(missing)}"
+            f"(see its {LOG}); go on with: offrl resume {' '.join(missing)}"
         )
     return [result for run in runs for result in resume_stack(run.path)]

@@ -471,6 +471,16 @@ def test_processes_make_the_runs_that_one_process_makes(tmp_path, pendulum_npz, 
     assert all(r.already_finished for r in resume_runs([r.directory for r in results]))
 
 
+def test_processes_report_each_evaluation_with_its_seed(tmp_path, pendulum_npz, monkeypatch, capsys):
+    """Other lines of a log are no records."""
+    in_processes(tmp_path, monkeypatch, reporter=Reporter("json", STEPS))
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sorted((r["seed"], r["step"]) for r in records) == [(1, 10), (1, 20), (3, 10), (3, 20)]
+    assert all({"return", "best"} <= set(r) for r in records)
+    assert "final" not in set().union(*records)
+    assert many._evaluation(b"{1: 2}") == many._evaluation(b"[1]") == many._evaluation(b'{"step": 1}') == {}
+
+
 def test_a_process_that_fails_is_named_with_its_last_line(tmp_path, pendulum_npz, monkeypatch):
     create = many.RunDir.create
     made = []
