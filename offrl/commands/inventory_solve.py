@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import textwrap
 import time
 from abc import ABC, abstractmethod
@@ -15,9 +16,9 @@ import tyro
 from offrl.commands.arguments import parse
 from offrl.envs.inventory.solvers import lost_sales_policies as policies
 from offrl.envs.inventory.solvers.base_stock import base_stock, base_stock_costs
-from offrl.envs.inventory.solvers.demand import KINDS, Demand, parse_demand
+from offrl.envs.inventory.solvers.demand import KINDS, STEPS_PER_STD, Demand, parse_demand
 from offrl.envs.inventory.solvers.fixed_cost import fixed_cost
-from offrl.envs.inventory.solvers.lost_sales import Average, LostSales, compiled_loops, optimum
+from offrl.envs.inventory.solvers.lost_sales import SLACK, Average, LostSales, compiled_loops, optimum
 from offrl.envs.inventory.solvers.serial import serial
 from offrl.envs.inventory.solvers.warehouse import warehouse
 from offrl.errors import ConfigError, UsageError
@@ -95,20 +96,38 @@ class BaseStockOptions(OneStore):
         )  # fmt: skip
 
 
+SMALL = 1_000_000  # states with their orders: some seconds, heuristics included
+
+
 @dataclass(frozen=True, kw_only=True)
 class LostSalesOptions(OneStore):
     """One location, unmet demand is lost: dynamic program, and heuristics.
 
-    States grow fast with the lead time: 4 takes seconds, 5 a minute or two. A continuous demand needs a coarse --step
-    (a sixth of its std, say) and is solved as rounded to it.
+    States grow fast with the lead time: 4 takes seconds, 5 a minute or two. A continuous demand is solved as rounded to
+    --step, which is printed; by default so coarse that this takes seconds.
 
     Example: offrl inventory solve lost-sales --demand poisson:5 --lead-time 4 --holding 1 --penalty 9
     """
 
+    step: float | None = None
+    """Grid of a continuous demand, items; default: a sixth of its std, or more where the table would be large."""
     tolerance: float = 1e-6
     """Width of the bracket around every cost."""
     optimal_only: bool = False
     """Leave the heuristics out; capped base-stock is a search that takes longer than the optimum."""
+
+    def parsed(self) -> Demand:
+        """The demand."""
+        demand = parse_demand(self.demand, self.step)
+        if self.step is not None or not demand.continuous:
+            return demand
+        std = STEPS_PER_STD * demand.step
+        level = base_stock(demand, self.lead_time, self.holding, self.penalty).level
+        for parts in (6, 4, 3, 2, 1):
+            top, length = math.ceil(level * parts / std) + SLACK, self.lead_time + 1
+            if math.comb(top + length, length) <= SMALL:
+                break
+        return parse_demand(self.demand, std / parts)
 
     def solve(self) -> Solution:
         """By value iteration."""
@@ -129,9 +148,10 @@ class LostSalesOptions(OneStore):
                 policies.best_constant_order(problem),
             )
         totals = compiled_loops().all_states(self.lead_time, best.top)
+        rounded = {"grid step": best.step} if problem.demand.continuous else {}
         return Solution(
             cost=best.cost, lower=best.lower, upper=best.upper, table=table,
-            policy={"states": len(best.orders), "sweeps": best.sweeps},
+            policy=rounded | {"states": len(best.orders), "sweeps": best.sweeps},
             arrays={
                 "pipelines": np.diff(totals, axis=1, prepend=0) * best.step,
                 "orders": best.orders * best.step,

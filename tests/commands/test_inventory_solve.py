@@ -57,6 +57,22 @@ def test_a_table_of_policies_and_the_bracket(capsys):
     assert min(gaps.values()) == 0
 
 
+@pytest.mark.parametrize(("lead_time", "parts"), [(1, 6), (3, 4), (4, 2)])
+def test_continuous_demand_is_rounded_as_far_as_the_table_stays_small(lead_time, parts):
+    typed = ["--demand", "gamma:5,2", "--penalty", "9", "--lead-time", str(lead_time)]
+    demand = problem_of("lost-sales", typed).parsed()
+    assert demand.step == pytest.approx(2 / parts)
+    assert problem_of("lost-sales", [*typed, "--step", ".5"]).parsed().step == 0.5
+    assert problem_of("base-stock", typed).parsed().step == 2 / 400
+
+
+def test_the_grid_of_continuous_demand_is_said(capsys):
+    typed = ["--demand", "normal:3,2", "--penalty", "4", "--lead-time", "1", "--optimal-only"]
+    policy = record(capsys, "lost-sales", *typed)["policy"]
+    assert policy["grid step"] == pytest.approx(1 / 3)
+    assert "grid step" not in record(capsys, "lost-sales", *SMALL, "--optimal-only")["policy"]
+
+
 def test_the_policy_can_be_kept(tmp_path, capsys):
     """The arrays of an .npz are a policy: played again as a chain, they cost the optimum."""
     table, page = tmp_path / "policy.npz", tmp_path / "new" / "found.json"
