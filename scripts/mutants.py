@@ -645,7 +645,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ),
         ('normalizer.returns = state["discounted"].cpu().numpy()', "pass"),
         ("setattr(model, name, None if value is None else value.cpu().numpy())", "pass"),
-        ("steps.go_on(environments.buf_obs[None])", "pass"),
+        ("steps.go_on(last_observations(environments))", "pass"),
         ('json.loads(state["random_actions"])', "model.action_space.np_random.bit_generator.state"),
         ("if strict and not same:", "if False:"),
         ("    if same:\n        for name", "    if True:\n        for name"),
@@ -655,7 +655,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("self.actions.append(np.array(action))", "pass"),
         ('self._bits.state = json.loads(episode["stream"])', "pass"),
         ('self.reset(seed=episode["seed"])', "self.reset()"),
-        ("buf_obs[None][k].tobytes() !=", "buf_obs[None][k].tobytes() is"),
+        ("last_observations(env)[k].tobytes() !=", "last_observations(env)[k].tobytes() is"),
     ],
     "estimators/advantages.py": [
         ("going[:, -1] = 0.0", "pass"),

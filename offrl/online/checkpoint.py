@@ -17,7 +17,7 @@ from stable_baselines3.common.save_util import recursive_getattr
 from offrl.errors import CheckpointError
 from offrl.online.off_policy import OffPolicyMethod
 from offrl.online.recording import recording
-from offrl.online.replayable import episodes, play_again, replayable
+from offrl.online.replayable import episodes, last_observations, play_again, replayable
 
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_total_timesteps", "_current_progress_remaining")
 ARRAYS = (
@@ -92,7 +92,7 @@ def restore_model(model: BaseAlgorithm, state: dict[str, Any], *, strict: bool =
         for name, value in state["last"].items():
             setattr(model, name, None if value is None else value.cpu().numpy())
         if steps := recording(model.env):
-            steps.go_on(environments.buf_obs[None])
+            steps.go_on(last_observations(environments))
     else:  # first: a reset moves running statistics; 'learn' will not do it again
         model._last_obs = model.env.reset()  # type: ignore[assignment, union-attr]
         model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
@@ -112,7 +112,7 @@ def restore_model(model: BaseAlgorithm, state: dict[str, Any], *, strict: bool =
             rms = getattr(normalizer, name)
             rms.mean, rms.var, rms.count = mean.cpu().numpy(), var.cpu().numpy(), count
         if same:
-            normalizer.old_obs = np.array(environments.buf_obs[None])
+            normalizer.old_obs = last_observations(environments)
             normalizer.returns = state["discounted"].cpu().numpy()
         else:
             model._last_original_obs = normalizer.get_original_obs()  # what off-policy methods store

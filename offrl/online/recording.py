@@ -41,7 +41,7 @@ class Recording(VecEnvWrapper):
 
     def go_on(self, observations: np.ndarray) -> None:
         """In the middle of episodes that were recorded up to ``observations``."""
-        self.observations, self.fresh = np.array(observations), False
+        self.observations, self.fresh = observations, False
 
     def step_async(self, actions: np.ndarray) -> None:
         """Keep the actions as they are executed."""

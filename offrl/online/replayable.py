@@ -65,12 +65,17 @@ def replayable(env: VecEnv | None) -> DummyVecEnv | None:
     return None
 
 
+def last_observations(env: DummyVecEnv) -> np.ndarray:
+    """What was seen last, (environments, ...), a copy."""
+    seen: dict[Any, np.ndarray] = env.buf_obs  # type: ignore[assignment] # one array under None, if no dict
+    return seen[None].copy()
+
+
 def episodes(env: DummyVecEnv) -> list[dict[str, Any]]:
     """The episodes under way, with their last observations."""
-    seen = env.buf_obs[None]
     return [
-        {**one.episode(), "observation": torch.from_numpy(np.array(last))}  # type: ignore[attr-defined]
-        for one, last in zip(env.envs, seen, strict=True)
+        {**one.episode(), "observation": torch.from_numpy(last)}  # type: ignore[attr-defined]
+        for one, last in zip(env.envs, last_observations(env), strict=True)
     ]
 
 
@@ -81,6 +86,6 @@ def play_again(env: DummyVecEnv, saved: list[dict[str, Any]]) -> bool:
         if observation is None:
             return False
         env._save_obs(k, observation)
-        if env.buf_obs[None][k].tobytes() != episode["observation"].cpu().numpy().tobytes():
+        if last_observations(env)[k].tobytes() != episode["observation"].cpu().numpy().tobytes():
             return False
     return True
