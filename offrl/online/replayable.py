@@ -67,7 +67,7 @@ def replayable(env: VecEnv | None) -> DummyVecEnv | None:
 
 def last_observations(env: DummyVecEnv) -> np.ndarray:
     """What was seen last, (environments, ...), a copy."""
-    seen: dict[Any, np.ndarray] = env.buf_obs  # type: ignore[assignment] # one array under None, if no dict
+    seen: Any = env.buf_obs  # one array under None, where observations are no dict
     return seen[None].copy()
 
 
