@@ -67,8 +67,8 @@ def replayable(env: VecEnv | None) -> DummyVecEnv | None:
 
 def last_observations(env: DummyVecEnv) -> np.ndarray:
     """What was seen last, (environments, ...), a copy."""
-    seen: Any = env.buf_obs  # one array under None, where observations are no dict
-    return seen[None].copy()
+    (seen,) = env.buf_obs.values()  # one array, where observations are no dict
+    return np.array(seen)
 
 
 def episodes(env: DummyVecEnv) -> list[dict[str, Any]]:
