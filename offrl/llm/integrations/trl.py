@@ -56,8 +56,7 @@ def loss(
         tokens: of an update, divided by the number of processes.
         entropy: (B, T).
     """
-    mask = inputs["completion_mask"]
-    mask = (mask * inputs["tool_mask"] if "tool_mask" in inputs else mask).bool()
+    mask = _own_tokens(inputs)
     old = inputs.get("old_per_token_logps")
     rollouts = Rollouts(
         mask=mask, advantages=inputs["advantages"], rewards=inputs["advantages"],
@@ -71,6 +70,12 @@ def loss(
     return value, estimator.surrogate(log_probs.detach(), rollouts, counts)
 
 
+def _own_tokens(inputs: dict[str, Tensor]) -> Tensor:
+    """(B, T) bool: what the model wrote, without the answers of tools."""
+    mask = inputs["completion_mask"]
+    return (mask * inputs["tool_mask"] if "tool_mask" in inputs else mask).bool()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TRLRollouts(Rollouts):
     """What TRL knows of a batch."""
@@ -82,14 +87,13 @@ class TRLRollouts(Rollouts):
 
 
 def advantages(
-    estimator: Estimator, components: Tensor, ids: Tensor, mask: Tensor, longest: int, *, steps: bool = False
+    estimator: Estimator, components: Tensor, ids: Tensor, mask: Tensor, cut: Tensor, *, steps: bool = False
 ) -> Tensor:
-    """Of all processes' rows: (B, K) weighted rewards, (B,) ids of groups, (B, T) mask -> (B,).
+    """Of all processes' rows: (B, K) weighted rewards, (B,) ids of groups, (B, T) mask, (B,) cut -> (B,).
 
-    A response of ``longest`` tokens counts as cut. With ``steps`` rewards are paid at the last tokens of responses, and
-    advantages are (B, T).
+    With ``steps`` rewards are paid at the last tokens of responses, and advantages are (B, T).
     """
-    cut, outcomes = mask.sum(dim=1) >= longest, components.sum(dim=1)
+    outcomes = components.sum(dim=1)
     rollouts = TRLRollouts(
         rewards=rewards_at_end(outcomes, mask) if steps else outcomes, components=components, group_ids=ids,
         mask=mask, cut=cut,
@@ -188,13 +192,12 @@ def _subclass(base: Any, estimator_of: Callable[[int, float, Tensor], Estimator]
 
         def _generate_and_score_completions(self, inputs: Any) -> Any:
             output = super()._generate_and_score_completions(inputs)
-            mask = output["completion_mask"].bool()
-            lengths = self.accelerator.gather(mask.sum(dim=1))
-            whole = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+            mask, a = _own_tokens(output), self.accelerator
+            cut = a.gather(output["completion_mask"].sum(dim=1) >= self.max_completion_length)
+            whole = a.gather(a.pad_across_processes(mask, dim=1))
             ids = self._group_ids(len(self._components))
-            longest = self.max_completion_length
-            found = advantages(self.estimator, self._components, ids, whole, longest, steps=steps)
-            output["advantages"] = _share(found, self.accelerator.process_index, mask)
+            found = advantages(self.estimator, self._components, ids, whole, cut, steps=steps)
+            output["advantages"] = _share(found, a.process_index, mask)
             return output
 
         def _group_ids(self, count: int) -> Tensor:

@@ -84,12 +84,19 @@ def test_advantages_are_those_of_the_method():
     ids = torch.arange(6) // 3
     found = {
         name: trl.advantages(
-            load_method(name).estimator(load_method(name).config(), 3), rewards[:, None], ids, mask, 9
+            load_method(name).estimator(load_method(name).config(), 3),
+            rewards[:, None],
+            ids,
+            mask,
+            torch.zeros(6, dtype=torch.bool),
         )
         for name in ("dr_grpo", "rloo")
     }
     torch.testing.assert_close(found["dr_grpo"], torch.tensor([2 / 3, -1 / 3, -1 / 3, 0, 0, 0]))
     torch.testing.assert_close(found["rloo"], torch.tensor([1.0, -0.5, -0.5, 0, 0, 0]))
+
+
+MASKS = {"completion_mask": "mask", "tool_mask": "tool"}
 
 
 class Base:
@@ -104,7 +111,11 @@ class Base:
             types.SimpleNamespace(training=True),
         )
         self.accelerator = types.SimpleNamespace(
-            gather=lambda x: x, num_processes=1, process_index=0, device="cpu"
+            gather=lambda x: x,
+            pad_across_processes=lambda x, dim: x,
+            num_processes=1,
+            process_index=0,
+            device="cpu",
         )
         self._metrics = {"train": defaultdict(list)}
 
@@ -113,7 +124,9 @@ class Base:
 
     def _generate_and_score_completions(self, case):
         self._calculate_rewards()
-        return {"completion_mask": torch.tensor(case["mask"]), "advantages": None}
+        return {name: torch.tensor(case[key]) for name, key in MASKS.items() if key in case} | {
+            "advantages": None
+        }
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         return self.new, torch.zeros_like(self.new), None
@@ -222,6 +235,25 @@ def test_rewards_of_steps_are_paid_at_the_end_and_advantages_are_of_tokens(width
     torch.testing.assert_close(log_probs.grad, -want / 16)
 
 
+def test_the_answers_of_tools_are_no_tokens_of_a_response(monkeypatch):
+    """Not for a whitening over tokens; a response that they fill to the greatest length is cut all the same."""
+    monkeypatch.setitem(sys.modules, "trl", types.SimpleNamespace(GRPOTrainer=Base))
+    monkeypatch.setattr(metadata, "version", lambda name: "1.16.3")
+    mask = (torch.arange(9) < torch.tensor([3, 9] * 4)[:, None]).long()
+    tool = torch.ones(8, 9, dtype=torch.long)
+    tool[1::2, 1:8] = 0  # of 9 tokens 2 are the model's
+    own = mask * tool
+    case = {"mask": mask.tolist(), "tool": tool.tolist()}
+    found = trl.trainer("reinforce_plus_plus")()._generate_and_score_completions(case)["advantages"]
+    each = torch.tensor([2.0] * 12 + [0.0] * 8)  # of 20 tokens
+    high, low = ((x - each.mean()) / (each.std() + 1e-8) for x in (2.0, 0.0))
+    torch.testing.assert_close(found * own, torch.where(torch.arange(8)[:, None] % 2 == 0, high, low) * own)
+    seen = []
+    monkeypatch.setattr(trl, "advantages", lambda *given, **more: seen.append(given[-1]) or torch.zeros(8))
+    trl.trainer("grpo")()._generate_and_score_completions(case)
+    assert seen[0].tolist() == [False, True] * 4
+
+
 @pytest.mark.parametrize("name", ["reinforce", "rloo", "reinforce_plus_plus"])
 def test_a_beta_that_no_loss_has_is_refused(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", types.SimpleNamespace(GRPOTrainer=Base))
@@ -250,7 +282,11 @@ def test_each_reward_and_responses_that_were_cut():
     def found(name, longest, **given):
         method = load_method(name)
         return trl.advantages(
-            method.estimator(method.config(**given), 4), two, torch.zeros(4).long(), mask, longest
+            method.estimator(method.config(**given), 4),
+            two,
+            torch.zeros(4).long(),
+            mask,
+            mask.sum(1) >= longest,
         )
 
     got = found("gdpo", 4)
