@@ -83,6 +83,27 @@ class Buffer(RolloutBuffer):
     judge: Judge | None = None
     """Observations (M, O) and actions (M, A) -> values and log pi (M,)."""
 
+    def reset(self) -> None:
+        """Empty; what ``judge`` will fill in is NaN until then."""
+        super().reset()
+        if self.judge is not None:
+            self.values.fill(np.nan)
+            self.log_probs.fill(np.nan)
+
+    def add(
+        self, obs: np.ndarray, action: np.ndarray, reward: np.ndarray, episode_start: np.ndarray, *judged: Any
+    ) -> None:
+        """Take a step in; with ``judge`` what else is known of it is not needed."""
+        if self.judge is None:
+            super().add(obs, action, reward, episode_start, *judged)
+            return
+        self.observations[self.pos] = obs
+        self.actions[self.pos] = action.reshape(self.n_envs, self.action_dim)
+        self.rewards[self.pos] = reward
+        self.episode_starts[self.pos] = episode_start
+        self.pos += 1
+        self.full = self.pos == self.buffer_size
+
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
         """GAE of every environment; a step that ended an episode, however, has its value in its reward already."""
         if self.judge is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from offrl.algos import load_online
 from offrl.data.environments import EnvSpec
@@ -20,6 +20,7 @@ from offrl.online.options import ENVIRONMENTS, OnlineAlgorithm, OnlineOptions
 from offrl.online.recording import Recording
 from offrl.online.replayable import Replayable
 from offrl.online.run_callback import RunCallback, run_config
+from offrl.online.vector import RunningNormalize, SerialEnvs
 from offrl.training.checkpoint import load_checkpoint, set_rng_state
 from offrl.training.options import resolve_device, settings_from_json
 from offrl.training.progress import Reporter, spaced
@@ -129,11 +130,11 @@ def vector_env(
     """
     monitored = [Replayable(Monitor(make_env(env))) for _ in range(options.num_envs)]
     step_limit(monitored[0], None)
-    made: VecEnv = DummyVecEnv([lambda one=one: one for one in monitored])  # type: ignore[misc]
+    made: VecEnv = SerialEnvs([lambda one=one: one for one in monitored])  # type: ignore[misc]
     made = Recording(made) if record else made
     observations, rewards = options.normalize_observations, options.normalize_rewards
     if observations or rewards:
-        made = VecNormalize(made, norm_obs=observations, norm_reward=rewards, gamma=discount)
+        made = RunningNormalize(made, norm_obs=observations, norm_reward=rewards, gamma=discount)
     return made
 
 
