@@ -51,7 +51,7 @@ class RunningNormalize(VecNormalize):
     def __init__(self, venv: VecEnv, **kwargs: Any) -> None:
         super().__init__(venv, **kwargs)
         if self.norm_obs:
-            self.obs_rms = Moments(shape=self.observation_space.shape or ())
+            self.obs_rms = Moments(shape=self.observation_space.shape or ())  # type: ignore[assignment]
         self.ret_rms = Moments(shape=())
 
     def normalize_obs(self, obs: Any) -> np.ndarray:
