@@ -663,10 +663,13 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         (".astype(np.float32)", ""),
     ],
     "online/replayable.py": [
-        ("self.began, self.actions = seed, []", "self.began = seed"),
+        ("        self.actions = []\n        derived", "        derived"),
+        ("self.first, self.number = seed, 0", "self.first = seed"),
+        ("self.number += 1", "pass"),
+        ("[ENV_STREAM, self.first, self.number]", "[ENV_STREAM, self.number]"),
+        ("if self.number else self.first", ""),
         ("self.actions.append(np.array(action))", "pass"),
-        ('self._bits.state = json.loads(episode["stream"])', "pass"),
-        ('self.reset(seed=episode["seed"])', "self.reset()"),
+        ('self.first, self.number = episode["first"], episode["number"]', 'self.first = episode["first"]'),
         ("last_observations(env)[k].tobytes() !=", "last_observations(env)[k].tobytes() is"),
     ],
     "estimators/advantages.py": [

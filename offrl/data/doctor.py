@@ -47,6 +47,7 @@ class Report:
     duplicates: float  # share of rows whose observation and action occurred before
     constant_columns: tuple[int, ...]  # of the flat observations
     teleports: np.ndarray  # rows from which an observation jumps implausibly far inside an episode
+    teleporting: tuple[int, ...]  # columns that do
     mismatches: int  # rows whose recorded successor is not the next row of the episode
     not_finite: dict[str, int]  # infos -> rows with NaN or infinity
     reference: tuple[float, float] | None  # returns (random, expert)
@@ -150,14 +151,17 @@ def _saturated(actions: np.ndarray, box: tuple[np.ndarray, np.ndarray] | None) -
 def _observations(dataset: OfflineDataset) -> dict[str, Any]:
     if dataset.obs_dim > MAX_WIDTH:
         empty = np.zeros(0, dtype=np.int64)
-        return {"duplicates": 0.0, "constant_columns": (), "teleports": empty, "mismatches": 0}
+        nothing = {"duplicates": 0.0, "constant_columns": (), "mismatches": 0}
+        return {**nothing, "teleports": empty, "teleporting": ()}
     observations = dataset.flat_observations()
     spread = observations.std(axis=0, dtype=np.float64)
     constant = np.flatnonzero(observations.min(axis=0) == observations.max(axis=0))
+    teleports, columns = _teleports(observations, spread, dataset.episode_starts)
     return {
         "duplicates": _duplicates(observations, dataset.fields["actions"]),
         "constant_columns": tuple(int(column) for column in constant),
-        "teleports": _teleports(observations, spread, dataset.episode_starts),
+        "teleports": teleports,
+        "teleporting": tuple(int(column) for column in columns),
         "mismatches": _mismatches(dataset, observations, spread),
     }
 
@@ -176,23 +180,26 @@ def _inside(episode_starts: np.ndarray) -> np.ndarray:
     return np.flatnonzero(inside)
 
 
-def _teleports(observations: np.ndarray, spread: np.ndarray, episode_starts: np.ndarray) -> np.ndarray:
-    """Rows after which some column moves both far for one step and far for the column as a whole.
+def _teleports(
+    observations: np.ndarray, spread: np.ndarray, episode_starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows after which some column moves both far for one step and far for the column as a whole; those columns.
 
     On locomotion data this misses resets that look like ordinary states, and flags about 1 real step in 10^4.
     """
     rows = _inside(episode_starts)
     if len(rows) == 0:
-        return rows
+        return rows, rows
     sample = rows[:: max(1, len(rows) // SAMPLE_ROWS)]
     usual = np.quantile(np.abs(observations[sample + 1] - observations[sample]), 0.99, axis=0)
     limit = np.maximum(JUMP_QUANTILES * usual, JUMP_DEVIATIONS * spread) + 1e-9
-    far = np.zeros(len(rows), dtype=bool)
+    far, columns = np.zeros(len(rows), dtype=bool), np.zeros(len(spread), dtype=bool)
     for start in range(0, len(rows), SAMPLE_ROWS):
         part = rows[start : start + SAMPLE_ROWS]
         steps = np.abs(observations[part + 1] - observations[part])
         far[start : start + SAMPLE_ROWS] = (steps > limit).any(axis=1)
-    return rows[far]
+        columns |= (steps > limit).any(axis=0)
+    return rows[far], np.flatnonzero(columns)
 
 
 def _mismatches(dataset: OfflineDataset, observations: np.ndarray, spread: np.ndarray) -> int:
@@ -255,9 +262,11 @@ def _warnings(dataset: OfflineDataset, report: Report) -> list[str]:
     out = []
     if len(report.teleports):
         where = _listed(report.teleports[:6].tolist(), 5)
-        out.append(
-            f"{len(report.teleports)} jumps inside episodes (after rows {where}): missing episode ends?"
-        )
+        columns = f"columns {_listed(report.teleporting, 12)}"
+        why = "missing episode ends?"
+        if len(report.teleporting) == 1:
+            columns, why = f"column {report.teleporting[0]} alone", "an angle that wraps around? Else " + why
+        out.append(f"{len(report.teleports)} jumps inside episodes (after rows {where}), in {columns}: {why}")
     if report.rewards[0] == report.rewards[1]:
         out.append(f"every reward is {report.rewards[0]:g}: there is nothing to prefer")
     if dataset.metadata.get("timeouts_recorded") is False:

@@ -1,10 +1,10 @@
 """Environments that a resumed run brings back to where they were, by playing their episodes under way again.
 
-An episode is its environment's random stream at the reset and the actions since then. A deterministic simulator comes
-to the same state, bit for bit, with all its wrappers; that the last observation is the same is checked.
+Episode k of a seed always begins alike, so that a number and the actions since the reset are the episode. A
+deterministic simulator comes to the same state, bit for bit, with all its wrappers; that the last observation is the
+same is checked.
 """
 
-import json
 from typing import Any
 
 import gymnasium
@@ -12,23 +12,30 @@ import numpy as np
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
+ENV_STREAM = 4  # evaluations and fine-tuning have 1 to 3
+
 
 class Replayable(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Remembers how the episode under way began and what was done in it; outside of all other wrappers."""
+    """Seeds every episode and remembers what was done in the one under way; outside of all other wrappers.
+
+    A reset with a seed begins episode 0 with that seed; the seeds of later ones derive from it and their number.
+    """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
-        self.began: int | None = None  # seed that the episode began with
-        self.stream = ""  # or the state of the random stream that it began with, as JSON
+        self.first = int(np.random.SeedSequence().generate_state(1)[0])  # seed of episode 0
+        self.number = 0
         self.actions: list[np.ndarray] = []
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """As in gymnasium."""
-        self.began, self.actions = seed, []
-        self.stream = "" if seed is not None else json.dumps(self._bits.state, default=np.ndarray.tolist)
-        return self.env.reset(seed=seed, options=options)
+        if seed is None:
+            self.number += 1
+        else:
+            self.first, self.number = seed, 0
+        return self._begin(options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """As in gymnasium."""
@@ -38,22 +45,22 @@ class Replayable(gymnasium.Wrapper[Any, Any, Any, Any]):
     def episode(self) -> dict[str, Any]:
         """The episode under way as plain data."""
         actions = torch.from_numpy(np.stack(self.actions)) if self.actions else torch.empty(0)
-        return {"seed": self.began, "stream": self.stream, "actions": actions}
+        return {"first": self.first, "number": self.number, "actions": actions}
 
     def play_again(self, episode: dict[str, Any]) -> Any:
         """Begin ``episode`` again and take its actions; returns the last observation, None if it ends before."""
-        if episode["stream"]:
-            self._bits.state = json.loads(episode["stream"])
-        observation, _ = self.reset(seed=episode["seed"])
+        self.first, self.number = episode["first"], episode["number"]
+        observation, _ = self._begin(None)
         for action in episode["actions"].cpu().numpy():
             observation, _, terminated, truncated, _ = self.step(action)
             if terminated or truncated:
                 return None
         return observation
 
-    @property
-    def _bits(self) -> Any:
-        return self.env.unwrapped.np_random.bit_generator
+    def _begin(self, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+        self.actions = []
+        derived = np.random.SeedSequence([ENV_STREAM, self.first, self.number]).generate_state(1)
+        return self.env.reset(seed=int(derived[0]) if self.number else self.first, options=options)
 
 
 def replayable(env: VecEnv | None) -> DummyVecEnv | None:

@@ -116,8 +116,23 @@ def test_jumps_inside_an_episode_are_found_and_resets_are_not_jumps():
     arrays["truncated"][149] = False  # now episodes 2 and 3 are one, with a jump of 10 after row 149
     report = check(build(arrays, name="hopper-medium-v2"))
     np.testing.assert_array_equal(report.teleports, [149])
-    assert texts(report, "warning") == ["1 jumps inside episodes (after rows 149): missing episode ends?"]
+    assert texts(report, "warning") == [
+        "1 jumps inside episodes (after rows 149), in columns 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10: missing episode ends?"
+    ]
     assert report.ok
+
+
+def test_a_jump_of_one_column_may_be_an_angle():
+    arrays = walk(episodes=20)
+    del arrays["next_observations"]
+    arrays["observations"][70:100, 4] += 10.0
+    report = check(build(arrays, name="hopper-medium-v2"))
+    np.testing.assert_array_equal(report.teleports, [69])
+    assert report.teleporting == (4,)
+    assert texts(report, "warning") == [
+        "1 jumps inside episodes (after rows 69), in column 4 alone: an angle that wraps around? Else missing episode "
+        "ends?"
+    ]
 
 
 def test_constant_columns_duplicates_constant_rewards_and_bad_infos():
