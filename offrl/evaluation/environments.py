@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from offrl.data.environments import EnvSpec, key_columns, named_environment
-from offrl.data.reference import MUJOCO, PUSHT
+from offrl.data.reference import MUJOCO, PUSHT, SUCCESS, scored_by_success
 from offrl.errors import ConfigError, MissingExtraError
 from offrl.messages import served_port
 
@@ -207,6 +207,8 @@ def describe_environment(env: gymnasium.Env[Any, Any], spec: EnvSpec) -> dict[st
     if pair := MUJOCO.get(robot.lower()):
         facts["reference_returns"] = list(pair)
         facts["reference"] = f"{version} env, D4RL reference"
+    elif scored_by_success(spec.env_id):
+        facts["reference_returns"], facts["reference"] = list(SUCCESS), "success rate"
     return facts
 
 

@@ -9,7 +9,7 @@ import pytest
 from offrl.data.environments import environment_for
 from offrl.data.load import load_dataset
 from offrl.errors import MissingExtraError
-from offrl.evaluation.environments import SelfContained, make_env
+from offrl.evaluation.environments import SelfContained, describe_environment, env_spec, make_env
 from offrl.training.build import dataset_env
 
 
@@ -101,3 +101,20 @@ def test_pusht_is_made_as_its_demonstrations_name_it(view, size):
     assert env.observation_space.shape == (size,)
     assert env.reset(seed=0)[0].shape == (size,)
     env.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "pair", "label"),
+    [
+        ("pusht-state", [0.0, 1.0], "success rate"),
+        ("fetch-push-state", [0.0, 1.0], "success rate"),
+        ("Hopper-v5", [-20.272305, 3234.3], "v5 env, D4RL reference"),
+        ("Pendulum-v1", None, None),
+    ],
+)
+def test_what_is_recorded_in_an_environment_knows_what_scores_are(name, pair, label):
+    spec = env_spec(name)
+    env = make_env(spec)
+    facts = describe_environment(env, spec)
+    env.close()
+    assert (facts.get("reference_returns"), facts.get("reference")) == (pair, label)
