@@ -25,6 +25,7 @@ import torch
 import tyro
 from torch import Tensor
 
+import offrl
 from offrl.algos import ALGORITHMS, CHUNKS, MODELS, load_algorithm
 from offrl.data.neighbours import NeighbourIndex
 from offrl.estimators.low_memory import from_logits, log_probs_and_entropy
@@ -37,6 +38,7 @@ from offrl.training.run_dir import RunDir, versions
 from offrl.training.seeding import seed_globally, stream
 
 ROOT = Path(__file__).resolve().parents[1]
+offrl.__path__.append(str(ROOT))  # a checkout that is not installed (PYTHONPATH=.) finds policies and envs so
 RAW, PAGE = ROOT / "benchmarks/raw/gpu", ROOT / "benchmarks/gpu.md"
 UPDATES, TOLERANCE = 5, 1e-4  # of weights and metrics, relative to 1 + |value|
 MODES = (False, True)  # eager, and as CUDA graphs
