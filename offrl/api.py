@@ -173,7 +173,8 @@ def resume(
         run: the run directory.
         dataset: the data, if the run was started from data in memory.
         progress: print progress.
-        allow_inexact: go on although machine or library versions differ from those recorded.
+        allow_inexact: go on although machine or library versions differ from those recorded, or with new episodes where
+            an environment does not come to the same state.
     """
     mode = "text" if progress else "quiet"
     if RunDir(Path(run)).config["rows"] == ROWS:

@@ -104,13 +104,13 @@ class LostSalesOptions(OneStore):
     """One location, unmet demand is lost: dynamic program, and heuristics.
 
     States grow fast with the lead time: 4 takes seconds, 5 a minute or two. A continuous demand is solved as rounded to
-    --step, which is printed; by default so coarse that this takes seconds.
+    --step, which is printed; by default so coarse that this takes seconds, as far as its std allows.
 
     Example: offrl inventory solve lost-sales --demand poisson:5 --lead-time 4 --holding 1 --penalty 9
     """
 
     step: float | None = None
-    """Grid of a continuous demand, items; default: a sixth of its std, or more where the table would be large."""
+    """Grid of a continuous demand, items; default: a sixth of its std, more (up to that) where the table is large."""
     tolerance: float = 1e-6
     """Width of the bracket around every cost."""
     optimal_only: bool = False

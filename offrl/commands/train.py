@@ -142,7 +142,8 @@ class ResumeOptions:
     runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN ...")]]
     """Run directories; several are resumed one process each, as many at once as there are cores."""
     allow_inexact: bool = False
-    """Go on although torch, chip, device or threads differ from those recorded; the numbers may differ."""
+    """Go on although torch, chip, device or threads differ from those recorded, or with new episodes where an
+    environment does not come to the same state; the numbers may differ."""
     workers: int | None = None
     """Processes that evaluate, if other than recorded."""
     output: Output = dataclasses.field(default_factory=Output)

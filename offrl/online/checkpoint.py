@@ -72,7 +72,8 @@ def restore_model(model: BaseAlgorithm, state: dict[str, Any], *, strict: bool =
     Args:
         model: in environments that are ``Replayable``, if those of the state were.
         state: of ``model_state``.
-        strict: refuse environments that do not come to the saved observations; else they start new episodes.
+        strict: refuse environments that do not come to the saved observations and rewards, and states of the first
+            versions, which hold no episodes; else new episodes start.
 
     Returns:
         Whether the environments are where they were.
@@ -82,7 +83,8 @@ def restore_model(model: BaseAlgorithm, state: dict[str, Any], *, strict: bool =
     """
     environments = replayable(model.env)
     assert environments is not None, "a model is put back into environments that are Replayable"
-    same = play_again(environments, state["under_way"])
+    environments._reset_seeds()  # of the first episodes, which a new model asks for
+    same = "under_way" in state and play_again(environments, state["under_way"])
     if strict and not same:
         raise CheckpointError(
             "an environment does not come to the same state when the last actions are played again, so that a resume "
@@ -104,7 +106,8 @@ def restore_model(model: BaseAlgorithm, state: dict[str, Any], *, strict: bool =
     model.ep_info_buffer = deque(
         ({"r": r, "l": length, "t": 0.0} for r, length in state["episodes"]), maxlen=model._stats_window_size
     )
-    model.action_space.np_random.bit_generator.state = json.loads(state["random_actions"])
+    if "random_actions" in state:
+        model.action_space.np_random.bit_generator.state = json.loads(state["random_actions"])
     model.ep_success_buffer = deque(maxlen=model._stats_window_size)
     normalizer = model.get_vec_normalize_env()
     if normalizer is not None:

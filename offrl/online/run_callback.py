@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
@@ -38,6 +39,7 @@ FROM_OPTIONS = (
     *("checkpoint_every", "workers", "device", "threads", "tensorboard", "wandb", "num_envs"),
     *("normalize_observations", "normalize_rewards"),
 )
+NUMBER = (int, float, np.number)
 METRICS = {  # of stable-baselines3's own algorithms
     "PPO": ("policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction", "std"),
     "A2C": ("policy_loss", "value_loss", "entropy_loss", "std"),
@@ -197,6 +199,10 @@ class RunCallback(BaseCallback):
         self.began, self.saved = time.monotonic(), step
         if steps := recording(self.model.env):
             self.parts = steps.save(self.run.path, self.parts)
+        self.record.save_policy(acting_policy(self.model), step)
+        sizes = [table.sync() for table in self.record.tables]
+        if self.config.get("own_model"):  # nobody can go on with it here
+            return
         state = {
             "algorithm": self.config["algorithm"],
             "model": model_state(self.model),
@@ -205,12 +211,11 @@ class RunCallback(BaseCallback):
             "seconds": self.seconds,
             "sums": self.sums,
             "logged": self.logged,
-            "pending": {k: float(v) for k, v in self.logger.name_to_value.items() if not isinstance(v, str)},
+            "pending": {k: float(v) for k, v in self.logger.name_to_value.items() if isinstance(v, NUMBER)},
             "parts": self.parts,
             "rng": rng_state(),
-            "sizes": [table.sync() for table in self.record.tables],
+            "sizes": sizes,
         }
-        self.record.save_policy(acting_policy(self.model), step)
         save_checkpoint(self.run.path, state)
 
     def restore(self, state: dict[str, Any]) -> None:

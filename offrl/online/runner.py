@@ -73,12 +73,13 @@ def resume(
 
     Args:
         directory: of the run.
-        allow_inexact: go on although machine or library versions differ from those recorded.
+        allow_inexact: go on although machine or library versions differ from those recorded, or with new episodes where
+            environments do not come to the same state.
         workers: processes that evaluate, if other than recorded.
         reporter_mode: text, json or quiet.
 
     Raises:
-        CheckpointError: damaged or foreign files, or another machine without ``allow_inexact``.
+        CheckpointError: damaged or foreign files; another machine or another state without ``allow_inexact``.
         ConfigError: the model was built by somebody else, see ``RunCallback.new``.
     """
     run = RunDir(directory)

@@ -23,8 +23,10 @@ class SerialEnvs(DummyVecEnv):
             info["TimeLimit.truncated"] = truncated and not terminated
             self.buf_rews[k], self.buf_dones[k] = reward, terminated or truncated
             if self.buf_dones[k]:
-                info["terminal_observation"] = observation
+                info["terminal_observation"] = np.array(observation)  # the reset may fill the same array
                 observation, self.reset_infos[k] = env.reset()
+            else:
+                info.pop("episode", None)  # Monitor's, of the episode before, where the dict is the same
             seen[k], self.buf_infos[k] = observation, info
         return seen.copy(), self.buf_rews.copy(), self.buf_dones.copy(), list(self.buf_infos)
 

@@ -87,8 +87,23 @@ def test_another_environment_is_noticed():
     saved[1]["observation"][0] += 1e-6
     assert not play_again(other, saved)
     saved = episodes(one)
+    saved[1]["rewards"] += 1e-9
+    assert not play_again(other, saved)
+    saved = episodes(one)
     saved[0]["actions"] = saved[0]["actions"].new_zeros(30, 1)  # longer than an episode lasts
     assert not play_again(other, saved)
+
+
+def test_where_it_comes_elsewhere_the_next_episodes_begin():
+    one, other = make(count=3), make(count=3)
+    one.seed(0)
+    one.reset()
+    walk(one, 45)
+    saved = episodes(one)
+    saved[0]["rewards"] += 1.0
+    assert not play_again(other, saved)
+    other.reset()
+    assert [(e["first"], e["number"]) for e in episodes(other)] == [(0, 3), (1, 3), (2, 3)]
 
 
 def test_only_environments_that_remember_can_be_played_again():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import HParam, Image, configure
 
 from offrl.algos import load_online
 from offrl.errors import ConfigError
@@ -67,9 +67,34 @@ def test_a_run_of_a_foreign_model_is_not_resumed_with_one_of_ours(tmp_path):
     with pytest.raises(DiedError):
         model.learn(200, callback=[callback, Die()])
     callback.close()
-    assert (callback.run.path / "checkpoint.pt").exists()
+    assert (callback.run.path / "policy.safetensors").exists()
+    assert not (callback.run.path / "checkpoint.pt").exists()  # nobody could go on with it
     with pytest.raises(ConfigError, match="is of a model built in Python: go on there"):
         resume(callback.run.path)
+
+
+class Logs(BaseCallback):
+    """Logs what is no number."""
+
+    def _on_training_start(self):
+        self.logger.record("hparams", HParam({"lr": 1.0}, {"x": 0.0}), exclude=("stdout", "csv"))
+
+    def _on_step(self):
+        self.logger.record("picture", Image(torch.zeros(3, 2, 2), "CHW"), exclude=("stdout", "csv"))
+        return True
+
+
+def test_models_of_ones_own_may_log_pictures_and_save_memory(tmp_path):
+    options = OnlineOptions(env="TinyPendulum-v0", steps=60, out=tmp_path, checkpoint_every=25)
+    for given in (
+        {},
+        {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}},
+    ):
+        callback = RunCallback.new("sac", options)
+        model = SAC("MlpPolicy", "TinyPendulum-v0", buffer_size=50, learning_starts=20, device="cpu", **given)
+        model.learn(60, callback=[callback, Logs()])
+        callback.close()
+        assert read_run(callback.run.path).finished
 
 
 def test_recording_needs_the_environments_that_record(tmp_path):

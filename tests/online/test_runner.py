@@ -18,8 +18,9 @@ from offrl.evaluation.runs import read_run
 from offrl.nn.policy import load_policy
 from offrl.online import run_callback, runner
 from offrl.online.options import OnlineOptions
+from offrl.online.replayable import replayable
 from offrl.online.runner import resume, start
-from offrl.training.checkpoint import load_checkpoint
+from offrl.training.checkpoint import load_checkpoint, save_checkpoint
 from offrl.training.run_dir import RunDir
 
 SETTINGS = ALGORITHM.config(trajectories=2, hidden=8, step_size=0.05)
@@ -330,6 +331,9 @@ def test_an_environment_that_comes_to_another_state_is_refused_or_starts_anew(tm
         assert not restored(other, saved, strict=strict)
         seen.append(other)
         assert other._last_episode_starts.all()
+        begun = [(e.first, e.number) for e in replayable(other.env).envs]
+        assert begun == [(e["first"], e["number"] + 1) for e in model["under_way"]]
+        assert begun[0][1] > 1
         mean, var, _ = model["statistics"]["obs_rms"]
         expected = (other.env.get_original_obs() - mean.numpy()) / np.sqrt(var.numpy() + 1e-8)
         np.testing.assert_allclose(other._last_obs, np.clip(expected, -10, 10), rtol=1e-5, atol=1e-5)
@@ -344,6 +348,18 @@ def test_an_environment_that_comes_to_another_state_is_refused_or_starts_anew(tm
     assert seen[0].replay_buffer.pos == 150
     table = read_run(run).metrics
     assert (np.diff(table.steps) > 0).all()
+
+
+def test_a_checkpoint_without_episodes_is_gone_on_from_with_new_ones(tmp_path, monkeypatch):
+    """As the first versions wrote them."""
+    run = interrupted(monkeypatch, "sac", 206, options(tmp_path, steps=300, eval_every=0))
+    state, _ = load_checkpoint(run)
+    for name in ("under_way", "last", "random_actions"):
+        del state["model"][name]
+    save_checkpoint(run, {name: value for name, value in state.items() if name != "format"})
+    with pytest.raises(CheckpointError, match="add --allow-inexact to go on with new episodes"):
+        resume(run)
+    assert np.isfinite(resume(run, allow_inexact=True).returns).all()
 
 
 def test_metrics_that_waited_for_their_row_are_in_it_after_a_resume(tmp_path, monkeypatch):

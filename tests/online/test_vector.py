@@ -76,6 +76,34 @@ def test_what_was_returned_stays(tiny):
     assert first[3] == kept[1]
 
 
+class Reusing(gymnasium.Env):
+    """Fills the same array and the same dict at every step."""
+
+    observation_space = gymnasium.spaces.Box(-9, 9, (1,))
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+    seen, info = np.zeros(1, np.float32), {}
+
+    def reset(self, *, seed=None, options=None):
+        self.seen[:] = 0.0
+        return self.seen, self.info
+
+    def step(self, action):
+        self.seen += 1.0
+        return self.seen, 1.0, bool(self.seen[0] == 3), False, self.info
+
+
+def test_environments_may_reuse_what_they_return():
+    env = SerialEnvs([lambda: Monitor(Reusing())])
+    env.reset()
+    ended = []
+    for _ in range(7):
+        _, _, dones, infos = env.step(np.zeros((1, 1), np.float32))
+        ended.append("episode" in infos[0])
+        if dones[0]:
+            assert infos[0]["terminal_observation"].tolist() == [3.0]
+    assert ended == [False, False, True, False, False, True, False]
+
+
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize(("observations", "rewards"), [(True, True), (True, False), (False, True)])
 def test_normalized_steps_are_those_of_vec_normalize(count, observations, rewards):
