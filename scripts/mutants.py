@@ -668,7 +668,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
     "online/replayable.py": [
         ("self.actions, self.rewards = [], 0.0", "self.rewards = 0.0"),
         ("self.actions, self.rewards = [], 0.0", "self.actions = []"),
-        ("if repr(self.rewards) == repr(episode[\"rewards\"]) else None", ""),
+        ('if repr(self.rewards) == repr(episode["rewards"]) else None', ""),
         ("        one.go_on_after(episode)", "        pass"),
         ("self.first, self.number = seed, 0", "self.first = seed"),
         ("self.number += 1", "pass"),
