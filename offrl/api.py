@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from offrl.algos import ONLINE, load_algorithm, load_online
+from offrl.algos import ONLINE, load_algorithm, load_online, online_runner
 from offrl.data.dataset import OfflineDataset
 from offrl.data.load import load_dataset
 from offrl.errors import ConfigError
@@ -178,9 +178,7 @@ def resume(
     """
     mode = "text" if progress else "quiet"
     if RunDir(Path(run)).config["rows"] == ROWS:
-        from offrl.online.runner import resume as resume_online  # on stable-baselines3
-
-        return resume_online(Path(run), allow_inexact=allow_inexact, reporter_mode=mode)
+        return online_runner().resume(Path(run), allow_inexact=allow_inexact, reporter_mode=mode)
     return _resume(Path(run), dataset=dataset, allow_inexact=allow_inexact, reporter_mode=mode)
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from offrl.errors import ConfigError, MissingExtraError
 
@@ -125,14 +125,26 @@ def load_online(name: str) -> "OnlineAlgorithm":
     """
     if name not in ONLINE:
         raise ConfigError(f"{name!r} does not learn in an environment; those that do: {', '.join(ONLINE)}")
+    algorithm: OnlineAlgorithm = _on_sb3(f"offrl.algos.{name}").ALGORITHM
+    return algorithm
+
+
+def online_runner() -> Any:
+    """``offrl.online.runner``.
+
+    Raises:
+        MissingExtraError: stable-baselines3 is not installed.
+    """
+    return _on_sb3("offrl.online.runner")
+
+
+def _on_sb3(module: str) -> Any:
     try:
-        module = importlib.import_module(f"offrl.algos.{name}")
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != "stable_baselines3":
             raise
         raise MissingExtraError("stable-baselines3", "sb3") from error
-    algorithm: OnlineAlgorithm = module.ALGORITHM
-    return algorithm
 
 
 def load_method(name: str) -> tuple[str, "Algorithm | OnlineAlgorithm"]:

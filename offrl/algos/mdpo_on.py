@@ -158,6 +158,7 @@ class MDPOOn(OnPolicyMethod):
 
     def family(self, observations: Tensor) -> Family:
         """The policy's distributions in these states."""
+        self.require_finite()
         found = self.policy.get_distribution(observations).distribution
         assert isinstance(found, Normal | Categorical)
         return found

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from offrl.algos import load_online
+from offrl.algos import load_online, online_runner
 from offrl.commands import arguments
 from offrl.commands.train import Output, ResumeOptions, Start, print_settings, summarize
-from offrl.errors import ConfigError
+from offrl.errors import ConfigError, Stopped
 from offrl.files import read_json_object
 from offrl.online.options import NOT_COMPILED, OnlineAlgorithm, OnlineOptions, apply_preset
 from offrl.training.options import settings_from_json
@@ -55,8 +55,16 @@ def train_command(argv: list[str]) -> int:
         raise ConfigError(
             "--record names one dataset: train its seeds one at a time, each with a name of its own"
         )
-    runs = [dataclasses.replace(options, seed=seed) for seed in many.seeds or (options.seed,)]
-    summarize([start(name, settings, run, reporter=Reporter(output.mode, run.steps)) for run in runs], output)
+    seeds, results = many.seeds or (options.seed,), []
+    for k, seed in enumerate(seeds):
+        run = dataclasses.replace(options, seed=seed)
+        try:
+            results.append(start(name, settings, run, reporter=Reporter(output.mode, run.steps)))
+        except Stopped as stopped:
+            if left := " ".join(map(str, seeds[k + 1 :])):
+                raise Stopped(f"{stopped}; not begun: --seeds {left}", stopped.exit_code) from None
+            raise
+    summarize(results, output)
     return 0
 
 
@@ -88,8 +96,7 @@ def parse(
 
 def resume_command(directories: Sequence[Path], options: ResumeOptions) -> int:
     """Go on with online runs, one after the other."""
-    from offrl.online.runner import resume
-
+    resume = online_runner().resume
     results = [
         resume(
             path,

@@ -140,7 +140,8 @@ class ResumeOptions:
     """Go on with stopped runs exactly where their last checkpoints left them."""
 
     runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN ...")]]
-    """Run directories; several are resumed one process each, as many at once as there are cores."""
+    """Run directories; several are resumed one process each, as many at once as there are cores; online methods one
+    after the other."""
     allow_inexact: bool = False
     """Go on although torch, chip, device or threads differ from those recorded, or with new episodes where an
     environment does not come to the same state; the numbers may differ."""

@@ -165,7 +165,10 @@ def _verdict(low: float, high: float, level: float | None) -> str:
 
 
 def _unfinished(group: Group, run: RunRecord) -> str:
-    text = f"{group.label} seed {run.seed} is unfinished: step {run.steps_done} of {run.steps}. Go on with "
+    text = f"{group.label} seed {run.seed} is unfinished: step {run.steps_done} of {run.steps}."
+    if run.config.get("own_model"):
+        return tag("p", escape(text), class_="warning")
+    text += " Go on with "
     command = shlex.join(["offrl", "resume", str(run.directory)])
     return tag("p", escape(text), tag("code", escape(command)), class_="warning")
 

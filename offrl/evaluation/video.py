@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 
@@ -199,6 +200,8 @@ def _frames(
 def _render(simulator: Any) -> np.ndarray:
     try:
         return np.asarray(simulator.render(), dtype=np.uint8)
+    except gymnasium.error.DependencyNotInstalled as error:  # pygame, for the classic environments
+        raise ConfigError(f"{str(error).splitlines()[0]}") from error
     except (ImportError, AttributeError, RuntimeError) as error:  # PyOpenGL and MuJoCo without a driver
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = NO_RENDERING.format(backend=os.environ.get("MUJOCO_GL"), reason=reason)

@@ -223,7 +223,7 @@ class MixtureActorCriticPolicy(FastActorCriticPolicy):
             layers = [nn.Linear(*pair) for pair in pairwise((inputs + a, 64, 64, 64, 1))]
             self.q_net = nn.Sequential(*[m for layer in layers for m in (layer, nn.ReLU())][:-1])
             self.q_layers = tuple(layers)
-        self.log_std = nn.Parameter(torch.full((k, a), self.log_std_init))
+        self.log_std = nn.Parameter(torch.full((k, a), float(self.log_std_init)))
         made: Any = self.optimizer_class
         self.optimizer = made(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 

@@ -309,7 +309,7 @@ class OffPolicyMethod(FixedSettings, OffPolicyAlgorithm):
         _init_setup_model: bool = True,
         **settings: Any,
     ) -> None:
-        self.settings = s = self.config_class(**settings)
+        self.settings = s = self.settings_of(settings)
         super().__init__(
             policy,
             env,

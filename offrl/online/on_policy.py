@@ -152,7 +152,7 @@ class OnPolicyMethod(FixedSettings, OnPolicyAlgorithm):
         _init_setup_model: bool = True,
         **settings: Any,
     ) -> None:
-        self.settings = s = self.config_class(**settings)
+        self.settings = s = self.settings_of(settings)
         super().__init__(
             policy,
             env,
@@ -180,6 +180,7 @@ class OnPolicyMethod(FixedSettings, OnPolicyAlgorithm):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """As in stable-baselines3; values and likelihoods of all steps at once, at the end, where that is possible."""
+        self.require_finite()
         policy, buffer = self.policy, rollout_buffer
         if not (isinstance(policy, FastActorCriticPolicy) and policy.short and isinstance(buffer, Buffer)):
             return super().collect_rollouts(env, callback, buffer, n_rollout_steps)
@@ -188,6 +189,11 @@ class OnPolicyMethod(FixedSettings, OnPolicyAlgorithm):
             return super().collect_rollouts(env, callback, buffer, n_rollout_steps)
         finally:
             policy.acting_only, buffer.judge = False, None
+
+    def require_finite(self) -> None:
+        """Refuse to go on with parameters that are not finite (ConfigError)."""
+        if not all(bool(torch.isfinite(p).all()) for p in self.policy.parameters()):
+            raise ConfigError(f"the parameters are not finite after update {self._n_updates}: lower lr")
 
     @torch.no_grad()
     def judge(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ class OnlineOptions:
     env: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None
     """Gymnasium id to learn in, e.g. InvertedPendulum-v5."""
     steps: int = 1_000_000
-    """Environment steps; the episodes under way at the end are finished."""
+    """Environment steps; the rollout under way at the end is finished (methods on whole episodes: these)."""
     seed: int = 0
     """Seed of every random stream."""
     out: Path = Path("runs")

@@ -38,7 +38,7 @@ class Net(nn.Module):
             nn.init.orthogonal_(layer.weight, 0.01 if last else 2**0.5)
             nn.init.zeros_(layer.bias)
         if log_std is not None:
-            value = torch.full((sizes[-1],), log_std)
+            value = torch.full((sizes[-1],), float(log_std))
             if fixed_std:
                 self.register_buffer("log_std", value)
             else:

@@ -113,7 +113,7 @@ class PolicyGradientAlgorithm(FixedSettings, BaseAlgorithm):
         _init_setup_model: bool = True,
         **settings: Any,
     ) -> None:
-        self.settings = self.config_class(**settings)
+        self.settings = self.settings_of(settings)
         super().__init__(
             policy,
             env,

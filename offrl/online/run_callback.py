@@ -166,7 +166,8 @@ class RunCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         c, step = self.config, min(self.model.num_timesteps, self.config["steps"])
-        if step > self.logged:
+        if step > self.logged:  # with the last update, which some algorithms log and do not dump
+            self.dumped(self.logger.name_to_value, self.logged)
             self._row(step)
         ended = self.before == self.model.num_timesteps  # gone on from the end: its rows are there
         result = self._evaluate(step, c["final_episodes"] or c["eval_episodes"], rows=not ended)

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from offrl.algos import load_online
 from offrl.data.environments import EnvSpec
 from offrl.data.write import check_target
-from offrl.errors import CheckpointError, ConfigError
+from offrl.errors import CheckpointError, ConfigError, Stopped
 from offrl.evaluation.blocks import step_limit
 from offrl.evaluation.environments import env_spec, make_env
 from offrl.online.checkpoint import restore_model
@@ -59,6 +59,11 @@ def start(
         f"{algorithm} in {spec.env_id}: {environments}, device {device_name(options.device)}, "
         f"{spaced(options.steps)} steps, run directory {run.path}"
     )
+    random = getattr(settings, "learning_starts", 0)
+    if random >= options.steps:
+        reporter.note(
+            f"no update will be made: learning_starts is {spaced(random)}, steps {spaced(options.steps)}"
+        )
     return _learn(run, method, model, reporter, None)
 
 
@@ -165,6 +170,12 @@ def _learn(
             left = run.config["steps"] - model.num_timesteps
             first = state is None
             model.learn(max(left, 0), callback=callback, log_interval=1, reset_num_timesteps=first)
+        except KeyboardInterrupt:  # a second one
+            message = f"stopped at once; go on from the last checkpoint with: offrl resume {run.path}"
+            raise Stopped(message, 130) from None
+        except OSError as error:  # a full disk: what is on it is whole
+            error.add_note(f"go on with: offrl resume {run.path}")
+            raise
         finally:
             callback.close()
             if model.env is not None:

@@ -8,6 +8,7 @@ from gymnasium.spaces import Discrete, Space
 
 from offrl.errors import ConfigError
 from offrl.online.zoo import NAMES
+from offrl.training.options import fitted, require_known
 
 
 def require_used(given: Iterable[str], used: Iterable[str], instead: str) -> None:
@@ -32,6 +33,20 @@ class FixedSettings:
     """``load`` of stable-baselines3 that refuses settings, which it would put where nobody reads them."""
 
     config_class: ClassVar[type]
+
+    @classmethod
+    def settings_of(cls, given: dict[str, Any]) -> Any:
+        """The settings that the constructor was given.
+
+        Raises:
+            ConfigError: a name that is none, with the right one, or a value of another type.
+        """
+        known = {f.name for f in dataclasses.fields(cls.config_class)}
+        for name in given:
+            if name not in known and NAMES.get(name) in known:
+                raise ConfigError(f"{cls.__name__} has no setting {name!r}: here it is {NAMES[name]}")
+        require_known(cls.__name__, cls.config_class, given, cls.config_class)
+        return cls.config_class(**fitted(given, cls.config_class))
 
     @classmethod
     def load(cls, *args: Any, **kwargs: Any) -> Any:

@@ -1,6 +1,7 @@
 """``offrl train ALGO --env ID`` and ``offrl resume`` of online runs."""
 
 import json
+import sys
 
 import gymnasium
 import pytest
@@ -8,6 +9,7 @@ import pytest
 pytest.importorskip("stable_baselines3")
 
 from offrl.cli import main
+from offrl.errors import Stopped
 
 SMALL = [
     "--trajectories",
@@ -92,6 +94,32 @@ def test_several_seeds_are_runs_of_their_own(tiny, tmp_path, capsys):
     metrics = [next((tmp_path / folder).glob("*/*/seed1-*/metrics.csv")) for folder in ("both", "alone")]
     assert metrics[0].read_bytes() == metrics[1].read_bytes()
     assert main([*one, "--seeds", "1", "1"]) == 2
+
+
+def test_seeds_that_have_not_begun_are_named(tiny, tmp_path, monkeypatch, capsys):
+    from offrl.online import runner
+
+    start = runner.start
+
+    def stopping(name, settings, options, **more):
+        if options.seed == 1:
+            raise Stopped("stopped at step 7", 130)
+        return start(name, settings, options, **more)
+
+    monkeypatch.setattr(runner, "start", stopping)
+    typed = ["train", "n_pg_igt", "--env", tiny, *SMALL, "--out", str(tmp_path), "-q"]
+    assert main([*typed, "--seeds", "0", "1", "2", "3"]) == 130
+    assert capsys.readouterr().err.rstrip().endswith("stopped at step 7; not begun: --seeds 2 3")
+
+
+def test_resume_without_stable_baselines3_names_the_extra(tiny, tmp_path, monkeypatch, capsys):
+    main(["train", "n_pg_igt", "--env", tiny, *SMALL, "--out", str(tmp_path), "-q"])
+    (run,) = tmp_path.glob("n_pg_igt/TinyPendulum-v0/seed0-*")
+    for name in [name for name in sys.modules if name.startswith(("offrl.online", "stable_baselines3"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    assert main(["resume", str(run)]) == 1
+    assert "pip install 'offrl[sb3]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import json
 import re
 from html.parser import HTMLParser
 
@@ -134,6 +135,15 @@ def test_unfinished_runs_are_marked_and_left_out(make_run):
     text = "".join(page.texts)
     assert "td3_bc on toy: 1 unfinished run left out of the means." in text
     assert "td3_bc seed 9 is unfinished: step 1000 of 1000. Go on with offrl resume " in text
+
+
+def test_an_unfinished_run_of_ones_own_model_has_no_command(make_run):
+    run = make_run("going", (200.0,), finished=False)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"own_model": True}))
+    text = "".join(report(run)[0].texts)
+    assert "is unfinished: step 1000 of 1000." in text
+    assert "offrl resume" not in text
 
 
 def test_a_single_unfinished_run_is_a_report_too(make_run):

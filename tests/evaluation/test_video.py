@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 
+import gymnasium
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -181,6 +182,18 @@ def test_missing_encoder_names_its_extra(monkeypatch):
     monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"imageio-ffmpeg.*offrl\[mujoco\]"):
         record(RandomPolicy(4, 1), PENDULUM, "film.mp4")
+
+
+def test_a_missing_renderer_says_what_to_install(monkeypatch):
+    simulator = Clock(3)
+
+    def render():
+        raise gymnasium.error.DependencyNotInstalled('pygame is not installed, run `pip install "x"`')
+
+    simulator.render = render
+    monkeypatch.setattr(video, "_make", lambda env, size: simulator)
+    with pytest.raises(ConfigError, match="^pygame is not installed, run"):
+        record(RandomPolicy(2, 1), PENDULUM, "film.gif")
 
 
 @pytest.mark.parametrize(

@@ -330,6 +330,25 @@ def test_settings_of_a_saved_model_are_not_ignored_but_refused(case, given, tmp_
     assert loaded.settings == model.settings
 
 
+@EVERY
+def test_settings_by_other_names_or_of_other_kinds(case):
+    with pytest.raises(
+        ConfigError, match=f"{case.algorithm.__name__} has no setting 'gamma': here it is discount"
+    ):
+        make(case, gamma=0.9)
+    with pytest.raises(ConfigError, match="has no setting 'hiden'; did you mean 'hidden'"):
+        make(case, hiden=4)
+    assert make(case, hidden=8.0).settings.hidden == 8
+    if "log_std" in case.algorithm.config_class.__dataclass_fields__:
+        assert make(case, log_std=-2).learn(40).settings.log_std == -2.0
+
+
+@pytest.mark.parametrize("name", ["mdpo_on", "ppo", "pmoe_ppo"])
+def test_parameters_that_are_not_finite_are_said_in_a_line(name):
+    with pytest.raises(ConfigError, match="the parameters are not finite after update .*: lower lr"):
+        make(CASES[name], lr=1e30).learn(200)
+
+
 class Doubled(BaseFeaturesExtractor):
     """Features of their own, without parameters."""
 

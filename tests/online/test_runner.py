@@ -21,6 +21,7 @@ from offrl.online.options import OnlineOptions
 from offrl.online.replayable import replayable
 from offrl.online.runner import resume, start
 from offrl.training.checkpoint import load_checkpoint, save_checkpoint
+from offrl.training.progress import Reporter
 from offrl.training.run_dir import RunDir
 
 SETTINGS = ALGORITHM.config(trajectories=2, hidden=8, step_size=0.05)
@@ -372,3 +373,39 @@ def test_metrics_that_waited_for_their_row_are_in_it_after_a_resume(tmp_path, mo
     table = read_run(run).metrics
     at = table.steps.tolist().index(240)
     assert float(table.columns["value_loss"][at]) == pytest.approx(waiting, rel=1e-6)
+
+
+def test_a_run_that_is_too_short_to_learn_says_so(tmp_path, capsys):
+    settings = load_online("sac").config(**OFF)
+    start("sac", settings, options(tmp_path, steps=40, eval_every=0), reporter=Reporter("text", 40))
+    assert "no update will be made: learning_starts is 40, steps 40" in capsys.readouterr().out
+
+
+def test_the_last_update_is_in_the_last_row(tmp_path):
+    """stable-baselines3 dumps its log before it learns from a rollout; a row would have been due later."""
+    given = options(tmp_path, steps=60, eval_every=0, log_every=1000)
+    table = read_run(start("ppo", load_online("ppo").config(**ON), given).directory).metrics
+    assert table.steps.tolist() == [60]
+    assert np.isfinite(table.columns["value_loss"]).all()
+
+
+def test_a_second_interrupt_names_the_way_back(tmp_path, monkeypatch):
+    def twice(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NPGIGT, "step_size", twice)
+    with pytest.raises(
+        Stopped, match="stopped at once; go on from the last checkpoint with: offrl resume"
+    ) as stop:
+        start("n_pg_igt", SETTINGS, options(tmp_path))
+    assert stop.value.exit_code == 130
+
+
+def test_a_full_disk_names_the_way_back(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(run_callback, "save_checkpoint", full)
+    with pytest.raises(OSError, match="no space left") as error:
+        start("n_pg_igt", SETTINGS, options(tmp_path))
+    assert error.value.__notes__[0].startswith("go on with: offrl resume ")
