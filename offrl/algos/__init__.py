@@ -142,7 +142,7 @@ def _on_sb3(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != "stable_baselines3":
+        if (error.name or "").partition(".")[0] != "stable_baselines3":
             raise
         raise MissingExtraError("stable-baselines3", "sb3") from error
 
