@@ -178,7 +178,8 @@ def resume(
     """
     mode = "text" if progress else "quiet"
     if RunDir(Path(run)).config["rows"] == ROWS:
-        return online_runner().resume(Path(run), allow_inexact=allow_inexact, reporter_mode=mode)
+        result: RunResult = online_runner().resume(Path(run), allow_inexact=allow_inexact, reporter_mode=mode)
+        return result
     return _resume(Path(run), dataset=dataset, allow_inexact=allow_inexact, reporter_mode=mode)
 
 

@@ -97,6 +97,7 @@ class PolicyGradientAlgorithm(FixedSettings, BaseAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": EpisodicPolicy}
     config_class: ClassVar[type[PolicyGradientConfig]] = PolicyGradientConfig
+    settings: PolicyGradientConfig
     policy: EpisodicPolicy
 
     def __init__(
