@@ -46,10 +46,27 @@ def test_an_area_is_the_mean_over_the_budget(script):
     ],
 )  # fmt: skip
 def test_areas_agree_within_their_seeds_or_a_tenth(script, ours, theirs, says):
-    found = {"ours": [run(h, h, h) for h in ours], "theirs": [run(h, h, h) for h in theirs]}
-    line = script.compared(("ours", "theirs"), group(script), found)
-    assert line.startswith("Areas, ours against theirs: difference")
-    assert says in line
+    assert says in line_of(script, "PPO of the core", ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "says"),
+    [
+        ((100, 101, 99), (200, 201, 199), "below."),
+        ((300, 301, 299), (200, 201, 199), "above."),
+        ((100, 300, 50), (120, 310, 60), "not separable."),
+        ((95, 95, 95), (100, 100, 100), "below."),
+    ],
+)
+def test_another_method_is_above_below_or_not_separable(script, ours, theirs, says):
+    assert line_of(script, "MDPO", ours, theirs).endswith(says)
+
+
+def line_of(script, name, ours, theirs):
+    found = {name: [run(h, h, h) for h in ours], "theirs": [run(h, h, h) for h in theirs]}
+    line = script.compared((name, "theirs"), group(script), found)
+    assert line.startswith(f"Areas, {name} against theirs: difference")
+    return line
 
 
 def test_a_missing_side_is_said(script):
