@@ -112,14 +112,19 @@ def test_seeds_that_have_not_begun_are_named(tiny, tmp_path, monkeypatch, capsys
     assert capsys.readouterr().err.rstrip().endswith("stopped at step 7; not begun: --seeds 2 3")
 
 
-def test_resume_without_stable_baselines3_names_the_extra(tiny, tmp_path, monkeypatch, capsys):
+def test_resume_without_stable_baselines3_names_the_extra(tiny, tmp_path, in_child):
     main(["train", "n_pg_igt", "--env", tiny, *SMALL, "--out", str(tmp_path), "-q"])
     (run,) = tmp_path.glob("n_pg_igt/TinyPendulum-v0/seed0-*")
-    for name in [name for name in sys.modules if name.startswith(("offrl.online", "stable_baselines3"))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    assert main(["resume", str(run)]) == 1
-    assert "pip install 'offrl[sb3]'" in capsys.readouterr().err
+
+    def without():
+        for name in [name for name in sys.modules if name.startswith(("offrl.online", "stable_baselines3"))]:
+            del sys.modules[name]
+        sys.modules["stable_baselines3"] = None
+        return main(["resume", str(run)])
+
+    child = in_child(without)
+    assert child.code == 1
+    assert "pip install 'offrl[sb3]'" in child.err
 
 
 @pytest.mark.parametrize(
