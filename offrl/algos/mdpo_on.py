@@ -113,7 +113,11 @@ class MDPOOn(OnPolicyMethod):
             group["lr"] = s.lr * (left if s.anneal_lr else 1.0)
         step_size = s.step_size * (left if s.anneal_step_size else 1.0)
         self.policy.set_training_mode(True)
-        policy_loss, kl = self.improve(step_size)
+        try:
+            policy_loss, kl = self.improve(step_size)
+        except ValueError:  # what torch's distributions say of means that are not finite
+            self.require_finite()
+            raise
         fitted = self.fit_values()
         self._n_updates += 1
         self.log({"policy_loss": policy_loss, "value_loss": fitted, "kl": [kl]})
@@ -158,7 +162,6 @@ class MDPOOn(OnPolicyMethod):
 
     def family(self, observations: Tensor) -> Family:
         """The policy's distributions in these states."""
-        self.require_finite()
         found = self.policy.get_distribution(observations).distribution
         assert isinstance(found, Normal | Categorical)
         return found

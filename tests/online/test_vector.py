@@ -30,10 +30,7 @@ def walk(env, steps):
 
 
 def same(one, other):
-    assert len(one) == len(other)
-    for a, b in zip(one, other, strict=True):
-        assert a.dtype == b.dtype
-        assert a.tobytes() == b.tobytes()
+    return [(x.dtype, x.tobytes()) for x in one] == [(x.dtype, x.tobytes()) for x in other]
 
 
 class Both(gymnasium.Env):
@@ -59,7 +56,7 @@ gymnasium.register("Both-v0", entry_point=Both)
 @pytest.mark.parametrize("name", ["TinyPendulum-v0", "Hopper-v5", "InvertedPendulum-v5", "Both-v0"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_steps_are_those_of_dummy_vec_env(name, count):
-    same(walk(made(SerialEnvs, name, count), 70), walk(made(DummyVecEnv, name, count), 70))
+    assert same(walk(made(SerialEnvs, name, count), 70), walk(made(DummyVecEnv, name, count), 70))
 
 
 def test_what_was_returned_stays(tiny):
@@ -110,7 +107,7 @@ def test_normalized_steps_are_those_of_vec_normalize(count, observations, reward
     given = {"norm_obs": observations, "norm_reward": rewards, "gamma": 0.97, "clip_obs": 2.0}
     ours = RunningNormalize(made(SerialEnvs, "Hopper-v5", count), **given)
     theirs = VecNormalize(made(DummyVecEnv, "Hopper-v5", count), **given)
-    same(walk(ours, 90), walk(theirs, 90))
+    assert same(walk(ours, 90), walk(theirs, 90))
     assert np.array_equal(ours.get_original_obs(), theirs.get_original_obs())
     assert np.array_equal(ours.returns, theirs.returns)
     names = ["ret_rms"] + ["obs_rms"] * observations
