@@ -11,7 +11,7 @@ import tyro
 from offrl.algos import load_online, online_runner
 from offrl.commands import arguments
 from offrl.commands.train import Output, ResumeOptions, Start, print_settings, summarize
-from offrl.errors import ConfigError, Stopped
+from offrl.errors import ConfigError, Stopped, UsageError
 from offrl.files import read_json_object
 from offrl.online.options import NOT_COMPILED, OnlineAlgorithm, OnlineOptions, apply_preset
 from offrl.training.options import settings_from_json
@@ -36,6 +36,11 @@ def train_command(argv: list[str]) -> int:
     name = argv[0]
     if "--compile" in argv:
         raise ConfigError(f"{name} {NOT_COMPILED}")
+    if given := {word.partition("=")[0] for word in argv} & {"--dataset", "--from"}:
+        raise UsageError(
+            f"{name} learns in an environment (--env ID), not from {' and '.join(sorted(given))}; "
+            "'offrl algos' lists the methods that learn from data"
+        )
     method = load_online(name)
     options, settings, many, begin, output = parse(name, argv[1:], OnlineOptions(), method.config())
     if begin.config or options.preset:

@@ -98,4 +98,6 @@ def test_plug_ins_are_found_by_their_entry_point(monkeypatch, capsys):
         assert load_algorithm(name) == (name, load_algorithm("bc")[1])
     monkeypatch.setattr("offrl.commands.algos.plugins", lambda: points)
     assert main(["algos"]) == 0
-    assert "mine         plug-in offrl.algos.bc\n" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert "mine plug-in offrl.algos.bc" in [" ".join(line.split()) for line in lines]
+    assert len({len(line) - len(line.split(None, 1)[1]) for line in lines}) == 1  # one column of texts

@@ -131,8 +131,16 @@ def test_resume_without_stable_baselines3_names_the_extra(tiny, tmp_path, in_chi
     ("arguments", "code", "message"),
     [
         (["n_pg_igt"], 1, "n_pg_igt learns in an environment: pass --env ID"),
-        (["n_pg_igt", "--dataset", "x"], 2, "unknown option --dataset"),
-        (["n_pg_igt", "--from", "run"], 2, "unknown option --from"),
+        (
+            ["n_pg_igt", "--dataset", "x"],
+            2,
+            "n_pg_igt learns in an environment (--env ID), not from --dataset",
+        ),
+        (
+            ["n_pg_igt", "--env", "x", "--from=run"],
+            2,
+            "n_pg_igt learns in an environment (--env ID), not from --from",
+        ),
         (["n_pg_igt", "--eta", "2"], 2, "eta must be in"),
         (["n_pg_igt", "--preset", "Nothing-v0"], 1, "no preset for 'Nothing-v0'"),
         (["n_pg_ig", "--env", "x"], 1, "did you mean 'n_pg_igt'?"),
