@@ -20,7 +20,7 @@ MAX_CSV_BYTES = 256 * 2**20
 MAX_COMMAND_BYTES = 64 * 2**10
 MAX_RETURNS_BYTES = 16 * 2**20
 MAX_STEP = 2**53
-SEARCH_DEPTH = 3  # runs/ALGORITHM/DATASET/RUN
+SEARCH_DEPTH = 5  # of a sweep: runs/CELL/ALGORITHM/DATASET/RUN
 CELL = "cell.json"  # in a sweep's folder of one run
 EVAL_COLUMNS = ("step", "episode", "return")
 TABLES = ("eval.csv", "metrics.csv", "timing.csv")
@@ -123,7 +123,7 @@ class RunRecord:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Run directories among ``paths`` and up to three folders below them, each once, in order.
+    """Run directories among ``paths`` and up to five folders below them, each once, in order.
 
     Beside runs a cell of a sweep may have none: it failed before its run began.
 

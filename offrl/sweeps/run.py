@@ -77,7 +77,7 @@ def run_sweep(o: SweepOptions, say: Say = lambda line: None, space: Space | None
         message = f"stopped with {len(rows)} of {len(listed)} runs finished; give the same command to go on"
         raise Stopped(message, 128 + runner.asked[0])
     say(f"\n{(o.out / 'results.md').read_text()}\nwrote {o.out / 'results.csv'} and {o.out / 'results.md'}")
-    say(f"next: offrl report {o.out / 'runs'}/* --out report.html")
+    say(f"next: offrl report {o.out} --out report.html")
     if runner.missing:
         times = "once" if not o.retries else "twice" if o.retries == 1 else f"{o.retries + 1} times"
         raise ChildProcessError(

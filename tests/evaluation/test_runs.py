@@ -209,6 +209,7 @@ def test_a_cell_of_a_sweep_that_failed_before_its_run_is_passed_over(make_run, t
         find_runs([failed, tmp_path / "sweep/runs/good"])
     (failed / "cell.json").write_text("{}")
     assert find_runs([failed, tmp_path / "sweep/runs/good"]) == [run]
+    assert find_runs([tmp_path / "sweep"]) == [run]
     with pytest.raises(CheckpointError, match="failed holds no run"):
         find_runs([failed])
 
