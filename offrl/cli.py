@@ -8,7 +8,7 @@ import signal
 import sys
 
 COMMANDS = {  # name -> module under offrl.commands, one line for the overview
-    "train": ("train", "train an algorithm on a dataset: offrl train ALGO --dataset URI"),
+    "train": ("train", "train an algorithm: offrl train ALGO --dataset URI, or --env ID"),
     "resume": ("train", "go on with stopped runs, bit for bit"),
     "sweep": ("sweep", "algorithms x datasets x settings x seeds, in one table"),
     "eval": ("eval", "roll out a policy: a run, an SB3 zip, random, your own"),
@@ -35,7 +35,7 @@ def overview() -> str:
     lines = [
         "usage: offrl COMMAND ...",
         "",
-        "Offline reinforcement learning: train, resume, evaluate, collect, report.",
+        "Offline and continuous-control reinforcement learning: train, resume, evaluate, collect, report.",
         "",
         "commands ('offrl COMMAND --help' explains each):",
     ]

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     failed = False
     for finding in examine(Path.cwd()):
         failed |= finding.status == "FAIL"
-        print(f"{finding.status:4}  {finding.name:12} {finding.text}", flush=True)
+        print(f"{finding.status:4}  {finding.name:13} {finding.text}", flush=True)
     print("this installation needs repair: see FAIL above" if failed else "ready to train")
     return int(failed)
 

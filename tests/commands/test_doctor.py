@@ -62,7 +62,7 @@ def test_failure_exits_1(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "examine", lambda folder: [doctor.Finding("FAIL", "torch", "gone")])
     assert main(["doctor"]) == 1
     assert capsys.readouterr().out.splitlines() == [
-        "FAIL  torch        gone",
+        "FAIL  torch         gone",
         "this installation needs repair: see FAIL above",
     ]
 
