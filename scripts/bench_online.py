@@ -395,6 +395,15 @@ def figure(name: str, g: Group, found: dict[str, list[dict[str, Any]]]) -> None:
     chart.savefig(PAGE.with_name(f"online-{name}.svg"), metadata={"Date": None})
 
 
+def made_with(versions: list[dict[str, Any]]) -> str:
+    """Packages, commits and chips of all cells of a table."""
+    found = {
+        name: sorted({v[name] for v in versions}) for name in ("offrl", "commit", "torch", "mujoco", "cpu")
+    }
+    both = {name: " and ".join(values) for name, values in found.items()}
+    return f"offrl {both['offrl']} ({both['commit']}), torch {both['torch']}, mujoco {both['mujoco']}, {both['cpu']}"
+
+
 def page() -> None:
     """Write the page and its figures from the raw files."""
     lines = [
@@ -421,9 +430,10 @@ def page() -> None:
         if found:
             figure(name, g, found)
             lines += ["", f"![Learning curves](online-{name}.svg)"]
-            v = next(iter(found.values()))[0]["versions"]
-            made = f"offrl {v['offrl']} ({v['commit']}), torch {v['torch']}, mujoco {v['mujoco']}"
-            lines += ["", f"{made}, {v['cpu']}, one thread."]
+            lines += [
+                "",
+                f"{made_with([raw['versions'] for runs in found.values() for raw in runs])}, one thread.",
+            ]
         lines += ["", *table(g, found)]
         for pair in g.pairs:
             lines += ["", compared(pair, g, found)]

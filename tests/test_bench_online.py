@@ -79,3 +79,9 @@ def test_rows_that_are_compared_exist(script):
     for g in script.GROUPS.values():
         labels = {entry.label for entry in g.entries}
         assert {label for pair in g.pairs for label in pair} <= labels
+
+
+def test_a_page_names_the_commits_of_all_cells(script):
+    first = {"offrl": "0.1.0", "commit": "a1", "torch": "2.13.0", "mujoco": "3.11.0", "cpu": "chip"}
+    made = script.made_with([first | {"commit": "b2"}, first, first])
+    assert made == "offrl 0.1.0 (a1 and b2), torch 2.13.0, mujoco 3.11.0, chip"
