@@ -228,7 +228,7 @@ class Session:
         best = float(np.mean([record.best for record, _ in played]))
         for (record, _), fact in zip(played, facts, strict=True):
             seed = {"seed": record.seed} if len(self.records) > 1 else {}
-            self.reporter.evaluation(seed | fact, last, best)
+            self.reporter.evaluation(seed | fact, last, best, record.unit)
 
     def _checkpoint(self) -> None:
         state = {
