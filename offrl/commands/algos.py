@@ -36,16 +36,11 @@ def main(argv: list[str]) -> int:
             "       offrl algos check ALGO  test one: a name, or your own FILE.py\n"
         )
         return 0 if wants_help else 2
-    for name, about in ALGORITHMS.items():
-        sys.stdout.write(f"{name:12} {about}\n")
-    for name, about in CHUNKS.items():
-        sys.stdout.write(f"{name:12} {about}\n")
-    for name, about in MODELS.items():
-        sys.stdout.write(f"{name:12} {about}\n")
-    for name, about in ONLINE.items():
-        sys.stdout.write(f"{name:12} {about}; learns in --env\n")
-    for name, (about, command) in ELSEWHERE.items():
-        sys.stdout.write(f"{name:12} {about}: {command}\n")
-    for name, point in plugins().items():
-        sys.stdout.write(f"{name:12} plug-in {point.value}\n")
+    listed = ALGORITHMS | CHUNKS | MODELS
+    listed |= {name: f"{about}; learns in --env" for name, about in ONLINE.items()}
+    listed |= {name: f"{about}: {command}" for name, (about, command) in ELSEWHERE.items()}
+    listed |= {name: f"plug-in {point.value}" for name, point in plugins().items()}
+    width = max(map(len, listed))
+    for name, about in listed.items():
+        sys.stdout.write(f"{name:{width}} {about}\n")
     return 0
