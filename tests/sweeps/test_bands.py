@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from offrl.algos import ALGORITHMS
-from offrl.data.reference import D4RL
 from offrl.data.environments import environment_for
+from offrl.data.reference import D4RL
 from offrl.sweeps.bands import LOCOMOTION, NOTE, PUBLISHED, band, bands_section
 
 
