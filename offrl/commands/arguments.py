@@ -61,8 +61,10 @@ def parse(
 
 
 def glimpse(form: type[Form], argv: list[str]) -> Form | None:
-    """The fields of ``form`` among arguments that hold others, too; None where ``parse`` has to say what is wrong."""
-    options = _tyro_options("", [word for word in argv if word not in ("-h", "--help")], None, False)
+    """The fields of ``form`` among arguments that hold others, too; None where ``parse`` has to say something."""
+    if "-h" in argv or "--help" in argv:
+        return None
+    options = _tyro_options("", argv, None, False)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             found: Form = tyro.cli(form, **options, return_unknown_args=True)[0]

@@ -117,6 +117,8 @@ def test_options_are_checked_with_the_preset_or_config_that_they_add_to(folder, 
     assert re.search(r"heads +3 ", capsys.readouterr().out)
     assert main([*again, "--heads", "4"]) == 2
     assert "heads must divide hidden, got 4 and 6" in capsys.readouterr().err
+    assert main([*again, "--config", "none.json", "--help"]) == 0
+    assert "Attention heads" in capsys.readouterr().out
     assert main([*again, "--config"]) == 2  # no value
     assert "--config" in capsys.readouterr().err
 
