@@ -32,8 +32,8 @@ __all__ = ["evaluate", "export_policy", "load_dataset", "load_policy", "resume",
 
 @overload
 def train(
-    algorithm: str,
-    dataset: str | OfflineDataset | None = None,
+    algorithm: str | Path,
+    dataset: str | Path | OfflineDataset | None = None,
     *,
     progress: bool = True,
     preset: str | None = None,
@@ -46,8 +46,8 @@ def train(
 
 @overload
 def train(
-    algorithm: str,
-    dataset: str | OfflineDataset | None = None,
+    algorithm: str | Path,
+    dataset: str | Path | OfflineDataset | None = None,
     *,
     progress: bool = True,
     preset: str | None = None,
@@ -59,8 +59,8 @@ def train(
 
 
 def train(
-    algorithm: str,
-    dataset: str | OfflineDataset | None = None,
+    algorithm: str | Path,
+    dataset: str | Path | OfflineDataset | None = None,
     *,
     progress: bool = True,
     preset: str | None = None,
@@ -97,6 +97,7 @@ def train(
         DatasetError: the data are malformed or unknown.
         Stopped: Ctrl-C or SIGTERM; a checkpoint was written.
     """
+    algorithm = str(algorithm)
     if algorithm in ONLINE:
         if dataset is not None or from_run is not None or seed_mode != "auto":
             raise ConfigError(
@@ -111,8 +112,8 @@ def train(
     if "out" in options:
         options["out"] = Path(options["out"])
     in_memory = dataset if isinstance(dataset, OfflineDataset) else None
-    if isinstance(dataset, str):
-        options["dataset"] = dataset
+    if isinstance(dataset, str | Path):
+        options["dataset"] = str(dataset)
     if from_run is not None:
         if preset is not None or seeds is not None:
             raise ConfigError("from_run takes settings and seed of its run: leave preset and seeds out")
@@ -184,8 +185,8 @@ def resume(
 
 
 def sweep(
-    algos: Sequence[str],
-    datasets: Sequence[str] = (),
+    algos: Sequence[str | Path],
+    datasets: Sequence[str | Path] = (),
     *,
     envs: Sequence[str] = (),
     grid: Mapping[str, Sequence[Any]] | None = None,
@@ -222,7 +223,12 @@ def sweep(
     file = Path("in memory") if ranges else Path(space) if isinstance(space, str | Path) else None
     values = tuple(f"{name}={','.join(map(str, listed))}" for name, listed in (grid or {}).items())
     options = SweepOptions(
-        algos=tuple(algos), datasets=tuple(datasets), envs=tuple(envs), grid=values, space=file, **given
+        algos=tuple(map(str, algos)),
+        datasets=tuple(map(str, datasets)),
+        envs=tuple(envs),
+        grid=values,
+        space=file,
+        **given,
     )
     reporter = Reporter("text" if progress and not options.quiet else "quiet", options.steps)
     return run_sweep(options, reporter.note, ranges)

@@ -83,7 +83,7 @@ class FQEResult:
     fitted_td_error: float  # the same on the fitted ones
     action_distance: float  # mean |pi(s) - a| over the data, in half-ranges of the action box, mean over dims
     data_value: float  # mean discounted return of the data's own episodes, for comparison
-    episodes: int
+    episodes: int  # whose first states are known
 
 
 class FittedQ:
@@ -183,7 +183,7 @@ def fitted_q_evaluation(
         fitted_td_error=_td_error(learner, rows, next_actions, normalizer, fitted),
         action_distance=float(gaps.mean()),
         data_value=float(np.mean(discounted_returns(data, options.discount))),
-        episodes=data.num_episodes,
+        episodes=len(values),
     )
 
 

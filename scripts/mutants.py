@@ -538,7 +538,8 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
     ],
     "algos/__init__.py": [
         ("max(fitting, key=len)", "min(fitting, key=len)"),
-        ("if name.startswith(key)]", "if key in name]"),
+        ("if bare.startswith(key)]", "if key in bare]"),
+        ("in fitting if not any(known.startswith(key) for known in D4RL)]", "in fitting]"),
         (
             "return dict(algorithm.presets[max(fitting, key=len)])",
             "return algorithm.presets[max(fitting, key=len)]",

@@ -70,6 +70,18 @@ def test_the_command_line_makes_the_same_run(tmp_path, monkeypatch, pendulum_npz
     )
 
 
+def test_paths_name_data_and_own_files(tmp_path, pendulum_npz):
+    own = tmp_path / "my_algo.py"
+    assert main(["new", "algo", "my_algo", "--folder", str(tmp_path)]) == 0
+    given = {"env": "Pendulum-v1", "out": tmp_path / "runs", "steps": 4, "batch_size": 8}
+    result = offrl.train(own, pendulum_npz, eval_episodes=1, progress=False, **given)
+    config = json.loads((result.directory / "config.json").read_text())
+    assert (config["dataset"], config["algorithm_file"]) == (str(pendulum_npz), str(own))
+    given = {"env": "Pendulum-v1", "out": tmp_path / "sweep", "steps": 4, "eval_episodes": 1}
+    found = offrl.sweep(["bc"], [pendulum_npz], seeds=[0], progress=False, **given)
+    assert [row["dataset"] for row in found.rows] == ["tiny"]
+
+
 def test_a_preset_is_taken_by_name_and_recorded(tmp_path, pendulum):
     result = offrl.train("prdc", pendulum, out=tmp_path, preset="halfcheetah-medium-v2", beta=1.0, **SHORT)
     config = offrl.training.run_dir.RunDir(result.directory).config

@@ -148,6 +148,13 @@ def test_episodes_without_a_known_successor_judge_nothing():
     assert said == {"no row of the 1 held-out", "no row of the 4 fitted"}
 
 
+def test_first_states_that_lead_nowhere_known_are_not_counted():
+    cut = np.array([0, 1] * 10 + [1], dtype=bool)  # ten episodes of two steps, one of one
+    flat = np.zeros((21, 1), np.float32), np.ones(21), np.zeros(21, dtype=bool)
+    data = OfflineDataset.from_arrays(np.eye(2, dtype=np.float32)[[0, 1] * 10 + [0]], *flat, cut)
+    assert fitted_q_evaluation(two_way_policy(), data, FQEOptions(**FAST | {"steps": 1})).episodes == 10
+
+
 def test_a_policy_that_acts_on_the_episode_so_far_is_refused():
     policy = DecisionTransformerPolicy(2, 1, hidden=4, layers=1, heads=1, context=2, max_steps=5)
     with pytest.raises(DatasetError, match="acts on the episode so far"):

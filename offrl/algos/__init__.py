@@ -152,14 +152,27 @@ def load_method(name: str) -> tuple[str, "Algorithm | OnlineAlgorithm"]:
     return (name, load_online(name)) if name in ONLINE else load_algorithm(name)
 
 
+def fitting_presets(algorithm: "Algorithm | OnlineAlgorithm", name: str) -> list[str]:
+    """The keys of the algorithm's presets that ``name``, with or without its scheme, starts with.
+
+    OGBench's antmaze pays otherwise than D4RL's: a key that begins names of both does not fit OGBench's.
+    """
+    from offrl.data.reference import D4RL, OGBENCH, bare_name  # loads NumPy
+
+    bare = bare_name(name)
+    fitting = [key for key in algorithm.presets if bare.startswith(key)]
+    if any(bare.startswith(f"{data}-") for data in OGBENCH):
+        return [key for key in fitting if not any(known.startswith(key) for known in D4RL)]
+    return fitting
+
+
 def preset(algorithm: "Algorithm | OnlineAlgorithm", name: str) -> dict[str, object]:
-    """Settings of preset ``name``: the longest key of the algorithm's presets that ``name`` starts with.
+    """Settings of preset ``name``: the longest of ``fitting_presets``.
 
     Raises:
         ConfigError: no preset fits.
     """
-    fitting = [key for key in algorithm.presets if name.startswith(key)]
-    if not fitting:
+    if not (fitting := fitting_presets(algorithm, name)):
         known = ", ".join(sorted(algorithm.presets)) or "none"
         raise ConfigError(f"no preset for {name!r}; presets (names or prefixes of data set names): {known}")
     return dict(algorithm.presets[max(fitting, key=len)])

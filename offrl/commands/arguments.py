@@ -46,11 +46,7 @@ def parse(
         UsageError: an unknown option (the nearest one is named), a missing or an impossible value.
     """
     complaint = io.StringIO()
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_optional)
-    markers = (tyro.conf.OmitArgPrefixes, *(() if pairs else (tyro.conf.FlagCreatePairsOff,)))
-    options: dict[str, Any] = {"prog": prog, "args": argv, "description": description}
-    options |= {"config": markers, "registry": registry}
+    options = _tyro_options(prog, argv, description, pairs)
     try:
         with contextlib.redirect_stderr(complaint):
             parsed: Form
@@ -62,6 +58,27 @@ def parse(
     if unknown:
         raise UsageError(f"{_unknown(form, options, unknown[0])} ('{prog} --help' shows all options)")
     return parsed
+
+
+def glimpse(form: type[Form], argv: list[str]) -> Form | None:
+    """The fields of ``form`` among arguments that hold others, too; None where ``parse`` has to say something."""
+    if "-h" in argv or "--help" in argv:
+        return None
+    options = _tyro_options("", argv, None, False)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            found: Form = tyro.cli(form, **options, return_unknown_args=True)[0]
+    except SystemExit:
+        return None
+    return found
+
+
+def _tyro_options(prog: str, argv: list[str], description: str | None, pairs: bool) -> dict[str, Any]:
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_optional)
+    markers = (tyro.conf.OmitArgPrefixes, *(() if pairs else (tyro.conf.FlagCreatePairsOff,)))
+    options: dict[str, Any] = {"prog": prog, "args": argv, "description": description}
+    return options | {"config": markers, "registry": registry}
 
 
 def _optional(

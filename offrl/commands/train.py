@@ -57,6 +57,13 @@ class StartFrom(Start):
     steps played in --env, one an update. Settings are theirs; each run keeps its seed."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Base(StartFrom):
+    """What the other options are defaults of, to be known before they are read."""
+
+    preset: str | None = None
+
+
 def main(argv: list[str]) -> int:
     """``train ...`` or ``resume ...``."""
     return resume_command(argv[1:]) if argv[:1] == ["resume"] else train_command(argv)
@@ -81,19 +88,17 @@ def train_command(argv: list[str]) -> int:
     named = {word.partition("=")[0] for word in argv}
     if "--from" in named and isinstance(method.online, str):  # else its own options would be unknown ones
         raise ConfigError(f"{name} cannot go on online: {method.online}")
-    given = parse(argv[0], method, argv[1:], RunOptions(), method.config())
-    begin = given.start
-    if begin.from_runs and (begin.config or given.run.preset):
+    begin = arguments.glimpse(Base, argv[1:]) or Base()
+    if begin.from_runs and (begin.config or begin.preset):
         raise ConfigError("--from takes the settings of its runs: leave --config and --preset out")
-    if begin.config or begin.from_runs or given.run.preset:
-        options, settings = given.run, method.config()
-        if begin.from_runs:
-            options, settings = inherited(begin.from_runs, argv[0])
-        elif begin.config:
-            options, settings = _recorded(begin.config, argv[0])
-        if given.run.preset:
-            settings = dataclasses.replace(settings, **preset(method, given.run.preset))
-        given = parse(argv[0], method, argv[1:], options, settings)
+    options, settings = RunOptions(), method.config()
+    if begin.from_runs:
+        options, settings = inherited(begin.from_runs, argv[0])
+    elif begin.config:
+        options, settings = _recorded(begin.config, argv[0])
+    if begin.preset:
+        settings = dataclasses.replace(settings, **preset(method, begin.preset))
+    given = parse(argv[0], method, argv[1:], options, settings)
     options, settings, many, output = given.run, given.algorithm, given.seeds, given.output
     online: Any = getattr(given, "online", None)
     if begin.dry_run:
@@ -238,6 +243,8 @@ def _recorded(path: Path, algorithm: str) -> tuple[RunOptions, Any]:
     names = {f.name for f in dataclasses.fields(RunOptions)} - {"out", "env", "mix"}
     options = {name: recorded[name] for name in names if name in recorded}
     options["env"] = recorded.get("env_id")
+    if options.get("rows") == "steps":  # of windows: no choice of the user's
+        del options["rows"]
     try:
         if "mix" in recorded:
             options |= mix_options(recorded["mix"])

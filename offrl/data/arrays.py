@@ -204,6 +204,8 @@ class _Table:
                 self._refuse(name, row, f"{text[row]!r}, which is no number")
         elif not (values.dtype.is_numeric() or values.dtype == self.polars.Boolean):
             self._refuse(name, 0, f"values of type {values.dtype}, which are no numbers")
+        elif values.dtype.is_decimal():  # NumPy has no such type
+            values = values.cast(self.polars.Float64)
         array: np.ndarray = values.to_numpy()
         return array
 

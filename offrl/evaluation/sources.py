@@ -147,6 +147,7 @@ def source_facts(text: str) -> SourceFacts:
         return SourceFacts()
     path = _existing_directory(Path(rest)) / "config.json"
     if not path.is_file():
+        _require_policy(path.parent)
         extra = read_description(path.parent).get("extra")
         try:
             return SourceFacts(_recorded_env(extra or {}))
@@ -265,14 +266,19 @@ def _existing_directory(path: Path) -> Path:
     return path
 
 
+def _require_policy(path: Path) -> None:
+    if (path / JSON_NAME).exists():
+        return
+    if (path / "config.json").exists():
+        raise PolicyError(
+            f"the run {path} has no policy yet: it is written at the first checkpoint; "
+            f"finish it with 'offrl resume {path}'"
+        )
+    raise PolicyError(f"{path} is neither a run directory nor a policy: it has no {JSON_NAME}")
+
+
 def _load_directory(path: Path, spec: EnvSpec | str) -> Policy:
-    if not (_existing_directory(path) / JSON_NAME).exists():
-        if (path / "config.json").exists():
-            raise PolicyError(
-                f"the run {path} has no policy yet: it is written at the first checkpoint; "
-                f"finish it with 'offrl resume {path}'"
-            )
-        raise PolicyError(f"{path} is neither a run directory nor a policy: it has no {JSON_NAME}")
+    _require_policy(_existing_directory(path))
     if read_description(path).get("kind") == "inventory":
         env = make_env(spec)
         try:

@@ -260,7 +260,7 @@ class RunCallback(BaseCallback):
         if rows:
             facts = self.record.evaluation(step, result)
             last = facts.get("normalized_score", facts["return"])
-            self.reporter.evaluation(facts, last, self.record.best)
+            self.reporter.evaluation(facts, last, self.record.best, self.record.unit)
         self.began += time.monotonic() - paused
         return result
 

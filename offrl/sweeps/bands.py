@@ -1,7 +1,7 @@
 """Sets of datasets with published scores, and whether a sweep's scores lie where those do.
 
 The values are of D4RL -v2 data, played in the mujoco-py environments that recorded them. Ours are played in
-Gymnasium's -v5 environments with MuJoCo 3: the data are the same, the simulator is not.
+Gymnasium's -v4 environments with MuJoCo 3: the data are the same, the simulator is not.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 FLOOR = 5.0  # a band is at least this far from the published mean
 NOTE = (
-    "Paper values: D4RL -v2 data, mujoco-py, last checkpoint, 1M updates (SAC-N, EDAC: 3M). Ours: Gymnasium -v5 and\n"
+    "Paper values: D4RL -v2 data, mujoco-py, last checkpoint, 1M updates (SAC-N, EDAC: 3M). Ours: Gymnasium -v4 and\n"
     "MuJoCo 3. A band is the paper's mean +- the larger of 5 and two of its standard deviations."
 )
 

@@ -81,10 +81,18 @@ def run_sweep(o: SweepOptions, say: Say = lambda line: None, space: Space | None
     if runner.missing:
         times = "once" if not o.retries else "twice" if o.retries == 1 else f"{o.retries + 1} times"
         raise ChildProcessError(
-            f"{len(runner.missing)} of {runner.total} cells failed {times}: {', '.join(runner.missing)}; see "
-            f"{o.out / 'logs'}, then give the same command to try them again"
+            f"{len(runner.missing)} of {runner.total} cells failed {times}: {', '.join(runner.missing)}"
+            f"{_last_line(o.out / 'logs' / f'{runner.missing[0]}.log')}; see {o.out / 'logs'}, then give the same "
+            "command to try them again"
         )
     return SweepResult(o.out, rows, chosen, names)
+
+
+def _last_line(log: Path) -> str:
+    """What a failed cell said last, in brackets; nothing if it left no log."""
+    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    said = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f" ({said})" if said else ""
 
 
 def list_entries(o: SweepOptions, say: Say, space: Space | None = None) -> list[Entry]:

@@ -163,7 +163,8 @@ class Relay:
                 record = _evaluation(line)
                 if record:
                     seed = {"seed": run.config["seed"]}
-                    self.reporter.evaluation(seed | record, record["return"], record["best"])
+                    last = record.get("normalized_score", record["return"])
+                    self.reporter.evaluation(seed | record, last, record["best"])
 
     def _log(self, run: RunDir) -> Path:
         return run.path / LOG

@@ -28,6 +28,7 @@ class Reporter:
         self.metrics: dict[str, float] = {}
         self.last: float | None = None
         self.best: float | None = None
+        self.unit = "score"
 
     def note(self, text: str) -> None:
         """A line that stays."""
@@ -49,7 +50,7 @@ class Reporter:
         parts = [f"{spaced(step)}/{spaced(self.steps)}", f"{100 * step / self.steps:3.0f}%"]
         parts += [f"{rate:,.0f} steps/s".replace(",", " "), f"{_duration((self.steps - step) / rate)} left"]
         if self.last is not None:
-            parts.append(f"score {self.last:.1f} (last) {self.best:.1f} (best)")
+            parts.append(f"{self.unit} {self.last:.1f} (last) {self.best:.1f} (best)")
         parts += [f"{name} {value:.4g}" for name, value in list(self.metrics.items())[:METRICS_SHOWN]]
         line = "  ".join(parts)
         columns = shutil.get_terminal_size().columns - 1  # a wrapped line cannot be rewritten in place
@@ -61,9 +62,9 @@ class Reporter:
         self.width = len(line) if self.live else 0
         self.stream.flush()
 
-    def evaluation(self, record: dict[str, Any], last: float, best: float) -> None:
-        """An evaluation was made; ``last`` and ``best`` are scores, or returns without a reference."""
-        self.last, self.best = last, best
+    def evaluation(self, record: dict[str, Any], last: float, best: float, unit: str = "score") -> None:
+        """An evaluation was made; ``unit`` says what ``last`` and ``best`` are."""
+        self.last, self.best, self.unit = last, best, unit
         if self.mode == "json":
             self.stream.write(json.dumps(record) + "\n")
             self.stream.flush()

@@ -47,6 +47,11 @@ class Record:
         self.tables = (self.metrics, self.evaluations, self.timing)
         self.sinks = Sinks(run.path, run.config)
 
+    @property
+    def unit(self) -> str:
+        """What the means of its evaluations are: scores, or returns where no reference is known."""
+        return "score" if self.run.config["reference_returns"] else "return"
+
     def means(self, step: int, means: dict[str, float], timing: dict[str, Any]) -> str | None:
         """Write a row of metrics and one of timing; returns what is wrong when the run first diverges."""
         self.metrics.append({"step": step, **means})

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from offrl.data.environments import EnvSpec
 from offrl.data.reference import normalized_score, scored_values
@@ -228,7 +229,7 @@ class Session:
         best = float(np.mean([record.best for record, _ in played]))
         for (record, _), fact in zip(played, facts, strict=True):
             seed = {"seed": record.seed} if len(self.records) > 1 else {}
-            self.reporter.evaluation(seed | fact, last, best)
+            self.reporter.evaluation(seed | fact, last, best, record.unit)
 
     def _checkpoint(self) -> None:
         state = {
@@ -252,6 +253,9 @@ class Session:
 
     def _finish(self, results: list[EvaluationResult | None]) -> list[RunResult]:
         outcomes = results or [None] * len(self.records)
+        for k, record in enumerate(self.records):
+            if outcomes[k] is None and record.failure is None and not _is_finite(self.learner.policy(k)):
+                record.failure = "the policy's weights are not finite"  # no episode would show it
         finished = [
             run_result(record.run, *record.finish(result), self.learner.policy(k))
             for k, (record, result) in enumerate(zip(self.records, outcomes, strict=True))
@@ -263,6 +267,10 @@ class Session:
                 f"{len(finished)} of {len(self.records)} runs are finished; not {', '.join(bad)}"
             )
         return finished
+
+
+def _is_finite(policy: Policy) -> bool:
+    return all(bool(torch.isfinite(weights).all()) for weights in policy.parameters())
 
 
 def run_result(

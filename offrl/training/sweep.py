@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from offrl.algos import ONLINE, load_method, preset
+from offrl.algos import ONLINE, fitting_presets, load_method, preset
 from offrl.data.reference import normalized_score, scored_values
 from offrl.errors import ConfigError
 from offrl.files import atomic_write_text, sha256_file
@@ -189,7 +189,7 @@ def entries(
             continue
         short, method = load_method(algorithm)
         code = sha256_file(algorithm) if algorithm.endswith(".py") else None
-        known = any(data.name.startswith(name) for name in method.presets)
+        known = bool(fitting_presets(method, data.name))
         tuned_for = data.name if presets is True or (presets and known) else None
         tuned = preset(method, data.name) if tuned_for else {}
         drawn = (draws or {}).get(short, [{}])

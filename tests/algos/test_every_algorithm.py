@@ -232,6 +232,22 @@ def test_the_longest_fitting_prefix_wins():
     assert preset(method, "hopper-mediu") == {"alpha": 1.0}
 
 
+def test_presets_of_d4rl_antmaze_are_not_those_of_ogbench():
+    """Rewards of 0 and 1 there, of -1 and 0 here: r - 1 would be -2 and -1."""
+    td3_bc = load_algorithm("td3_bc")[1]
+    for method in (load_algorithm(name)[1] for name in ("iql", "td3_bc", "prdc", "odice")):
+        assert preset(method, "antmaze-large-play-v2")
+        with pytest.raises(ConfigError, match="no preset for 'antmaze-large-navigate-singletask-v0'"):
+            preset(method, "antmaze-large-navigate-singletask-v0")
+    own = Algorithm(td3_bc.config, td3_bc.learner, {"cube-": {"alpha": 3.0}, "antmaze-": {"alpha": 4.0}})
+    assert preset(own, "cube-single-play-singletask-v0") == {"alpha": 3.0}
+
+
+def test_a_preset_may_be_named_with_its_scheme():
+    iql = load_algorithm("iql")[1]
+    assert preset(iql, "d4rl:hopper-medium-v2") == preset(iql, "hopper-medium-v2")
+
+
 @pytest.mark.parametrize("name", ["antmaze-umaze-v2", "my-hopper-medium-v2", "hopper", ""])
 def test_a_name_that_no_preset_begins_is_refused_with_the_presets_there_are(name):
     """'ant-' is no prefix of 'antmaze-umaze-v2'; a preset must begin the name, not merely be in it."""

@@ -69,6 +69,7 @@ def test_a_cell_that_fails_is_reported_and_the_others_are_finished(folder, capsy
     out, err = capsys.readouterr()
     assert "1 of 2 runs are finished" in out
     assert err.startswith("offrl: 1 of 2 cells failed twice: broken-tiny-")
+    assert " (OSError: no); see sweep/logs" in err
 
 
 def test_a_stopped_sweep_goes_on_with_the_same_command(folder, in_child):

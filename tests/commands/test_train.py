@@ -53,7 +53,7 @@ def test_a_run_prints_what_it_trains_where_it_is_and_what_is_next(folder, capsys
     run = run_of(folder).relative_to(folder)
     assert lines[0].startswith("td3_bc on tiny: 160 transitions, 4 episodes, O=3, A=1, return ")
     assert lines[1] == f"156 rows (exact), device cpu, 1 thread, 20 steps, run directory {run}"
-    assert lines[2].startswith("20/20  100%  ")
+    assert re.match(r"20/20  100%  .* left  return -\d+\.\d \(last\) -\d+\.\d \(best\)  ", lines[2])
     assert re.fullmatch(r"last return -\d+\.\d \+- 0\.0 \(std over 1 episodes\)", lines[3])
     assert lines[4:] == [f"run directory {run}", f"next: offrl report {run} --out report.html"]
 
@@ -102,6 +102,25 @@ def test_a_dry_run_marks_what_differs_and_writes_nothing(folder, capsys):
 def test_an_option_can_undo_a_preset(folder, capsys):
     assert train("--dry-run", "--preset", "antmaze-umaze-v2", "--normalize-observations") == 0
     assert re.search(r"normalize_observations +True\n", capsys.readouterr().out)
+
+
+def test_options_are_checked_with_the_preset_or_config_that_they_add_to(folder, capsys):
+    """Not with the defaults: there, both of these are impossible."""
+    tiny = ["--dataset", "tiny.npz", "--dry-run"]
+    assert main(["train", "odice", *tiny, "--preset", "hopper-medium-v2", "--legacy-chunking"]) == 0
+    assert re.search(r"return_range_scaling +True ", capsys.readouterr().out)
+    small = ["--hidden", "6", "--layers", "1", "--context", "2", "--steps", "2", "-q", *SMALL[4:]]
+    assert main(["train", "decision_transformer", "--dataset", "tiny.npz", *small]) == 0
+    (config,) = folder.glob("runs/decision_transformer/*/*/config.json")
+    again = ["train", "decision_transformer", "--config", str(config), "--dry-run"]
+    assert main([*again, "--heads", "3"]) == 0
+    assert re.search(r"heads +3 ", capsys.readouterr().out)
+    assert main([*again, "--heads", "4"]) == 2
+    assert "heads must divide hidden, got 4 and 6" in capsys.readouterr().err
+    assert main([*again, "--config", "none.json", "--help"]) == 0
+    assert "Attention heads" in capsys.readouterr().out
+    assert main([*again, "--config"]) == 2  # no value
+    assert "--config" in capsys.readouterr().err
 
 
 def test_help_groups_the_options_and_explains_each(capsys):

@@ -155,6 +155,8 @@ def test_parquet_equals_csv(tmp_path):
     frame = polars.read_csv(io.StringIO(LOG.replace("True", "1").replace("false", "0")))
     frame.with_columns(polars.col("u1").cast(polars.Float32)).write_parquet(tmp_path / "log.parquet")
     assert read_table(tmp_path / "log.parquet", **COLUMNS).sha256 == table(tmp_path).sha256
+    frame.with_columns(polars.col("u1").cast(polars.Decimal(9, 3))).write_parquet(tmp_path / "log.parquet")
+    assert read_table(tmp_path / "log.parquet", **COLUMNS).sha256 == table(tmp_path).sha256
     frame.write_parquet(tmp_path / "log.parquet")
     with pytest.raises(DatasetError, match="'actions' are integers"):  # a typed file can say that they are
         read_table(tmp_path / "log.parquet", **COLUMNS)

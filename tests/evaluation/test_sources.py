@@ -147,6 +147,8 @@ def test_run_without_a_policy_yet_says_so(tmp_path):
 def test_folder_that_holds_nothing_and_file_that_is_no_folder_are_refused(tmp_path):
     with pytest.raises(PolicyError, match=r"neither a run directory nor a policy: it has no policy\.json"):
         load_source(str(tmp_path), PENDULUM)
+    with pytest.raises(PolicyError, match="neither a run directory nor a policy"):
+        source_facts(str(tmp_path))
     (tmp_path / "file").touch()
     with pytest.raises(PolicyError, match="is a file; 'run:' takes a run directory"):
         load_source(f"run:{tmp_path / 'file'}", PENDULUM)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from offrl.algos import ALGORITHMS
+from offrl.data.environments import environment_for
 from offrl.data.reference import D4RL
-from offrl.sweeps.bands import LOCOMOTION, PUBLISHED, band, bands_section
+from offrl.sweeps.bands import LOCOMOTION, NOTE, PUBLISHED, band, bands_section
 
 
 def row(algorithm: str, dataset: str, last: float, **changes):
@@ -17,6 +18,12 @@ def row(algorithm: str, dataset: str, last: float, **changes):
         "last": last,
     }
     return facts | changes
+
+
+def test_the_note_names_the_environments_that_are_played():
+    versions = {environment_for(name).env_id[-3:] for name in LOCOMOTION}
+    assert versions == {"-v4"}
+    assert "Ours: Gymnasium -v4 and" in NOTE
 
 
 def test_bands_by_hand():
@@ -62,7 +69,7 @@ def test_the_check_names_what_is_inside_and_outside():
         "| td3_bc | hopper-medium-v2 | 90.0 (1) | 60.4 +- 3.5 | 53.4 .. 67.4 | outside |",
     ]
     text = "\n".join(lines)
-    for word in ("mujoco-py", "-v5", "-v2", "2,000 updates", "CORL's benchmark table, 4 seeds"):
+    for word in ("mujoco-py", "-v4", "-v2", "2,000 updates", "CORL's benchmark table, 4 seeds"):
         assert word in text
 
 

@@ -312,8 +312,8 @@ def test_what_is_reported_is_the_mean_and_each_evaluation_names_its_seed(tmp_pat
     class Kept(Reporter):
         records: list = []
 
-        def evaluation(self, record, last, best):
-            super().evaluation(record, last, best)
+        def evaluation(self, record, last, best, unit):
+            super().evaluation(record, last, best, unit)
             self.records.append((record, last))
 
     reporter = Kept("quiet", STEPS)

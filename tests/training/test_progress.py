@@ -37,6 +37,14 @@ def test_a_line_says_where_the_run_is(clock):
     )
 
 
+def test_the_line_says_whether_it_shows_scores_or_returns(clock):
+    stream = io.StringIO()
+    reporter = Reporter("text", 100, stream)
+    reporter.evaluation({}, 152.4, 160.0, "return")
+    reporter.progress(50, 10.0, force=True)
+    assert "  return 152.4 (last) 160.0 (best)" in stream.getvalue()
+
+
 def test_elsewhere_than_on_a_terminal_a_line_comes_once_a_minute_and_at_the_end(clock):
     stream = io.StringIO()
     reporter = Reporter("text", 100, stream)

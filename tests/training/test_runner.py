@@ -13,7 +13,8 @@ import torch
 
 from offrl.algos import ALGORITHMS, load_algorithm
 from offrl.data.dataset import OfflineDataset
-from offrl.errors import ConfigError, DatasetError, MissingExtraError
+from offrl.data.source import UniformSource
+from offrl.errors import ConfigError, DatasetError, MissingExtraError, PolicyError
 from offrl.evaluation.groups import group_runs
 from offrl.evaluation.runs import read_run
 from offrl.nn.policy import load_policy
@@ -143,6 +144,27 @@ def test_a_diverged_run_says_so_once(tmp_path, pendulum, capsys):
     out = capsys.readouterr().out
     assert out.count("the run has diverged") == 1
     assert re.search(r"critic_loss is (inf|nan) at step 4: the run has diverged", out)
+
+
+def test_without_episodes_a_broken_policy_does_not_count_as_finished(tmp_path, pendulum, monkeypatch):
+    data = OfflineDataset(
+        pendulum.fields, pendulum.episode_starts, {"action_low": [-2.0], "action_high": [2.0]}
+    )
+    sample = UniformSource.sample
+
+    def sampling(self, generators):
+        batch = sample(self, generators)
+        batch.actions.fill_(torch.nan)
+        return batch
+
+    monkeypatch.setattr(UniformSource, "sample", sampling)
+    message = r"0 of 1 runs are finished; not seed 0 in .* \(the policy's weights are not finite\)"
+    with pytest.raises(PolicyError, match=message):
+        start("bc", make_settings("bc", TINY), RunOptions(out=tmp_path, **SHORT), dataset=data)
+    (config,) = tmp_path.glob("*/*/*/config.json")
+    assert not (config.parent / "final_returns.npz").exists()
+    with pytest.raises(PolicyError, match=message):
+        resume(config.parent, dataset=data)
 
 
 def refused(tmp_path, error, message, data, algorithm="td3_bc", **options):
