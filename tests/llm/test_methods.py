@@ -261,6 +261,8 @@ def test_negative_coefficients_and_bounds_are_refused(name):
         ("sapo", {"tau_negative": -1.0}, "tau_negative must be positive"),
         ("minirl", {"cap": -1.0}, "cap must be positive"),
         ("beta_norm", {"dual_clip": 0.0}, "dual_clip must be positive"),
+        ("cispo", {"floor": -0.1}, "floor must be from 0 to below 1"),
+        ("cispo", {"floor": 1.0}, "floor must be from 0 to below 1"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(name, given, says):
