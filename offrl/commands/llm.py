@@ -366,7 +366,8 @@ def report(label: str, found: Any, k: int, as_json: bool) -> None:
     from offrl.llm.evaluate import interval
 
     each = {"greedy": found.greedy.double(), f"avg@{k}": found.success.double().mean(dim=1)}
-    each |= {f"pass@{j}": found.pass_each(j) for j in [2**i for i in range(1, k.bit_length())] if j <= k}
+    powers = [2**i for i in range(1, k.bit_length())]
+    each |= {f"pass@{j}": found.pass_each(j) for j in sorted({*powers, k} - {1})}
     facts = {name: (float(x.mean()), *interval(x)) for name, x in each.items()}
     if as_json:
         print(json.dumps({"model": label, **facts, "levels": found.by_level()}))
