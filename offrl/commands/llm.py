@@ -319,6 +319,7 @@ def evaluate(argv: list[str]) -> int:
     from offrl.llm.evaluate import evaluate as sampled
     from offrl.llm.models import load_model
     from offrl.llm.tasks import task_for
+    from offrl.llm.tasks.prompts import omissions
     from offrl.training.options import resolve_device
     from offrl.training.run_dir import RunDir
 
@@ -328,6 +329,8 @@ def evaluate(argv: list[str]) -> int:
     options = asked(o, config["llm"])
     task = task_for(options)
     task = getattr(task, "held_out", None) or task
+    for line in omissions(task, options.max_prompt):
+        print(line, file=sys.stderr)
     temperature = o.temperature or options.temperature
     models = {"trained": str(o.run)} | ({"base": config["llm"]["model"]} if o.base else {})
     for label, model in models.items():

@@ -268,6 +268,11 @@ def _existing_directory(path: Path) -> Path:
 def _load_directory(path: Path, spec: EnvSpec | str) -> Policy:
     if not (_existing_directory(path) / JSON_NAME).exists():
         if (path / "config.json").exists():
+            if (path / "model").is_dir():
+                raise PolicyError(
+                    f"{path} is the run of a language model, which acts in no environment: use offrl llm eval, or "
+                    "offrl export --format huggingface"
+                )
             raise PolicyError(
                 f"the run {path} has no policy yet: it is written at the first checkpoint; "
                 f"finish it with 'offrl resume {path}'"

@@ -297,6 +297,7 @@ def test_every_file_is_listed_and_imports_no_other_method():
         text = path.read_text()
         assert "offrl.llm.methods" not in text, path
         doc = ast.get_docstring(ast.parse(text))
+        assert ("a reconstruction" in doc) == (METHODS[path.stem].status == "reconstruction"), path
         assert 0 < doc.index("\n    ") < doc.index("\nSource: ") < doc.index("\nDepartures: "), path
         assert METHODS[path.stem].source.split()[0] in doc or path.stem == "reinforce", path
 
