@@ -76,7 +76,11 @@ def test_a_run_from_start_to_evaluation(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "given", "lines"),
     [
-        ("sft", [], {"tokens per step": "at most 512 demonstrated, 1024 with prompts", "rollouts in all": "0"}),
+        (
+            "sft",
+            [],
+            {"tokens per step": "at most 512 demonstrated, 1024 with prompts", "rollouts in all": "0"},
+        ),
         ("remax", [], {"greedy responses": "32 more a step", "rollouts in all": "5440"}),
         (
             "dapo",

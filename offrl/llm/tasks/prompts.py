@@ -59,7 +59,9 @@ class PromptTask:
         tokens = [tokens_of(prompt, i, name, vocabulary, template) for i, prompt in enumerate(asked, 1)]
         kept = [i for i, ids in enumerate(tokens) if 0 < len(ids) <= max_prompt]
         if not kept:
-            raise DatasetError(f"all prompts of {name} are empty or longer than max_prompt, {max_prompt} tokens")
+            raise DatasetError(
+                f"all prompts of {name} are empty or longer than max_prompt, {max_prompt} tokens"
+            )
         self.left_out = len(rows) - len(kept)
         self.rows, self.asked = [rows[i] for i in kept], [asked[i] for i in kept]
         self.tokens = [tokens[i] for i in kept]
