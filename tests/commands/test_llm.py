@@ -116,6 +116,16 @@ def test_a_dry_run_promises_the_rollouts_that_are_made(name, tmp_path, capsys):
     assert int(promised[0]) <= made <= int(promised[-1])
 
 
+def test_a_run_that_diverged_ends_with_a_line(tmp_path, capsys):
+    train = ["llm", "train", "grpo", "--lr", "1e30", "--task", "t5", "--steps", "9", "--log-every", "1"]
+    assert (
+        main([*train, "--prompts", "8", "--group", "8", "--eval-prompts", "4", "--out", str(tmp_path)]) == 1
+    )
+    assert capsys.readouterr().err == (
+        "offrl: the model's probabilities at temperature 1 are not finite: have its weights diverged?\n"
+    )
+
+
 PARTS = [
     "--task",
     "t2-hard",
