@@ -304,7 +304,8 @@ def _check_steps(rewards: Tensor) -> None:
     """Refuse outcomes of rows where rewards of steps are read."""
     if rewards.dim() < 2:
         raise ValueError(
-            f"rewards must be one a step, (B, T), got shape {tuple(rewards.shape)}; rewards_at_end makes them of outcomes"
+            f"rewards must be one a step, (B, T), got shape {tuple(rewards.shape)}; "
+            "rewards_at_end makes them of outcomes"
         )
 
 

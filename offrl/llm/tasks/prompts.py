@@ -149,9 +149,10 @@ class PromptTask:
 
 def omissions(task: Any, max_prompt: int) -> list[str]:
     """A line for each data set, that of evaluations too, of which prompts were left out."""
+    sets: list[Any] = [task, getattr(task, "held_out", None)]
     return [
         f"{number} prompts of {each.name} are empty or longer than {max_prompt} tokens: left out"
-        for each in (task, getattr(task, "held_out", None))
+        for each in sets
         if (number := getattr(each, "left_out", 0))
     ]
 
