@@ -129,6 +129,8 @@ class _Run:
             raise ConfigError(
                 f"{directory} learned in an environment: it has no data to hold its critics and actions against"
             )
+        if "llm" in config:
+            raise ConfigError(f"{directory} is the run of a language model: it has no critics to diagnose")
         if config["dataset"] is None:
             raise ConfigError(
                 f"{directory} was trained from data in memory; train from a file to diagnose it"

@@ -319,6 +319,7 @@ def evaluate(argv: list[str]) -> int:
     from offrl.llm.evaluate import evaluate as sampled
     from offrl.llm.models import load_model
     from offrl.llm.tasks import task_for
+    from offrl.llm.tasks.prompts import omissions
     from offrl.training.options import resolve_device
     from offrl.training.run_dir import RunDir
 
@@ -328,6 +329,8 @@ def evaluate(argv: list[str]) -> int:
     options = asked(o, config["llm"])
     task = task_for(options)
     task = getattr(task, "held_out", None) or task
+    for line in omissions(task, options.max_prompt):
+        print(line, file=sys.stderr)
     temperature = o.temperature or options.temperature
     models = {"trained": str(o.run)} | ({"base": config["llm"]["model"]} if o.base else {})
     for label, model in models.items():
@@ -366,7 +369,8 @@ def report(label: str, found: Any, k: int, as_json: bool) -> None:
     from offrl.llm.evaluate import interval
 
     each = {"greedy": found.greedy.double(), f"avg@{k}": found.success.double().mean(dim=1)}
-    each |= {f"pass@{j}": found.pass_each(j) for j in [2**i for i in range(1, k.bit_length())] if j <= k}
+    powers = [2**i for i in range(1, k.bit_length())]
+    each |= {f"pass@{j}": found.pass_each(j) for j in sorted({*powers, k} - {1})}
     facts = {name: (float(x.mean()), *interval(x)) for name, x in each.items()}
     if as_json:
         print(json.dumps({"model": label, **facts, "levels": found.by_level()}))

@@ -84,6 +84,7 @@ def gae(
 
     Source: arXiv:1506.02438; time limits as in arXiv:1712.00378.
     """
+    _check_steps(rewards)
     alive = 1.0 if terminated is None else 1.0 - terminated.to(rewards.dtype)
     delta = rewards + discount * alive * next_values - values
     factors = discount * lam * _going_on(rewards, terminated, truncated)
@@ -112,6 +113,7 @@ def returns_to_go(
         mask: (B, T) bool; steps that are not chosen are passed over and get 0.
         discount: per step.
     """
+    _check_steps(rewards)
     if next_values is None:
         next_values = torch.zeros_like(rewards)
     zero = torch.zeros_like(rewards)
@@ -140,9 +142,12 @@ def n_step(
         next_values: (B, T); function ``next_values``.
         terminated: (B, T); None: never.
         truncated: (B, T); None: never.
-        steps: n.
+        steps: n, 1 or more.
         discount: per step.
     """
+    _check_steps(rewards)
+    if steps < 1:
+        raise ValueError(f"n_step needs 1 step or more, got {steps}")
     alive = 1.0 if terminated is None else 1.0 - terminated.to(rewards.dtype)
     going = _going_on(rewards, terminated, truncated)
     going[:, -1] = 0.0
@@ -293,6 +298,15 @@ def rewards_at_end(
     last = _last_chosen(torch.zeros_like(mask, dtype=outcomes.dtype), mask) * mask.any(dim=1, keepdim=True)
     rewards = outcomes[:, None] * last
     return rewards if log_ratio is None else rewards - coef * log_ratio.where(mask, 0.0)
+
+
+def _check_steps(rewards: Tensor) -> None:
+    """Refuse outcomes of rows where rewards of steps are read."""
+    if rewards.dim() < 2:
+        raise ValueError(
+            f"rewards must be one a step, (B, T), got shape {tuple(rewards.shape)}; "
+            "rewards_at_end makes them of outcomes"
+        )
 
 
 def _going_on(like: Tensor, terminated: Tensor | None, truncated: Tensor | None) -> Tensor:

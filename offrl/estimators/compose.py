@@ -269,14 +269,17 @@ def compose(
         regularizers: (part, coefficient), added to the loss under the same aggregation.
 
     Raises:
-        ValueError: an unknown name or setting, listing the known ones; a regularizer without its coefficient.
+        ValueError: an unknown name or setting, listing the known ones; a regularizer without its coefficient; more
+            than one denominator, or none.
     """
     if wrong := [x for x in regularizers if not (isinstance(x, tuple | list) and len(x) == 2)]:
         raise ValueError(f"regularizers are pairs (part, coefficient), got {wrong[0]!r}")
-    masks = parts("mask", MASKS, mask)
+    masks, denominators = parts("mask", MASKS, mask), parts("denominator", DENOMINATORS, denominator)
+    if len(denominators) != 1:
+        raise ValueError(f"there is one denominator, got {len(denominators)}: other factors are shapings")
     return Estimator(
         advantage=parts("advantage", ADVANTAGES, advantage),
-        denominator=parts("denominator", DENOMINATORS, denominator)[0],
+        denominator=denominators[0],
         masks=masks,
         bounds=tuple(_bound(part) for part in masks),
         shapings=parts("shaping", SHAPINGS, shaping),

@@ -13,7 +13,7 @@ class Groups:
 
     def sum(self, x: Tensor) -> Tensor:
         """(B,) -> (G,)."""
-        return x.new_zeros(len(self.ids)).index_add(0, self.index, x)
+        return self._checked(x).new_zeros(len(self.ids)).index_add(0, self.index, x)
 
     def mean(self, x: Tensor) -> Tensor:
         """(B,) -> (G,)."""
@@ -30,7 +30,7 @@ class Groups:
 
     def max(self, x: Tensor) -> Tensor:
         """(B,) -> (G,)."""
-        start = x.new_full((len(self.ids),), -torch.inf)
+        start = self._checked(x).new_full((len(self.ids),), -torch.inf)
         return start.scatter_reduce(0, self.index, x, "amax")
 
     def logsumexp(self, x: Tensor) -> Tensor:
@@ -49,6 +49,13 @@ class Groups:
         table = x.new_zeros(len(self.ids), int(self.size.max()) if len(x) else 0)
         table = table.index_put((self.index, place), x)
         return table[self.index].scatter(1, place[:, None], 0.0).sum(dim=1)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if x.shape != self.index.shape:
+            raise ValueError(
+                f"groups compare one value a row, {tuple(self.index.shape)}, got shape {tuple(x.shape)}"
+            )
+        return x
 
     def rows(self, x: Tensor) -> Tensor:
         """A group's value for each of its rows: (G, ...) -> (B, ...)."""

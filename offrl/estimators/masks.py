@@ -28,7 +28,7 @@ def ppo_clip(ratio: Tensor, advantages: Tensor, *, low: float = 0.2, high: float
 
     Source: PPO, arXiv:1707.06347; DAPO, arXiv:2503.14476.
     """
-    return torch.where(advantages > 0, ratio <= 1.0 + high, ratio >= 1.0 - low)
+    return torch.where(advantages > 0, ratio <= 1.0 + high, (ratio >= 1.0 - low) | (advantages == 0))
 
 
 def dual_clip(ratio: Tensor, advantages: Tensor, *, limit: float = 3.0) -> Tensor:
@@ -75,7 +75,7 @@ def log_clip(
 ) -> Tensor:
     """False where A > 0 and log-ratio > high, or A < 0 and log-ratio < -low. With denominator ``geometric``."""
     log_ratio = log_probs - old_log_probs
-    return torch.where(advantages > 0, log_ratio <= high, log_ratio >= -low)
+    return torch.where(advantages > 0, log_ratio <= high, (log_ratio >= -low) | (advantages == 0))
 
 
 def log_bound(ratio: Tensor, *, low: float = 0.4, high: float = 0.4) -> Tensor:

@@ -269,6 +269,11 @@ def _existing_directory(path: Path) -> Path:
 def _require_policy(path: Path) -> None:
     if (path / JSON_NAME).exists():
         return
+    if (path / "model").is_dir():
+        raise PolicyError(
+            f"{path} is the run of a language model, which acts in no environment: use offrl llm eval, or "
+            "offrl export --format huggingface"
+        )
     if (path / "config.json").exists():
         raise PolicyError(
             f"the run {path} has no policy yet: it is written at the first checkpoint; "

@@ -6,9 +6,33 @@ Meant for models of up to a few hundred million parameters; a serving engine (``
 import torch
 from torch import Tensor
 
+from offrl.errors import PolicyError
 from offrl.llm.models import LanguageModel
 from offrl.llm.served import Served
 from offrl.llm.text import Prompts, Responses
+
+
+def chosen(logits: Tensor, temperature: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """A token a row and its log-probability: (N, V) -> (N,), (N,).
+
+    Args:
+        logits: forbidden tokens included.
+        temperature: they are divided by it; 0 takes the most probable token.
+        generator: the random stream; not needed at temperature 0.
+
+    Raises:
+        PolicyError: they are not finite.
+    """
+    log_p = (logits / (temperature or 1.0)).log_softmax(dim=-1)
+    if log_p[:, 0].isnan().any():  # a whole row is, if anything of it
+        raise PolicyError(
+            f"the model's probabilities at temperature {temperature:g} are not finite: have its weights diverged?"
+        )
+    if temperature == 0.0:
+        choice = log_p.argmax(dim=-1)
+    else:
+        choice = torch.multinomial(log_p.exp(), 1, generator=generator)[:, 0]
+    return choice, log_p.gather(1, choice[:, None])[:, 0]
 
 
 @torch.no_grad()
@@ -42,14 +66,10 @@ def sample(
     hidden, state = policy.begin(prompts.tokens, prompts.mask, copies)
     for step in range(int(limits.max())):
         logits = torch.nn.functional.linear(hidden, policy.head).to(policy.bias.dtype) + policy.bias
-        log_p = (logits / (temperature or 1.0)).log_softmax(dim=-1)
-        if temperature == 0.0:
-            choice = log_p.argmax(dim=-1)
-        else:
-            choice = torch.multinomial(log_p.exp(), 1, generator=generator)[:, 0]
+        choice, log_prob = chosen(logits, temperature, generator)
         masks.append(alive)
         tokens.append(choice.where(alive, policy.pad))
-        log_probs.append(log_p.gather(1, choice[:, None])[:, 0].where(alive, 0.0))
+        log_probs.append(log_prob.where(alive, 0.0))
         alive = alive & ~torch.isin(choice, policy.ends) & (step + 1 < limits)
         if not alive.any():
             break

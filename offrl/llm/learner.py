@@ -428,9 +428,10 @@ class Learner:
 
     def _update(self, batch: TextRollouts) -> dict[str, Tensor]:
         """One update from a minibatch, its gradient summed over micro-batches under global counts."""
-        whole = count(batch.mask, batch.group_ids)
+        whole, samples = count(batch.mask, batch.group_ids), count(batch.mask & ~batch.demo[:, None])
         batch, masked = self.companion.masked(batch)
         counts = replace(whole, tokens=count(batch.mask).tokens)  # a row without a token left is still a row
+        samples = replace(samples, tokens=count(batch.mask & ~batch.demo[:, None]).tokens)
         sums: dict[str, Tensor] = {}
         gradients: list[list[Tensor]] = []
         pieces = self.companion.pieces(batch)
@@ -443,9 +444,11 @@ class Learner:
             if len(pieces) > 1:
                 gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters])
         sums = self.ranks.add(sums)
-        if self.options.bypass:  # demonstrations are in neither sum
-            share = counts.tokens / (batch.mask & ~batch.demo[:, None]).sum().clamp(min=1)
-            sums |= {name: share * sums[name] for name in ("log_ratio", "approx_kl") if name in sums}
+        # sums that no demonstration is in
+        shares = {"engine_gap": counts.tokens / samples.tokens, "kl": counts.rows / samples.rows}
+        if self.options.bypass:
+            shares |= dict.fromkeys(("log_ratio", "approx_kl"), counts.tokens / samples.tokens)
+        sums |= {name: share * sums[name] for name, share in shares.items() if name in sums}
         for parameter, *parts in zip(self.parameters, *gradients, strict=True) if gradients else ():
             parameter.grad = torch.stack(parts).sum(dim=0)
         factor, rates = self.companion.rate(gradients)
@@ -481,8 +484,8 @@ class Learner:
                 sampled = mask & ~batch.demo[:, None]
                 gap = (now - batch.rollout_log_probs).abs()
                 metrics["engine_gap"] = gap.where(sampled, 0.0).sum() / tokens
-            if batch.ref_log_probs is not None:
-                metrics["kl"] = sequence_sum(now - batch.ref_log_probs, mask).sum() / counts.rows
+                if batch.ref_log_probs is not None:
+                    metrics["kl"] = sequence_sum(now - batch.ref_log_probs, sampled).sum() / counts.rows
         return metrics
 
     # state

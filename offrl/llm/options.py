@@ -257,6 +257,7 @@ def plan(
     # per token: about 16 vectors a layer are kept for the backward pass, and keys and values while sampling
     activations = 4 * micro * length * width * (16 * layers + 8)
     memory = 4 * (copies + whole) * parameters + 4 * frozen * (1 + whole) + activations
+    told = "demonstrated" if method.data == "demonstrations" else "sampled"
     return (
         {
             "prompts per step": str(options.prompts),
@@ -265,7 +266,7 @@ def plan(
             else "0",
             "updates per step": f"{options.reuse * options.minibatches} of {options.minibatch_rows} responses",
             "rows of one pass": str(micro),
-            "tokens per step": f"at most {rows * task.max_response} sampled, {rows * length} with prompts",
+            "tokens per step": f"at most {rows * task.max_response} {told}, {rows * length} with prompts",
             "rollouts in all": str(rows * options.steps if method.data != "demonstrations" else 0),
             "parameters": spaced(parameters) + f" beside {spaced(frozen)} frozen" * (frozen > 0),
             "peak memory": f"about {memory / 1e6:.0f} MB beside the libraries (rough)",

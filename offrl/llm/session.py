@@ -27,6 +27,7 @@ from offrl.llm.parallel import Ranks, join
 from offrl.llm.pretrained import folder_of
 from offrl.llm.rewards import absolute, file_of
 from offrl.llm.tasks import task_for
+from offrl.llm.tasks.prompts import omissions
 from offrl.llm.tasks.task import Task
 from offrl.nn.precision import Precision
 from offrl.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
@@ -79,8 +80,8 @@ def start(name: str, settings: Any, options: LLMOptions, reporter: Reporter | No
         f"{name} on {options.task_name}: {options.model} ({spaced(size)} parameters), {options.prompts} prompts x "
         f"{options.group} responses a step, run directory {run.path}"
     )
-    if left_out := getattr(learner.task, "left_out", 0):
-        reporter.note(f"{left_out} prompts are longer than {options.max_prompt} tokens: left out")
+    for line in omissions(learner.task, options.max_prompt):
+        reporter.note(line)
     return _go(run, learner, options, reporter, restore=False)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from offrl.llm.environment import Environment
+from offrl.llm.generate import chosen
 from offrl.llm.models import LanguageModel
 from offrl.llm.text import Responses
 
@@ -141,12 +142,7 @@ class Sampling:
         logits = (
             torch.nn.functional.linear(self.hidden[here], policy.head).to(policy.bias.dtype) + policy.bias
         )
-        log_p = (logits / (self.temperature or 1.0)).log_softmax(dim=-1)
-        if self.temperature == 0.0:
-            tokens = log_p.argmax(dim=-1)
-        else:
-            tokens = torch.multinomial(log_p.exp(), 1, generator=self.generator)[:, 0]
-        return tokens, log_p.gather(1, tokens[:, None])[:, 0]
+        return chosen(logits, self.temperature, self.generator)
 
 
 class Expert:

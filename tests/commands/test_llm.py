@@ -67,6 +67,63 @@ def test_a_run_from_start_to_evaluation(tmp_path, capsys):
     assert low <= trained["pass@4"][0] <= high
     assert main(["llm", "eval", str(run), "--k", "2", "--prompts", "4", "--no-base"]) == 0
     assert "pass@2" in capsys.readouterr().out
+    for k, passes in ((1, []), (5, ["pass@2", "pass@4", "pass@5"])):
+        assert main(["llm", "eval", str(run), "--k", str(k), "--prompts", "4", "--no-base", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert [name for name in found if name.startswith("pass@")] == passes
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "lines"),
+    [
+        (
+            "sft",
+            [],
+            {"tokens per step": "at most 512 demonstrated, 1024 with prompts", "rollouts in all": "0"},
+        ),
+        ("remax", [], {"greedy responses": "32 more a step", "rollouts in all": "5440"}),
+        (
+            "dapo",
+            [],
+            {
+                "samplings per step": "1 to 4, until 32 groups have unequal rewards",
+                "rollouts in all": "5120 to 20480",
+            },
+        ),
+        ("dapo", ["--max-rounds", "1"], {"rollouts in all": "5120"}),
+        (
+            "luffy",
+            ["--minibatches", "2"],
+            {"updates per step": "2 of 256 responses and 16 demonstrations", "rollouts in all": "5120"},
+        ),
+    ],
+)
+def test_a_dry_run_tells_what_comes_on_top(name, given, lines, capsys):
+    """Greedy responses and further samplings are rollouts; demonstrations are rows of updates."""
+    assert main(["llm", "train", name, "--steps", "10", "--dry-run", *given]) == 0
+    found = {line[:20].strip(): line[21:] for line in capsys.readouterr().out.splitlines()}
+    assert lines.items() <= found.items()
+
+
+@pytest.mark.parametrize("name", ["remax", "dapo"])
+def test_a_dry_run_promises_the_rollouts_that_are_made(name, tmp_path, capsys):
+    train = ["llm", "train", name, "--steps", "2", "--out", str(tmp_path), "--json", *SMALL]
+    assert main([*train, "--dry-run"]) == 0
+    promised = capsys.readouterr().out.split("rollouts in all")[1].splitlines()[0].split(" to ")
+    assert main(train) == 0
+    (run,) = (tmp_path / name / "t1").iterdir()
+    made = int((run / "accuracy.csv").read_text().splitlines()[-1].split(",")[2])
+    assert int(promised[0]) <= made <= int(promised[-1])
+
+
+def test_a_run_that_diverged_ends_with_a_line(tmp_path, capsys):
+    train = ["llm", "train", "grpo", "--lr", "1e30", "--task", "t5", "--steps", "9", "--log-every", "1"]
+    assert (
+        main([*train, "--prompts", "8", "--group", "8", "--eval-prompts", "4", "--out", str(tmp_path)]) == 1
+    )
+    assert capsys.readouterr().err == (
+        "offrl: the model's probabilities at temperature 1 are not finite: have its weights diverged?\n"
+    )
 
 
 PARTS = [

@@ -372,3 +372,31 @@ def test_a_regularizer_needs_its_coefficient():
     for wrong in ("k3", "k1+", ("k3",)):
         with pytest.raises(ValueError, match=r"regularizers are pairs \(part, coefficient\)"):
             compose(advantage="ones", regularizers=[wrong])
+
+
+@pytest.mark.parametrize("wrong", [["old", "one"], ()])
+def test_there_is_one_denominator(wrong):
+    """The others of a list would be dropped without a word."""
+    with pytest.raises(ValueError, match=f"there is one denominator, got {len(wrong)}"):
+        compose(denominator=wrong)
+
+
+@pytest.mark.parametrize("name", ["gae", "returns_to_go", "n_step"])
+def test_outcomes_are_no_rewards_of_steps(name):
+    given = Rollouts(rewards=torch.ones(3), values=torch.zeros(3, 2), next_values=torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=r"one a step, \(B, T\), got shape \(3,\)"):
+        compose(advantage=name).prepare(given)
+
+
+@pytest.mark.parametrize("name", ["group_mean", "group_std", "group_leave_one_out"])
+@pytest.mark.parametrize("shape", [(4, 1), (4, 3), ()])
+def test_groups_compare_one_value_a_row(name, shape):
+    given = Rollouts(rewards=torch.ones(shape), group_ids=torch.tensor([0, 0, 1, 1]))
+    with pytest.raises(ValueError, match="groups compare one value a row"):
+        compose(advantage=name).prepare(given)
+
+
+def test_no_steps_are_none():
+    given = Rollouts(rewards=torch.ones(1, 2), values=torch.zeros(1, 2), next_values=torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="n_step needs 1 step or more, got 0"):
+        compose(advantage=("n_step", {"steps": 0})).prepare(given)

@@ -7,6 +7,8 @@ import torch
 
 from offrl.estimators import masks, ratios, shaping
 from offrl.estimators.ratios import mismatch_ratio
+from offrl.estimators.recipes import recipe
+from offrl.estimators.rollouts import Rollouts
 
 OLD = torch.zeros(3, 3)
 MU = -torch.tensor([[0.0, 1.0, 3.0], [0.2, 0.2, 0.2], [9.0, -1.0, 0.0]])  # log(old / mu) = -MU
@@ -22,6 +24,20 @@ def test_ppo_clip_stops_what_has_moved_far_enough():
         False,
         True,
     ]
+
+
+def test_steps_without_an_advantage_are_not_clipped():
+    """They teach nothing at any ratio: counted as clipped they would hide how many were."""
+    zero, r = torch.zeros(1, 3), torch.tensor([[0.1, 1.0, 9.0]])
+    assert masks.ppo_clip(r, zero).all()
+    assert masks.decoupled_clip(r.log(), zero, zero).all()
+    assert masks.sequence_clip(r.log(), zero, zero).all()
+    assert masks.log_clip(r.log(), zero, zero).all()
+    log_probs, mask = r.log(), torch.ones(1, 3, dtype=torch.bool)
+    given = Rollouts(mask=mask, old_log_probs=zero, advantages=torch.zeros(1))
+    assert recipe("grpo").diagnostics(log_probs, given)["clip_fraction"] == 0.0
+    given = given.replace(advantages=-torch.ones(1))
+    assert float(recipe("grpo").diagnostics(log_probs, given)["clip_fraction"]) == pytest.approx(1 / 3)
 
 
 def test_rejection_of_steps_and_rows():

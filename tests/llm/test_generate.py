@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from offrl.errors import PolicyError
+from offrl.llm.episodes import respond
 from offrl.llm.generate import sample
 from offrl.llm.models import load_model
 from offrl.llm.score import score
@@ -110,3 +112,15 @@ def test_temperature_zero_takes_the_most_probable():
     assert best[0, 0] - task.first == policy.logits[0].argmax()
     node = 1 + policy.logits[0].argmax()
     assert best[0, 1] - task.first == policy.logits[node].argmax()
+
+
+@pytest.mark.parametrize("task", ["t1", "t4a"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_without_probabilities_is_refused(task, temperature):
+    """Neither a token of its own nor torch's complaint about a probability tensor."""
+    task = load_task(task)
+    policy = load_model("tiny:dense", task, 0)
+    with torch.no_grad():
+        policy.head[3, 0] = torch.nan
+    with pytest.raises(PolicyError, match=f"at temperature {temperature:g} are not finite"):
+        respond(policy, task, task.prompts(2, generator()), temperature=temperature, generator=generator())

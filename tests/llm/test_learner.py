@@ -134,6 +134,27 @@ def test_bypassed_ratios_are_of_samples_alone(name, micro):
     assert torch.equal(weights(made), weights(other))
 
 
+@pytest.mark.parametrize("name", ["luffy", "hpt"])
+@pytest.mark.parametrize("micro", [0, 1])
+def test_engine_gap_and_kl_are_of_samples_alone(name, micro):
+    """Demonstrations were drawn by no policy: neither their tokens nor their rows are in these means."""
+    made = easy(name, {"kl": 0.1} | ({"gate": 2} if name == "hpt" else {}), micro_batch=micro)
+    batch = made._prepared(made._collect()[0])
+    own = batch.mask & ~batch.demo[:, None]
+    noise = 0.1 * torch.randn(2, *own.shape, generator=torch.Generator().manual_seed(0)).double()
+    now = made._scores(batch, made.policy)[0]
+    batch = batch.replace(rollout_log_probs=now - noise[0], ref_log_probs=now - noise[1])
+    metrics = made._update(batch)
+    assert batch.demo.any()
+    assert float(metrics["engine_gap"]) == pytest.approx(float(noise[0][own].abs().mean()))
+    assert float(metrics["kl"]) == pytest.approx(float(noise[1][own].sum() / (~batch.demo).sum()))
+
+
+def test_supervised_updates_report_no_kl():
+    """What the current policy says of demonstrations is no divergence from the first model."""
+    assert "kl" not in easy("sft", {"kl": 0.1}).update()
+
+
 def test_the_old_policy_of_all_updates_is_that_of_the_first():
     """Two passes over one batch by hand."""
     one = easy("grpo", reuse=2)

@@ -261,6 +261,8 @@ def test_negative_coefficients_and_bounds_are_refused(name):
         ("sapo", {"tau_negative": -1.0}, "tau_negative must be positive"),
         ("minirl", {"cap": -1.0}, "cap must be positive"),
         ("beta_norm", {"dual_clip": 0.0}, "dual_clip must be positive"),
+        ("cispo", {"floor": -0.1}, "floor must be from 0 to below 1"),
+        ("cispo", {"floor": 1.0}, "floor must be from 0 to below 1"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(name, given, says):
@@ -295,6 +297,7 @@ def test_every_file_is_listed_and_imports_no_other_method():
         text = path.read_text()
         assert "offrl.llm.methods" not in text, path
         doc = ast.get_docstring(ast.parse(text))
+        assert ("a reconstruction" in doc) == (METHODS[path.stem].status == "reconstruction"), path
         assert 0 < doc.index("\n    ") < doc.index("\nSource: ") < doc.index("\nDepartures: "), path
         assert METHODS[path.stem].source.split()[0] in doc or path.stem == "reinforce", path
 

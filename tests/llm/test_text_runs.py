@@ -102,6 +102,22 @@ def test_an_evaluation_takes_prompts_and_rewards_of_its_own(files, hugging_face,
     assert own["avg@4"][0] < 0.5
 
 
+def test_prompts_that_are_left_out_are_counted_wherever_they_stand(files, hugging_face, capsys):
+    """An evaluation on fewer prompts than its file holds says so; an empty prompt is not a long one."""
+    rows = [{"q": q, "a": 1} for q in ("", "1+0", "1000+1", "2000+1")]
+    (files / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    short = ["--steps", "1", "--chat-template", "none", "--max-prompt", "4"]
+    assert train(hugging_face(), *short, "--eval-dataset", "mixed.jsonl") == 0
+    out = capsys.readouterr().out
+    assert "3 prompts of mixed are empty or longer than 4 tokens: left out" in out
+    assert "of train are" not in out
+    (run,) = (files / "runs" / "grpo" / "train").iterdir()
+    assert main(["llm", "eval", str(run), "--k", "1", "--no-base", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "3 prompts of mixed are empty or longer than 4 tokens: left out\n"
+    assert json.loads(out)["model"] == "trained"
+
+
 def test_an_evaluation_refuses_what_its_task_does_not_read(files, capsys):
     small = ["--steps", "1", "--prompts", "2", "--group", "2", "--eval-prompts", "2", "--eval-samples", "2"]
     window = ["--context", "supo", "--context-window", "32", "--out", "runs", "-q"]
@@ -124,6 +140,10 @@ def test_a_run_of_a_table_is_no_hugging_face_model_and_no_policy(files, capsys):
     assert "trained tiny:table, which is no model of Hugging Face" in capsys.readouterr().err
     assert main(["eval", str(run)]) == 1
     assert capsys.readouterr().err == f"offrl: {run} is the run of a language model: use offrl llm eval\n"
+    assert main(["export", str(run), "--format", "onnx", "--out", "out.onnx"]) == 1
+    assert "is the run of a language model, which acts in no environment" in capsys.readouterr().err
+    assert main(["diagnose", str(run)]) == 1
+    assert "is the run of a language model: it has no critics" in capsys.readouterr().err
 
 
 def test_a_dry_run_counts_what_is_frozen(files, hugging_face, capsys):

@@ -32,6 +32,13 @@ from offrl.llm.methods import load_method
 VERSIONS = ("1.16", "1.17")
 """From the first, below the second: the trainer's private steps that we replace may change with any minor version."""
 
+IDLE = (
+    "loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "scale_rewards",
+    "multi_objective_aggregation", "top_entropy_quantile", "off_policy_mask_threshold", "entropy_coef",
+    "use_adaptive_entropy", "use_bias_correction_kl",
+)  # fmt: skip
+"""Settings of GRPOConfig that advantages or loss of ours take no notice of."""
+
 KNOWN = {"rewards", "components", "group_ids", "mask", "lengths", "cut", "old_log_probs", "rollout_log_probs"}
 """What a method may read."""
 
@@ -50,20 +57,23 @@ def loss(
     Args:
         estimator: of a method.
         log_probs: (B, T) of the current policy, with gradient.
-        inputs: TRL's: advantages (B,) or (B, T), completion_mask; tool_mask, old and reference log-probabilities where
-            there are.
+        inputs: TRL's: advantages (B,) or (B, T), completion_mask; tool_mask, old and reference log-probabilities, and
+            the weights that correct for vLLM's, (B, T) or (B, 1), where there are.
         parts: micro-batches of an update.
         tokens: of an update, divided by the number of processes.
         entropy: (B, T).
     """
-    mask = _own_tokens(inputs)
-    old = inputs.get("old_per_token_logps")
+    mask, weighed = _own_tokens(inputs), inputs["advantages"]
+    old, correction = inputs.get("old_per_token_logps"), inputs.get("importance_sampling_ratio")
+    old = log_probs.detach() if old is None else old
+    sampled = inputs.get("sampling_per_token_logps", old)
+    sampled = old.where(sampled.isnan(), sampled)  # vLLM may not tell some
+    if correction is not None and "rollout_log_probs" not in estimator.needs():
+        weighed = (weighed if weighed.dim() == 2 else weighed[:, None]) * correction
     rollouts = Rollouts(
-        mask=mask, advantages=inputs["advantages"], rewards=inputs["advantages"],
-        old_log_probs=log_probs.detach() if old is None else old,
-        ref_log_probs=inputs.get("ref_per_token_logps"), group_ids=inputs.get("group_ids"),
-        # what sampled is the old policy, but for a vLLM's
-        rollout_log_probs=inputs.get("sampling_per_token_logps", log_probs.detach() if old is None else old),
+        mask=mask, advantages=weighed, rewards=weighed,
+        old_log_probs=old, ref_log_probs=inputs.get("ref_per_token_logps"), group_ids=inputs.get("group_ids"),
+        rollout_log_probs=sampled,  # of the old policy, but for a vLLM's
     )  # fmt: skip
     counts = Counts(tokens.clamp(min=1), parts * mask.any(dim=1).sum().clamp(min=1))
     value = estimator.loss(log_probs, rollouts, counts, entropy=entropy)
@@ -167,6 +177,16 @@ def _grpo_trainer() -> Any:
     return GRPOTrainer
 
 
+def _check_idle(args: Any) -> None:
+    """Refuse settings of TRL's own loss."""
+    defaults = {field.name: field.default for field in dataclasses.fields(args)}
+    if wrong := [name for name in IDLE if name in defaults and getattr(args, name) != defaults[name]]:
+        raise ConfigError(
+            f"{wrong[0]} of GRPOConfig has no effect on a method of offrl: leave it out, and give the method's own "
+            "settings to offrl.llm.integrations.trl.trainer"
+        )
+
+
 def _share(found: Tensor, process: int, mask: Tensor) -> Tensor:
     """Advantages of a process's rows, those of tokens as wide as their mask."""
     mine, width = found[process * len(mask) : (process + 1) * len(mask)], mask.shape[1]
@@ -183,6 +203,7 @@ def _subclass(base: Any, estimator_of: Callable[[int, float, Tensor], Estimator]
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
+            _check_idle(self.args)
             self.estimator = estimator_of(self.max_completion_length, self.beta, self.reward_weights)
 
         def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
@@ -193,7 +214,8 @@ def _subclass(base: Any, estimator_of: Callable[[int, float, Tensor], Estimator]
         def _generate_and_score_completions(self, inputs: Any) -> Any:
             output = super()._generate_and_score_completions(inputs)
             mask, a = _own_tokens(output), self.accelerator
-            cut = a.gather(output["completion_mask"].sum(dim=1) >= self.max_completion_length)
+            lengths = output["completion_mask"].sum(dim=1)  # 0 where mask_truncated_completions took all
+            cut = a.gather((lengths >= self.max_completion_length) | (lengths == 0))
             whole = a.gather(a.pad_across_processes(mask, dim=1))
             ids = self._group_ids(len(self._components))
             found = advantages(self.estimator, self._components, ids, whole, cut, steps=steps)

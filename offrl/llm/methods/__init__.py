@@ -89,7 +89,13 @@ METHODS = {
         "group_std", "old", "ppo_clip", "seq-mean-token-mean", "spread rows, tokens", "arXiv:2509.22115"
     ),
     "oblr_po": Entry(
-        "group_weighted", "old", "ppo_clip", "seq-mean-token-sum", "rollouts", "arXiv:2511.23310"
+        "group_weighted",
+        "old",
+        "ppo_clip",
+        "seq-mean-token-sum",
+        "rollouts",
+        "arXiv:2511.23310",
+        "reconstruction",
     ),
     "empg": Entry(
         "group_std, modulated", "old", "ppo_clip", "seq-mean-token-mean", "episodes", "arXiv:2509.09265"

@@ -84,7 +84,8 @@ class Curvature(Companion):
                 logits = states @ head.T + self.learner.policy.bias / temperature
                 place = rows[part[:, 0]], part[:, 1]
                 m_h[place], m_f[place] = self._moves(batch, place, states, logits, gradient, times)
-        self.moments.update(gradient / times.clamp(min=1)[:, None], times > 0)
+        if times.any():  # nothing kept: the optimizer makes no step either
+            self.moments.update(gradient / times.clamp(min=1)[:, None], times > 0)
         keep = batch.mask & self.kept(m_h, m_f)
         metrics = {"rejected": (batch.mask & ~keep).sum() / batch.mask.sum().clamp(min=1)}
         metrics |= {f"{name}_95": high(x[batch.mask]) for name, x in (("m_f", m_f), ("m_h", m_h.abs()))}

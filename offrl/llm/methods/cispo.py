@@ -9,6 +9,7 @@ the whole bound.
 
 from dataclasses import dataclass
 
+from offrl.errors import ConfigError
 from offrl.estimators.compose import Estimator
 from offrl.estimators.recipes import recipe
 from offrl.llm.method import LossSettings, Method, terms
@@ -22,6 +23,11 @@ class CISPOConfig(LossSettings):
     """The weight is cut at 1 plus this."""
     floor: float | None = None
     """The weight is also held above 1 minus this; None: not."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.floor is not None and not 0.0 <= self.floor < 1.0:
+            raise ConfigError(f"floor must be from 0 to below 1, got {self.floor}")
 
 
 def estimator(settings: CISPOConfig, length: int) -> Estimator:

@@ -8,6 +8,7 @@ Departures: after ``max_rounds`` samplings what there is is learnt from; ``overl
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -58,7 +59,16 @@ def keep(settings: DAPOConfig, rollouts: TextRollouts) -> Tensor:
     return unequal | (settings.max_rounds == 1)
 
 
+def facts(settings: DAPOConfig, options: Any) -> dict[str, str]:
+    """How often it may sample for one batch."""
+    if settings.max_rounds == 1:
+        return {}
+    rollouts, most = options.prompts * options.group * options.steps, settings.max_rounds
+    again = f"1 to {most}, until {options.prompts} groups have unequal rewards"
+    return {"samplings per step": again, "rollouts in all": f"{rollouts} to {most * rollouts}"}
+
+
 METHOD = Method(
     config=DAPOConfig, estimator=estimator, grouped=True, shaped=shaped, keep=keep,
-    rounds=lambda settings: settings.max_rounds,
+    rounds=lambda settings: settings.max_rounds, facts=facts,
 )  # fmt: skip

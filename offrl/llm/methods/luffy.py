@@ -9,6 +9,7 @@ Departures: the demonstration is the task's own, correct one; the mean is over t
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,4 +59,11 @@ def estimator(settings: LUFFYConfig, length: int) -> Estimator:
     )
 
 
-METHOD = Method(config=LUFFYConfig, estimator=estimator, data="both", grouped=True)
+def facts(settings: LUFFYConfig, options: Any) -> dict[str, str]:
+    """Demonstrations stand beside samples."""
+    updates, demonstrations = options.reuse * options.minibatches, options.prompts // options.minibatches
+    rows = f"{options.minibatch_rows} responses and {demonstrations} demonstrations"
+    return {"updates per step": f"{updates} of {rows}"}
+
+
+METHOD = Method(config=LUFFYConfig, estimator=estimator, data="both", grouped=True, facts=facts)

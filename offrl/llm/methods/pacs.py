@@ -57,10 +57,8 @@ def classification(
 
 def shaped(settings: PACSConfig, rewards: Tensor, responses: Responses, limits: Tensor) -> Tensor:
     """The rewards, which must be labels."""
-    if bool(((rewards < 0.0) | (rewards > 1.0)).any()):
-        raise ConfigError(
-            f"pacs takes rewards as labels in [0, 1]; there is one of {float(rewards.abs().max()):.3g}"
-        )
+    if len(outside := rewards[(rewards < 0.0) | (rewards > 1.0)]):
+        raise ConfigError(f"pacs takes rewards as labels in [0, 1]; there is one of {float(outside[0]):.3g}")
     return rewards
 
 

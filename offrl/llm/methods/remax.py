@@ -7,6 +7,8 @@ Departures: the clipped ratio for several updates a batch, as volcengine/verl do
 this baseline and a mean over tokens.
 """
 
+from typing import Any
+
 from offrl.estimators.compose import Estimator
 from offrl.estimators.recipes import recipe
 from offrl.llm.method import ClipSettings, Method, clip, terms
@@ -17,4 +19,10 @@ def estimator(settings: ClipSettings, length: int) -> Estimator:
     return recipe("remax", mask=clip(settings), regularizers=terms(settings, None))
 
 
-METHOD = Method(config=ClipSettings, estimator=estimator, greedy_baseline=True, kl="reward")
+def facts(settings: ClipSettings, options: Any) -> dict[str, str]:
+    """Greedy responses come on top."""
+    rollouts = options.prompts * (options.group + 1) * options.steps
+    return {"greedy responses": f"{options.prompts} more a step", "rollouts in all": str(rollouts)}
+
+
+METHOD = Method(config=ClipSettings, estimator=estimator, greedy_baseline=True, kl="reward", facts=facts)

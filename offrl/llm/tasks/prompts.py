@@ -59,7 +59,9 @@ class PromptTask:
         tokens = [tokens_of(prompt, i, name, vocabulary, template) for i, prompt in enumerate(asked, 1)]
         kept = [i for i, ids in enumerate(tokens) if 0 < len(ids) <= max_prompt]
         if not kept:
-            raise DatasetError(f"all prompts of {name} are longer than max_prompt, {max_prompt} tokens")
+            raise DatasetError(
+                f"all prompts of {name} are empty or longer than max_prompt, {max_prompt} tokens"
+            )
         self.left_out = len(rows) - len(kept)
         self.rows, self.asked = [rows[i] for i in kept], [asked[i] for i in kept]
         self.tokens = [tokens[i] for i in kept]
@@ -143,6 +145,16 @@ class PromptTask:
     def measures(self, policy: Any) -> dict[str, float]:
         """Nothing."""
         return {}
+
+
+def omissions(task: Any, max_prompt: int) -> list[str]:
+    """A line for each data set, that of evaluations too, of which prompts were left out."""
+    sets: list[Any] = [task, getattr(task, "held_out", None)]
+    return [
+        f"{number} prompts of {each.name} are empty or longer than {max_prompt} tokens: left out"
+        for each in sets
+        if (number := getattr(each, "left_out", 0))
+    ]
 
 
 def tokens_of(prompt: Any, number: int, name: str, vocabulary: Subwords, template: str) -> list[int]:

@@ -1,5 +1,6 @@
 """The plug-in for TRL: its losses and gradients, recorded by scripts/record_trl.py, and what it replaces."""
 
+import dataclasses
 import json
 import sys
 import types
@@ -99,17 +100,24 @@ def test_advantages_are_those_of_the_method():
 MASKS = {"completion_mask": "mask", "tool_mask": "tool"}
 
 
+@dataclasses.dataclass
+class Args:
+    """Settings as TRL's trainer has them."""
+
+    steps_per_generation: int = 2
+    epsilon: float = 0.2
+    loss_type: str = "dapo"
+    mask_truncated_completions: bool = False
+
+
 class Base:
     """As much of TRL's trainer as the plug-in uses."""
 
     max_completion_length, beta, num_generations, num_generations_eval = 9, 0.0, 4, 2
     current_gradient_accumulation_steps, reward_weights = 2, torch.tensor([1.0, 2.0])
 
-    def __init__(self):
-        self.args, self.model = (
-            types.SimpleNamespace(steps_per_generation=2),
-            types.SimpleNamespace(training=True),
-        )
+    def __init__(self, **args):
+        self.args, self.model = Args(**args), types.SimpleNamespace(training=True)
         self.accelerator = types.SimpleNamespace(
             gather=lambda x: x,
             pad_across_processes=lambda x, dim: x,
@@ -272,6 +280,68 @@ def test_what_samples_is_the_old_policy_where_no_server_does():
     other, *_ = ours(case, "minirl", sampling_per_token_logps=inputs["old_per_token_logps"] + 0.5)
     torch.testing.assert_close(plain, as_sampled)
     assert not torch.allclose(plain, other)
+
+
+def test_what_a_server_did_not_tell_is_taken_from_the_old_policy():
+    case = next(case for case in RECORDED["cases"] if case["name"] == "grpo")
+    _, inputs = tensors(case)
+    known = inputs["old_per_token_logps"] + 0.5
+    gaps = known.clone()
+    gaps[0, 0] = torch.nan
+    known[0, 0] = inputs["old_per_token_logps"][0, 0]
+    for got, want in zip(
+        ours(case, "minirl", sampling_per_token_logps=gaps),
+        ours(case, "minirl", sampling_per_token_logps=known),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("shape", ["tokens", "rows"])
+def test_weights_for_a_servers_policy_multiply_the_advantages(shape):
+    """TRL multiplies its losses with them, MiniRL's ratio has them already, and the KL is left alone."""
+    case = next(case for case in RECORDED["cases"] if case["name"] == "grpo with kl")
+    _, inputs = tensors(case)
+    size = inputs["old_per_token_logps"].shape if shape == "tokens" else (len(inputs["advantages"]), 1)
+    weights = torch.rand(size, generator=torch.Generator().manual_seed(0)).double()
+    weights[0] = 0.0  # sequence_mask took it
+    got = ours(case, "grpo with kl", importance_sampling_ratio=weights)
+    want = ours(case, "grpo with kl", advantages=inputs["advantages"][:, None] * weights)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other)
+    assert not torch.allclose(got[0], ours(case, "grpo with kl")[0])
+    for one, other in zip(
+        ours(case, "minirl", importance_sampling_ratio=weights), ours(case, "minirl"), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("given", [{"epsilon": 0.1}, {"loss_type": "grpo"}])
+def test_settings_of_trls_own_loss_are_refused(given, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", types.SimpleNamespace(GRPOTrainer=Base))
+    monkeypatch.setattr(metadata, "version", lambda name: "1.16.3")
+    trl.trainer("grpo")(mask_truncated_completions=True)
+    with pytest.raises(ConfigError, match=f"{next(iter(given))} of GRPOConfig has no effect"):
+        trl.trainer("grpo")(**given)
+
+
+def test_trl_has_the_settings_that_are_refused():
+    from trl import GRPOConfig
+
+    assert {*trl.IDLE} <= {field.name for field in dataclasses.fields(GRPOConfig)}
+
+
+def test_truncated_completions_that_trl_masks_count_as_cut(monkeypatch):
+    seen = {}
+    monkeypatch.setitem(sys.modules, "trl", types.SimpleNamespace(GRPOTrainer=Base))
+    monkeypatch.setattr(metadata, "version", lambda name: "1.16.3")
+    monkeypatch.setattr(
+        trl, "advantages", lambda e, c, ids, mask, cut, steps: seen.update(cut=cut) or torch.zeros(8)
+    )
+    lengths = torch.tensor([9, 0, 3, 1, 8, 9, 0, 2])
+    mask = (torch.arange(9) < lengths[:, None]).long().tolist()
+    trl.trainer("adora")()._generate_and_score_completions({"mask": mask})
+    assert seen["cut"].tolist() == [True, True, False, False, False, True, True, False]
 
 
 def test_each_reward_and_responses_that_were_cut():

@@ -162,6 +162,15 @@ def test_a_bound_of_zero_leaves_nothing(bound):
     assert all(torch.isfinite(x).all() for x in found.values())
 
 
+def test_the_moments_make_no_step_where_the_optimizer_makes_none():
+    made = learner({"tau_f": 0.0})
+    made.update()
+    moments = made.companion.moments
+    assert moments.steps == 0
+    gradients = torch.randn(2, 3, moments.first.shape[1])
+    assert moments.direction(gradients, torch.zeros(2, 3).long()) is gradients  # as before the first step
+
+
 def test_with_plain_gradients_the_move_is_in_closed_form():
     """(lr A)^2 / 2 |v|^4 |h|^4, and its bound."""
     made = learner(OFF | {"optimizer": "sgd"}, temperature=0.7)
@@ -240,7 +249,7 @@ def test_a_row_divides_by_its_kept_tokens_and_rows_without_any_count():
 
 
 def test_moves_go_with_the_learning_rate_and_adam_remembers():
-    made = learner(warmup=10)
+    made = learner(OFF, warmup=10)
     batch = batch_of(made)
     first = made.companion.masked(batch)[1]
     made.updates = 9

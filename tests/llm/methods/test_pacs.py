@@ -143,4 +143,6 @@ def test_one_batch_again_and_again_stops_moving_the_policy():
 def test_rewards_must_be_labels():
     with pytest.raises(ConfigError, match=r"labels in \[0, 1\]; there is one of 2.5"):
         METHOD.shaped(METHOD.config(), torch.tensor([0.0, 2.5]), None, None)
+    with pytest.raises(ConfigError, match=r"there is one of -0.2"):
+        METHOD.shaped(METHOD.config(), torch.tensor([0.9, -0.2]), None, None)
     assert METHOD.shaped(METHOD.config(), LABELS, None, None) is LABELS

@@ -134,7 +134,7 @@ def test_long_prompts_are_left_out(tmp_path, hugging_face):
     assert (task.size, task.left_out) == (3, 3)
     assert task.asked == [row["q"] for row in ROWS[:3]]
     assert [task.vocabulary.text(torch.tensor(ids)) for ids in task.tokens] == task.asked
-    with pytest.raises(DatasetError, match="all prompts of own are longer"):
+    with pytest.raises(DatasetError, match="all prompts of own are empty or longer"):
         made(tmp_path, hugging_face, max_prompt=2)
 
 
