@@ -153,6 +153,7 @@ def test_replies_that_show_the_answer_or_have_another_form_are_asked_for_again(s
     [
         ("that makes 12", "12", True), ("that makes 12.0", "12", True), ("1,200 in all", "#### 1200", True),
         ("there are 120", "12", False), ("0.12 of it", "12", False), ("item12", "12", True),
+        ("20-12", "12", True), (".5 of it", "0.5", True), ("-12", "12", False), ("12, 30", "12", True),
         ("it is PARIS", "Paris", True), ("comparisons", "Paris", False), ("nothing", "", False),
     ],
 )  # fmt: skip
@@ -162,6 +163,13 @@ def test_leaks(part, answer, shown):
 
 def test_lists_in_replies():
     assert parts_of('x ["a", " b "] y', 2) == ["a", "b"]
+    for around in (
+        "a note [1]: {}",
+        "{} [hope it helps]",
+        "<think>[maybe]</think>{}",
+        '["x", "y"] better: {}',
+    ):
+        assert parts_of(around.format('["a", "b [c]"]'), 2) == ["a", "b [c]"]
     for reply in ('["a"]', '["a", ""]', '["a", 1]', "none", "[broken", '{"a": 1}'):
         assert parts_of(reply, 2) is None
 
@@ -198,9 +206,30 @@ def test_files_that_hold_something_else_are_refused(tmp_path):
         hints.make_hints([], path, str, tiers=["x"])
 
 
+def test_empty_lines_are_passed_over(tmp_path):
+    path = tmp_path / "h"
+    path.write_text('{"prompt": "a"}\n\n{"prompt": "b"}\n\n')
+    assert [*load_hints(str(path))] == ["a", "b"]
+
+
+def test_the_next_command_reads_what_was_made(serve, tmp_path, capsys):
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "h.jsonl"
+    rows.write_text("".join(json.dumps({"q": r["prompt"], "answer": r["answer"]}) + "\n" for r in ROWS))
+    command = ("--prompts", rows, "--out", out, "--prompt-key", "q", "--parts", "2", "--teacher")
+    assert made(*command, serve(GOOD).url) == 0
+    assert f"--dataset {rows} --prompt-key q --reward REWARD --scaffold hints" in capsys.readouterr().out
+
+
+def test_a_file_without_a_hint_is_not_recommended(serve, tmp_path, capsys):
+    out = tmp_path / "h.jsonl"
+    with pytest.raises(ConfigError, match=r"h.jsonl holds no hint: remove it, and ask another teacher"):
+        made("--prompts", rows_file(tmp_path), "--out", out, "--teacher", serve("no list").url)
+    assert "next:" not in capsys.readouterr().out
+
+
 def text_task(byte_tokenizer):
     words = Subwords(byte_tokenizer, [])
-    return PromptTask("q", ROWS, words, load_rewards(("integer",)), template="none")
+    return PromptTask("q", ROWS, words, load_rewards(("regex:{answer}",)), template="none")
 
 
 def entry(prompt, knowledge, solution):
