@@ -163,6 +163,13 @@ def test_an_evaluation_in_another_context_forgets_the_runs_summaries(tmp_path):
         asked(EvalOptions(tmp_path, context="truncate", summaries=4), recorded)
 
 
+def test_an_evaluation_on_another_task_forgets_the_runs_actor(tmp_path):
+    recorded = dataclasses.asdict(LLMOptions(task="t4d", actor="a run")) | {"out": "runs"}
+    assert asked(EvalOptions(tmp_path), recorded).actor == "a run"
+    assert asked(EvalOptions(tmp_path, task="t4d"), recorded).actor == "a run"
+    assert asked(EvalOptions(tmp_path, task="t4d-actor"), recorded).actor == ""
+
+
 def test_an_evaluation_samples_where_it_is_told(tmp_path, capsys, monkeypatch):
     assert main(["llm", "train", "grpo", "--steps", "1", "--out", str(tmp_path), *SMALL]) == 0
     (run,) = (tmp_path / "grpo" / "t1").iterdir()
