@@ -138,7 +138,7 @@ def origin(runs: Sequence[Path]) -> LLMOptions:
 
 
 def train_from_runs(o: Generalist, note: Callable[[str], None]) -> LLMOptions:
-    """Train an adapter, measure it, write it; returns the options of the first run, whose first model's states it reads.
+    """Train an adapter, measure it, write it; returns the options of the first run, whose first model it reads.
 
     Args:
         o: runs and sizes.
