@@ -10,7 +10,9 @@ from offrl.cli import main
 from offrl.commands.llm import EvalOptions, asked
 from offrl.errors import ConfigError
 from offrl.llm.methods import METHODS, load_method
+from offrl.llm.models import load_model
 from offrl.llm.options import LLMOptions
+from offrl.llm.tasks import load_task
 
 SMALL = ["--prompts", "4", "--group", "4", "--eval-prompts", "8", "--eval-samples", "2", "--device", "cpu"]
 
@@ -193,5 +195,13 @@ def test_an_evaluation_on_prompts_of_a_file(tmp_path, capsys):
     capsys.readouterr()
     assert main(["llm", "eval", str(run), "--task", "t2"]) == 1
     assert "made for another task" in capsys.readouterr().err
+    for task, of in (("t1", "t2-hard"), ("t6", "t2-cliff")):  # as many words, and others
+        made = load_model("tiny:dense", load_task(of), 0)
+        made.save(tmp_path / of, load_task(of))
+        load_model(str(tmp_path / of), load_task(of), 0)
+        with pytest.raises(
+            ConfigError, match=f"has another token for .* than task {task}: it was made for another"
+        ):
+            load_model(str(tmp_path / of), load_task(task), 0)
     assert main(["llm", "eval", str(run), "--reward", "integer"]) == 1
     assert "leave --reward out" in capsys.readouterr().err
