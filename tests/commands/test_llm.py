@@ -91,8 +91,8 @@ def test_any_method_runs_with_all_parts(tmp_path, capsys):
     assert main([*command, "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "responses per step   16 (2 to 9 a prompt, by history)" in out
-    assert "2 responses to each prompt of the pool every 28 steps" in out
-    assert "from step 1 on, a response a level to each prompt that failed" in out
+    assert "on top, 2 responses to each prompt of the pool every 28 steps (1 x)" in out
+    assert "on top, from step 1 on, a response a level to each prompt that failed" in out
     assert "rising stages, the next by steps" in out
     assert main([*command, "--log-every", "1", "--out", str(tmp_path), "-q"]) == 0
     (run,) = (tmp_path / "gdpo" / "t2-hard").iterdir()

@@ -322,11 +322,12 @@ def facts(options: Any) -> dict[str, str]:
         )
     if options.sampler == "vas":
         found["scoring"] = (
-            f"{options.vas_rollouts} responses to each prompt of the pool every {options.vas_every} steps"
+            f"on top, {options.vas_rollouts} responses to each prompt of the pool every {options.vas_every} steps "
+            f"({-(-options.steps // options.vas_every)} x)"
         )
     if options.curriculum == "stages":
         found["curriculum"] = f"{options.stage_order} stages, the next by {options.stage_advance}"
     if options.scaffold == "hints":
         first = round(options.hint_exempt * options.steps)
-        found["hints"] = f"from step {first + 1} on, a response a level to each prompt that failed"
+        found["hints"] = f"on top, from step {first + 1} on, a response a level to each prompt that failed"
     return found
