@@ -177,6 +177,9 @@ class Teacher:
             if len(data) > LARGEST:
                 raise ConfigError(f"{address} sent more than {LARGEST} bytes")
             found = json.loads(data)["choices"][0]["message"]["content"]
+        except urllib.error.HTTPError as error:  # its body says which model or option is wrong
+            said = error.read(1000).decode(errors="replace")
+            raise ConfigError(f"{address} gave no answer: {error}: {' '.join(said.split())}") from None
         except (
             OSError, http.client.HTTPException, urllib.error.URLError, ValueError, KeyError, IndexError, TypeError,
         ) as error:  # fmt: skip

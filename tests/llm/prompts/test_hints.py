@@ -41,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
         server.keys.append(self.headers.get("Authorization"))
         reply = server.replies.pop(0) if len(server.replies) > 1 else server.replies[0]
         if reply is None:
-            self.send_error(500)
+            self.send_error(500, explain="no such model")
             return
         data = reply if isinstance(reply, bytes) else json.dumps(chat(reply)).encode()
         if data == NO_HTTP:
@@ -117,7 +117,7 @@ def test_a_run_that_was_cut_goes_on_where_it_was(serve, tmp_path):
     server, out = serve(GOOD, GOOD, None), tmp_path / "h.jsonl"
     teacher = hints.Teacher(server.url, "m")
     how = {"tiers": ["knowledge", "planning"], "parts": 2}
-    with pytest.raises(ConfigError, match="gave no answer: HTTPError"):
+    with pytest.raises(ConfigError, match="gave no answer: HTTP Error 500"):
         hints.make_hints(ROWS, out, teacher, **how)
     assert list(load_hints(str(out))) == [ROWS[0]["prompt"]]
     server.replies = [GOOD]
@@ -180,6 +180,9 @@ def test_teachers_are_limited_in_size_time_and_address(serve):
         hints.Teacher(large.url, "m")("?")
     with pytest.raises(ConfigError, match="gave no answer"):
         hints.Teacher(serve(b'{"choices": []}').url, "m")("?")
+    with pytest.raises(ConfigError, match="gave no answer: HTTP Error 500: .* no such model") as caught:
+        hints.Teacher(serve(None).url, "m")("?")
+    assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="gave no answer: BadStatusLine"):
         hints.Teacher(serve(NO_HTTP).url, "m")("?")
     with pytest.raises(ConfigError, match="must begin with http"):
