@@ -209,7 +209,7 @@ def hints(argv: list[str]) -> int:
         return 0 if asked else 2
     o = arguments.parse(HintOptions, "offrl llm hints make", argv[1:])
     from offrl.llm.data import load_rows
-    from offrl.llm.prompts.hints import Teacher, make_hints
+    from offrl.llm.prompts.hints import TIERS, Teacher, load_hints, make_hints
 
     key = os.environ.get(o.key_variable, "")
     made = make_hints(
@@ -220,7 +220,16 @@ def hints(argv: list[str]) -> int:
     print(
         f"{made.asked} asked: {made.kept} kept, {made.leaked} showed the answer, {made.malformed} of another form"
     )
-    print(f"next: offrl llm train METHOD --dataset {o.prompts} --scaffold hints --hints {o.out}")
+    if not any(row.get(column) for row in load_hints(str(o.out)).values() for column in TIERS.values()):
+        raise ConfigError(
+            f"{o.out} holds no hint: remove it, and ask another teacher or with more --attempts"
+        )
+    given = {"--prompt-key": o.prompt_key, "--answer-key": o.answer_key}
+    keys = "".join(f" {key} {name}" for key, name in given.items() if name != key[2:-4])
+    print(
+        f"next: offrl llm train METHOD --model MODEL --dataset {o.prompts}{keys} --reward REWARD "
+        f"--scaffold hints --hints {o.out}"
+    )
     return 0
 
 
@@ -229,10 +238,13 @@ def generalist(argv: list[str]) -> int:
     from offrl.llm.prompts.outcomes import Generalist, train_from_runs
 
     o = arguments.parse(Generalist, "offrl llm v0", argv)
-    model = train_from_runs(o, print)
+    first = train_from_runs(o, print)
     print(f"wrote {o.out}")
+    prompts = f"--dataset {first.dataset}" if first.dataset else f"--task {first.task}"
+    seed = f" --seed {first.seed}" if first.model.startswith("tiny:") else ""  # whose weights it draws
     print(
-        f"next: offrl llm train METHOD --model {model} --allocator knapsack --predictor v0 --v0-weights {o.out}"
+        f"next: offrl llm train METHOD --model {first.model}{seed} {prompts} --allocator knapsack --predictor v0 "
+        f"--v0-weights {o.out}"
     )
     return 0
 
@@ -352,6 +364,8 @@ def asked(o: EvalOptions, recorded: dict[str, Any]) -> Any:
         given["eval_dataset"] = ""
     if o.task:
         given["dataset"] = ""
+    if o.task not in (None, "t4d") or o.dataset:
+        given["actor"] = ""
     if o.context not in (None, "supo") and o.summaries is None:  # the run's have no effect then
         given["summaries"] = LLMOptions.summaries
     if o.context == "full" and o.context_window is None:

@@ -74,8 +74,8 @@ def _parquet(path: Path) -> list[Row]:
     path.stat()  # pyarrow names a missing file and nothing else
     try:
         rows: list[Row] = parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise DatasetError(f"{path} is not Parquet: {error}") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DatasetError(f"{path} is not Parquet, or damaged: {error}") from None
     return rows
 
 

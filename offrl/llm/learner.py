@@ -193,7 +193,8 @@ class Learner:
         batch = joined(kept, self.policy.pad)
         if method.keep is not None:
             batch = first_groups(batch, self.options.prompts)
-        means = {n: torch.stack([m[n] for m in metrics if n in m]).mean() for n in metrics[0]}
+        names = dict.fromkeys(name for found in metrics for name in found)
+        means = {n: torch.stack([m[n] for m in metrics if n in m]).mean() for n in names}
         return batch, means | self.prompting.stepped()
 
     def _sampled(self, number: int) -> tuple[TextRollouts, dict[str, Tensor]]:

@@ -8,6 +8,7 @@ of its last states: each is compared with its own plain forward pass when it is 
 """
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from offrl.llm.pretrained import folder_of, load_causal, require_transformers
 from offrl.llm.tasks.prompts import PromptTask
 from offrl.llm.tasks.string_target import LENGTH, SYMBOLS, StringTarget
 from offrl.llm.tasks.task import Task
-from offrl.llm.text import BOS, EOS, PAD
+from offrl.llm.text import BOS, EOS, PAD, Words
 from offrl.training.seeding import stream
 
 PRESETS = ("tiny:dense", "tiny:medium", "tiny:moe", "tiny:table")
@@ -273,11 +274,25 @@ def load_model(name: str, task: Task, seed: int, lora_rank: int = 0) -> Transfor
                 f"{name} has a vocabulary of {size}, task {task.name} of {len(words)}: "
                 "it was made for another task"
             )
+        if other := _other_words(name, words):
+            raise ConfigError(
+                f"{name} has another token for {other!r} than task {task.name}: it was made for another task"
+            )
         policy = Transformer(model, task.allowed, PAD, [EOS])
     _check(policy, name, task)
     if lora_rank:
         policy.adapters = (add_adapter(model, lora_rank, str(folder_of(name)), seed),)
     return policy
+
+
+def _other_words(name: str, words: Words) -> str:
+    """A word of a task for which the tokenizer beside a model has another token; empty: there is none."""
+    path = folder_of(name) / "tokenizer.json"
+    if not path.is_file():
+        return ""
+    theirs = json.loads(path.read_text(encoding="utf-8")).get("model", {}).get("vocab", {})
+    own: dict[str, int] = words.tokenizer().get_vocab()
+    return next((word for word, number in own.items() if theirs.get(word) != number), "")
 
 
 @torch.no_grad()

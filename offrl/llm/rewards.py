@@ -17,7 +17,7 @@ from typing import Any
 
 from offrl.errors import ConfigError
 from offrl.llm.data import Row
-from offrl.llm.verifiers import load_verifier
+from offrl.llm.verifiers import check_of, load_verifier
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
@@ -44,6 +44,8 @@ class Reward:
     name: str
     weight: float
     call: Callable[[Asked], list[float]]
+    check: Callable[[Any], object] = lambda answer: None
+    """Raises a ConfigError for an answer that it cannot use."""
 
     def __call__(self, asked: Asked) -> list[float]:
         """A value a response, before the weight.
@@ -86,7 +88,9 @@ def load_reward(text: str) -> Reward:
     if path.endswith(".py"):
         return Reward(function, weight, adapted(_imported(Path(path), function), name))
     verifier = load_verifier(name)
-    return Reward(name.split(":")[0], weight, lambda asked: verifier(asked.responses, asked.answers))
+    return Reward(
+        name.split(":")[0], weight, lambda asked: verifier(asked.responses, asked.answers), check_of(name)
+    )
 
 
 def split_weight(text: str) -> tuple[str, float]:

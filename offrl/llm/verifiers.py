@@ -37,24 +37,40 @@ def load_verifier(name: str) -> Verifier:
     raise ConfigError(f"unknown verifier {name!r}; there are {', '.join(VERIFIERS)}, and FILE.py:FUNCTION")
 
 
+def numbers(text: str) -> list[float]:
+    """The numbers in a text; commas may part thousands."""
+    return [float(found.replace(",", "")) for found in NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))]
+
+
 def last_number(text: str) -> float | None:
-    """The last number in a text; commas may part thousands."""
-    found = NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
-    return float(found[-1].replace(",", "")) if found else None
+    """The last of them."""
+    return found[-1] if (found := numbers(text)) else None
+
+
+def check_of(name: str) -> Callable[[Any], object]:
+    """What refuses, with a ConfigError, an answer that a verifier cannot use."""
+    if name == "python":
+        from offrl.llm.sandbox import tests_of
+
+        return tests_of
+    return number_of if name == "integer" else lambda answer: None
+
+
+def number_of(answer: Any) -> float:
+    """The last number of an answer.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if (wanted := last_number(str(answer))) is None:
+        raise ConfigError(f"{answer!r} has no number")
+    return wanted
 
 
 def integer(responses: list[str], answers: list[Any]) -> list[float]:
-    """1 where the last number of the response is the answer's last number.
-
-    Raises:
-        ConfigError: an answer without a number.
-    """
-    values = []
-    for response, answer in zip(responses, answers, strict=True):
-        if (wanted := last_number(str(answer))) is None:
-            raise ConfigError(f"the answer {answer!r} has no number")
-        values.append(float(last_number(response) == wanted))
-    return values
+    """1 where the last number of the response is the answer's last number."""
+    pairs = zip(responses, answers, strict=True)
+    return [float(last_number(response) == number_of(answer)) for response, answer in pairs]
 
 
 def regex(pattern: str) -> Verifier:

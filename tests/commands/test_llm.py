@@ -10,7 +10,9 @@ from offrl.cli import main
 from offrl.commands.llm import EvalOptions, asked
 from offrl.errors import ConfigError
 from offrl.llm.methods import METHODS, load_method
+from offrl.llm.models import load_model
 from offrl.llm.options import LLMOptions
+from offrl.llm.tasks import load_task
 
 SMALL = ["--prompts", "4", "--group", "4", "--eval-prompts", "8", "--eval-samples", "2", "--device", "cpu"]
 
@@ -146,8 +148,8 @@ def test_any_method_runs_with_all_parts(tmp_path, capsys):
     assert main([*command, "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "responses per step   16 (2 to 9 a prompt, by history)" in out
-    assert "2 responses to each prompt of the pool every 28 steps" in out
-    assert "from step 1 on, a response a level to each prompt that failed" in out
+    assert "on top, 2 responses to each prompt of the pool every 28 steps (1 x)" in out
+    assert "on top, from step 1 on, a response a level to each prompt that failed" in out
     assert "rising stages, the next by steps" in out
     assert main([*command, "--log-every", "1", "--out", str(tmp_path), "-q"]) == 0
     (run,) = (tmp_path / "gdpo" / "t2-hard").iterdir()
@@ -220,6 +222,13 @@ def test_an_evaluation_in_another_context_forgets_the_runs_summaries(tmp_path):
         asked(EvalOptions(tmp_path, context="truncate", summaries=4), recorded)
 
 
+def test_an_evaluation_on_another_task_forgets_the_runs_actor(tmp_path):
+    recorded = dataclasses.asdict(LLMOptions(task="t4d", actor="a run")) | {"out": "runs"}
+    assert asked(EvalOptions(tmp_path), recorded).actor == "a run"
+    assert asked(EvalOptions(tmp_path, task="t4d"), recorded).actor == "a run"
+    assert asked(EvalOptions(tmp_path, task="t4d-actor"), recorded).actor == ""
+
+
 def test_an_evaluation_samples_where_it_is_told(tmp_path, capsys, monkeypatch):
     assert main(["llm", "train", "grpo", "--steps", "1", "--out", str(tmp_path), *SMALL]) == 0
     (run,) = (tmp_path / "grpo" / "t1").iterdir()
@@ -243,5 +252,13 @@ def test_an_evaluation_on_prompts_of_a_file(tmp_path, capsys):
     capsys.readouterr()
     assert main(["llm", "eval", str(run), "--task", "t2"]) == 1
     assert "made for another task" in capsys.readouterr().err
+    for task, of in (("t1", "t2-hard"), ("t6", "t2-cliff")):  # as many words, and others
+        made = load_model("tiny:dense", load_task(of), 0)
+        made.save(tmp_path / of, load_task(of))
+        load_model(str(tmp_path / of), load_task(of), 0)
+        with pytest.raises(
+            ConfigError, match=f"has another token for .* than task {task}: it was made for another"
+        ):
+            load_model(str(tmp_path / of), load_task(task), 0)
     assert main(["llm", "eval", str(run), "--reward", "integer"]) == 1
     assert "leave --reward out" in capsys.readouterr().err

@@ -69,6 +69,18 @@ def test_keys_go_into_dictionaries():
             field(ROWS[0], key, "a")
 
 
+def test_damaged_parquet_is_named(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    data = path.read_bytes()
+    path.write_bytes(data[:4] + bytes(60) + data[64:])
+    with pytest.raises(DatasetError, match=r"a\.parquet is not Parquet, or damaged"):
+        load_rows(str(path))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [

@@ -32,7 +32,7 @@ class PromptRules:
     """What is done; None: not.
 
     Args:
-        solved: (prompt, completion) -> whether it is right.
+        solved: (prompt of the data set, completion) -> whether it is right, also where a hint was shown.
         share: of a batch that is drawn by the variance of outcomes.
         budget: least and most responses to a prompt; ``num_generations`` on average.
         hints: prompt -> the same with hints, from abstract to concrete; asked where all responses fail.
@@ -181,18 +181,21 @@ class Prompted(_Base):  # type: ignore[misc]
         self._observe(prompts, right)
         if self.rules.hints and self.state.global_step >= self.rules.exempt * self.state.max_steps:
             asked, rows = rescue(prompts, right, self.sizes, self.rules.hints)
-            found = self._answered(asked) if asked else ([], [], [], [])
+            found = self._answered(asked, [prompts[row] for row in rows]) if asked else ([], [], [], [])
             for i in reversed([i for i, solved in enumerate(found[3]) if solved]):  # the first level wins
                 ids[rows[i]], completions[rows[i]] = found[0][i], found[1][i]
                 if log_probs is not None:
                     log_probs[rows[i]] = found[2][i]
         return {"prompt_ids": ids, "completion_ids": completions, "logprobs": log_probs}
 
-    def _answered(self, prompts: Sequence[Any]) -> tuple[Any, Any, Any, list[bool]]:
+    def _answered(
+        self, prompts: Sequence[Any], own: Sequence[Any] | None = None
+    ) -> tuple[Any, Any, Any, list[bool]]:
+        """Responses, and whether they solve the prompts, or those of the data set that ``prompts`` are hinted."""
         ids, _, _ = self._tokenize_prompts(list(prompts))
         completions, log_probs = self._generate_single_turn(ids, None, {}, 1)
         texts = self.processing_class.batch_decode(completions, skip_special_tokens=True)
-        right = [bool(self.rules.solved(p, text)) for p, text in zip(prompts, texts, strict=True)]
+        right = [bool(self.rules.solved(p, text)) for p, text in zip(own or prompts, texts, strict=True)]
         return ids, completions, log_probs, right
 
     def _observe(self, prompts: Sequence[Any], right: list[bool]) -> None:

@@ -28,7 +28,7 @@ from offrl.files import atomic_write_text
 from offrl.llm.data import Row, field
 from offrl.llm.tasks.prompts import PromptTask
 from offrl.llm.text import Prompts
-from offrl.llm.verifiers import last_number
+from offrl.llm.verifiers import last_number, numbers
 
 TIERS = {
     "knowledge": "knowledge_components_parts",
@@ -57,10 +57,12 @@ def load_hints(path: str) -> dict[str, Row]:
     """
     found: dict[str, Row] = {}
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read: {error}") from None
-    for number, line in enumerate(lines if lines != [""] else [], 1):
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             found[key_of(row["prompt"])] = row
@@ -175,6 +177,9 @@ class Teacher:
             if len(data) > LARGEST:
                 raise ConfigError(f"{address} sent more than {LARGEST} bytes")
             found = json.loads(data)["choices"][0]["message"]["content"]
+        except urllib.error.HTTPError as error:  # its body says which model or option is wrong
+            said = error.read(1000).decode(errors="replace")
+            raise ConfigError(f"{address} gave no answer: {error}: {' '.join(said.split())}") from None
         except (
             OSError, http.client.HTTPException, urllib.error.URLError, ValueError, KeyError, IndexError, TypeError,
         ) as error:  # fmt: skip
@@ -192,29 +197,23 @@ def question(prompt: Any, answer: Any, tier: str, parts: int) -> str:
 
 
 def parts_of(reply: str, parts: int) -> list[str] | None:
-    """The list in a reply, alone or in a code block; None: there is none of that length."""
-    found = re.search(r"\[.*\]", reply, re.DOTALL)
-    try:
-        items = json.loads(found.group()) if found else None
-    except json.JSONDecodeError:
-        return None
-    fits = (
-        isinstance(items, list)
-        and len(items) == parts
-        and all(isinstance(x, str) and x.strip() for x in items)
-    )
-    return [x.strip() for x in items] if fits and items else None
+    """The last list of that many texts in a reply, whatever stands around it; None: there is none."""
+    decoder, fitting = json.JSONDecoder(), None
+    for found in re.finditer(r"\[", reply):
+        try:
+            items, _ = decoder.raw_decode(reply, found.start())
+        except (json.JSONDecodeError, RecursionError):
+            continue
+        if len(items) == parts and all(isinstance(x, str) and x.strip() for x in items):
+            fitting = [x.strip() for x in items]
+    return fitting
 
 
 def leaks(parts: Iterable[str], answer: Any) -> bool:
     """Whether the final answer stands in one of the parts, as a number of its own or as a word."""
     text, number = str(answer).strip(), last_number(str(answer))
     if number is not None:
-        for part in parts:
-            shown = re.findall(r"(?<![\d.])[-+]?\d[\d,]*(?:\.\d+)?", part)
-            if any(last_number(x) == number for x in shown):
-                return True
-        return False
+        return any(number in numbers(part) for part in parts)
     pattern = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)", re.IGNORECASE)
     return bool(text) and any(pattern.search(part) for part in parts)
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offrl.errors import ConfigError
 from offrl.estimators.groups import Groups
 
 Floats = NDArray[np.float64]
@@ -46,8 +47,16 @@ def needed(p: float, alpha: float) -> float:
 
 
 def allocate(p: Floats, total: int, low: int, high: int) -> Ints:
-    """The optimum for ``information``: (M,) rates -> (M,) numbers whose sum is ``total``, if bounds allow that."""
+    """The optimum for ``information``: (M,) rates -> (M,) numbers whose sum is ``total``, if bounds allow that.
+
+    Raises:
+        ConfigError: rates that are no probabilities, or not 1 <= low <= high.
+    """
     p = np.asarray(p, dtype=np.float64)
+    if wrong := p[~((p >= 0.0) & (p <= 1.0))].tolist():
+        raise ConfigError(f"rates must be within 0 and 1, got {wrong[0]}")
+    if not 1 <= low <= high:
+        raise ConfigError(f"bounds must be 1 <= low <= high, got low {low}, high {high}")
     n = np.arange(low, high, dtype=np.float64)[:, None]
     gains = (p**n * (1.0 - p) + (1.0 - p) ** n * p) * (p * (1.0 - p) ** 2)
     rest = max(total - low * len(p), 0)

@@ -83,13 +83,14 @@ class PromptOptions:
         self._check_use()
         for name in (
             "vas_every",
-            "vas_rollouts",
             "budget_low",
             "stage_every",
             "stage_patience",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.vas_rollouts < 2:
+            raise ConfigError(f"vas_rollouts must be 2 or more, got {self.vas_rollouts}: one never varies")
         if self.v0_context < FEW:
             raise ConfigError(f"v0_context must be {FEW} or more, got {self.v0_context}")
         for name in ("pool", "stage_steps"):

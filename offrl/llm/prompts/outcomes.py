@@ -90,8 +90,10 @@ def outcomes(
     return Outcomes(torch.cat(states), prompts.mask.cpu(), torch.cat(right))
 
 
-def ranked(policies: Sequence[Outcomes], adapter: QueryAdapter | None, context: int) -> float:
+def ranked(policies: Sequence[Outcomes], adapter: QueryAdapter | None, context: int) -> float | None:
     """Mean AUC within policies, right prompts above wrong ones: of the second half of each, the first half is context.
+
+    None: all policies are all right or all wrong there.
 
     Args:
         policies: what they did; those that are all right or all wrong there do not count.
@@ -106,7 +108,7 @@ def ranked(policies: Sequence[Outcomes], adapter: QueryAdapter | None, context: 
         known, right = min(context, half), e.rates[half:] >= 0.5
         if bool(right.any()) and not bool(right.all()):
             areas.append(auc(logistic(x[:known], e.rates[:known].double(), x[half:]), right))
-    return fmean(areas) if areas else 0.5
+    return fmean(areas) if areas else None
 
 
 def origin(runs: Sequence[Path]) -> LLMOptions:
@@ -135,8 +137,8 @@ def origin(runs: Sequence[Path]) -> LLMOptions:
     return first
 
 
-def train_from_runs(o: Generalist, note: Callable[[str], None]) -> str:
-    """Train an adapter, measure it, write it; returns the model whose states it reads.
+def train_from_runs(o: Generalist, note: Callable[[str], None]) -> LLMOptions:
+    """Train an adapter, measure it, write it; returns the options of the first run, whose first model it reads.
 
     Args:
         o: runs and sizes.
@@ -146,6 +148,8 @@ def train_from_runs(o: Generalist, note: Callable[[str], None]) -> str:
         ConfigError: the runs do not fit together, or all policies are all right or all wrong.
     """
     options = origin([*o.runs, *o.held_out])
+    if o.out.is_dir():
+        raise ConfigError(f"out must be a file, {o.out} is a folder")
     o.out.parent.mkdir(parents=True, exist_ok=True)  # before minutes of work
     task = task_for(options)
     backbone = load_model(options.model, task, options.seed)
@@ -179,6 +183,9 @@ def train_from_runs(o: Generalist, note: Callable[[str], None]) -> str:
     for label, policies in (("the policies it was trained on", seen), ("held-out policies", unseen)):
         if policies:
             plain, own = ranked(policies, None, context), ranked(policies, adapter, context)
-            note(f"AUC within {label}: {own:.3f}, of the states alone {plain:.3f} (context {context})")
+            if own is None or plain is None:
+                note(f"no AUC within {label}: all right or all wrong on the prompts to be ranked")
+            else:
+                note(f"AUC within {label}: {own:.3f}, of the states alone {plain:.3f} (context {context})")
     save_adapter(adapter, o.out)
-    return options.model
+    return options

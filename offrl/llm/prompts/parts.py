@@ -173,10 +173,8 @@ class PromptParts:
         errors = (self.predicted - right / tried).abs()
         known = ~self.predicted.isnan()
         self.predictor.observe(prompts, self.rows, right, tried)
-        return {
-            "budget_least": tried.min().double(), "budget_most": tried.max().double(),
-            "prediction_error": errors.where(known, 0.0).sum() / known.sum().clamp(min=1),
-        }  # fmt: skip
+        found = {"budget_least": tried.min().double(), "budget_most": tried.max().double()}
+        return found | ({"prediction_error": errors[known].mean()} if known.any() else {})
 
     def stepped(self) -> dict[str, Tensor]:
         """All prompts of a step were answered."""
@@ -203,7 +201,7 @@ class PromptParts:
             sources=batch.group_ids
         )  # in every sampling of a step, so that they can be joined
         if step < self.scaffold.first:
-            return batch, dict.fromkeys(Scaffold.metrics, torch.tensor(0.0, dtype=torch.float64))
+            return batch, dict.fromkeys(Scaffold.always, torch.tensor(0.0, dtype=torch.float64))
         return self.scaffold.rescue(prompts, batch, respond, rewarded)
 
     def _parts(self) -> dict[str, Any]:
@@ -255,9 +253,10 @@ def stages_of(task: Task, pool: Pool | None, o: Any) -> Stages:
         ConfigError: there is nothing to order, or bounds and pool do not fit.
     """
     assert pool is not None
-    if task.levels == 1:
+    levels = pool.prompts.levels.unique().tolist()
+    if len(levels) == 1:
         raise ConfigError(f"prompts of {task.name} are all of one difficulty: leave --curriculum out")
-    bounds = o.stage_bounds or thirds(task.levels)
+    bounds = o.stage_bounds or thirds(levels)
     return Stages(
         pool.prompts.levels, bounds, order=o.stage_order, advance=o.stage_advance,
         steps=o.stage_steps or -(-o.steps // len(bounds)), every=o.stage_every, patience=o.stage_patience,
@@ -323,11 +322,12 @@ def facts(options: Any) -> dict[str, str]:
         )
     if options.sampler == "vas":
         found["scoring"] = (
-            f"{options.vas_rollouts} responses to each prompt of the pool every {options.vas_every} steps"
+            f"on top, {options.vas_rollouts} responses to each prompt of the pool every {options.vas_every} steps "
+            f"({-(-options.steps // options.vas_every)} x)"
         )
     if options.curriculum == "stages":
         found["curriculum"] = f"{options.stage_order} stages, the next by {options.stage_advance}"
     if options.scaffold == "hints":
         first = round(options.hint_exempt * options.steps)
-        found["hints"] = f"from step {first + 1} on, a response a level to each prompt that failed"
+        found["hints"] = f"on top, from step {first + 1} on, a response a level to each prompt that failed"
     return found

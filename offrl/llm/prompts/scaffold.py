@@ -44,6 +44,8 @@ class Scaffold:
     """
 
     metrics = ("hint_prompts", "hint_rescued", "hint_level", "hint_graduated")
+    always = ("hint_prompts", "hint_rescued", "hint_graduated")
+    """Those of every step; a level is there where a hint helped."""
 
     def __init__(self, hinter: Hinter, first: int) -> None:
         self.hinter, self.first = hinter, first
@@ -72,13 +74,12 @@ class Scaffold:
         level = torch.full_like(groups.size, -1).where(~solved, 0)  # -1: not solved at all
         if len(failed):
             batch, level[failed] = self._replaced(prompts, groups, failed, batch, respond, rewarded)
-        levels = level.double()
+        helped = level > 0
         found = {
-            "hint_prompts": (~solved).double().mean(), "hint_rescued": (level > 0).double().mean(),
-            "hint_level": (levels * (level > 0)).sum() / (level > 0).sum().clamp(min=1),
+            "hint_prompts": (~solved).double().mean(), "hint_rescued": helped.double().mean(),
             "hint_graduated": torch.tensor(self._graduated(prompts, level), dtype=torch.float64),
         }  # fmt: skip
-        return batch, found
+        return batch, found | ({"hint_level": level[helped].double().mean()} if helped.any() else {})
 
     def _replaced(
         self,

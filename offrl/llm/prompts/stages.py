@@ -11,6 +11,7 @@ Departures: what a reading is, all three rules' numbers, and replay are ours. Th
 operations of a trajectory; here it is any number a prompt (``levels``).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ from torch import Tensor
 from offrl.errors import ConfigError
 
 
-def thirds(levels: int) -> tuple[int, ...]:
-    """Highest difficulties of three stages, fewer where there are fewer difficulties."""
-    stages = min(3, levels)
-    return tuple(-(-levels * (i + 1) // stages) for i in range(stages))
+def thirds(levels: Sequence[int]) -> tuple[int, ...]:
+    """Highest difficulties of three stages, fewer where there are fewer of the (rising) difficulties that occur."""
+    stages = min(3, len(levels))
+    return tuple(levels[-(-len(levels) * (i + 1) // stages) - 1] for i in range(stages))
 
 
 class Stages:
@@ -56,8 +57,8 @@ class Stages:
             self.buckets = self.last - self.buckets
         if missing := set(range(len(bounds))) - set(self.buckets.tolist()):
             raise ConfigError(
-                f"stage {min(missing) + 1} of {len(bounds)} holds no prompt of the pool: raise --pool, "
-                "or pass --stage-bounds"
+                f"stage {min(missing) + 1} of {len(bounds)} holds no prompt: pass other --stage-bounds, or of a task "
+                "more prompts (--pool)"
             )
         self.advance, self.steps, self.every = advance, steps, every
         self.patience, self.threshold, self.replay = patience, threshold, replay

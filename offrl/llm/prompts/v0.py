@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from offrl.errors import ConfigError
+from offrl.files import atomic_write_bytes
 from offrl.llm.text import Prompts
 
 Head = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -178,10 +179,11 @@ def route(features: Tensor, contexts: Sequence[tuple[Tensor, Tensor]], head: Hea
 
 def save_adapter(adapter: QueryAdapter, path: Path) -> None:
     """As safetensors, sizes beside."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     sizes = {name: str(value) for name, value in adapter.sizes.items()}
-    save_file({name: value.contiguous() for name, value in adapter.state_dict().items()}, path, sizes)
+    weights = {name: value.contiguous() for name, value in adapter.state_dict().items()}
+    atomic_write_bytes(path, save(weights, sizes))
 
 
 def load_adapter(path: Path, width: int) -> QueryAdapter:

@@ -60,6 +60,8 @@ class MiniGrid:
         room = self.made(0)
         if max(room.width, room.height) > 10:
             raise ConfigError(f"rooms of {self.id} are wider than the ten cells that one digit names")
+        if not any(seen(room, (x, y)) == "G" for x in range(room.width) for y in range(room.height)):
+            raise ConfigError(f"rooms of {self.id} have no goal to walk to, and its mission is not told")
 
     def made(self, seed: int) -> Any:
         """A room."""
@@ -70,7 +72,7 @@ class MiniGrid:
             raise MissingExtraError("tasks minigrid:ID", "minigrid") from None
         try:
             room = gymnasium.make(self.id, max_steps=TURNS).unwrapped
-        except gymnasium.error.Error as error:
+        except (gymnasium.error.Error, TypeError) as error:  # TypeError: an environment without max_steps
             raise ConfigError(f"{self.id!r} is no environment of MiniGrid: {error}") from None
         room.reset(seed=seed)
         return room

@@ -70,6 +70,8 @@ class PromptTask:
         }  # what some rows lack is None to rewards
         self.max_prompt = max(map(len, self.tokens))
         self.answers = [field(row, answer_key, name) for row in self.rows]
+        for i, answer in zip(kept, self.answers, strict=True):
+            check_answer(answer, i + 1, name, self.components)
         self.difficulty = torch.tensor([level_of(row, name) for row in self.rows])
         self.levels = int(self.difficulty.max())
         self.allowed = torch.ones(len(vocabulary), dtype=torch.bool)
@@ -185,6 +187,21 @@ def tokens_of(prompt: Any, number: int, name: str, vocabulary: Subwords, templat
     except Exception as error:  # whatever a template raises
         raise ConfigError(
             f"the chat template does not take prompt {number} of {name}: {type(error).__name__}: {error}"
+        ) from None
+
+
+def check_answer(answer: Any, number: int, name: str, rewards: Sequence[Reward]) -> None:
+    """Before a run meets it: whether the rewards can use the answer of row ``number``, from 1.
+
+    Raises:
+        DatasetError: one cannot.
+    """
+    try:
+        for reward in rewards:
+            reward.check(answer)
+    except ConfigError as error:
+        raise DatasetError(
+            f"answer {number} of {name} does not fit --reward {reward.name}: {error}"
         ) from None
 
 

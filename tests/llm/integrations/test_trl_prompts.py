@@ -94,6 +94,15 @@ def test_hints_replace_the_first_row_of_a_failed_group():
     assert own.history.counts[0].tolist() == [0.0, 4.0]  # hinted successes are not the policy's own
 
 
+def test_a_hinted_response_is_judged_by_the_prompt_of_the_data_set():
+    judged = []
+    rules = PromptRules(solved=lambda prompt, text: judged.append((prompt, text)), hints=hints)
+    own = subclass(Base, rules)(train_dataset=ROWS)
+    own.can = set()
+    own._generate_and_score_completions(inputs("p0"))
+    assert judged == [("p0", "p0")] * 4 + [("p0", text) for text in hints("p0")]
+
+
 def test_hints_begin_after_their_share_of_the_steps_and_never_in_evaluation():
     own = made(hints=hints, exempt=0.6)
     own._generate_and_score_completions(inputs("p0"))

@@ -41,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
         server.keys.append(self.headers.get("Authorization"))
         reply = server.replies.pop(0) if len(server.replies) > 1 else server.replies[0]
         if reply is None:
-            self.send_error(500)
+            self.send_error(500, explain="no such model")
             return
         data = reply if isinstance(reply, bytes) else json.dumps(chat(reply)).encode()
         if data == NO_HTTP:
@@ -117,7 +117,7 @@ def test_a_run_that_was_cut_goes_on_where_it_was(serve, tmp_path):
     server, out = serve(GOOD, GOOD, None), tmp_path / "h.jsonl"
     teacher = hints.Teacher(server.url, "m")
     how = {"tiers": ["knowledge", "planning"], "parts": 2}
-    with pytest.raises(ConfigError, match="gave no answer: HTTPError"):
+    with pytest.raises(ConfigError, match="gave no answer: HTTP Error 500"):
         hints.make_hints(ROWS, out, teacher, **how)
     assert list(load_hints(str(out))) == [ROWS[0]["prompt"]]
     server.replies = [GOOD]
@@ -153,6 +153,7 @@ def test_replies_that_show_the_answer_or_have_another_form_are_asked_for_again(s
     [
         ("that makes 12", "12", True), ("that makes 12.0", "12", True), ("1,200 in all", "#### 1200", True),
         ("there are 120", "12", False), ("0.12 of it", "12", False), ("item12", "12", True),
+        ("20-12", "12", True), (".5 of it", "0.5", True), ("-12", "12", False), ("12, 30", "12", True),
         ("it is PARIS", "Paris", True), ("comparisons", "Paris", False), ("nothing", "", False),
     ],
 )  # fmt: skip
@@ -162,6 +163,13 @@ def test_leaks(part, answer, shown):
 
 def test_lists_in_replies():
     assert parts_of('x ["a", " b "] y', 2) == ["a", "b"]
+    for around in (
+        "a note [1]: {}",
+        "{} [hope it helps]",
+        "<think>[maybe]</think>{}",
+        '["x", "y"] better: {}',
+    ):
+        assert parts_of(around.format('["a", "b [c]"]'), 2) == ["a", "b [c]"]
     for reply in ('["a"]', '["a", ""]', '["a", 1]', "none", "[broken", '{"a": 1}'):
         assert parts_of(reply, 2) is None
 
@@ -172,6 +180,9 @@ def test_teachers_are_limited_in_size_time_and_address(serve):
         hints.Teacher(large.url, "m")("?")
     with pytest.raises(ConfigError, match="gave no answer"):
         hints.Teacher(serve(b'{"choices": []}').url, "m")("?")
+    with pytest.raises(ConfigError, match="gave no answer: HTTP Error 500: .* no such model") as caught:
+        hints.Teacher(serve(None).url, "m")("?")
+    assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="gave no answer: BadStatusLine"):
         hints.Teacher(serve(NO_HTTP).url, "m")("?")
     with pytest.raises(ConfigError, match="must begin with http"):
@@ -198,9 +209,30 @@ def test_files_that_hold_something_else_are_refused(tmp_path):
         hints.make_hints([], path, str, tiers=["x"])
 
 
+def test_empty_lines_are_passed_over(tmp_path):
+    path = tmp_path / "h"
+    path.write_text('{"prompt": "a"}\n\n{"prompt": "b"}\n\n')
+    assert [*load_hints(str(path))] == ["a", "b"]
+
+
+def test_the_next_command_reads_what_was_made(serve, tmp_path, capsys):
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "h.jsonl"
+    rows.write_text("".join(json.dumps({"q": r["prompt"], "answer": r["answer"]}) + "\n" for r in ROWS))
+    command = ("--prompts", rows, "--out", out, "--prompt-key", "q", "--parts", "2", "--teacher")
+    assert made(*command, serve(GOOD).url) == 0
+    assert f"--dataset {rows} --prompt-key q --reward REWARD --scaffold hints" in capsys.readouterr().out
+
+
+def test_a_file_without_a_hint_is_not_recommended(serve, tmp_path, capsys):
+    out = tmp_path / "h.jsonl"
+    with pytest.raises(ConfigError, match=r"h.jsonl holds no hint: remove it, and ask another teacher"):
+        made("--prompts", rows_file(tmp_path), "--out", out, "--teacher", serve("no list").url)
+    assert "next:" not in capsys.readouterr().out
+
+
 def text_task(byte_tokenizer):
     words = Subwords(byte_tokenizer, [])
-    return PromptTask("q", ROWS, words, load_rewards(("integer",)), template="none")
+    return PromptTask("q", ROWS, words, load_rewards(("regex:{answer}",)), template="none")
 
 
 def entry(prompt, knowledge, solution):

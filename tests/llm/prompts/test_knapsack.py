@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from offrl.errors import ConfigError
 from offrl.llm.prompts.knapsack import allocate, even, exact, failures, information, needed, spread
 
 RATES = np.array([0.01, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
@@ -187,3 +188,17 @@ def test_known_rates_lift_the_hard_prompts_further_at_the_same_budget():
         uniform = climbed(seed, lambda p: np.full(len(p), 8)).mean()
         gaps.append(climbed(seed, lambda p: allocate(p, 8 * len(p), 2, 128)).mean() - uniform)
     assert min(gaps) > 0.02
+
+
+@pytest.mark.parametrize(
+    ("rates", "low", "high", "says"),
+    [
+        ([0.5, 1.5], 2, 8, "rates must be within 0 and 1, got 1.5"),
+        ([0.5, float("nan")], 2, 8, "rates must be within 0 and 1, got nan"),
+        ([0.5, 0.2], 0, 8, "1 <= low <= high, got low 0"),
+        ([0.5, 0.2], 4, 2, "1 <= low <= high, got low 4, high 2"),
+    ],
+)
+def test_what_is_no_rate_and_no_bound_is_refused(rates, low, high, says):
+    with pytest.raises(ConfigError, match=says):
+        allocate(rates, 8, low, high)

@@ -32,7 +32,7 @@ from offrl.llm.prompts.options import PromptOptions
         ),
         ({"curriculum": "stages", "stage_bounds": (3, 3)}, "stage_bounds must rise"),
         ({"sampler": "vas", "vas_share": 1.5}, "vas_share must be within 0 and 1"),
-        ({"sampler": "vas", "vas_rollouts": 0}, "vas_rollouts must be 1 or more"),
+        ({"sampler": "vas", "vas_rollouts": 1}, "vas_rollouts must be 2 or more, got 1: one never varies"),
         ({"allocator": "knapsack", "predictor": "v0", "v0_context": 15}, "v0_context must be 16 or more"),
         ({"pool": -1}, "pool must be 0 or more"),
         ({"allocator": "knapsack", "history_decay": 1.0}, "history_decay must be 0 or more and below 1"),

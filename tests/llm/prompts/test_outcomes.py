@@ -77,7 +77,7 @@ def test_the_first_half_of_a_policys_prompts_ranks_the_second():
     assert ranked([policy(flipped=200)], None, 9999) == ranked([policy(flipped=200)], None, 200)
     always = Outcomes(policy().states, policy().mask, torch.ones(400))
     assert ranked([policy(), always], None, 64) == ranked([policy()], None, 64)
-    assert ranked([always], None, 64) == 0.5
+    assert ranked([always], None, 64) is None
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_the_first_model_counts_and_held_out_ones_teach_nothing(runs, tmp_path):
     lines = []
     common = {"prompts": 64, "samples": 2, "steps": 3, "context": 16}
     alone = Generalist((runs[0],), out=tmp_path / "alone", **common)
-    assert train_from_runs(alone, lines.append) == "tiny:dense"
+    assert train_from_runs(alone, lines.append) == origin([runs[0]])
     assert [line.split(":")[0] for line in lines[:2]] == ["tiny", str(runs[0])]
     assert len([line for line in lines if "AUC within" in line]) == 1
     lines.clear()
@@ -137,6 +137,21 @@ def test_the_first_model_counts_and_held_out_ones_teach_nothing(runs, tmp_path):
     assert not torch.equal(load_adapter(other.out, 64).static, load_adapter(alone.out, 64).static)
 
 
+def test_a_folder_is_refused_before_any_work(runs, tmp_path):
+    lines = []
+    with pytest.raises(ConfigError, match="out must be a file"):
+        train_from_runs(Generalist((runs[0],), out=tmp_path), lines.append)
+    assert lines == []
+
+
+def test_policies_of_one_class_have_no_auc(runs, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(outcomes, "ranked", lambda *given: None)
+    small = {"prompts": 64, "samples": 2, "steps": 1}
+    train_from_runs(Generalist((runs[0],), out=tmp_path / "v0", **small), lines.append)
+    assert lines[-1].startswith("no AUC within the policies it was trained on: all right or all wrong")
+
+
 def test_the_command_writes_a_file_that_a_run_reads(runs, tmp_path, capsys):
     out = str(tmp_path / "v0.safetensors")
     assert (
@@ -145,7 +160,10 @@ def test_the_command_writes_a_file_that_a_run_reads(runs, tmp_path, capsys):
     )
     said = capsys.readouterr().out
     assert f"wrote {out}" in said
-    assert f"--predictor v0 --v0-weights {out}" in said
+    assert (
+        f"--model tiny:dense --seed 0 --task t2 --allocator knapsack --predictor v0 --v0-weights {out}"
+        in said
+    )
     argv = [
         "llm",
         "train",

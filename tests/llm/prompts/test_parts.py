@@ -1,5 +1,7 @@
 """The parts in a learner: what leaves a run bit for bit as it was, unequal groups under every loss, refusals."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -51,7 +53,7 @@ PLAIN = {"pool": 12, "steps": 9}
 def test_a_part_that_decides_nothing_changes_nothing(given):
     """Equal bounds, one stage, no weighted share, no step with hints: GRPO bit for bit."""
     if given.get("sampler") == "vas":  # its scoring draws from the same stream: the batches are compared
-        one, other = learner(**PLAIN), learner(**PLAIN, **given, vas_rollouts=1)
+        one, other = learner(**PLAIN), learner(**PLAIN, **given, vas_rollouts=2)
         for made in (one, other):
             made.rows = [made._collect()[0].prompt_ids for _ in range(3)]
         assert all(torch.equal(a, b) for a, b in zip(one.rows, other.rows, strict=True))
@@ -125,6 +127,39 @@ def test_the_budget_is_the_average_number_and_unknown_prompts_get_just_that():
     assert torch.equal(ids.repeat_interleave(tried), batch.prompt_ids)
     errors = [abs(p - r / n) for p, r, n in zip(RAGGED, right, tried, strict=True) if p == p]
     assert float(metrics["prediction_error"]) == pytest.approx(float(sum(errors)) / 3)
+
+
+def test_nothing_is_said_of_predictions_that_nobody_made():
+    made = learner("grpo", pool=40, allocator="knapsack")
+    assert "prediction_error" not in made.update()
+    assert {"budget_least", "budget_most"} <= made.update().keys()
+
+
+def test_what_only_later_samplings_of_a_step_report_is_reported():
+    made = learner("dapo", pool=4, allocator="knapsack")  # the second sampling meets the same prompts again
+    made.method = dataclasses.replace(
+        made.method, rounds=lambda settings: 2, keep=lambda settings, batch: batch.rewards < -1.0
+    )
+    assert 0.0 < float(made.update()["prediction_error"]) < 1.0
+
+
+def test_stages_are_of_the_difficulties_that_occur(byte_tokenizer):
+    from offrl.llm.pretrained import Subwords
+    from offrl.llm.prompts.parts import stages_of
+    from offrl.llm.prompts.pool import Pool
+    from offrl.llm.rewards import load_rewards
+    from offrl.llm.tasks.prompts import PromptTask
+
+    def made(*levels):
+        rows = [
+            {"prompt": f"{i} + 1", "answer": str(i + 1), "level": level} for i, level in enumerate(levels)
+        ]
+        task = PromptTask("q", rows, Subwords(byte_tokenizer, []), load_rewards(("integer",)))
+        return stages_of(task, Pool(task.chosen(torch.arange(task.size))), LLMOptions(curriculum="stages"))
+
+    assert made(1, 100, 5, 1).buckets.tolist() == [0, 2, 1, 0]
+    with pytest.raises(ConfigError, match="all of one difficulty"):
+        made(3, 3)
 
 
 def test_all_prompts_weigh_the_same_in_the_loss():

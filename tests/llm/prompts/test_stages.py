@@ -33,16 +33,17 @@ def test_every_prompt_is_in_one_stage_and_difficulty_never_falls():
 
 
 def test_three_stages_of_about_as_many_difficulties():
-    assert thirds(8) == (3, 6, 8)
-    assert thirds(6) == (2, 4, 6)
-    assert thirds(2) == (1, 2)
-    assert thirds(1) == (1,)
+    assert thirds(range(1, 9)) == (3, 6, 8)
+    assert thirds(range(1, 7)) == (2, 4, 6)
+    assert thirds([1, 2]) == (1, 2)
+    assert thirds([4]) == (4,)
+    assert thirds([1, 5, 100]) == (1, 5, 100)
 
 
 def test_bounds_must_cover_all_prompts_and_leave_no_stage_empty():
     with pytest.raises(ConfigError, match="end at 5, but there are prompts of difficulty 8"):
         Stages(LEVELS, (2, 5))
-    with pytest.raises(ConfigError, match="stage 2 of 3 holds no prompt"):
+    with pytest.raises(ConfigError, match="stage 2 of 3 holds no prompt: pass other --stage-bounds"):
         Stages(torch.tensor([1, 9]), (2, 5, 9))
 
 

@@ -79,6 +79,15 @@ def test_it_trains():
     assert options.task_name == EMPTY.replace(":", "-")
 
 
-def test_a_wrong_id_is_refused():
-    with pytest.raises(ConfigError, match="no environment of MiniGrid"):
-        load_task("minigrid:MiniGrid-Nowhere-v0")
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("MiniGrid-Nowhere-v0", "no environment of MiniGrid"),
+        ("CartPole-v1", "'CartPole-v1' is no environment of MiniGrid"),
+        ("MiniGrid-GoToDoor-5x5-v0", "GoToDoor-5x5-v0 have no goal to walk to, and its mission is not told"),
+        ("MiniGrid-FourRooms-v0", "wider than the ten cells"),
+    ],
+)
+def test_a_wrong_id_is_refused(name, says):
+    with pytest.raises(ConfigError, match=says):
+        load_task(f"minigrid:{name}")

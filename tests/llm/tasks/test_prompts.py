@@ -178,6 +178,10 @@ def test_mistakes_are_one_line(tmp_path, hugging_face):
             {"rows": [{"q": "a", "gold": {"value": 1}, "level": "Level 5"}]},
             "levels of own must be .* got 'Level 5'",
         ),
+        (
+            {"rows": [*ROWS, {"q": "a", "gold": {"value": "none"}}]},
+            "answer 7 of own does not fit --reward integer: 'none' has no number",
+        ),
         ({"rows": [{"q": "a", "gold": {"value": 1}, "level": None}]}, "levels of own must be .* got None"),
         ({"rows": [{"q": "a", "gold": {"value": 1}, "level": 2.5}]}, "levels of own must be .* got 2.5"),
     ):
