@@ -7,7 +7,7 @@ A wish w >= 0 of lane e becomes an order in this sequence, each step on the resu
     capacity              at most the lane's
     supplier              where a node is asked for more than it has or may send, all its shipments shrink by one factor
     pack, least           down to a multiple of u, and to 0 below m; what that leaves with the supplier goes to the
-                          largest remainders, one pack (or m) each, as far as it lasts
+                          largest remainders, one pack (or m) each, then to all of the orders that miss most
     trucks                lanes that share a truck shrink by one factor until sum of size a <= its limit; packs likewise
     budget B              orders from outside likewise until sum of c a + K [a > 0] <= B
     cost                  c a + K [a > 0]
@@ -115,7 +115,7 @@ class RuledSimulator(ExtendedSimulator):
     def filled(self, stock: Tensor, wanted: Tensor, period: int) -> Tensor:
         """Orders (B, E) that keep every rule, from wishes."""
         asked = self._sized(wanted.clamp(min=0) * self.open(period), down=False)
-        orders = self._shared_out(stock, self.project(stock, asked))
+        orders = self._shared_out(stock, asked)
         if self.network.trucks:
             orders = self._within(orders, self._size, torch.zeros_like(self._size), self._truck, self._room)
         if self.network.budget < math.inf:
@@ -123,15 +123,14 @@ class RuledSimulator(ExtendedSimulator):
             orders = self._within(orders, price, self._fixed, self._paid, self._purse)
         return orders
 
-    def _shared_out(self, stock: Tensor, shares: Tensor) -> Tensor:
-        """Whole packs of what suppliers have, (B, E), from each lane's share of it."""
-        upstream = self.network.upstream
+    def _shared_out(self, stock: Tensor, asked: Tensor) -> Tensor:
+        """Orders (B, E) of whole packs that lanes carry and suppliers have."""
+        shares, upstream = self.project(stock, asked), self.network.upstream
         if not upstream:
             return self._sized(shares, down=True)
         has = torch.minimum(stock[:, :upstream, 0].clamp(min=0) * self._yield, self._capacity)
-        return self._packed(
-            shares, torch.ones_like(self._size), torch.zeros_like(self._size), self._sender, has
-        )
+        most, one = torch.minimum(asked, self._lane_capacity), torch.ones_like(self._size)
+        return self._packed(shares, most, one, torch.zeros_like(one), self._sender, has)
 
     def _sized(self, orders: Tensor, *, down: bool) -> Tensor:
         """Packs and least orders; straight-through."""
@@ -160,30 +159,43 @@ class RuledSimulator(ExtendedSimulator):
         factor = F.pad(factor.clamp(max=1), (0, 1), value=1.0)[:, group]
         if not bool((factor < 1).any()):
             return orders
-        return self._packed(orders * factor, weight, fixed, group, limits)
+        return self._packed(orders * factor, orders, weight, fixed, group, limits)
 
     def _packed(
-        self, shares: Tensor, weight: Tensor, fixed: Tensor, group: Tensor, limits: Tensor
+        self, shares: Tensor, orders: Tensor, weight: Tensor, fixed: Tensor, group: Tensor, limits: Tensor
     ) -> Tensor:
-        """Shares (B, E) of what there is, down to whole packs; then one pack more, or the least order, for the largest
-        remainders, as far as each group's limit, (G,) or (B, G), has room.
+        """Shares (B, E) of ``orders``, down to whole packs.
+
+        What that leaves of each group's limit, (G,) or (B, G), goes to the largest remainders, one pack more (or the
+        least order) each; and what that leaves, to all of an order that misses the largest part of it.
         """
         less = self._sized(shares, down=True)
         with torch.no_grad():
             unit = torch.where(less > 0, self._pack, torch.maximum(self._pack, self._least))
             rest = (shares - less) * (unit > 0)
             rest = rest * (rest > EPS * (shares + unit))
-            if not bool((rest > 0).any()):
-                return less
-            need = ((weight * unit + fixed * (less <= 0)) * (rest > 0)).double()
-            spent = _sums((weight * less + fixed * (less > 0)).double(), group, limits.shape[-1])
-            room = F.pad(limits - spent + EPS * limits, (0, 1))  # none for lanes in no group, which lack nothing
-            rank = (2 * group - rest / (unit + 1e-10)).argsort(dim=1, stable=True)
-            wanted, own = _sums(need, group, limits.shape[-1]), group[rank]
-            before = F.pad(wanted.cumsum(1) - wanted, (0, 1)).gather(1, own)
-            fits = need.gather(1, rank).cumsum(1) - before <= room.gather(1, own)
-            more = torch.zeros_like(unit).scatter(1, rank, fits.to(unit.dtype)) * unit * (rest > 0)
+            more = self._fitting(less, unit * (rest > 0), rest / (unit + 1e-10), weight, fixed, group, limits)
+            missing = (orders - less - more).clamp(min=0)
+            more += self._fitting(
+                less + more, missing, missing / (orders + 1e-10), weight, fixed, group, limits
+            )
         return less + more
+
+    def _fitting(
+        self, orders: Tensor, more: Tensor, loss: Tensor, weight: Tensor, fixed: Tensor, group: Tensor, limits: Tensor
+    ) -> Tensor:  # fmt: skip
+        """Of ``more`` to add to orders, (B, E), what each group's limit has room for, the largest ``loss`` first."""
+        if not bool((more > 0).any()):
+            return more
+        count = limits.shape[-1]
+        need = (weight * more + fixed * ((orders <= 0) & (more > 0))).double()
+        spent = _sums((weight * orders + fixed * (orders > 0)).double(), group, count)
+        room = F.pad(limits * (1 + EPS) - spent, (0, 1))  # none for lanes in no group, which lack nothing
+        rank = (2 * group - loss).argsort(dim=1, stable=True)
+        wanted, own = _sums(need, group, count), group[rank]
+        before = F.pad(wanted.cumsum(1) - wanted, (0, 1)).gather(1, own)
+        fits = need.gather(1, rank).cumsum(1) - before <= room.gather(1, own)
+        return more * torch.zeros_like(more).scatter(1, rank, fits.to(more.dtype))
 
     def step(self, state: RuledState, action: Tensor, demand: Tensor) -> tuple[RuledState, Tensor]:  # type: ignore[override]
         """As :meth:`Simulator.step`; ``action`` are wishes."""
