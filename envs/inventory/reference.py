@@ -21,6 +21,9 @@ from offrl.envs.inventory.policies import DemandFacts, InventoryPolicy, make_pol
 from offrl.envs.inventory.protocol import AnySetting, Setting
 from offrl.errors import ConfigError
 
+TINY = 1e-4
+"""Units of a stage's own stock where the optimum is to keep none."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -144,7 +147,8 @@ def _serial(setting: Setting) -> Reference:
         [network.nodes[n].holding_cost for n in stages],
         network.nodes[stages[-1]].underage_cost,
     )
-    by_node = dict(zip(stages, found.levels, strict=True))
+    local = np.maximum(found.local_levels, TINY)  # of the same policy, whose levels need not fall downstream
+    by_node = dict(zip(stages, np.cumsum(local[::-1])[::-1], strict=True))
     levels = tuple(by_node[n] for n in range(len(network.nodes)))
     policy = _made("echelon_base_stock", setting, levels=levels)
     shown = ", ".join(f"{level:.2f}" for level in found.levels)

@@ -6,9 +6,9 @@ A wish w >= 0 of lane e becomes an order in this sequence, each step on the resu
     pack u, least m       the nearest multiple of u; below m: m if it is at least m / 2, else 0
     capacity              at most the lane's
     supplier              where a node is asked for more than it has or may send, all its shipments shrink by one factor
-    pack, least           down to a multiple of u, and to 0 below m: only smaller, so that the limits above still hold
-    trucks                lanes that share a truck shrink by one factor until sum of size a <= its limit, down to packs;
-                          what that leaves free goes to those that lost the largest share of their order
+    pack, least           down to a multiple of u, and to 0 below m; what that leaves with the supplier goes to the
+                          largest remainders, one pack (or m) each, then to all of the orders that miss most
+    trucks                lanes that share a truck shrink by one factor until sum of size a <= its limit; packs likewise
     budget B              orders from outside likewise until sum of c a + K [a > 0] <= B
     cost                  c a + K [a > 0]
 
@@ -77,6 +77,8 @@ class RuledSimulator(ExtendedSimulator):
         self._truck = torch.tensor([index.get(e.truck, len(index)) for e in edges], device=device)
         self._room, self._size = row([limit for _, limit in network.trucks]), row([e.size for e in edges])
         outside = torch.arange(len(edges), device=device) >= network.internal
+        senders = [min(source, network.upstream) for source in network.sources]
+        self._sender = torch.tensor(senders, device=device)
         self._paid, self._purse = (~outside).long(), row([network.budget])
         self._varies = any(e.receipts for e in edges)
         self._days = [e.calendar or (1,) for e in edges]
@@ -113,13 +115,22 @@ class RuledSimulator(ExtendedSimulator):
     def filled(self, stock: Tensor, wanted: Tensor, period: int) -> Tensor:
         """Orders (B, E) that keep every rule, from wishes."""
         asked = self._sized(wanted.clamp(min=0) * self.open(period), down=False)
-        orders = self._sized(self.project(stock, asked), down=True)
+        orders = self._shared_out(stock, asked)
         if self.network.trucks:
             orders = self._within(orders, self._size, torch.zeros_like(self._size), self._truck, self._room)
         if self.network.budget < math.inf:
             price = self.parameters.edge_cost + self._price
             orders = self._within(orders, price, self._fixed, self._paid, self._purse)
         return orders
+
+    def _shared_out(self, stock: Tensor, asked: Tensor) -> Tensor:
+        """Orders (B, E) of whole packs that lanes carry and suppliers have."""
+        shares, upstream = self.project(stock, asked), self.network.upstream
+        if not upstream:
+            return self._sized(shares, down=True)
+        has = torch.minimum(stock[:, :upstream, 0].clamp(min=0) * self._yield, self._capacity)
+        most, one = torch.minimum(asked, self._lane_capacity), torch.ones_like(self._size)
+        return self._packed(shares, most, one, torch.zeros_like(one), self._sender, has)
 
     def _sized(self, orders: Tensor, *, down: bool) -> Tensor:
         """Packs and least orders; straight-through."""
@@ -143,27 +154,48 @@ class RuledSimulator(ExtendedSimulator):
             group: (E,), number of a lane's group; that of limits is in none.
             limits: (G,).
         """
-        count = len(limits)
-
-        def sums(values: Tensor) -> Tensor:
-            return values.new_zeros(len(values), count + 1).index_add(1, group, values)[:, :count]
-
-        fees = sums(fixed * (orders.detach() > 0))
-        factor = (limits - fees).clamp(min=0) / (sums(weight * orders) + 1e-10)
+        fees = _sums(fixed * (orders.detach() > 0), group, len(limits))
+        factor = (limits - fees).clamp(min=0) / (_sums(weight * orders, group, len(limits)) + 1e-10)
         factor = F.pad(factor.clamp(max=1), (0, 1), value=1.0)[:, group]
         if not bool((factor < 1).any()):
             return orders
-        less = self._sized(orders * factor, down=True)
+        return self._packed(orders * factor, orders, weight, fixed, group, limits)
+
+    def _packed(
+        self, shares: Tensor, orders: Tensor, weight: Tensor, fixed: Tensor, group: Tensor, limits: Tensor
+    ) -> Tensor:
+        """Shares (B, E) of ``orders``, down to whole packs.
+
+        What that leaves of each group's limit, (G,) or (B, G), goes to the largest remainders, one pack more (or the
+        least order) each; and what that leaves, to all of an order that misses the largest part of it.
+        """
+        less = self._sized(shares, down=True)
         with torch.no_grad():
-            missing = (orders - less).clamp(min=0).double()
-            need = weight * missing + fixed * ((less <= 0) & (missing > 0))
-            free = limits - sums((weight * less + fixed * (less > 0)).double())
-            rank = (2 * group - missing / (orders + 1e-10)).argsort(dim=1, stable=True)
-            own, wanted = group[rank], sums(need)
-            before = F.pad(wanted.cumsum(1) - wanted, (0, 1)).gather(1, own)
-            fits = need.gather(1, rank).cumsum(1) - before <= F.pad(free, (0, 1)).gather(1, own) * (1 - EPS)
-            back = missing * torch.zeros_like(need).scatter(1, rank, fits.to(need.dtype))
-        return less + back.to(less.dtype)
+            unit = torch.where(less > 0, self._pack, torch.maximum(self._pack, self._least))
+            rest = (shares - less) * (unit > 0)
+            rest = rest * (rest > EPS * (shares + unit))
+            more = self._fitting(less, unit * (rest > 0), rest / (unit + 1e-10), weight, fixed, group, limits)
+            missing = (orders - less - more).clamp(min=0)
+            more += self._fitting(
+                less + more, missing, missing / (orders + 1e-10), weight, fixed, group, limits
+            )
+        return less + more
+
+    def _fitting(
+        self, orders: Tensor, more: Tensor, loss: Tensor, weight: Tensor, fixed: Tensor, group: Tensor, limits: Tensor
+    ) -> Tensor:  # fmt: skip
+        """Of ``more`` to add to orders, (B, E), what each group's limit has room for, the largest ``loss`` first."""
+        if not bool((more > 0).any()):
+            return more
+        count = limits.shape[-1]
+        need = (weight * more + fixed * ((orders <= 0) & (more > 0))).double()
+        spent = _sums((weight * orders + fixed * (orders > 0)).double(), group, count)
+        room = F.pad(limits * (1 + EPS) - spent, (0, 1))  # none for lanes in no group, which lack nothing
+        rank = (2 * group - loss).argsort(dim=1, stable=True)
+        wanted, own = _sums(need, group, count), group[rank]
+        before = F.pad(wanted.cumsum(1) - wanted, (0, 1)).gather(1, own)
+        fits = need.gather(1, rank).cumsum(1) - before <= room.gather(1, own)
+        return more * torch.zeros_like(more).scatter(1, rank, fits.to(more.dtype))
 
     def step(self, state: RuledState, action: Tensor, demand: Tensor) -> tuple[RuledState, Tensor]:  # type: ignore[override]
         """As :meth:`Simulator.step`; ``action`` are wishes."""
@@ -183,6 +215,11 @@ class RuledSimulator(ExtendedSimulator):
             return self._shares[:, 0].expand(batch, -1, -1)
         edges = torch.arange(len(self._shares), device=self.device)
         return self._shares[edges, self.deliveries[period]]
+
+
+def _sums(values: Tensor, group: Tensor, count: int) -> Tensor:
+    """(B, E) -> (B, G): sums of each group of lanes."""
+    return values.new_zeros(len(values), count + 1).index_add(1, group, values)[:, :count]
 
 
 def _least(min_order: float, pack: float) -> float:

@@ -83,14 +83,15 @@ def _histories(path: str, table: "polars.DataFrame", stores: Sequence[str]) -> N
             continue
         if period is None:
             raise DatasetError(f"{path}: line {line}: period is empty")
-        if not isinstance(demand, int | float) or not np.isfinite(demand):
+        units = _number(demand)
+        if not np.isfinite(units):
             raise DatasetError(
                 f"{path}: store {store!r}, period {period}: demand must be a number, got {demand!r}"
             )
         cell = (place[0][item], place[1][str(store)], place[2][period])
         if not np.isnan(values[cell]):
             raise DatasetError(f"{path}: store {store!r} has two rows for period {period}")
-        values[cell] = demand
+        values[cell] = units
     if np.isnan(values).any():
         item, store, period = np.argwhere(np.isnan(values))[0]
         raise DatasetError(
@@ -99,6 +100,14 @@ def _histories(path: str, table: "polars.DataFrame", stores: Sequence[str]) -> N
             + "; fill the gap or drop the period"
         )
     return values
+
+
+def _number(value: Any) -> float:
+    """A cell as a number, NaN for none: one text in a column makes texts of all its numbers."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")
 
 
 def _in_order(path: str, periods: set[Any]) -> list[Any]:

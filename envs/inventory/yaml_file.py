@@ -306,7 +306,9 @@ def _generator(kind: str, columns: Mapping[str, tuple[float, ...]], entry: Entry
 
 
 def _splits(entry: Any, demand: Demand) -> dict[str, Split]:
-    """The default protocol with the numbers that the file gives; no longer than recorded demand."""
+    """The default protocol with the numbers that the file gives; no longer than recorded demand, and development and
+    test of no more scenarios than that has windows.
+    """
     entry = _mapping(entry, "protocol", set(SPLITS), set())
     splits = {}
     for name, split in SPLITS.items():
@@ -318,6 +320,10 @@ def _splits(entry: Any, demand: Demand) -> dict[str, Split]:
         numbers = {key: own.get(key, getattr(split, key)) for key in SPLIT}
         if isinstance(demand, Recorded) and "periods" not in own:
             numbers["periods"] = min(numbers["periods"], demand.values.shape[2])
+        if isinstance(demand, Recorded) and "scenarios" not in own and name != "train":
+            # copies of one window would be taken for so many scenarios by the standard error
+            windows = len(demand.values) * (demand.values.shape[2] - numbers["periods"] + 1)
+            numbers["scenarios"] = min(numbers["scenarios"], max(windows, 1))
         if "ignore" not in own and numbers["ignore"] >= numbers["periods"]:
             numbers["ignore"] = 0
         if "batch" not in own:

@@ -123,6 +123,7 @@ def _setting(o: Eval) -> "AnySetting":
     run = _run(o)
     if run is not None and o.setting is None:
         own = {**run, "seeds": tuple(run["seeds"]), "protocol": o.protocol, "data": o.data or run["data"]}
+        own["penalty"] = 1.0  # a price for training: what is reported are the costs that there are
         own["vary"] = {**run["vary"], **pairs(o.set)}
         return InventoryOptions(**own).load()
     if o.setting is None:
@@ -135,6 +136,10 @@ def _policy(o: Eval, setting: "AnySetting", test: "Scenarios") -> "InventoryPoli
     from offrl.envs.inventory.policies import DemandFacts, at_home, load_policy, make_policy
 
     folder = Path(o.source)
+    if o.with_ and (o.source == "just_in_time" or (folder / "policy.json").is_file()):
+        raise ConfigError(
+            f"{o.source} takes no --with, which is for the levels of a policy given by its name"
+        )
     if (folder / "policy.json").is_file():
         policy = load_policy(folder)
         return at_home(policy, setting)

@@ -82,7 +82,7 @@ def _explain(o: Explain) -> int:
     levels = nearest(policy, paths.rows(torch.arange(min(len(paths), 16))), o.as_)
     scenarios, year = held_out_scenarios(plan), YEAR[plan.company.period]
     learned = score(acting(plan, policy), scenarios, plan.start)
-    simple = score(min_max(plan.network, levels), scenarios, plan.start)
+    simple = score(acting(plan, min_max(plan.network, levels)), scenarios, plan.start)
     gap = saving(simple.costs.sum(1), learned.costs.sum(1))
     print(f"{plan.name}: {len(levels)} places by {'min and max' if o.as_ == 'sS' else 'one level each'}")
     for name, own in (("learned", learned), (o.as_, simple)):
@@ -153,7 +153,7 @@ def _frontier(o: Frontier) -> int:
         add(
             "min/max",
             factor,
-            score(min_max(plan.network, levels_in_use(plan) * factor), scenarios, plan.start),
+            score(acting(plan, min_max(plan.network, levels_in_use(plan) * factor)), scenarios, plan.start),
         )
     for config in configs:
         for factor in o.penalties:

@@ -7,6 +7,7 @@ from pathlib import Path
 import tyro
 
 from offrl.commands.arguments import parse
+from offrl.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ def main(argv: list[str]) -> int:
         from offrl.commands.inventory_work import check_company
 
         return check_company(o.network, o.item, o.picture)
+    for option in ("item", "picture"):
+        if getattr(o, option) is not None:
+            raise ConfigError(
+                f"--{option} is for a workbook or folder, and {o.network} is none: leave it out"
+            )
     return _check(o.network)
 
 

@@ -140,11 +140,14 @@ def _reporter(output: Output, steps: int) -> "Reporter":
 
 def _summary(results: list["InventoryResult"], output: Output) -> None:
     from offrl.envs.inventory.reference import shown
+    from offrl.training.run_dir import RunDir
 
     for r in results:
+        penalty = RunDir(r.directory).config["inventory"].get("penalty", 1.0)
         if output.mode == "json":
             facts = {"directory": str(r.directory), "seed": r.seed, "final": True, "cost": r.cost}
             facts |= {"standard_error": r.standard_error, "dev_cost": r.dev_cost, "best_step": r.best_step}
+            facts |= {} if penalty == 1 else {"penalty": penalty}
             known = {
                 k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in facts.items()
             }
@@ -155,6 +158,7 @@ def _summary(results: list["InventoryResult"], output: Output) -> None:
             print(
                 f"test cost {r.cost:.4f} +- {shown(r.standard_error)} (s.e. over {len(r.costs)} scenarios) per store "
                 f"and period, policy of update {r.best_step} (development cost {r.dev_cost:.4f})"
+                + (f"; underage costs x {penalty:.4g}, as trained" if penalty != 1 else "")
             )
     if output.mode == "text" and results:
         print(f"next: offrl inventory eval {results[0].directory}")

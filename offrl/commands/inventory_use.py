@@ -104,7 +104,7 @@ def _without_stock(network: "Network") -> "Network":
     return replace(network, nodes=tuple(replace(node, initial=0.0) for node in network.nodes))
 
 
-def acting(plan: "Plan", policy: "InventoryPolicy") -> "Policy":
+def acting(plan: "Plan", policy: "Policy") -> "Policy":
     """The policy with whole units, where the item is sold so; a company's own network has packs for that."""
     from offrl.envs.inventory.policies import rounded
 
@@ -131,7 +131,7 @@ def _backtest(o: Backtest) -> int:
         scenarios = _from(scenarios, stock_at(plan, ordered, start))
         rivals["as ordered"] = as_placed(ordered)
     if o.orders is None or levels is not None or has_levels(plan):  # else what was ordered is rival enough
-        rivals["min/max"] = min_max(plan.network, levels_in_use(plan, levels))
+        rivals["min/max"] = acting(plan, min_max(plan.network, levels_in_use(plan, levels)))
     scores = {name: score(rival, scenarios, start, begin=begin) for name, rival in rivals.items()}
     report = Report(plan=plan, scores=scores)
     _print(report, start)

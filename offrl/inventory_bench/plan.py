@@ -17,6 +17,7 @@ from offrl.envs.inventory.policies import POLICIES, DemandFacts, make_policy
 from offrl.envs.inventory.protocol import AnySetting
 from offrl.envs.inventory.settings import SETTINGS, load_setting
 from offrl.errors import ConfigError
+from offrl.training.inventory import digest_of
 
 Cells = dict[str, dict[str, Any]]
 Protocol = Literal["quick", "paper"]
@@ -170,26 +171,38 @@ def grid_cells(
         steps: updates; 0: the recipe's.
 
     Raises:
-        ConfigError: an unknown name, the nearest one is named; a setting on which no policy asked for can be.
+        ConfigError: an unknown name, the nearest one is named; two settings of one name; a setting on which no policy
+            asked for can be.
     """
     for name in policies:
         if name not in POLICIES:
             near = difflib.get_close_matches(name, POLICIES, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"unknown policy {name!r}{hint} ('offrl inventory list' shows all)")
+    labels: dict[str, str] = {}
     for word in settings:
         asked = Asked.parse(word)
+        if asked.label in labels:
+            raise ConfigError(
+                f"{labels[asked.label]} and {word} would be one name on the page: rename one or leave it out"
+            )
+        labels[asked.label] = word
         setting = asked.load()
         fit = fitting(setting, policies)
         if not fit:
             raise ConfigError(f"{word}: none of {', '.join(policies)} fits this network")
+        # a published name says what the numbers mean; a file of one's own may be changed
+        own = {} if setting.name in SETTINGS else {"network": digest_of(setting)}
         for policy, trainable in fit.items():
             run: dict[str, Any] = {"setting": asked.setting, "vary": asked.vary}
             if not trainable:
-                yield f"grid-{asked.label}-{policy}", {"kind": "untrained", "policy": policy, "run": run}
+                yield (
+                    f"grid-{asked.label}-{policy}",
+                    {"kind": "untrained", "policy": policy, "run": run, **own},
+                )
                 continue
             for seed in seeds:
-                cell = {"kind": "gap", **recipe(policy, setting, steps)}
+                cell = {"kind": "gap", **recipe(policy, setting, steps), **own}
                 cell["run"] = {**run, **cell["run"], "seeds": (seed,)}
                 yield f"grid-{asked.label}-{policy}-s{seed}", cell
 

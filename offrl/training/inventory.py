@@ -232,7 +232,7 @@ def resume(directory: Path, reporter: Reporter | None = None) -> list[InventoryR
         }
         options = InventoryOptions(**known)
         setting = options.load()
-        if _digest(setting) != runs[0].config["dataset_sha256"]:
+        if digest_of(setting) != runs[0].config["dataset_sha256"]:
             raise ConfigError("the setting changed since the run began")
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"{directory} was edited or made by another version: {error}") from None
@@ -277,7 +277,7 @@ def _go(
         return session.go()
 
 
-def _digest(setting: AnySetting) -> str:
+def digest_of(setting: AnySetting) -> str:
     """What tells settings apart: description, sizes, options, and the demand that their name does not tell."""
     shown = f"{setting.name} {dict(setting.options)} {setting.network!r} {setting.splits!r}"
     digest = hashlib.sha256(shown.encode())
@@ -303,7 +303,7 @@ def _config(
     return {
         "algorithm": "hdpo", "algorithm_file": None, "algorithm_sha256": None, "preset": None,
         "settings": dataclasses.asdict(config), "inventory": dataclasses.asdict(options) | named,
-        "dataset": None, "dataset_name": f"{setting.name}-{varied}".strip("-"), "dataset_sha256": _digest(setting),
+        "dataset": None, "dataset_name": f"{setting.name}-{varied}".strip("-"), "dataset_sha256": digest_of(setting),
         "first": getattr(setting, "first", ""),
         "rows": "exact", "env_id": None, "env_kwargs": {}, "env_flatten": [], "reference_returns": None,
         "seed": seed, "steps": options.steps, "log_every": options.log_every, "eval_every": options.eval_every,

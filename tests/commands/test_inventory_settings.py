@@ -35,6 +35,12 @@ def test_the_example_is_shown_and_can_be_checked(capsys, tmp_path):
     assert "demand: normal, means 5, 3\n" in page
 
 
+@pytest.mark.parametrize("option", ["item", "picture"])
+def test_options_of_a_workbook_are_not_taken_for_a_network(capsys, option):
+    assert main(["inventory", "check", "one_store_lost", f"--{option}", "x.png"]) == 1
+    assert f"--{option} is for a workbook or folder, and one_store_lost is none" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", [n for n in SETTINGS if "favorita_one" not in n])
 def test_every_setting_can_be_checked(capsys, name):
     assert main(["inventory", "check", name]) == 0

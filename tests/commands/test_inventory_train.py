@@ -66,6 +66,21 @@ def test_train_resume_and_eval(tmp_path, capsys):
     assert found["gap"]["gap"] > 0
 
 
+def test_costs_are_not_those_of_the_penalty_and_levels_not_given_to_a_run(tmp_path, capsys):
+    words = ["one_store_backlogged", *SMALL, "--penalty", "4", "--out", str(tmp_path)]
+    assert run("train", *words) == 0
+    assert "; underage costs x 4, as trained\n" in capsys.readouterr().out
+    (directory,) = tmp_path.glob("hdpo/*/seed0*")
+    assert run("eval", str(directory), "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    test = load_setting("one_store_backlogged").resized(test=32, periods={"test": 60}).draw("test")
+    want = evaluate(load_policy(directory), test, ignore=36).mean()
+    assert found["cost"] == pytest.approx(float(want))
+    assert found["gap"]["reference"]["cost"] == pytest.approx(6.2769, abs=1e-3)
+    assert run("eval", str(directory), "--with", "levels=9") == 1
+    assert "takes no --with, which is for" in capsys.readouterr().err
+
+
 def test_classical_policies_without_training(capsys):
     assert run("eval", "base_stock", "--setting", "one_store_backlogged", "--with", "levels=29.59") == 0
     out = capsys.readouterr().out
@@ -106,6 +121,10 @@ def test_classical_policies_without_training(capsys):
         (
             ["eval", "base_stock", "--setting", "one_store_lost", "--with", "normalize=0"],
             "--with takes levels, caps, reorder_points, amounts",
+        ),
+        (
+            ["eval", "just_in_time", "--setting", "one_store_lost", "--with", "levels=9"],
+            "just_in_time takes no --with",
         ),
         (["resume", "nowhere"], "not a run directory"),
     ],

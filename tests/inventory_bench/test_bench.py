@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from offrl.cli import main
+from offrl.envs.inventory.yaml_file import EXAMPLE
 from offrl.errors import ConfigError, Stopped
 from offrl.inventory_bench.bench import Bench
 from offrl.inventory_bench.plan import grid_cells, published
@@ -195,6 +196,21 @@ def test_a_folder_of_other_options_is_refused(tmp_path, in_process):
         small(tmp_path, seeds=(0,), steps=3).check()
     with pytest.raises(ConfigError, match="other options"):
         Bench(bench.cells, tmp_path, tmp_path / "runs", "command", "paper").check()
+
+
+def test_numbers_of_a_file_that_has_changed_are_refused(tmp_path, in_process):
+    """They would stand on the page as those of the network that the file holds now."""
+    file, out = tmp_path / "net.yaml", tmp_path / "bench"
+    file.write_text(
+        EXAMPLE
+        + "protocol: {train: {scenarios: 8}, dev: {scenarios: 4}, test: {scenarios: 4, periods: 20}}\n"
+    )
+    bench = small(out, (str(file),), seeds=(0,))
+    bench.run(list(bench.cells), jobs=1, deadline=None, say=lambda line: None)
+    small(out, (str(file),), seeds=(0,)).check()
+    file.write_text(file.read_text().replace("underage_cost: 9.0", "underage_cost: 4.0"))
+    with pytest.raises(ConfigError, match="other options"):
+        small(out, (str(file),), seeds=(0,)).check()
 
 
 def test_what_it_costs_is_said_before(tmp_path, capsys):

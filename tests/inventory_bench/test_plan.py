@@ -87,6 +87,11 @@ def test_a_setting_is_typed_with_what_it_lets_vary():
         (["one_store_lost:leadtime=2"], [], "no option 'leadtime'"),
         (["one_store_lost"], ["gnm"], "did you mean 'gnn'"),
         (["serial_system"], ["optimal"], "fits this network"),
+        (
+            ["serial_system", "serial_system-v1"],
+            ["base_stock"],
+            "serial_system and serial_system-v1 would be one name",
+        ),
     ],
 )
 def test_wrong_names_are_told(settings, policies, message):

@@ -212,7 +212,7 @@ def test_an_edited_run_is_refused(tmp_path):
 def test_a_changed_demand_file_is_another_setting(tmp_path):
     (tmp_path / "sales.csv").write_text("period,shop\n" + "\n".join(f"{k},{k % 7}" for k in range(40)))
     (tmp_path / "net.yaml").write_text(OWN)
-    load = lambda: inventory._digest(options(tmp_path, setting=str(tmp_path / "net.yaml")).load())  # noqa: E731
+    load = lambda: inventory.digest_of(options(tmp_path, setting=str(tmp_path / "net.yaml")).load())  # noqa: E731
     first = load()
     assert load() == first
     (tmp_path / "sales.csv").write_text("period,shop\n" + "\n".join(f"{k},{k % 8}" for k in range(40)))

@@ -105,7 +105,7 @@ class Report:
             own = groups == group
             costs = [float(self._costs(name)[own].sum()) for name in names]
             fill = [
-                float(self._by_item(s.served)[own].sum() / max(self._by_item(s.demand)[own].sum(), 1e-12))
+                _known(float(_share(self._by_item(s.served)[own].sum(), self._by_item(s.demand)[own].sum())))
                 for s in self.scores.values()
             ]
             rows.append((str(group), int(own.sum()), *costs, costs[-1] - costs[0], *fill))
@@ -117,11 +117,16 @@ class Report:
 
     def _fill(self, name: str) -> Array:
         own = self.scores[name]
-        return self._by_item(own.served) / np.maximum(self._by_item(own.demand), 1e-12)
+        return _share(self._by_item(own.served), self._by_item(own.demand))
 
     def _by_item(self, of_stores: Array) -> Array:
         """(S,) -> (I,)."""
         return self.plan.of_item(np.concatenate([np.zeros(self.plan.network.upstream), of_stores]))
+
+
+def _share(served: Any, demand: Any) -> Array:
+    """Of demand that was served; NaN where there was none."""
+    return np.where(demand > 0, served / np.maximum(demand, 1e-12), np.nan)
 
 
 def _known(value: float) -> float | None:

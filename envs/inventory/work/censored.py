@@ -9,7 +9,8 @@ f_t are factors of the season. Maximum likelihood of all series at once, by sear
 an item share r. Kaplan and Meier's estimate, which assumes no family, stands beside it.
 
 Source: Kaplan & Meier 1958; Conrad 1976 and Nahmias 1994 on lost sales.
-Departures: periods that begin without stock and sell nothing say nothing (P(D >= 0) = 1).
+Departures: periods that begin without stock and sell nothing say nothing (P(D >= 0) = 1). A series of which every sale
+left nothing has no largest likelihood: its sales are raised by what stock-outs hid of the item in the other stores.
 """
 
 from dataclasses import dataclass
@@ -144,7 +145,14 @@ def _search(
             steps[1][:] = steps[1] * np.where(up, 1.2, 0.75)
         if steps[0].max() < 5e-4 and steps[1].max() < 5e-3:
             break
-    return np.exp(mean), np.exp(size)[group]
+    found = np.exp(mean)
+    blind = cut.any(1) & ~exact.any(1)
+    if blind.any():  # the likelihood grows with the mean for ever
+        plain = np.maximum(start, least)
+        fitted, sold = (np.bincount(group, np.where(blind, 0.0, own)) for own in (found, plain))
+        hidden = np.where(sold > 0, fitted / np.where(sold > 0, sold, 1.0), 1.0)
+        found = np.where(blind, plain * hidden[group], found)
+    return found, np.exp(size)[group]
 
 
 def kaplan_meier(x: Array, censored: Mask) -> tuple[Array, Array]:

@@ -217,6 +217,10 @@ def calibrate(history: History, held: int) -> tuple[DemandFit, Calibration]:
         ConfigError: nothing is left to fit on.
     """
     periods = history.sales.shape[2]
+    if periods < 9:
+        raise ConfigError(
+            f"{periods} {history.period}s of sales; 9 are the least: 8 to fit on and 1 to hold out"
+        )
     if not 1 <= held <= periods - 8:
         raise ConfigError(
             f"--held-out must be in 1 .. {periods - 8}, got {held}: 8 periods are the least to fit on"

@@ -87,7 +87,16 @@ class Plan:
 
     @cached_property
     def fit(self) -> DemandFit:
-        """Demand, from the periods before ``start``."""
+        """Demand, from the periods before ``start``.
+
+        Raises:
+            ConfigError: a history too short to fit and hold out.
+        """
+        if self.periods < 9:
+            kind = self.company.period
+            raise ConfigError(
+                f"{self.periods} {kind}s of sales; 9 are the least: 8 to fit on and 1 to hold out"
+            )
         return fit_demand(self.history.until(self.start))
 
     @cached_property

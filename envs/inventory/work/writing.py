@@ -91,5 +91,5 @@ def _text(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A text that a spreadsheet would run is written so that it stays a text."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "@") else value
+    """A text that a workbook would hold as a formula is written so that it stays a text; others keep their name."""
+    return f"'{value}" if isinstance(value, str) and value[:1] == "=" else value

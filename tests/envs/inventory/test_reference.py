@@ -9,6 +9,8 @@ from offrl.envs.inventory.policies import DemandFacts, make_policy, rounded
 from offrl.envs.inventory.reference import Reference, compare, reference
 from offrl.envs.inventory.scenarios import evaluate
 from offrl.envs.inventory.settings import load_setting
+from offrl.envs.inventory.solvers.base_stock import base_stock
+from offrl.envs.inventory.solvers.demand import parse_demand
 from offrl.envs.inventory.spec import OUTSIDE, Edge
 
 
@@ -31,6 +33,17 @@ def test_references_are_those_of_the_tables(name, options, cost):
     assert best is not None
     assert best.cost == pytest.approx(cost, abs=6e-4)
     assert (best.policy is None) == name.startswith("transshipment")
+
+
+@pytest.mark.parametrize("holding", [1.0, 0.2])
+def test_a_chain_whose_stages_cost_the_same_pushes_all_down(holding):
+    """No stage above keeps stock: the optimum is one store's with the lead times' sum, and the policy has that cost."""
+    setting = changed("serial_system", holding_cost=holding).resized(test=400, periods={"test": 300})
+    best = reference(setting)
+    alone = base_stock(parse_demand("normal:5,2"), 2 + 4 + 3 + 4, holding, 9.0)
+    assert best.cost == pytest.approx(alone.cost, rel=1e-3)
+    costs = evaluate(best.policy, setting.draw("test"), ignore=100)
+    assert abs(float(costs.mean()) - best.cost) < 3.5 * float(costs.std()) / len(costs) ** 0.5
 
 
 @pytest.mark.parametrize("name", ["one_store_backlogged", "serial_system"])

@@ -452,6 +452,75 @@ def test_shared_limits_hold_on_random_states():
     assert (sent <= wanted + 2 + 1e-4).all()
 
 
+def star(stores, **lane):
+    """A warehouse that supplies stores."""
+    nodes = (
+        Node(name="w", kind="warehouse"),
+        *(Node(name=f"s{k:02}", kind="store", holding_cost=1, underage_cost=9) for k in range(stores)),
+    )
+    lanes = (Edge(source="w", target=f"s{k:02}", lead_time=1, **lane) for k in range(stores))
+    supply = Edge(source=OUTSIDE, target="w", lead_time=1, pack=1)
+    return Network(name="star", nodes=nodes, edges=(supply, *lanes), lost_sales=True)
+
+
+def filled_from(network, on_hand, wishes):
+    simulator = simulator_of(network)
+    stock = torch.zeros(1, *simulator.shape)
+    stock[0, 0, 0] = on_hand
+    return simulator.filled(stock, torch.tensor([[*wishes, 0.0]]), 0)[0, :-1].tolist()
+
+
+def test_a_supplier_that_is_short_sends_the_packs_it_has():
+    """Ten units for twelve stores that want one each: ten stores get one, not none because a share is 10 / 12."""
+    assert filled_from(star(12, pack=1), 10.0, [1.0] * 12) == [1.0] * 10 + [0.0] * 2
+    assert filled_from(star(4, pack=6), 20.0, [6.0, 12.0, 6.0, 6.0]) == [6.0, 6.0, 6.0, 0.0]
+    assert filled_from(star(3, pack=1), 8.0, [2.0, 9.0, 5.0]) == [1.0, 5.0, 2.0]  # shares 1, 4.5, 2.5
+    assert filled_from(star(3, min_order=5), 12.0, [5.0, 6.0, 7.0]) == [0.0, 5.0, 5.0]
+    assert filled_from(star(3), 12.0, [6.0, 6.0, 12.0]) == [3.0, 3.0, 6.0]  # any amount: shares as they are
+
+
+def test_no_pack_that_was_wanted_stays_with_a_short_supplier():
+    random = torch.Generator().manual_seed(0)
+    network = star(7, pack=4)
+    simulator = simulator_of(network)
+    stock = torch.zeros(20_000, *simulator.shape)
+    stock[:, 0, 0] = (150 * torch.rand(20_000, generator=random)).round()
+    wishes = 40 * torch.rand(20_000, 8, generator=random)
+    orders = simulator.filled(stock, wishes, 0)[:, :7]
+    asked = (wishes[:, :7] / 4).round() * 4
+    assert float((orders % 4).abs().max()) == 0
+    assert (orders <= asked).all()
+    left, short = stock[:, 0, 0] - orders.sum(1), asked.sum(1) > stock[:, 0, 0]
+    assert 0.2 < float(short.float().mean()) < 0.9
+    assert bool((left[short] < 4).all())
+    assert bool((left >= 0).all())
+    share = asked * (stock[:, :1, 0] / asked.sum(1, keepdim=True).clamp(min=1)).clamp(max=1)
+    assert float((orders - share).abs().max()) < 4  # nobody is a whole pack away from his share
+
+
+def test_stores_behind_a_small_warehouse_are_not_starved():
+    """Wishes grow while nobody is served: a warehouse at its level orders nothing, and would hold its stock for ever."""
+    network = star(12, pack=1)
+    setting = replace(ruled_setting(network, periods=60), demand=Poisson(means=(0.2,) * 12))
+    levels = torch.tensor([11.0, *(2.0,) * 12])[list(network.targets)]
+
+    def policy(seen):
+        return (levels - seen.stock.sum(-1)[:, list(network.targets)]).clamp(min=0)
+
+    paths = setting.draw("test")
+    done = rollout(policy, paths, feasibility="project", record=True)
+    assert float(kpis(done, paths, ignore=20).fill_rate.min()) > 0.9  # floors of shares: 0.5
+
+
+def test_a_truck_that_packs_fill_exactly_is_filled():
+    """Six packs of 6 for a room of 30: five go. Three lanes that want many packs leave less than one free."""
+    simulator = simulator_of(shared(limit=30.0, pack=6.0))
+    sent = simulator.filled(torch.zeros(1, 5, 1), torch.tensor([[18.0, 18, 0, 0, 0]]), 0)
+    assert sorted(sent[0, :2].tolist()) == [12.0, 18.0]
+    sent = simulator.filled(torch.zeros(1, 5, 1), torch.tensor([[96.0, 96, 0, 0, 0]]), 0)
+    assert float(sent[0, :2].sum()) == 30.0
+
+
 def test_trucks_are_checked_and_kept_in_files():
     network = shared()
     assert network_from_json(network_to_json(network)) == network

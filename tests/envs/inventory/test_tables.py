@@ -47,6 +47,10 @@ def test_items_are_rows(tmp_path):
             "store 'north', period 2024-01-08: demand must be a number, got 'lots'",
         ),
         (
+            "period,north,south\n1,5,1\n2,3,1\n3,nan,1\n",
+            "store 'north', period 3: demand must be a number, got 'nan'",
+        ),
+        (
             LONG.replace("-08,4", "-08,"),
             "store 'south', period 2024-01-08: demand must be a number, got None",
         ),

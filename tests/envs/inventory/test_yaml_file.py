@@ -75,6 +75,14 @@ def test_demand_from_a_file_beside(write, tmp_path):
     np.testing.assert_array_equal(setting.demand.values[0, :, :3], [[0, 1, 2], [0, 1, 2]])
     assert setting.demand.values.shape == (1, 2, 60)
     assert setting.splits["test"].periods == 60
+    assert {name: split.scenarios for name, split in setting.splits.items()} == {
+        "train": 8192,
+        "dev": 1,
+        "test": 1,
+    }
+    shorter = "protocol: {test: {periods: 51, ignore: 0}, dev: {periods: 60, scenarios: 7}}\n"
+    some = read_network(write(EXAMPLE.replace(NORMAL, "demand: {kind: file, path: d.csv}\n") + shorter))
+    assert [some.splits[name].scenarios for name in ("dev", "test")] == [7, 10]  # windows of 51 of 60 periods
     assert setting.resized(train=3, dev=2).draw("train").demands.max() <= 6
     with pytest.raises(DatasetError, match="no column for store 'north'"):
         (tmp_path / "d.csv").write_text("period,south,nord\n" + rows)

@@ -52,6 +52,25 @@ def test_tables_add_up(report):
     assert report.worst()[1][0] == min(items, key=lambda line: line[6])[0]
 
 
+def test_an_item_without_demand_has_no_fill_rate(report):
+    """Not one of 0, as if all had been missed."""
+    upstream = report.plan.network.upstream
+    none = np.array([item == 3 for item, _ in report.plan.nodes[upstream:]])
+    scores = {
+        name: dataclasses.replace(
+            own, demand=np.where(none, 0, own.demand), served=np.where(none, 0, own.served)
+        )
+        for name, own in report.scores.items()
+    }
+    quiet = dataclasses.replace(report, scores=scores)
+    head, *rows = quiet.items()
+    fill = {row[0]: row[head.index("fill learned")] for row in rows}
+    assert fill["I004"] is None
+    assert all(0 < fill[name] <= 1 for name in ("I001", "I002", "I003"))
+    (group,) = (row for row in quiet.by_group()[1:] if row[0] == next(r[1] for r in rows if r[0] == "I004"))
+    assert (group[-1] is None) == (group[1] == 1)
+
+
 def test_an_item_among_all_costs_what_it_costs_by_itself(company):
     """With trucks of any size, and whole units on its lanes, nothing couples the items."""
     free = dataclasses.replace(company, trucks=tuple((name, 1e9) for name, _ in company.trucks))

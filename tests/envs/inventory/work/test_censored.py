@@ -124,3 +124,23 @@ def test_draws_beyond_follow_the_conditional_distribution():
     assert (free[1] == 0).mean() == pytest.approx(0.7, abs=0.012)
     high = np.full((2, 1, 2), 1 - 1e-12)
     assert (Inverse(fit, np.array([1.0, 2.0]))(phase[:2], high) < 1000).all()
+
+
+@pytest.mark.parametrize("rate", [0.25, 1.0])
+def test_a_series_of_which_every_sale_left_nothing_has_a_mean(rate):
+    """Its likelihood grows with the mean for ever: it is taken from what stock-outs hid in the item's other stores."""
+    random = np.random.default_rng(0)
+    demand = np.where(random.random((4, 200)) < rate, 1 + random.poisson(5.0, (4, 200)), 0).astype(float)
+    stock = np.array([5.0, 6.0, 7.0, 2.0])[:, None]
+    sales = np.minimum(demand, stock)
+    empty = demand >= stock
+    if rate == 1:
+        empty[3] = True  # no period with anything left
+    else:
+        empty[3] = sales[3] > 0
+    fitted = fit_counts(sales, empty, group=np.zeros(4, dtype=np.int64))
+    true = rate * 6
+    assert fitted.mean[:3] == pytest.approx(true, rel=0.25)
+    assert sales[3].mean() < fitted.mean[3] < 1.2 * true
+    alone = fit_counts(sales[3:], empty[3:])
+    assert alone.mean[0] == pytest.approx(sales[3].mean(), rel=0.1)

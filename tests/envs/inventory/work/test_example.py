@@ -44,8 +44,11 @@ def test_sales_are_what_the_rules_let_them_be(small):
         wish[:2] = 6 * np.round(wish[:2] / 6)
         for source in (0, 1):
             asked = [n for n in served if served[n] == source]
-            share = min(1, on_hand[source] / (wish[asked].sum() + 1e-10))
-            wish[asked] = np.floor(wish[asked] * share + 1e-6)
+            share = wish[asked] * min(1, on_hand[source] / (wish[asked].sum() + 1e-10))
+            wish[asked] = np.floor(share + 1e-6)
+            rest = share - wish[asked]  # whole units that are left go to the largest remainders
+            for k in np.argsort(-rest, kind="stable")[: round(rest.sum())]:
+                wish[asked[k]] += 1
         sold[:, t] = np.minimum(on_hand[2:], demand[:, t])
         on_hand[2:] -= sold[:, t]
         for n, source in served.items():

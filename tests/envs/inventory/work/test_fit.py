@@ -91,3 +91,6 @@ def test_short_histories_are_refused(history):
         fit_demand(history.until(6))
     with pytest.raises(ConfigError, match="--held-out must be in 1 .. 96, got 97"):
         calibrate(history, 97)
+    with pytest.raises(ConfigError, match="8 weeks of sales; 9 are the least: 8 to fit on and 1 to hold out"):
+        calibrate(history.until(8), 1)
+    assert calibrate(history.until(9), 1)[1].periods == 1

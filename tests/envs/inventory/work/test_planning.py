@@ -1,5 +1,6 @@
 """An item as a setting; held-out dates; min/max; savings with their interval."""
 
+import dataclasses
 from datetime import date
 from types import SimpleNamespace
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from offrl.envs.inventory.scenarios import rollout
+from offrl.commands.inventory_use import acting
+from offrl.envs.inventory.network import Parameters
+from offrl.envs.inventory.scenarios import Observation, rollout
 from offrl.envs.inventory.settings import load_setting
 from offrl.envs.inventory.spec import Edge, Network, Node
 from offrl.envs.inventory.work.company import company_of
@@ -20,6 +23,7 @@ from offrl.envs.inventory.work.planning import (
     min_max,
     plan_of,
     plan_setting,
+    setting_of,
 )
 from offrl.errors import ConfigError
 from tests.envs.inventory.work.test_company import read_tables_of
@@ -113,3 +117,23 @@ def test_levels_that_are_missing_are_named(company):
     other = dataclasses.replace(company, levels=levels)
     with pytest.raises(ConfigError, match="no min and max for item 'I001' at 'Store 02'; fill them"):
         levels_in_use(plan_of(other, 0))
+
+
+def test_todays_rules_order_whole_units_of_an_item_that_is_sold_so(company):
+    """A warehouse with 5 units that 8 are asked of: 2 and 3, not 2.5 twice, as the trained policy does."""
+    plan = plan_of(company, 0)
+    network = plan.network
+    rule = min_max(network, torch.tensor([[4.0, 4.5]]).repeat(len(network.nodes), 1))
+    stock = torch.zeros(1, len(network.nodes), network.width)
+    stock[:, : network.upstream, 0] = 5.0
+    seen = Observation(stock, 0, None, None, Parameters.of(network))
+    orders = acting(plan, rule)(seen)[:, : network.internal]
+    assert plan.whole
+    assert torch.equal(orders, orders.round())
+    assert float(rule(seen)[:, : network.internal].frac().abs().max()) == 0.5
+
+
+def test_a_history_too_short_says_how_long_it_must_be(company):
+    plan = plan_of(dataclasses.replace(company, sales=company.sales[:, :, :8], left=company.left[:, :, :8]))
+    with pytest.raises(ConfigError, match="8 weeks of sales; 9 are the least: 8 to fit on and 1 to hold out"):
+        setting_of(plan, "short")

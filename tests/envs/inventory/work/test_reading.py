@@ -7,6 +7,7 @@ import pytest
 from offrl.envs.inventory.work import reading
 from offrl.envs.inventory.work.company import read_company
 from offrl.envs.inventory.work.reading import letters, read_file, read_tables
+from offrl.envs.inventory.work.writing import write_tables
 from offrl.errors import DatasetError
 
 
@@ -108,3 +109,13 @@ def test_one_table_of_its_own(folder, workbook, tmp_path):
         read_file(tmp_path / "none.csv", "lanes")
     with pytest.raises(FileNotFoundError):
         read_company(tmp_path / "none.xlsx")
+
+
+def test_names_are_read_as_they_were_written(tmp_path):
+    """Levels of 'explain' are read by 'backtest --versus', whatever an item's name begins with."""
+    rows = [("item", "node", "min", "max"), ("+5V adapter", "@home", 1, 2), ("-", "'quoted", 3, 4)]
+    for name in ("levels.xlsx", "levels"):
+        write_tables({"levels": rows}, tmp_path / name)
+        table = read_file(tmp_path / name, "levels")
+        assert table.columns["item"] == ["+5V adapter", "-"]
+        assert table.columns["node"] == ["@home", "'quoted"]
