@@ -61,7 +61,7 @@ class EvalOptions(AdjustOptions, PlayOptions):
     """Roll out a policy and print return, its interval and the normalized score where one is known.
 
     SOURCE is a run directory or policy folder (run:DIR or just DIR), sb3:FILE.zip, py:PACKAGE.MODULE:NAME
-    (your own code), random, waypoint (point mazes), or expert (PushT, FetchPickAndPlace).
+    (your own code), random, waypoint (point mazes), or expert (PushT, FetchPickAndPlace, FetchPush).
 
     With --adjust RUN the policy's actions are pulled towards the data of a run of cdsa, and the policy itself plays the
     same episodes for comparison.
