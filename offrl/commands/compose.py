@@ -336,10 +336,14 @@ def describe(summary: dict[str, Any]) -> str:
     """The summary as lines for people."""
     lines = []
     if "search" in summary:
-        tried = ", ".join(f"{row[0]:g}: {row[-2]:.2f} ({row[-1]})" for row in summary["search"]["candidates"])
+        two = len(summary["policies"]) == 2  # one weight tells the other
+        tried = ", ".join(
+            f"{' '.join(f'{w:g}' for w in (row[:1] if two else row[:-2]))}: {row[-2]:.2f} ({row[-1]})"
+            for row in summary["search"]["candidates"]
+        )
         lines.append(
-            f"search, {summary['search']['episodes']} episodes of seed {summary['search']['seed']}; weight of "
-            f"policy 1: {summary['measure']} (episodes): {tried}"
+            f"search, {summary['search']['episodes']} episodes of seed {summary['search']['seed']}; "
+            f"{'weight of policy 1' if two else 'weights'}: {summary['measure']} (episodes): {tried}"
         )
     weights = (
         "" if summary["weights"] is None else ", weights " + " ".join(f"{w:g}" for w in summary["weights"])

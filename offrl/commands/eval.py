@@ -85,9 +85,11 @@ def main(argv: list[str]) -> int:
     if policy is not base:
         summary["adjustment"] = {"run": str(options.adjust), **policy.config()}
         summary["comparison"] = comparison(play(options, spec, base).returns, result.returns)
+    print(
+        json.dumps(summary) if options.json else describe(summary), flush=True
+    )  # before a disk or film fails
     if options.out is not None:
         write_returns(options.out, result)
-    print(json.dumps(summary) if options.json else describe(summary), flush=True)
     if options.video is not None:
         frames = record(policy, spec, options.video, seed=options.seed, deterministic=not options.stochastic)
         if not options.json:

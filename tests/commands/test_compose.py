@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from offrl.cli import main
+from offrl.commands.compose import describe
 from offrl.data.normalize import AffineNormalizer
 from offrl.nn.policy import load_policy, save_policy
 from offrl.nn.random_policy import RandomPolicy
@@ -65,6 +66,35 @@ def test_a_search_reports_on_other_episodes_and_saves(parents, tmp_path, capsys)
     assert gain["gain"] == pytest.approx(results["composition"]["mean"] - gain["mean"])
     assert gain["interval"][0] <= gain["gain"] <= gain["interval"][1]
     assert isinstance(load_policy(out), ComposedPolicy)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "line"),
+    [
+        (
+            [[0.1, 0.9, 0.5, 4], [0.3, 0.7, 0.75, 8]],
+            "weight of policy 1: success (episodes): 0.1: 0.50 (4), 0.3: 0.75 (8)",
+        ),
+        (
+            [[0.1, 0.1, 0.8, 0.5, 4], [0.1, 0.2, 0.7, 0.75, 8]],
+            "weights: success (episodes): 0.1 0.1 0.8: 0.50 (4), 0.1 0.2 0.7: 0.75 (8)",
+        ),
+    ],
+)
+def test_the_line_of_a_search_tells_its_candidates_apart(candidates, line):
+    weights, rows = candidates[-1][:-2], {"composition": {"mean": 0.75}}
+    summary = {
+        "operator": "convex",
+        "env_id": "x",
+        "episodes": 2,
+        "seed": 0,
+        "measure": "success",
+        "results": rows,
+    }
+    summary |= {"weights": weights, "policies": ["run"] * len(weights), "mismatch": [0.0] * len(weights)}
+    summary |= {"normalizer_ratios": [[1.0]] * len(weights)}
+    summary["search"] = {"seed": 1, "episodes": 12, "candidates": candidates}
+    assert describe(summary).splitlines()[0] == f"search, 12 episodes of seed 1; {line}"
 
 
 def test_given_weights_are_used_and_all_of_it_is_the_parent(parents, capsys):
