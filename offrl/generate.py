@@ -28,6 +28,7 @@ from offrl.training.seeding import stream
 
 Arrays = dict[str, np.ndarray]
 Progress = Callable[[float], None]  # called with the number of transitions so far
+RECORD = "plan.json"  # beside unfinished batches: what they were drawn from
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,9 @@ def generate(
     check_policy(model, policy)
     if 0 < plan.length < (least := 2 ** (model.net.blocks - 1)):
         raise ConfigError(f"this model's trajectories need {least} steps or more, got length {plan.length}")
+    claim = json.loads(json.dumps({"plan": asdict(plan), **(identity or {})}))
     if folder is not None:
-        _claim(folder, {"plan": asdict(plan), **(identity or {})})
+        _check_claim(folder, claim)
     parts: list[Arrays] = []
     done = 0
     while done < transitions:
@@ -107,6 +109,9 @@ def generate(
         else:
             part = _draw(model, policy, plan, len(parts), done, progress)
             if path is not None:
+                if not parts:  # only now: a command that fails leaves nothing that would refuse the next one
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    atomic_write_json(path.parent / RECORD, claim)
                 with atomic_write(path) as temporary, open(temporary, "wb") as file:
                     np.savez(file, **part)  # type: ignore[arg-type]
         parts.append(part)
@@ -163,20 +168,16 @@ def _cut(fields: Arrays, count: int) -> Arrays:
     return fields
 
 
-def _claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Make ``folder``, or see that its batches were drawn from the same things."""
-    record = folder / "plan.json"
-    identity = json.loads(json.dumps(identity))
-    if record.is_file():
-        found = read_json_object(record, ConfigError)
-        for name, value in identity.items():
-            if found.get(name) != value:
-                raise ConfigError(
-                    f"{folder} holds batches of another sampling ({name} differs); delete it, or repeat that command"
-                )
+def _check_claim(folder: Path, claim: dict[str, Any]) -> None:
+    """Refuse batches in ``folder`` that were drawn from other things (ConfigError)."""
+    if not any(folder.glob("part*.npz")):
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(record, identity)
+    found = read_json_object(folder / RECORD, ConfigError)
+    for name, value in claim.items():
+        if found.get(name) != value:
+            raise ConfigError(
+                f"{folder} holds batches of another sampling ({name} differs); delete it, or repeat that command"
+            )
 
 
 def parts_folder(out: Path) -> Path:

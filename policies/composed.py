@@ -161,10 +161,12 @@ def composable(policy: Policy) -> Plans:
         return policy
     if isinstance(policy, SquashedGaussianPolicy | DiagGaussianPolicy):
         return GaussianPlan(policy)
-    raise PolicyError(
-        f"a {policy.kind or type(policy).__name__} policy has no denoiser; a composition needs diffusion or flow chunk "
-        "policies, or Gaussian actors"
-    )
+    raise PolicyError(no_denoiser(policy.kind or type(policy).__name__))
+
+
+def no_denoiser(kind: str) -> str:
+    """Why a policy of this kind cannot be composed."""
+    return f"a {kind} policy has no denoiser; a composition needs diffusion or flow chunk policies, or Gaussian actors"
 
 
 def _wires(

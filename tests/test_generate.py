@@ -19,6 +19,8 @@ from offrl.diffusion.unet import UNet
 from offrl.errors import ConfigError, PolicyError
 from offrl.generate import Plan, generate, transitions_of
 from offrl.nn.policy import DeterministicPolicy, save_policy
+from offrl.nn.random_policy import RandomPolicy
+from offrl.policies.chunk import ChunkPolicy
 
 FAST = Plan(Sampler(steps=3), batch=5)
 
@@ -98,6 +100,20 @@ def test_seed_and_policy_and_nothing_else_change_the_data():
     assert not np.array_equal(other["observations"], base["observations"])
     guided = Plan(Sampler(steps=3, guidance=Guidance(1.0)), batch=5)
     assert not np.array_equal(generate(model(), 30, guided, policy())["actions"], base["actions"])
+
+
+def test_a_target_that_always_draws_is_the_same_target_every_time():
+    drawn = ChunkPolicy(3, 1, [-2.0], [2.0], widths=(8,), step_embed=4, horizon=8, denoising_steps=2, n_act=6)
+    guided = Plan(Sampler(steps=3, guidance=Guidance(1.0)), batch=5)
+    first, again = (generate(model(), 30, guided, drawn)["actions"] for _ in range(2))
+    assert np.array_equal(first, again)
+
+
+def test_batches_that_failed_stand_in_nobodys_way(tmp_path):
+    folder, guided = tmp_path / "parts", Plan(Sampler(steps=3, guidance=Guidance(1.0)), batch=5)
+    with pytest.raises(PolicyError, match="guides nowhere"):
+        generate(model(), 30, guided, RandomPolicy(3, 1, [-2.0], [2.0]), folder=folder)
+    assert len(generate(model(), 30, guided, policy(), folder=folder)["rewards"]) == 30
 
 
 def test_batches_on_disk_are_taken_up_again(tmp_path, monkeypatch):
@@ -240,6 +256,7 @@ def test_the_same_options_give_the_same_bytes_and_guidance_others(folder):
         (["--first-order", "--legacy-euler-base"], "collapses"),
         (["--threads", "0"], "threads must be 1 or more"),
         (["--length", "2"], "length 4 or more"),
+        (["--churn", "nan"], "churn must be a finite number of 0 or more, got nan"),
     ],
 )
 def test_a_wrong_command_is_one_line(folder, capsys, options, why):
@@ -247,6 +264,7 @@ def test_a_wrong_command_is_one_line(folder, capsys, options, why):
     err = capsys.readouterr().err
     assert why in err
     assert len(err.splitlines()) == 1
+    assert not (folder / "wrong.hdf5.parts").exists()  # the command put right finds nothing in its way
 
 
 def test_only_a_trajectory_model_generates_and_it_is_no_policy(folder, capsys):
@@ -257,7 +275,7 @@ def test_only_a_trajectory_model_generates_and_it_is_no_policy(folder, capsys):
     (other,) = (folder / "bc").glob("*/*/*/config.json")
     capsys.readouterr()
     assert main(["generate", str(other.parent), "--out", out]) == 1
-    assert "holds a policy, not a trajectory model" in capsys.readouterr().err
+    assert "holds no trajectory model: train policy_guided_diffusion first" in capsys.readouterr().err
     assert draw(folder, "x.hdf5", "--policy", str(run), "--guidance", "1") == 1
     assert "is a trajectory model itself" in capsys.readouterr().err
     assert main(["eval", str(run), "--episodes", "1"]) == 1

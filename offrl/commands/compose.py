@@ -21,8 +21,9 @@ from offrl.errors import ConfigError
 from offrl.evaluation.reproduce import measured
 from offrl.evaluation.rollout import EvaluationResult, Evaluator
 from offrl.evaluation.sources import check_folder, env_facts, load_source
+from offrl.evaluation.video import check_target
 from offrl.nn.policy import Policy, save_policy
-from offrl.policies.composed import ComposedPolicy, ViewedPolicy
+from offrl.policies.composed import ComposedPolicy, ViewedPolicy, composable
 from offrl.policies.composition import RATIO_TOLERANCE, Matching, Operator, normalizer_ratios
 from offrl.policies.search import Search, Weights, paired_gain, search_weights, simplex
 from offrl.policies.wiring import Piece
@@ -109,6 +110,8 @@ def main(argv: list[str]) -> int:
     if options.check:
         return only_check(options, setting)
     parents = [load_source(name, spec) for name in options.policy]
+    for policy in parents:
+        composable(policy)  # else what it sees would be asked for first
     seen = fitting_wires(options, parents, setting)
     composed = compose(options, parents, options.weights or None, **seen)  # refuses before anything is played
     if options.diagnose:
@@ -123,13 +126,15 @@ def main(argv: list[str]) -> int:
     summary = summarize(options, chosen, results, best)
     for line in shortfalls(options, results):
         print(f"offrl: warning: {line}", file=sys.stderr)
-    if options.report is not None:
-        players = {"composition": chosen} | numbered(alone(parents, seen))
-        write_page(options.report, summary, players, spec, options.seed, film=not options.no_film)
+    print(
+        json.dumps(summary) if options.json else describe(summary), flush=True
+    )  # before a disk or film fails
     if options.out is not None:
         save_policy(chosen, options.out, env_facts(spec))
         (options.out / "compose.json").write_text(json.dumps(summary, indent=1))
-    print(json.dumps(summary) if options.json else describe(summary), flush=True)
+    if options.report is not None:
+        players = {"composition": chosen} | numbered(alone(parents, seen))
+        write_page(options.report, summary, players, spec, options.seed, film=not options.no_film)
     return 0
 
 
@@ -163,6 +168,10 @@ def check(options: ComposeOptions) -> None:
         raise ConfigError(f"--report must end in .html, got {options.report}")
     if options.no_film and options.report is None:
         raise ConfigError("--no-film has an effect with --report only")
+    if options.report is not None and not options.no_film:
+        check_target(options.report.with_suffix(".mp4"))
+        if options.env.startswith("served:"):
+            raise ConfigError(f"{options.env} lives in another process and cannot be filmed: add --no-film")
     if options.episodes < 2:
         raise ConfigError(f"episodes must be 2 or more, for an interval, got {options.episodes}")
 
@@ -327,10 +336,14 @@ def describe(summary: dict[str, Any]) -> str:
     """The summary as lines for people."""
     lines = []
     if "search" in summary:
-        tried = ", ".join(f"{row[0]:g}: {row[-2]:.2f} ({row[-1]})" for row in summary["search"]["candidates"])
+        two = len(summary["policies"]) == 2  # one weight tells the other
+        tried = ", ".join(
+            f"{' '.join(f'{w:g}' for w in (row[:1] if two else row[:-2]))}: {row[-2]:.2f} ({row[-1]})"
+            for row in summary["search"]["candidates"]
+        )
         lines.append(
-            f"search, {summary['search']['episodes']} episodes of seed {summary['search']['seed']}; weight of "
-            f"policy 1: {summary['measure']} (episodes): {tried}"
+            f"search, {summary['search']['episodes']} episodes of seed {summary['search']['seed']}; "
+            f"{'weight of policy 1' if two else 'weights'}: {summary['measure']} (episodes): {tried}"
         )
     weights = (
         "" if summary["weights"] is None else ", weights " + " ".join(f"{w:g}" for w in summary["weights"])

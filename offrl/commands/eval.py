@@ -61,7 +61,7 @@ class EvalOptions(AdjustOptions, PlayOptions):
     """Roll out a policy and print return, its interval and the normalized score where one is known.
 
     SOURCE is a run directory or policy folder (run:DIR or just DIR), sb3:FILE.zip, py:PACKAGE.MODULE:NAME
-    (your own code), random, waypoint (point mazes), or expert (PushT, FetchPickAndPlace).
+    (your own code), random, waypoint (point mazes), or expert (PushT, FetchPickAndPlace, FetchPush).
 
     With --adjust RUN the policy's actions are pulled towards the data of a run of cdsa, and the policy itself plays the
     same episodes for comparison.
@@ -85,9 +85,11 @@ def main(argv: list[str]) -> int:
     if policy is not base:
         summary["adjustment"] = {"run": str(options.adjust), **policy.config()}
         summary["comparison"] = comparison(play(options, spec, base).returns, result.returns)
+    print(
+        json.dumps(summary) if options.json else describe(summary), flush=True
+    )  # before a disk or film fails
     if options.out is not None:
         write_returns(options.out, result)
-    print(json.dumps(summary) if options.json else describe(summary), flush=True)
     if options.video is not None:
         frames = record(policy, spec, options.video, seed=options.seed, deterministic=not options.stochastic)
         if not options.json:

@@ -153,9 +153,7 @@ def load_model(run: Path) -> TrajectoryModel:
     """
     found = load_source(f"run:{run}", EnvSpec(env_id=""))
     if not isinstance(found, TrajectoryModel):
-        raise ConfigError(
-            f"{run} holds a policy, not a trajectory model: train policy_guided_diffusion first"
-        )
+        raise ConfigError(f"{run} holds no trajectory model: train policy_guided_diffusion first")
     return found
 
 

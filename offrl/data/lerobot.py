@@ -11,6 +11,7 @@ Source: huggingface/lerobot, src/lerobot/datasets (v3.0).
 
 import io
 import json
+import math
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -186,7 +187,12 @@ class _Table:
     def feature(self, name: str, feature: Mapping[str, Any]) -> np.ndarray:
         """A column in the shape that ``meta/info.json`` gives, (N, ...); images as bytes."""
         if feature["dtype"] == "image":
-            return np.stack([_image(cell, f"{self.folder}: {name!r}") for cell in self.cells(name)])
+            images = [_image(cell, f"{self.folder}: {name!r}") for cell in self.cells(name)]
+            if len(sizes := {image.shape for image in images}) > 1:
+                raise DatasetError(
+                    f"{self.folder}: the images of {name!r} have several shapes: {sorted(sizes)}"
+                )
+            return np.stack(images)
         array = self.numbers(name)
         if array.size != len(array) * int(np.prod(feature["shape"])):
             raise DatasetError(
@@ -250,7 +256,11 @@ def _decode(
     if missing := [int(e) for e in episodes if int(e) not in place]:
         raise DatasetError(f"{root}: meta/episodes does not list episode {missing[0]}")
     chunk, file, begin = (rows.numbers(key)[[place[int(e)] for e in episodes]] for key in keys)
-    first = np.round(begin * float(info["fps"])).astype(np.int64)
+    if not isinstance(fps := info.get("fps"), int | float) or not 0 < fps < math.inf:
+        raise DatasetError(
+            f"{root / INFO}: 'fps' must be frames a second, to find frames in videos, got {fps!r}"
+        )
+    first = np.round(begin * fps).astype(np.int64)
     out = np.empty((int(lengths.sum()), height, width, 3), np.uint8)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     for pair in sorted(set(zip(chunk.tolist(), file.tolist(), strict=True))):

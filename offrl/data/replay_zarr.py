@@ -56,6 +56,8 @@ def read_zarr(path: Path | str, metadata: Mapping[str, Any] | None = None) -> Of
     for name, array in arrays.items():
         if name.startswith("data/"):
             fields[_our_name(name.removeprefix("data/"))] = _plain(array)
+    if fields["actions"].ndim == 0:
+        raise DatasetError(f"{path}: data/action is a single number; it needs one row per step")
     rows = len(fields["actions"])
     fields |= {"rewards": np.zeros(rows, np.float32), "terminated": np.zeros(rows, dtype=bool)}
     fields["truncated"] = np.zeros(rows, dtype=bool)

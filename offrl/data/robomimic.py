@@ -70,6 +70,8 @@ def read_robomimic(
         columns, left_out = _columns(arrays, demos, path)
         facts = _facts(file, path)
     lengths = [len(part) for part in columns["actions"]]
+    if 0 in lengths:
+        raise DatasetError(f"{path}: {demos[lengths.index(0)]} has no steps; take it out of the file")
     fields: dict[str, Any] = {}
     for name, parts in columns.items():
         if wrong := [i for i, part in enumerate(parts) if part.ndim == 0 or len(part) != lengths[i]]:

@@ -66,8 +66,9 @@ class Guidance:
 def policy_log_prob(policy: Policy) -> LogProb:
     """Log pi of actions given before their tanh, in nats up to a constant.
 
-    A deterministic policy counts as a Gaussian around it whose std is the box's half-range; a squashed Gaussian is
-    taken before its tanh, without the tanh's determinant; others are asked for their ``distribution``.
+    A deterministic policy counts as a Gaussian around it whose std is the box's half-range, and so does one that always
+    draws, around the same draw for a row whenever it is asked; a squashed Gaussian is taken before its tanh, without
+    the tanh's determinant; others are asked for their ``distribution``.
     """
 
     def log_prob(observations: Tensor, latent: Tensor) -> Tensor:
@@ -82,7 +83,8 @@ def policy_log_prob(policy: Policy) -> LogProb:
             elif (distribution := getattr(policy, "distribution", None)) is not None:
                 law = distribution(observations)
             else:
-                mean = policy.act(observations, deterministic=True)[0]
+                draws = torch.Generator(observations.device).manual_seed(0)
+                mean = policy.act(observations, deterministic=True, generator=draws)[0]
                 law = Normal(mean, policy.half_range.expand_as(mean), validate_args=False)
         squashed = isinstance(policy, SquashedGaussianPolicy)
         inside = latent.tanh().clamp(-EDGE, EDGE)  # at the box's edge a squashed density is infinite

@@ -1,5 +1,6 @@
 """Draws trajectories from a trajectory model, guided by a policy or not."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -28,8 +29,8 @@ class Sampler:
     def __post_init__(self) -> None:
         if self.steps < 2:
             raise ConfigError(f"steps must be 2 or more, got {self.steps}")
-        if self.churn < 0:
-            raise ConfigError(f"churn must be 0 or more, got {self.churn}")
+        if not 0.0 <= self.churn < math.inf:
+            raise ConfigError(f"churn must be a finite number of 0 or more, got {self.churn}")
         if self.legacy_euler_base and self.churn > 0 and not self.heun and not self.allow_collapse:
             raise ConfigError(
                 "the legacy Euler step with churn and without Heun collapses: samples of a standard normal have "

@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import math
 import os
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -128,15 +129,16 @@ def make_env(spec: EnvSpec | str, render_mode: str | None = None) -> gymnasium.E
         settings["max_episode_steps"] = spec.horizon
     if render_mode is not None:
         settings["render_mode"] = render_mode
-    if env_id not in gymnasium.registry and env_id.startswith(ROBOTICS):
-        _register_robotics()
-    if env_id not in gymnasium.registry and SINGLETASK in env_id:
-        _register_ogbench()
-    if env_id not in gymnasium.registry and env_id.startswith("offrl/"):
-        importlib.import_module("offrl.envs.inventory.gymnasium_env")  # registers them
-    if env_id not in gymnasium.registry and env_id == PUSHT:
-        _register_pusht()
-    env = _make(env_id, settings)
+    with _backend_named():
+        if env_id not in gymnasium.registry and env_id.startswith(ROBOTICS):
+            _register_robotics()
+        if env_id not in gymnasium.registry and SINGLETASK in env_id:
+            _register_ogbench()
+        if env_id not in gymnasium.registry and env_id.startswith("offrl/"):
+            importlib.import_module("offrl.envs.inventory.gymnasium_env")  # registers them
+        if env_id not in gymnasium.registry and env_id == PUSHT:
+            _register_pusht()
+        env = _make(env_id, settings)
     try:
         if SINGLETASK in env_id:
             env = SelfContained(env)
@@ -282,6 +284,22 @@ def _register_ogbench() -> None:
         importlib.import_module("ogbench")
     except ImportError as error:
         raise MissingExtraError("ogbench", "ogbench") from error
+
+
+@contextmanager
+def _backend_named() -> Iterator[None]:
+    """Say it where MuJoCo cannot even be imported with the user's MUJOCO_GL."""
+    try:
+        yield
+    except (AttributeError, RuntimeError) as error:
+        backend = os.environ.get("MUJOCO_GL")
+        frames = traceback.extract_tb(error.__traceback__)
+        if backend is None or not any(f.name == "<module>" and "mujoco" in f.filename for f in frames):
+            raise
+        raise ConfigError(
+            f"MuJoCo cannot be loaded with MUJOCO_GL={backend} ({error}): is its library installed? "
+            "Unset MUJOCO_GL where nothing is filmed"
+        ) from error
 
 
 @contextmanager

@@ -59,10 +59,11 @@ def export_lerobot(source: str, out: Path, env: str | None = None) -> list[str]:
     for name, value in describing(policy, parts_of(policy, spec), keys).items():
         atomic_write_text(model / name, json.dumps(value, indent=2) + "\n")
     write_plugin(plugin)
+    shows = "pixels" if any(kind == "VISUAL" for _, kind in keys.values()) else "environment_state"
     return [
         f"written to {out}: {', '.join(f'{name} as {key}' for name, (key, _) in keys.items())}",
         f"in LeRobot's environment, once: pip install offrl '{plugin}'",
-        f"then e.g.: lerobot-eval --policy.path={model} --env.type=pusht --env.obs_type=environment_state_agent_pos",
+        f"then e.g.: lerobot-eval --policy.path={model} --env.type=pusht --env.obs_type={shows}_agent_pos",
     ]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -79,6 +80,8 @@ class RunOptions:
                 "refresh must be 0 or more, synthetic_transitions 1 or more, sampling_steps 2 or more, got "
                 f"{self.refresh}, {self.synthetic_transitions}, {self.sampling_steps}"
             )
+        if not math.isfinite(self.guidance):
+            raise ConfigError(f"guidance must be a finite number, got {self.guidance}")
         drawn = ("synthetic_transitions", "guidance", "sampling_steps")
         if self.mix is None and any(getattr(self, name) != getattr(RunOptions, name) for name in drawn):
             raise ConfigError(f"{', '.join(drawn)} say how rows are drawn: they need --mix RUN:SHARE")

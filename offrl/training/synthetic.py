@@ -50,8 +50,8 @@ def parse_mix(options: RunOptions) -> dict[str, Any] | None:
     """The record of ``--mix`` and its companions; None without it.
 
     Raises:
-        ConfigError: not URI:SHARE, a share outside (0, 1), a refresh of what is no trajectory model, or guidance
-            without refresh.
+        ConfigError: not URI:SHARE, a share outside (0, 1), an option of draws for what is no trajectory model, or
+            guidance without refresh.
     """
     if options.mix is None:
         if options.refresh:
@@ -67,8 +67,10 @@ def parse_mix(options: RunOptions) -> dict[str, Any] | None:
             f"--mix takes URI:SHARE with a share in (0, 1), e.g. synth.hdf5:0.9; got {options.mix!r}"
         )
     if (model := _model(uri)) is None:
-        if options.refresh:
-            raise ConfigError(f"--refresh needs a run of policy_guided_diffusion, and {uri} is a dataset")
+        for name in ("refresh", "synthetic_transitions", "guidance", "sampling_steps"):
+            if getattr(options, name) != getattr(RunOptions, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{flag} needs a run of policy_guided_diffusion, and {uri} is a dataset")
         return asdict(Mix(absolute_uri(uri), share, load_dataset(uri).sha256))
     if not options.refresh and options.guidance != RunOptions.guidance:
         raise ConfigError("the first draws are not guided: --guidance needs --refresh N")

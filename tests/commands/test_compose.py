@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from offrl.cli import main
+from offrl.commands.compose import describe
 from offrl.data.normalize import AffineNormalizer
 from offrl.nn.policy import load_policy, save_policy
+from offrl.nn.random_policy import RandomPolicy
 from offrl.policies.chunk import ChunkPolicy
 from offrl.policies.composed import ComposedPolicy
 
@@ -66,6 +68,35 @@ def test_a_search_reports_on_other_episodes_and_saves(parents, tmp_path, capsys)
     assert isinstance(load_policy(out), ComposedPolicy)
 
 
+@pytest.mark.parametrize(
+    ("candidates", "line"),
+    [
+        (
+            [[0.1, 0.9, 0.5, 4], [0.3, 0.7, 0.75, 8]],
+            "weight of policy 1: success (episodes): 0.1: 0.50 (4), 0.3: 0.75 (8)",
+        ),
+        (
+            [[0.1, 0.1, 0.8, 0.5, 4], [0.1, 0.2, 0.7, 0.75, 8]],
+            "weights: success (episodes): 0.1 0.1 0.8: 0.50 (4), 0.1 0.2 0.7: 0.75 (8)",
+        ),
+    ],
+)
+def test_the_line_of_a_search_tells_its_candidates_apart(candidates, line):
+    weights, rows = candidates[-1][:-2], {"composition": {"mean": 0.75}}
+    summary = {
+        "operator": "convex",
+        "env_id": "x",
+        "episodes": 2,
+        "seed": 0,
+        "measure": "success",
+        "results": rows,
+    }
+    summary |= {"weights": weights, "policies": ["run"] * len(weights), "mismatch": [0.0] * len(weights)}
+    summary |= {"normalizer_ratios": [[1.0]] * len(weights)}
+    summary["search"] = {"seed": 1, "episodes": 12, "candidates": candidates}
+    assert describe(summary).splitlines()[0] == f"search, 12 episodes of seed 1; {line}"
+
+
 def test_given_weights_are_used_and_all_of_it_is_the_parent(parents, capsys):
     assert compose(parents, "--weights", "1", "0", "--episodes", "2", "--no-controls") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -94,6 +125,36 @@ def test_a_matching_is_taken_where_ratios_may_differ(parents):
 def test_options_that_contradict_each_other_are_refused(parents, capsys, options, message):
     assert compose(parents, *options) == 1
     assert message in capsys.readouterr().err
+
+
+def test_what_was_played_is_kept_where_the_page_fails(parents, tmp_path, monkeypatch, capsys):
+    def fails(*args, **kwargs):
+        raise OSError("no room for the page")
+
+    monkeypatch.setattr("offrl.commands.compose.write_page", fails)
+    out = tmp_path / "out"
+    kept = ("--episodes", "2", "--no-controls", "--json", "--out", str(out))
+    assert compose(parents, *kept, "--report", str(tmp_path / "page.html"), "--no-film") == 1
+    printed = capsys.readouterr()
+    assert "no room for the page" in printed.err
+    assert json.loads(printed.out) == json.loads((out / "compose.json").read_text())
+    assert isinstance(load_policy(out), ComposedPolicy)
+
+
+def test_a_film_that_cannot_be_made_is_refused_before_anything_is_played(parents, capsys):
+    named = [word for folder in parents for word in ("--policy", folder)]
+    assert main(["compose", *named, "--env", "served:1", "--report", "page.html"]) == 1
+    assert "cannot be filmed: add --no-film" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("check", [(), ("--check",)])
+def test_what_has_no_denoiser_is_called_so(parents, tmp_path, capsys, check):
+    base, model = RandomPolicy(3, 1, [-2], [2]), load_policy(parents[0])
+    save_policy(ComposedPolicy([model, load_policy(parents[1])]), tmp_path / "both")
+    save_policy(base, tmp_path / "random")
+    for name, kind in (("both", "composed"), ("random", "random")):
+        assert compose([parents[0], str(tmp_path / name)], *check, "--episodes", "2") == 1
+        assert f"a {kind} policy has no denoiser; a composition needs" in capsys.readouterr().err
 
 
 def test_one_policy_is_refused(parents, capsys):

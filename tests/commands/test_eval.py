@@ -151,6 +151,14 @@ def test_stochastic_is_passed_on(tmp_path, capsys, monkeypatch):
     assert seen == [True, False]
 
 
+def test_numbers_are_printed_where_their_file_cannot_be_written(run_folder, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert main(["eval", run_folder, "--episodes", "1", "--out", str(tmp_path / "file" / "returns.npz")]) == 1
+    printed = capsys.readouterr()
+    assert "return 5.0" in printed.out
+    assert len(printed.err.splitlines()) == 1
+
+
 def test_film_is_made_after_the_numbers(run_folder, capsys, monkeypatch, tmp_path):
     calls = []
 

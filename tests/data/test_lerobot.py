@@ -17,9 +17,9 @@ LENGTHS = [3, 4]
 SIZE = 32
 
 
-def png(value):
+def png(value, side=8):
     buffer = io.BytesIO()
-    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(buffer, format="PNG")
+    Image.fromarray(np.full((side, side, 3), value, np.uint8)).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -147,6 +147,13 @@ def test_broken_videos_give_one_clear_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("fps", [None, "ten", 0, float("nan")])
+def test_frames_of_videos_are_not_found_without_their_rate(tmp_path, fps):
+    folder = write(tmp_path / "d", video=True, fps=fps)
+    with pytest.raises(DatasetError, match=r"info\.json: 'fps' must be frames a second"):
+        read_lerobot(folder, video=True)
+
+
 def test_statistics_are_read(tmp_path):
     folder = write(tmp_path / "d")
     (folder / "meta/stats.json").write_text(json.dumps({"action": {"min": [-6.0, 2.0], "count": [7]}}))
@@ -186,6 +193,8 @@ def after(spoil):
         (without("action"), "no column 'action'"),
         (changed(episode_index=np.array([0, 1, 0, 1, 1, 1, 1])), "not together"),
         (changed(**{"observation.images.wrist": [{"bytes": b"no", "path": ""}] * 7}), "damaged image"),
+        (changed(**{"observation.images.wrist": [{"bytes": png(0, 8 + i % 2), "path": ""} for i in range(7)]}),
+         r"images of 'observation\.images\.wrist' have several shapes: \[\(8, 8, 3\), \(9, 9, 3\)\]"),
     ],
 )  # fmt: skip
 def test_malformed_folders_give_one_clear_line(tmp_path, make, message):

@@ -67,6 +67,7 @@ def test_a_zip_file_is_read_too(tmp_path):
         ({"meta/episode_ends": np.array([4.0, 9.0])}, "a list of integers"),
         ({"data/state": np.zeros((4, 5), np.float32)}, "has 4 rows"),
         ({"data/action": np.full((ROWS, 2), np.inf, np.float32)}, "not finite"),
+        ({"data/action": np.float32(1)}, "data/action is a single number; it needs one row per step"),
     ],
 )
 def test_malformed_layouts_give_one_clear_line(tmp_path, changes, message):

@@ -113,6 +113,13 @@ def put(name, value):
     return spoil
 
 
+def empty(file, demo):
+    names = []
+    file[f"data/{demo}"].visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
+    for name in names:
+        put(f"data/{demo}/{name}", file[f"data/{demo}/{name}"][:0])(file)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -122,6 +129,8 @@ def put(name, value):
             r"'rewards' of demo_2 has shape \(9,\), its actions have 4 rows",
         ),
         (put("data/demo_2/actions", np.zeros((4, 3))), "rows of different shapes"),
+        (lambda f: empty(f, "demo_1"), "demo_1 has no steps; take it out of the file"),
+        (lambda f: [empty(f, name) for name in list(f["data"])], "demo_0 has no steps"),
         (put("data/demo_2/actions", np.full((4, 7), np.nan)), "'actions' is not finite"),
         (lambda f: f["data"].attrs.__setitem__("env_args", "{"), "not a JSON object"),
         (put("mask/train", np.array([b"demo_77"])), "split 'train' names 'demo_77'"),

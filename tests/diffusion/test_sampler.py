@@ -27,7 +27,7 @@ def test_the_collapsing_combination_is_refused_unless_insisted_on():
 def test_impossible_settings_are_refused():
     with pytest.raises(ConfigError, match="steps must be 2 or more"):
         Sampler(steps=1)
-    with pytest.raises(ConfigError, match="churn must be 0 or more"):
+    with pytest.raises(ConfigError, match="churn must be a finite number of 0 or more"):
         Sampler(churn=-1.0)
 
 

@@ -1,5 +1,8 @@
 """What wrappers do to environments that depend on more than their seed."""
 
+import os
+import subprocess
+import sys
 import warnings
 
 import gymnasium
@@ -91,6 +94,17 @@ def test_a_missing_ogbench_is_named_with_its_extra(monkeypatch):
         monkeypatch.delitem(gymnasium.registry, env_id)
     with pytest.raises(MissingExtraError, match=r"pip install 'offrl\[ogbench\]'"):
         make_env(environment_for("ogbench:cube-single-play-singletask-v0"))
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "fetch-pick-state"])
+def test_a_rendering_library_that_mujoco_cannot_load_is_one_line(env_id):
+    command = [sys.executable, "-m", "offrl", "eval", "random", "--env", env_id, "--episodes", "1"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"MUJOCO_GL": "bogus"}, check=False
+    )
+    assert done.returncode == 1
+    assert "MuJoCo cannot be loaded with MUJOCO_GL=bogus" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(("view", "size"), [("", 5), ("/keypoints", 18)])

@@ -166,7 +166,8 @@ def test_images_come_as_the_policy_was_trained_on_them(plugin, tmp_path):
         n_act=4,
     )
     save_policy(policy, tmp_path / "p", {"env_id": "gym_pusht/PushT-v0"})
-    export_lerobot(str(tmp_path / "p"), tmp_path / "images")
+    lines = export_lerobot(str(tmp_path / "p"), tmp_path / "images")
+    assert lines[-1].endswith("--env.obs_type=pixels_agent_pos")  # what shows images
     config = json.loads((tmp_path / "images/pretrained_model/config.json").read_text())
     assert config["input_features"]["observation.image"] == {"type": "VISUAL", "shape": [3, 4, 5]}
     theirs = plugin.OffrlPolicy.from_pretrained(tmp_path / "images/pretrained_model")

@@ -90,7 +90,8 @@ def config_of(folder, out="runs"):
 
 
 def built(folder, algorithm="td3_bc", mix="other.hdf5:0.75", **settings):
-    options = RunOptions(dataset="real.hdf5", mix=mix, steps=9, sampling_steps=3, synthetic_transitions=30)
+    draws = {} if mix.startswith("other") else {"sampling_steps": 3, "synthetic_transitions": 30}
+    options = RunOptions(dataset="real.hdf5", mix=mix, steps=9, **draws)
     made = make_settings(algorithm, {"batch_size": 8, **settings})
     plan = prepare(algorithm, made, options, (0,))
     return build(plan.method, made, plan.data, plan.spec, plan.configs[0])
@@ -269,6 +270,16 @@ def test_what_is_mixed_in_must_stay_as_it_was(folder, capsys):
         (["--mix", "other.hdf5:nan"], "a share in (0, 1)"),
         (["--mix", ":0.5"], "--mix takes URI:SHARE"),
         (["--mix", "other.hdf5:0.5", "--refresh", "3"], "other.hdf5 is a dataset"),
+        (["--mix", "other.hdf5:0.5", "--guidance", "2"], "--guidance needs a run of policy_guided_diffusion"),
+        (
+            ["--mix", "other.hdf5:0.5", "--sampling-steps", "9"],
+            "--sampling-steps needs a run of policy_guided",
+        ),
+        (["--mix", "other.hdf5:0.5", "--synthetic-transitions", "9"], "and other.hdf5 is a dataset"),
+        (
+            ["--mix", "model:0.5", "--refresh", "3", "--guidance", "nan"],
+            "guidance must be a finite number, got nan",
+        ),
         (["--refresh", "3"], "--refresh needs --mix RUN:SHARE"),
         (["--mix", "wide.hdf5:0.5"], "the data mixed in have O=5, A=1, the run's O=3, A=1"),
         (["--mix", "agent:0.5"], "holds a policy, not a trajectory model"),
