@@ -269,7 +269,7 @@ def _existing_directory(path: Path) -> Path:
 def _require_policy(path: Path) -> None:
     if (path / JSON_NAME).exists():
         return
-    if (path / "model").is_dir():
+    if (path / "config.json").exists() and (path / "model").is_dir():
         raise PolicyError(
             f"{path} is the run of a language model, which acts in no environment: use offrl llm eval, or "
             "offrl export --format huggingface"
