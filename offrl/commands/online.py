@@ -31,26 +31,33 @@ class Seeds:
             raise ConfigError(f"seeds must be different and 0 or more, got {' '.join(map(str, self.seeds))}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Base(Start):
+    """What the other options are defaults of, to be known before they are read."""
+
+    preset: str | None = None
+    env: str | None = None
+
+
 def train_command(argv: list[str]) -> int:
     """Parse the options of the named method and train it."""
     name = argv[0]
     if "--compile" in argv:
         raise ConfigError(f"{name} {NOT_COMPILED}")
-    if given := {word.partition("=")[0] for word in argv} & {"--dataset", "--from"}:
+    if alien := {word.partition("=")[0] for word in argv} & {"--dataset", "--from"}:
         raise UsageError(
-            f"{name} learns in an environment (--env ID), not from {' and '.join(sorted(given))}; "
+            f"{name} learns in an environment (--env ID), not from {' and '.join(sorted(alien))}; "
             "'offrl algos' lists the methods that learn from data"
         )
     method = load_online(name)
-    options, settings, many, begin, output = parse(name, argv[1:], OnlineOptions(), method.config())
-    if begin.config or options.preset:
-        if begin.config:
-            options, settings = _recorded(begin.config, name, method)
-        given = parse(name, argv[1:], options, settings)[0]
-        if given.preset:
-            options = dataclasses.replace(options, env=given.env)
-            options, settings = apply_preset(method, given.preset, options, settings)
-        options, settings, many, begin, output = parse(name, argv[1:], options, settings)
+    base = arguments.glimpse(Base, argv[1:]) or Base()
+    options, settings = OnlineOptions(), method.config()
+    if base.config:
+        options, settings = _recorded(base.config, name, method)
+    if base.preset:
+        options = dataclasses.replace(options, env=base.env or options.env)
+        options, settings = apply_preset(method, base.preset, options, settings)
+    options, settings, many, begin, output = parse(name, argv[1:], options, settings)
     if begin.dry_run:
         print_settings(settings, options, many)
         return 0

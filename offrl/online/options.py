@@ -113,7 +113,8 @@ def apply_preset(
     """
     if is_zoo(name):
         names = {f.name for kind in (OnlineOptions, algorithm.config) for f in dataclasses.fields(kind)}
-        values = zoo_values(name, options.env, names)
+        texts = {f.name for f in dataclasses.fields(algorithm.config) if isinstance(f.default, str)}
+        values = zoo_values(name, options.env, names, texts)
         try:
             values = fitted(values, algorithm.config, OnlineOptions)
         except ConfigError as error:

@@ -2,7 +2,7 @@
 
 A file maps environment ids, or ``default``, to options by stable-baselines3's names; ours are understood too. What has
 no counterpart is refused, unless it asks for what happens here anyway. Nothing is evaluated: of ``dict(...)`` in
-strings only literals and the two activations are read.
+strings only literals and the two activations are read, and words where our own setting is one.
 
 Source: DLR-RM/rl-baselines3-zoo 2.9, ``hyperparams/*.yml``, ``exp_manager.py``.
 """
@@ -51,13 +51,14 @@ def is_zoo(preset: str) -> bool:
     return Path(preset).suffix in SUFFIXES or Path(preset.rpartition(":")[0]).suffix in SUFFIXES
 
 
-def zoo_values(preset: str, env: str | None, known: set[str]) -> dict[str, Any]:
+def zoo_values(preset: str, env: str | None, known: set[str], texts: set[str]) -> dict[str, Any]:
     """Options and settings of a section, by our names.
 
     Args:
         preset: FILE.yml, of which the section ``env`` or else ``default`` is taken, or FILE.yml:SECTION.
         env: the environment's id.
         known: names of the options and settings that there are.
+        texts: those whose values are no numbers.
 
     Raises:
         ConfigError: no such section, or something in it that cannot be followed; the message names it.
@@ -74,7 +75,7 @@ def zoo_values(preset: str, env: str | None, known: set[str]) -> dict[str, Any]:
         missing, there = " or ".join(map(repr, filter(None, tried))), ", ".join(map(str, content))
         raise ConfigError(f"{path} has no section {missing}; it has {there}; name one as {path}:SECTION")
     try:
-        return _translated(_dict(content[found]), known)
+        return _translated(_dict(content[found]), known, texts)
     except ConfigError as error:
         raise ConfigError(f"{path}, {found}: {error}") from None
 
@@ -95,7 +96,7 @@ def _load(path: Path) -> dict[Any, Any]:
     return content
 
 
-def _translated(section: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
+def _translated(section: Mapping[str, Any], known: set[str], texts: set[str]) -> dict[str, Any]:
     given = dict(section)
     normalize = given.pop("normalize", None)
     if normalize is True:
@@ -119,7 +120,7 @@ def _translated(section: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
             continue
         if ours not in known:
             raise ConfigError(f"{name}: {raw!r} has no counterpart here; leave it out")
-        if isinstance(value, str) and ours != "activation":
+        if isinstance(value, str) and ours not in texts:
             raise ConfigError(f"{name}: {raw!r} is no number, and there are no schedules here; give one")
         values[ours] = value
     return values

@@ -79,6 +79,30 @@ def test_settings_are_repeated_from_a_config_and_options_win(tiny, tmp_path, cap
     assert "is not the config.json of a run of n_pg_igt" in capsys.readouterr().err
 
 
+def test_a_config_keeps_what_was_given_beside_its_preset(tiny, tmp_path, capsys):
+    typed = ["--preset", "Pendulum-", "--lr", "5e-4", "--rollout", "64", "--steps", "64", "--num-envs", "1"]
+    few = ["--eval-episodes", "1", "--final-episodes", "1", "--out", str(tmp_path), "-q"]
+    assert main(["train", "ppo", "--env", tiny, *typed, *few]) == 0
+    (config,) = tmp_path.glob("*/*/*/config.json")
+    expected = {"lr": "0.0005", "rollout": "64", "steps": "64", "num_envs": "1", "preset": "Pendulum-"}
+    for more, wins in (
+        ([], {}),
+        (["--preset", "Pendulum-"], {"lr": "0.001", "rollout": "1024", "num_envs": "4"}),
+    ):
+        capsys.readouterr()
+        assert main(["train", "ppo", "--config", str(config), *more, "--dry-run"]) == 0
+        lines = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+        found = {name: lines[name] for name in expected}
+        assert found == expected | wins | ({"steps": "100000"} if more else {})
+
+
+def test_options_are_checked_with_the_preset_that_they_add_to(tiny, tmp_path, capsys):
+    file = tmp_path / "zoo.yml"
+    file.write_text(f"{tiny}:\n  gradient: gumbel\n")
+    typed = ["--env", tiny, "--preset", str(file), "--softmax-temperature", "0.5", "--dry-run"]
+    assert main(["train", "pmoe_sac", *typed]) == 0, capsys.readouterr().err
+
+
 def test_json_has_one_object_an_evaluation(tiny, tmp_path, capsys):
     assert main(["train", "n_pg_igt", "--env", tiny, *SMALL, "--out", str(tmp_path), "--json"]) == 0
     evaluation, final = map(json.loads, capsys.readouterr().out.splitlines())
