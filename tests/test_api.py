@@ -65,6 +65,8 @@ def test_the_command_line_makes_the_same_run(tmp_path, monkeypatch, pendulum_npz
     (config,) = tmp_path.glob("runs/*/*/*/config.json")
     for name in ("metrics.csv", "eval.csv", "policy.safetensors", "config.json"):
         assert (config.parent / name).read_bytes() == (ours.directory / name).read_bytes(), name
+    assert str(ours.directory) in repr(ours)
+    assert "bias" not in repr(ours)  # no networks in a notebook's cell
     np.testing.assert_array_equal(
         load_policy(config.parent).head.bias.detach(), ours.policy.head.bias.detach()
     )

@@ -52,7 +52,7 @@ def adjusted(options: AdjustOptions, base: Policy) -> Policy:
         option = f"adjust_{name}"
         if options.adjust_beta == 0.0 and getattr(options, option) != getattr(AdjustOptions, option):
             raise ConfigError(f"--{option.replace('_', '-')} has no effect without --adjust-beta")
-    model = load_source(f"run:{options.adjust}", EnvSpec(env_id=""))
+    model = load_source(f"run:{str(options.adjust).removeprefix('run:')}", EnvSpec(env_id=""))
     if not isinstance(model, CDSAModel):
         raise ConfigError(
             f"{options.adjust} is not a run of cdsa; make one with: offrl train cdsa --dataset URI"

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class RunResult:
     steps: int
     returns: np.ndarray  # (episodes,) of the last policy; empty without an environment
     scores: np.ndarray | None  # the same on 0-100, if the reference returns are known
-    policy: Policy
+    policy: Policy = field(repr=False)
     already_finished: bool = False
 
 

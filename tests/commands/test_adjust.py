@@ -57,7 +57,7 @@ def test_both_play_the_same_episodes_and_are_compared(folders, capsys):
 
 
 def test_alpha_zero_changes_nothing_and_the_table_says_so(folders, capsys):
-    argv = [folders / "run", "--episodes", "3", "--adjust", folders / "cdsa", "--adjust-alpha", "0"]
+    argv = [folders / "run", "--episodes", "3", "--adjust", f"run:{folders / 'cdsa'}", "--adjust-alpha", "0"]
     code, out, _ = output_of(capsys, *argv)
     assert code == 0
     assert "CDSA (reconstruction, not verified against the authors' code): " in out
