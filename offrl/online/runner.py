@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -169,6 +170,7 @@ def _learn(
                 )
             left = run.config["steps"] - model.num_timesteps
             first = state is None
+            model.set_logger(Logger(None, []))  # its own would leave an empty folder beside other temporary files
             model.learn(max(left, 0), callback=callback, log_interval=1, reset_num_timesteps=first)
         except KeyboardInterrupt:  # a second one
             message = f"stopped at once; go on from the last checkpoint with: offrl resume {run.path}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tempfile
 
 import gymnasium
 import numpy as np
@@ -178,6 +179,15 @@ def test_evaluations_see_theta_of_their_step_and_change_nothing(tmp_path):
     other = start("n_pg_igt", SETTINGS, options(tmp_path / "other", eval_every=0, checkpoint_every=1000))
     assert (one.directory / "metrics.csv").read_bytes() == (other.directory / "metrics.csv").read_bytes()
     assert [e.step for e in read_run(other.directory).evaluations] == [400]
+
+
+def test_nothing_is_left_outside_the_runs_folder(tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.delenv("SB3_LOGDIR", raising=False)
+    start("n_pg_igt", SETTINGS, options(tmp_path))
+    assert list(temporary.iterdir()) == []
 
 
 def test_the_episodes_under_way_at_the_end_are_finished(tmp_path):
