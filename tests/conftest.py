@@ -58,6 +58,26 @@ def pendulum_npz(tmp_path):
     return path
 
 
+@pytest.fixture
+def signal_at(monkeypatch):
+    """Calls ``signal_at(step, number)``: this process gets the signal while update ``step`` is being made."""
+    from offrl.data.source import UniformSource
+
+    sample = UniformSource.sample
+
+    def arm(step: int, number: int = signal.SIGTERM) -> None:
+        made = iter(range(1, 10**9))
+
+        def sampling(self, generators):
+            if next(made) == step:
+                signal.raise_signal(number)
+            return sample(self, generators)
+
+        monkeypatch.setattr(UniformSource, "sample", sampling)
+
+    return arm
+
+
 class Child:
     """What a forked process left: exit code (negative: the signal that ended it), standard output and error."""
 
