@@ -216,7 +216,7 @@ def test_naive_matching_of_steps_fails_where_equal_rho_does_not():
     assert std == pytest.approx(0.194, abs=0.01)
 
 
-# Parity with diffusers (extra 'diffusion')
+# Parity with diffusers
 
 
 def test_ddim_of_diffusers_is_the_ode_step():
