@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 import traceback
+import types
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
@@ -76,6 +77,12 @@ def signal_at(monkeypatch):
         monkeypatch.setattr(UniformSource, "sample", sampling)
 
     return arm
+
+
+@pytest.fixture
+def elsewhere():
+    """Makes of a tensor one that stands on a run's device: generators take CPU tensors only."""
+    return lambda tensor: types.SimpleNamespace(cpu=lambda: tensor)
 
 
 class Child:
