@@ -17,7 +17,7 @@ else
 $(error TORCH must be cpu or default, got $(TORCH))
 endif
 
-.PHONY: demo test slow check docs clean
+.PHONY: demo test slow check types docs clean
 
 $(VENV)/torch-$(TORCH):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "offrl needs Python 3.11 or newer; pass PYTHON=/path/to/python3.11")'
@@ -50,12 +50,16 @@ test: $(VENV)/has-test
 slow: $(VENV)/has-test
 	@$(THREADS) $(BIN)/python -m pytest -q -m slow
 
-# Style, types (on a plain install, because type checkers do not follow editable ones) and docs.
+# Style, types and docs.
 check: $(VENV)/has-check
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory types
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
+
+# On a plain install, because type checkers do not follow editable ones.
+types: $(VENV)/has-test
 	@rm -rf $(VENV)/types && $(PIP) --no-deps --no-build-isolation --target $(VENV)/types .
 	@root=$$(pwd) && cd $(VENV)/types && MYPYPATH=. $$root/$(BIN)/mypy --python-executable $$root/$(BIN)/python --config-file $$root/pyproject.toml --cache-dir $$root/.mypy_cache -p offrl
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 
 docs: $(VENV)/has-check
 	@$(BIN)/mkdocs serve

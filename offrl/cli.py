@@ -21,10 +21,10 @@ COMMANDS = {  # name -> module under offrl.commands, one line for the overview
     "generate": ("generate", "draw synthetic trajectories from a trained model of a dataset"),
     "data": ("data", "list, show, check, convert, download or add datasets"),
     "report": ("report", "one HTML page from one or many runs"),
-    "export": ("export", "a policy as ONNX, torch.export or a stable-baselines3 zip"),
+    "export": ("export", "a policy as ONNX, torch.export, a stable-baselines3 zip or for LeRobot"),
     "algos": ("algos", "list the algorithms; 'algos check FILE' tests your own"),
     "new": ("new", "start an algorithm of your own: offrl new algo NAME"),
-    "inventory": ("inventory", "inventory control: optimal policies and their costs"),
+    "inventory": ("inventory", "inventory control: optimal policies, trained ones, a company's orders"),
     "llm": ("llm", "language models by policy gradients: offrl llm train grpo --task t1"),
     "doctor": ("doctor", "what is installed, what is missing, what to do"),
 }

@@ -1,5 +1,8 @@
 """What goes wrong with a user's input. The command line prints these as one line, without a traceback."""
 
+from dataclasses import fields
+from typing import Any
+
 
 class DatasetError(ValueError):
     """The data break a rule that the loaders rely on. The message says which rule, and where."""
@@ -37,3 +40,15 @@ class MissingExtraError(ImportError):
 
 
 USER_ERRORS = (DatasetError, CheckpointError, ConfigError, PolicyError, MissingExtraError, OSError)
+
+
+def unused(settings: Any, reason: str, *names: str) -> None:
+    """Refuse settings that have no effect beside the others.
+
+    Raises:
+        ConfigError: one of them is not at its default.
+    """
+    defaults = {field.name: field.default for field in fields(settings)}
+    for name in names:
+        if getattr(settings, name) != defaults[name]:
+            raise ConfigError(f"{name} has no effect {reason}: leave it out")

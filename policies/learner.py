@@ -22,7 +22,7 @@ from offrl.diffusion.conditional_unet import init_weights
 from offrl.diffusion.training import AveragedTraining, GrowingAverage, WarmupCosine
 from offrl.diffusion.transformer import BETAS as TRANSFORMER_BETAS
 from offrl.diffusion.transformer import DiffusionTransformer, decays
-from offrl.errors import ConfigError, PolicyError
+from offrl.errors import ConfigError, PolicyError, unused
 from offrl.nn.actor_critic import ActionBox, check_optimization
 from offrl.nn.gradients import compiled, gradients
 from offrl.nn.mlp import Params
@@ -118,6 +118,8 @@ class ChunkConfig:
             raise ConfigError(f"warmup_steps must be 1 or more, got {self.warmup_steps}")
         if self.weight_decay < 0 or not 0 < self.ema_power <= 1:
             raise ConfigError("weight_decay must be 0 or more, ema_power in (0, 1]")
+        if self.denoiser == "unet":
+            unused(self, "with denoiser unet", "layers", "heads", "dropout")
         if not 0.0 < self.crop <= 1.0:
             raise ConfigError(f"crop must be in (0, 1], got {self.crop}")
         try:

@@ -277,7 +277,7 @@ def play(o: Play) -> None:
             record: dict[str, Any] = {"outcomes": found}
             target = sizes.raw / f"{o.task}-parents.json"
         else:
-            record = searched(task, names, policies, seen, sizes, outcomes)
+            record = searched(task, policies, seen, sizes, outcomes)
             target = sizes.raw / f"{o.task}-pair-{o.pair}.json"
     record |= {"task": o.task, "names": names, "seconds": time.process_time() - began}
     atomic_write_json(target, record | {"versions": versions("cpu", 1)})
@@ -291,7 +291,7 @@ class Viewing:
 
 
 def searched(
-    task: Task, names: list[str], policies: list[Policy], seen: dict[str, Any], sizes: Sizes, outcomes: Any
+    task: Task, policies: list[Policy], seen: dict[str, Any], sizes: Sizes, outcomes: Any
 ) -> dict[str, Any]:
     """Outcomes of every weight on the search episodes; of the best one and the controls on the report episodes."""
     grid = simplex(2, sizes.parts)

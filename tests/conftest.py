@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 import traceback
+import types
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
@@ -56,6 +57,32 @@ def pendulum_npz(tmp_path):
     path = tmp_path / "tiny.npz"
     np.savez(path, **pendulum_arrays())
     return path
+
+
+@pytest.fixture
+def signal_at(monkeypatch):
+    """Calls ``signal_at(step, number)``: this process gets the signal while update ``step`` is being made."""
+    from offrl.data.source import UniformSource
+
+    sample = UniformSource.sample
+
+    def arm(step: int, number: int = signal.SIGTERM) -> None:
+        made = iter(range(1, 10**9))
+
+        def sampling(self, generators):
+            if next(made) == step:
+                signal.raise_signal(number)
+            return sample(self, generators)
+
+        monkeypatch.setattr(UniformSource, "sample", sampling)
+
+    return arm
+
+
+@pytest.fixture
+def elsewhere():
+    """Makes of a tensor one that stands on a run's device: generators take CPU tensors only."""
+    return lambda tensor: types.SimpleNamespace(cpu=lambda: tensor)
 
 
 class Child:

@@ -1,15 +1,19 @@
 """What the pages for people who come from elsewhere promise is there."""
 
+import contextlib
 import dataclasses
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tyro
 
 from offrl.algos import ALGORITHMS, load_algorithm
-from offrl.cli import COMMANDS
+from offrl.cli import COMMANDS, main
+from offrl.commands import train
 from offrl.training.options import RunOptions, SeedOptions
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -41,6 +45,42 @@ def test_every_command_named_exists(page):
     words = re.findall(r"offrl ([a-z]+)", page.read_text())
     assert "train" in words
     assert set(words) - {"data"} <= set(COMMANDS) | {"run"}, words
+
+
+class Parsed(BaseException):
+    """A command line was understood; nothing of it is done."""
+
+
+def command_lines(page):
+    """Those of its code blocks, without comments and pipes, and without those that leave something open (...)."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    typed = "".join(text for kind, text in blocks if kind in ("", "console")).replace("\\\n", " ")
+    lines = re.findall(r"^(?:\$ )?(?:\w+=\S+ )*(offrl [a-z].*)", typed, re.MULTILINE)
+    lines = [re.split(r" +(?:#|\||>|&&) ", line)[0] for line in lines]
+    return [line for line in lines if not re.search(r" \.\.\.| \./", line)]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in (DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))) if command_lines(page)],
+    ids=lambda page: page.stem,
+)
+def test_every_command_line_is_understood(page, monkeypatch, capsys):
+    real = tyro.cli
+
+    def only_parsed(form, **options):
+        found = real(form, **options)
+        if options["prog"] and not found[1]:  # else the defaults of what is parsed next, or an unknown option
+            raise Parsed
+        return found
+
+    monkeypatch.setattr(tyro, "cli", only_parsed)
+    monkeypatch.setattr(
+        train, "inherited", lambda runs, name: (RunOptions(), load_algorithm(name)[1].config())
+    )
+    for line in command_lines(page):
+        with contextlib.suppress(Parsed):
+            assert main(shlex.split(line)[1:]) == 0, f"{line}: {capsys.readouterr().err}"
 
 
 def test_the_estimators_example_runs(capsys):

@@ -104,6 +104,7 @@ def test_every_package_imports_from_another_folder(site, tmp_path):
     )
     done = run_there(site, tmp_path, sys.executable, "-c", code)
     assert done.stderr == ""
+    assert len(done.stdout.split()) == 3
     assert all(Path(name).is_relative_to(site) for name in done.stdout.split())
 
 

@@ -14,8 +14,6 @@ from torch.nn import functional as F
 
 from offrl.envs.inventory.spec import Network
 
-EDGE_KINDS = ("ships", "supply", "self", "demand")
-
 
 class Graph:
     """Edges of one network; end N is virtual (supplier, customer): it holds nothing and passes nothing on."""

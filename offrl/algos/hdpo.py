@@ -36,7 +36,7 @@ from offrl.envs.inventory.policies import POLICIES, DemandFacts, InventoryPolicy
 from offrl.envs.inventory.rules import advice
 from offrl.envs.inventory.scenarios import Scenarios
 from offrl.envs.inventory.spec import Network
-from offrl.errors import ConfigError
+from offrl.errors import ConfigError, unused
 from offrl.estimators.advantages import gae, next_values
 from offrl.estimators.compose import Estimator, compose
 from offrl.estimators.rollouts import Rollouts
@@ -65,6 +65,14 @@ PUBLISHED: dict[
     "fixed_quantile": (3e-2, 0.0),
     "gnn": (1e-3, 1.0),
     "item_levels": (3e-3, 1.0),  # ours
+}
+READ_BY: dict[str, tuple[EstimatorName, ...]] = {  # setting -> the estimators that it means something for
+    **dict.fromkeys(("truncation", "chunk", "checkpoint_periods", "straight_through"), ("pathwise",)),
+    "sigma": ("score", "score_rtg", "score_batch", "rloo", "a2c", "ppo"),
+    "draws": ("rloo",),
+    "discount": ("score_rtg", "score_batch", "rloo", "a2c", "ppo"),
+    **dict.fromkeys(("gae_lambda", "value_lr"), ("a2c", "ppo")),
+    **dict.fromkeys(("clip_ratio", "passes", "minibatches"), ("ppo",)),
 }
 
 
@@ -111,7 +119,7 @@ class HDPOConfig:
     draws: int = 2
     """Samples on each demand path, for rloo."""
     discount: float = 1.0
-    """Of rewards to come, in the score-function estimators."""
+    """Of rewards to come, for all estimators that look at those: not pathwise and score."""
     gae_lambda: float = 0.95
     """Trace of generalized advantages, for a2c and ppo."""
     clip_ratio: float = 0.2
@@ -137,6 +145,8 @@ class HDPOConfig:
                 raise ConfigError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.normalize and self.policy == "gnn":
             raise ConfigError("normalize is for dense nets; echelon gives gnn units of its own")
+        if self.policy != "gnn":
+            unused(self, f"with policy {self.policy}", "rounds", "typed", "echelon")
         if self.lr is not None and not self.lr > 0:
             raise ConfigError(f"lr must be above 0, got {self.lr}")
         if self.truncation and self.checkpoint_periods and self.truncation % self.checkpoint_periods:
@@ -318,12 +328,9 @@ class HDPO:
         ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
         config = resolved(config, train.network)
-        of_gradient = ("truncation", "chunk", "checkpoint_periods", "straight_through")
-        given = [name for name in of_gradient if getattr(config, name)]
-        if given and config.estimator != "pathwise":
-            raise ConfigError(
-                f"{given[0]} is for the pathwise estimator, not {config.estimator}: leave it out"
-            )
+        for name, readers in READ_BY.items():
+            if config.estimator not in readers:
+                unused(config, f"with estimator {config.estimator}", name)
         if ranks.size > 1 and config.estimator != "pathwise":
             raise ConfigError(f"several processes share pathwise gradients only, not {config.estimator}")
         self.train, self.config, self.steps, self.updates, self.ranks = train, config, steps, 0, ranks

@@ -26,7 +26,8 @@ class CollectOptions:
     env: str
     """Gymnasium id, e.g. Hopper-v5."""
     policy: str
-    """What acts: run:DIR or DIR, sb3:FILE.zip, py:PACKAGE.MODULE:NAME, random, waypoint, expert."""
+    """What acts: run:DIR or DIR, sb3:FILE.zip, lerobot:DIR, py:PACKAGE.MODULE:NAME, served:PORT, random, waypoint,
+    expert."""
     out: str
     """FILE.hdf5, or minari:ID such as minari:zoo/hopper-medium-v0."""
     steps: int = 100_000

@@ -34,7 +34,8 @@ class PlayOptions:
     """What is played and what is printed."""
 
     source: tyro.conf.Positional[str]
-    """What acts: run:DIR or DIR, sb3:FILE.zip, py:PACKAGE.MODULE:NAME, random, waypoint, expert."""
+    """What acts: run:DIR or DIR, sb3:FILE.zip, lerobot:DIR, py:PACKAGE.MODULE:NAME, served:PORT, random, waypoint,
+    expert."""
     env: str | None = None
     """Gymnasium id or a short name (pusht-state); default: the one that the run was evaluated on."""
     episodes: int = 10

@@ -22,7 +22,7 @@ import numpy as np
 from offrl.data.dataset import OfflineDataset
 from offrl.errors import DatasetError, MissingExtraError
 
-INFO, STATISTICS = "meta/info.json", "meta/stats.json"
+INFO = "meta/info.json"
 MAX_JSON_BYTES = 16 << 20
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 FIRST = ("state", "environment_state")  # of the flat view; other vectors follow by name
@@ -108,25 +108,6 @@ def read_info(root: Path) -> dict[str, Any]:
     if not good or "action" not in info["features"]:
         raise DatasetError(f"{root / INFO}: 'features' must give dtype and shape of 'action' and the others")
     return info
-
-
-def read_statistics(path: Path | str) -> dict[str, dict[str, np.ndarray]]:
-    """``meta/stats.json`` of a dataset folder: feature -> statistic -> flat array.
-
-    Raises:
-        FileNotFoundError: not there.
-        DatasetError: not such a file.
-    """
-    file = Path(path).expanduser().absolute() / STATISTICS
-    out: dict[str, dict[str, np.ndarray]] = {}
-    for name, values in _json(file).items():
-        if not isinstance(values, dict):
-            raise DatasetError(f"{file}: {name!r} must hold statistics by name")
-        try:
-            out[name] = {k: np.asarray(v, dtype=np.float64).reshape(-1) for k, v in values.items()}
-        except (TypeError, ValueError):
-            raise DatasetError(f"{file}: the statistics of {name!r} are not numbers") from None
-    return out
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -165,21 +165,6 @@ class AffineNormalizer:
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
-def column_statistics(rows: np.ndarray) -> dict[str, np.ndarray]:
-    """LeRobot's statistics of (N, D) rows, each (D,) float64: min, max, mean, std, count and five quantiles."""
-    rows = _finite(rows)
-    out = {
-        "min": rows.min(axis=0),
-        "max": rows.max(axis=0),
-        "mean": rows.mean(axis=0),
-        "std": rows.std(axis=0),
-    }
-    out["count"] = np.array([len(rows)])
-    for share in (1, 10, 50, 90, 99):
-        out[f"q{share:02d}"] = np.quantile(rows, share / 100, axis=0)
-    return out
-
-
 def _finite(rows: np.ndarray) -> np.ndarray:
     rows = np.asarray(rows, dtype=np.float64)
     if rows.ndim != 2 or len(rows) == 0 or not np.isfinite(rows).all():

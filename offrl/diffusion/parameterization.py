@@ -119,11 +119,6 @@ def edm_scales(rho: Level, sigma_data: float) -> tuple[Level, Level]:
     return sigma_data**2 / total, rho * sigma_data / root
 
 
-def score_of_u(x0: Tensor, u: Tensor, rho: Level) -> Tensor:
-    """The score in u = x / alpha coordinates, (x0 - u) / rho^2; that in x is 1 / alpha times it."""
-    return (x0 - u) / (rho * rho)
-
-
 def expand(level: Tensor, like: Tensor) -> Tensor:
     """Levels (S, B) with the trailing axes that ``like`` (S, B, ...) has."""
     return level.reshape(level.shape + (1,) * (like.dim() - level.dim()))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -228,18 +228,6 @@ def too_small(options: Any, what: str) -> str | None:
             f"{what} compares the responses of a group: --group must be 2 or more, and so must --budget-low"
         )
     return None
-
-
-def unused(settings: Any, reason: str, *names: str) -> None:
-    """Refuse settings that have no effect.
-
-    Raises:
-        ConfigError: one of them is not at its default.
-    """
-    defaults = {field.name: field.default for field in fields(settings)}
-    for name in names:
-        if getattr(settings, name) != defaults[name]:
-            raise ConfigError(f"{name} has no effect {reason}: leave it out")
 
 
 def terms(settings: LossSettings, kl: str | None = "k3") -> list[tuple[Spec, float]]:

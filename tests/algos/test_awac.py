@@ -233,20 +233,10 @@ def test_log_std_is_held_within_minus_twenty_and_two(raw, acting):
     assert learner.policy().log_std.tolist() == [acting, acting]
 
 
-class ElsewhereTensor:
-    """Stands for a tensor that was loaded onto the run's device; generators take CPU tensors only."""
-
-    def __init__(self, tensor):
-        self.tensor = tensor
-
-    def cpu(self):
-        return self.tensor
-
-
-def test_noise_streams_are_restored_from_a_state_on_another_device():
+def test_noise_streams_are_restored_from_a_state_on_another_device(elsewhere):
     saved, restored = (AWAC(tiny_problem((seed,)), AWACConfig(**SMALL)) for seed in (0, 5))
     state = saved.state_dict()
-    state["noise"] = [ElsewhereTensor(s) for s in state["noise"]]
+    state["noise"] = [elsewhere(s) for s in state["noise"]]
     restored.load_state_dict(state)
     assert torch.equal(normal((9,), restored.noise), normal((9,), saved.noise))
 

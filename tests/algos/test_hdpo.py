@@ -390,7 +390,7 @@ def test_values_telescope_to_the_returns_of_the_two_seeds():
 def test_settings_are_checked():
     for wrong, word in (
         ({"policy": "mlp"}, "unknown policy"), ({"lr": 0.0}, "lr"), ({"sigma": 0.0}, "sigma"), ({"chunk": -1}, "chunk"),
-        ({"discount": 1.1}, "discount"), ({"estimator": "rloo", "draws": 1}, "draws"),
+        ({"discount": 1.1}, "discount"), ({"echelon": False}, "echelon has no effect with policy base_stock"), ({"estimator": "rloo", "draws": 1}, "draws"),
         ({"truncation": 5, "checkpoint_periods": 2}, "multiple"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=word):
@@ -406,8 +406,34 @@ def test_settings_of_the_pathwise_gradient_are_refused_by_the_others(option):
     _, scenarios, facts = drawn("one_store_backlogged", 4)
     HDPO(scenarios, facts, HDPOConfig(**{option: True}), (0,))
     for name in ESTIMATORS[1:]:
-        with pytest.raises(ConfigError, match=f"{option} is for the pathwise estimator, not {name}"):
+        with pytest.raises(ConfigError, match=f"{option} has no effect with estimator {name}: leave it out"):
             HDPO(scenarios, facts, HDPOConfig(estimator=name, **{option: True}), (0,))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "readers"),
+    [
+        ("sigma", 0.75, ESTIMATORS[1:]),
+        ("draws", 3, ["rloo"]),
+        ("discount", 0.75, ESTIMATORS[2:]),
+        ("gae_lambda", 0.75, ["a2c", "ppo"]),
+        ("value_lr", 0.75, ["a2c", "ppo"]),
+        ("clip_ratio", 0.75, ["ppo"]),
+        ("passes", 3, ["ppo"]),
+        ("minibatches", 3, ["ppo"]),
+    ],
+)
+def test_settings_that_an_estimator_does_not_read_are_refused(option, value, readers):
+    _, scenarios, facts = drawn("one_store_backlogged", 4)
+    for name in ESTIMATORS:
+        config = HDPOConfig(estimator=name, **{option: value})
+        if name in readers:
+            HDPO(scenarios, facts, config, (0,))
+        else:
+            with pytest.raises(
+                ConfigError, match=f"{option} has no effect with estimator {name}: leave it out"
+            ):
+                HDPO(scenarios, facts, config, (0,))
 
 
 def test_the_step_size_falls_along_a_cosine():

@@ -357,20 +357,10 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(weights["with"], weights["without"])
 
 
-class ElsewhereTensor:
-    """Stands for a tensor that was loaded onto the run's device; generators take CPU tensors only."""
-
-    def __init__(self, tensor):
-        self.tensor = tensor
-
-    def cpu(self):
-        return self.tensor
-
-
-def test_dropout_streams_are_restored_from_a_state_on_another_device():
+def test_dropout_streams_are_restored_from_a_state_on_another_device(elsewhere):
     saved, restored = (IQL(tiny_problem((seed,)), IQLConfig(dropout=0.5, **SMALL)) for seed in (0, 5))
     state = saved.state_dict()
-    state["noise"] = [ElsewhereTensor(s) for s in state["noise"]]
+    state["noise"] = [elsewhere(s) for s in state["noise"]]
     restored.load_state_dict(state)
     (batch,) = series(tiny_problem(), 1)
     assert torch.equal(restored._dropout_masks(batch)[0], saved._dropout_masks(batch)[0])

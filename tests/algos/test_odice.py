@@ -460,20 +460,10 @@ def test_a_run_is_not_resumed_with_other_demonstrations():
         ODICE(other, config).load_state_dict(state)
 
 
-class ElsewhereTensor:
-    """Stands for a tensor that was loaded onto the run's device; generators take CPU tensors only."""
-
-    def __init__(self, tensor):
-        self.tensor = tensor
-
-    def cpu(self):
-        return self.tensor
-
-
-def test_the_streams_of_demonstrations_are_restored_from_a_state_on_another_device():
+def test_the_streams_of_demonstrations_are_restored_from_a_state_on_another_device(elsewhere):
     saved, restored = (ODICE(labelled((s,)), ODICEConfig(**IMITATION, **SMALL)).log_ratio for s in (0, 5))
     state = saved.streams_and_digest()
-    restored.restore(state | {"streams": [ElsewhereTensor(s) for s in state["streams"]]})
+    restored.restore(state | {"streams": [elsewhere(s) for s in state["streams"]]})
     draws = [torch.randint(1000, (9,), generator=net.streams[0]) for net in (saved, restored)]
     assert torch.equal(*draws)
 

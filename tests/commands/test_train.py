@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from offrl.cli import main
-from offrl.data.source import UniformSource
 
 SMALL = [
     "--hidden",
@@ -175,33 +174,15 @@ def test_a_mistyped_command_is_one_line_and_exit_code_2(folder, capsys, typed, m
     assert not (folder / "runs").exists()
 
 
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Calls ``interrupt(step, number)``: the signal arrives during that update."""
-    sample = UniformSource.sample
-
-    def arm(step: int, number: int = signal.SIGINT) -> None:
-        made = iter(range(1, 10**9))
-
-        def sampling(self, generators):
-            if next(made) == step:
-                signal.raise_signal(number)
-            return sample(self, generators)
-
-        monkeypatch.setattr(UniformSource, "sample", sampling)
-
-    return arm
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_writes_a_checkpoint_and_names_the_resume_command(folder, capsys, interrupt, number, code):
-    interrupt(6, number)
+def test_a_signal_writes_a_checkpoint_and_names_the_resume_command(folder, capsys, signal_at, number, code):
+    signal_at(6, number)
     assert train() == code
     run = run_of(folder).relative_to(folder)
     out, err = capsys.readouterr()
     assert err == f"offrl: stopped at step 6; go on with: offrl resume {run}\n"
     assert "Traceback" not in out
-    interrupt(0)
+    signal_at(0)
     assert main(["resume", str(run)]) == 0
     out, err = capsys.readouterr()
     assert err == ""

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from offrl.data.lerobot import read_lerobot, read_statistics
+from offrl.data.lerobot import read_lerobot
 from offrl.data.load import load_dataset
 from offrl.errors import DatasetError
 
@@ -152,15 +152,6 @@ def test_frames_of_videos_are_not_found_without_their_rate(tmp_path, fps):
     folder = write(tmp_path / "d", video=True, fps=fps)
     with pytest.raises(DatasetError, match=r"info\.json: 'fps' must be frames a second"):
         read_lerobot(folder, video=True)
-
-
-def test_statistics_are_read(tmp_path):
-    folder = write(tmp_path / "d")
-    (folder / "meta/stats.json").write_text(json.dumps({"action": {"min": [-6.0, 2.0], "count": [7]}}))
-    assert read_statistics(folder)["action"]["min"].tolist() == [-6.0, 2.0]
-    (folder / "meta/stats.json").write_text(json.dumps({"action": {"min": ["x"]}}))
-    with pytest.raises(DatasetError, match="'action' are not numbers"):
-        read_statistics(folder)
 
 
 def changed(**columns):

@@ -183,7 +183,9 @@ def test_bundled_files_are_small_together():
 
 
 def test_every_built_in_dataset_loads():
-    for file in Path(offrl.data.__file__).parent.glob("builtin/*.hdf5"):
+    files = list(Path(offrl.data.__file__).parent.glob("builtin/*.hdf5"))
+    assert files
+    for file in files:
         data = load_dataset(f"builtin:{file.stem}")
         assert data.metadata["env_id"]
         assert data.metadata["source"] == f"builtin:{file.stem}"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from offrl.diffusion import edm
-from offrl.diffusion.parameterization import KINDS, convert, from_x0, score_of_u, to_eps, to_x0
+from offrl.diffusion.parameterization import KINDS, convert, from_x0, to_eps, to_x0
 from offrl.diffusion.schedules import VE, VP, Flow
 
 SCHEDULES = {"cosine": VP.cosine(100), "flow": Flow(), "ve": VE()}
@@ -64,14 +64,6 @@ def test_the_edm_output_is_that_of_its_preconditioning():
     rho = torch.full((4,), 1.7, dtype=torch.float64)
     d = edm.denoise(lambda x, c: output, u, rho, 0.7)
     torch.testing.assert_close(d, to_x0("edm", output, u, 1.0, 1.7, 0.7))
-
-
-def test_the_score_in_u_is_alpha_times_that_in_x():
-    x0, eps = pair()
-    alpha, rho = 0.6, 0.8 / 0.6
-    x = alpha * x0 + 0.8 * eps
-    score_x = from_x0("score", x0, x, alpha, 0.8)
-    torch.testing.assert_close(score_of_u(x0, x / alpha, rho), alpha * score_x)
 
 
 def test_errors_grow_by_rho_from_noise_to_clean_samples():

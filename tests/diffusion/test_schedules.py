@@ -99,7 +99,7 @@ def test_the_edm_grid_has_the_published_levels():
     assert sum(0 < rho < 1 for rho in grid) == 103
 
 
-# Parity with diffusers (extra 'diffusion')
+# Parity with diffusers
 
 
 def test_the_cosine_levels_are_those_of_diffusers():

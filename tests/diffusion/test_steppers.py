@@ -216,16 +216,7 @@ def test_naive_matching_of_steps_fails_where_equal_rho_does_not():
     assert std == pytest.approx(0.194, abs=0.01)
 
 
-# Parity with diffusers (extra 'diffusion')
-
-
-def their_steps(scheduler, x, x0):
-    """Run a scheduler on an eps network whose clean sample is always ``x0``."""
-    for t in scheduler.timesteps:
-        a = scheduler.alphas_cumprod[t]
-        eps = (x - a.sqrt() * x0) / (1 - a).sqrt()
-        x = scheduler.step(eps, t, x).prev_sample
-    return x
+# Parity with diffusers
 
 
 def test_ddim_of_diffusers_is_the_ode_step():

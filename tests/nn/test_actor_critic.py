@@ -389,20 +389,10 @@ def test_restored_training_goes_on_bit_for_bit():
         assert same(a[name], b[name]), name
 
 
-class ElsewhereTensor:
-    """Stands for a tensor that was loaded onto the run's device; generators take CPU tensors only."""
-
-    def __init__(self, tensor):
-        self.tensor = tensor
-
-    def cpu(self):
-        return self.tensor
-
-
-def test_noise_streams_are_restored_from_a_state_on_another_device():
+def test_noise_streams_are_restored_from_a_state_on_another_device(elsewhere):
     saved = make()
     state = saved.state_dict()
-    state["noise"] = [ElsewhereTensor(s) for s in state["noise"]]
+    state["noise"] = [elsewhere(s) for s in state["noise"]]
     restored = make((5,))
     restored.load_state_dict(state)
     assert torch.equal(normal((2,), restored.noise), normal((2,), saved.noise))

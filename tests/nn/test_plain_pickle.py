@@ -34,7 +34,7 @@ def test_tensors_and_containers_come_back(tmp_path):
     torch.save(value, tmp_path / "x.ckpt")
     found = read_plain(tmp_path / "x.ckpt")
     assert same(found, value)
-    assert found["a"].is_contiguous() or found["a"].numel()
+    assert found["a"].untyped_storage().nbytes() == 4 * 4  # its own numbers, not all that it was a view of
 
 
 def test_settings_become_plain_dicts(tmp_path, monkeypatch):

@@ -196,6 +196,7 @@ def test_an_averaged_policy_follows_its_images():
         ({"denoiser": "transformer", "heads": 3}, "multiple of heads"),
         ({"denoiser": "transformer", "dropout": 1.0}, "dropout must be"),
         ({"horizon": 6}, "multiple of 4"),
+        ({"layers": 4}, "layers has no effect with denoiser unet: leave it out"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change, message):

@@ -367,20 +367,12 @@ def test_it_starts_with_the_offline_run(tmp_path, data, algorithm):
     assert isinstance(source.mixed, UniformSource)
 
 
-def flat(state: object, path: str = "") -> dict[str, object]:
+def flat(state: object) -> object:
     if isinstance(state, torch.Tensor):
-        return {path: state.numpy().tobytes()}
-    pairs = (
-        state.items()
-        if isinstance(state, dict)
-        else enumerate(state)
-        if isinstance(state, list | tuple)
-        else ()
-    )
-    merged = {} if isinstance(state, dict | list | tuple) else {path: state}
-    for key, value in pairs:
-        merged |= flat(value, f"{path}.{key}")
-    return merged
+        return state.numpy().tobytes()
+    if isinstance(state, dict):
+        return {key: flat(value) for key, value in state.items()}
+    return [flat(value) for value in state] if isinstance(state, list | tuple) else state
 
 
 def test_the_normalizer_stays_that_of_the_offline_run(tmp_path, data):
@@ -478,24 +470,6 @@ def test_the_actor_of_iql_keeps_its_step_size_online():
 
 
 # A stop changes nothing
-
-
-@pytest.fixture
-def signal_at(monkeypatch):
-    """Calls ``signal_at(step)``: this process gets SIGTERM while update ``step`` is being made."""
-    sample = UniformSource.sample
-
-    def arm(step: int) -> None:
-        made = iter(range(1, 10**9))
-
-        def sampling(self, generators):
-            if next(made) == step:
-                signal.raise_signal(signal.SIGTERM)
-            return sample(self, generators)
-
-        monkeypatch.setattr(UniformSource, "sample", sampling)
-
-    return arm
 
 
 def left(directory: Path) -> dict[str, object]:

@@ -96,24 +96,6 @@ def _fast_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
-@pytest.fixture
-def signal_at(monkeypatch):
-    """Calls ``signal_at(step)``: this process gets SIGTERM while update ``step`` is being made."""
-    sample = UniformSource.sample
-
-    def arm(step: int) -> None:
-        made = iter(range(1, 10**9))
-
-        def sampling(self, generators):
-            if next(made) == step:
-                signal.raise_signal(signal.SIGTERM)
-            return sample(self, generators)
-
-        monkeypatch.setattr(UniformSource, "sample", sampling)
-
-    return arm
-
-
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_each_run_of_a_stack_is_its_single_run(tmp_path, pendulum, algorithm):
     """Weights, metrics and evaluations after 20 steps, by the same door that a user takes."""

@@ -64,20 +64,12 @@ def left(directory: Path) -> dict[str, object]:
     return files
 
 
-def flat(state: object, path: str = "") -> dict[str, object]:
+def flat(state: object) -> object:
     if isinstance(state, torch.Tensor):
-        return {path: state.numpy().tobytes()}
-    pairs = (
-        state.items()
-        if isinstance(state, dict)
-        else enumerate(state)
-        if isinstance(state, list | tuple)
-        else ()
-    )
-    merged = {} if isinstance(state, dict | list | tuple) else {path: state}
-    for key, value in pairs:
-        merged |= flat(value, f"{path}.{key}")
-    return merged
+        return state.numpy().tobytes()
+    if isinstance(state, dict):
+        return {key: flat(value) for key, value in state.items()}
+    return [flat(value) for value in state] if isinstance(state, list | tuple) else state
 
 
 @pytest.fixture(autouse=True)
@@ -92,24 +84,6 @@ def quiet_data(pendulum) -> OfflineDataset:
     facts = {k: v for k, v in pendulum.metadata.items() if k != "env_id"}
     facts |= {"action_low": [-2.0], "action_high": [2.0]}
     return OfflineDataset(pendulum.fields, pendulum.episode_starts, facts)
-
-
-@pytest.fixture
-def signal_at(monkeypatch):
-    """Calls ``signal_at(step, number)``: this process gets the signal while update ``step`` is being made."""
-    sample = UniformSource.sample
-
-    def arm(step: int, number: int = signal.SIGTERM) -> None:
-        made = iter(range(1, 10**9))
-
-        def sampling(self, generators):
-            if next(made) == step:
-                signal.raise_signal(number)
-            return sample(self, generators)
-
-        monkeypatch.setattr(UniformSource, "sample", sampling)
-
-    return arm
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

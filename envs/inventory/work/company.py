@@ -121,9 +121,7 @@ class Company:
         gone = set(self.suppliers) - {own.supplier} if own.supplier else set()
         gone |= {name for name, kind in self.places if kind == "store" and name not in sold}
         lanes = [lane for lane in self.lanes if lane.source not in gone and lane.target not in gone]
-        lanes = _useful(
-            lanes, {name for name, kind in self.places if kind == "warehouse"}, set(self.suppliers)
-        )
+        lanes = _useful(lanes, {name for name, kind in self.places if kind == "warehouse"})
         reached = {lane.target for lane in lanes}
         if lost := sorted(sold - reached):
             raise DatasetError(
@@ -145,7 +143,7 @@ def _inside(lane: Edge, suppliers: Sequence[str]) -> Edge:
     return replace(lane, source=f"{OUTSIDE} {lane.source}") if lane.source in suppliers else lane
 
 
-def _useful(lanes: list[Edge], warehouses: set[str], suppliers: set[str]) -> list[Edge]:
+def _useful(lanes: list[Edge], warehouses: set[str]) -> list[Edge]:
     """Without warehouses that supply nobody or that nobody supplies."""
     while True:
         sends, gets = {lane.source for lane in lanes}, {lane.target for lane in lanes}

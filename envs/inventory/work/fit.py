@@ -236,7 +236,7 @@ def calibrate(history: History, held: int) -> tuple[DemandFit, Calibration]:
     levels = np.linspace(0.05, 0.95, 19)
     held_scores = _likelihoods(*parts, counts)
     train_scores = _likelihoods(early[0][sold], early[1][sold], early[2][sold], counts)
-    spread = np.sqrt(train_scores.var() / train_scores.size + _by_period(held_scores, *parts).var() / held)
+    spread = np.sqrt(train_scores.var() / train_scores.size + _by_period(held_scores, x[sold]).var() / held)
     return fit, Calibration(
         levels=levels, fitted=_curve(*parts, counts, levels), naive=_curve(*parts, plain, levels),
         train_score=float(train_scores.mean()), held_score=float(held_scores.mean()), error=float(spread), periods=held,
@@ -264,7 +264,7 @@ def _likelihoods(x: Array, cut: NDArray[np.bool_], factor: Array, fit: Counts) -
     return found[~np.isnan(found)]
 
 
-def _by_period(scores: Array, x: Array, cut: NDArray[np.bool_], factor: Array) -> Array:
+def _by_period(scores: Array, x: Array) -> Array:
     """Mean score of each period: periods are what is independent, not stores."""
     full = np.full(x.shape, np.nan)
     full[~np.isnan(x)] = scores

@@ -17,10 +17,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from offrl.errors import unused
 from offrl.estimators.compose import Estimator
 from offrl.estimators.groups import Groups
 from offrl.estimators.recipes import recipe
-from offrl.llm.method import ClipSettings, Method, clip, terms, unused
+from offrl.llm.method import ClipSettings, Method, clip, terms
 
 WEIGHTS = {"amplify": (2.0, 1.0), "attenuate": (1.0, 0.1)}
 

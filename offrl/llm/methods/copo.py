@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offrl.errors import ConfigError
+from offrl.errors import ConfigError, unused
 from offrl.estimators.advantages import group_std
 from offrl.estimators.compose import Estimator
 from offrl.estimators.groups import Groups
 from offrl.estimators.recipes import recipe
-from offrl.llm.method import ClipSettings, Method, clip, terms, unused
+from offrl.llm.method import ClipSettings, Method, clip, terms
 
 BLENDS = (
     "soft-with-zero", "only-soft", "only-zero", "soft-with-forced", "only-forced", "only-global", "no-global",

@@ -20,11 +20,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from offrl.errors import ConfigError
+from offrl.errors import ConfigError, unused
 from offrl.estimators.compose import Estimator
 from offrl.estimators.recipes import recipe
 from offrl.estimators.turns import Turns
-from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms, too_small, unused
+from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms, too_small
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import Tensor
 
-from offrl.errors import ConfigError
+from offrl.errors import ConfigError, unused
 from offrl.estimators import ratios
 from offrl.estimators.aggregation import sequence_mean, sequence_sum
 from offrl.estimators.group_losses import GroupEstimator, group_loss
 from offrl.estimators.groups import Groups, solved_gate
-from offrl.llm.method import LossSettings, Method, TextRollouts, terms, unused
+from offrl.llm.method import LossSettings, Method, TextRollouts, terms
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from offrl.errors import ConfigError
+from offrl.errors import ConfigError, unused
 from offrl.estimators.compose import Estimator, compose
 from offrl.estimators.groups import Groups
 from offrl.estimators.last_layer import chunks, energy
-from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms, unused
+from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,12 +21,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from offrl.errors import ConfigError
+from offrl.errors import ConfigError, unused
 from offrl.estimators.compose import Estimator, Spec, compose
 from offrl.estimators.groups import Groups
 from offrl.estimators.sets import all_sets, enumerable, polychromic, projected, random_sets, shared
 from offrl.llm.episodes import Moment, environment_of, resumed
-from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms, unused
+from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms
 from offrl.llm.text import Prompts, Responses
 
 
