@@ -19,7 +19,7 @@ from offrl.online.checkpoint import restore_model
 from offrl.online.options import ENVIRONMENTS, OnlineAlgorithm, OnlineOptions
 from offrl.online.recording import Recording
 from offrl.online.replayable import Replayable
-from offrl.online.run_callback import RunCallback, run_config
+from offrl.online.run_callback import IDENTITY, RunCallback, run_config
 from offrl.online.vector import RunningNormalize, SerialEnvs
 from offrl.training.checkpoint import load_checkpoint, set_rng_state
 from offrl.training.options import resolve_device, settings_from_json
@@ -107,8 +107,12 @@ def resume(
     torch.set_num_threads(c["threads"] or 4)
     reporter = Reporter(reporter_mode, c["steps"])
     state, note = load_checkpoint(directory, c["device"])
-    if state is not None and state.get("algorithm") != c["algorithm"]:
-        raise CheckpointError(f"the checkpoint in {directory} is of {state.get('algorithm')}")
+    for key in IDENTITY if state is not None else ():
+        if key in state and state[key] != c[key]:  # the first versions kept the algorithm alone
+            raise CheckpointError(
+                f"the checkpoint in {directory} is of another run: its {key} is {state[key]}, "
+                f"config.json says {c[key]}; restore the files, or train anew"
+            )
     if state is None:
         reporter.note("no checkpoint yet: starting over")
     else:
