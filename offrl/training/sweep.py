@@ -255,11 +255,11 @@ def _points(owners: Owners, grid: dict[str, tuple[str, ...]]) -> Iterator[dict[s
 
 def _value(config: type, default: Any, name: str, text: str) -> Any:
     """A typed value, of the kind of the setting's default."""
-    if isinstance(default, str):
-        return text
     try:
         value = ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
     except (ValueError, SyntaxError):
+        value = text
+    if isinstance(default, str):
         value = text
     if isinstance(default, float) and type(value) is int:
         value = float(value)
