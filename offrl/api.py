@@ -9,7 +9,7 @@ from typing import Any, overload
 from offrl.algos import ONLINE, load_algorithm, load_online, online_runner
 from offrl.data.dataset import OfflineDataset
 from offrl.data.load import load_dataset
-from offrl.errors import ConfigError
+from offrl.errors import CheckpointError, ConfigError
 from offrl.evaluation.environments import env_spec
 from offrl.evaluation.rollout import EvaluationResult
 from offrl.evaluation.rollout import evaluate as _evaluate
@@ -200,9 +200,19 @@ def resume(
         progress: print progress.
         allow_inexact: go on although machine or library versions differ from those recorded, or with new episodes where
             an environment does not come to the same state.
+
+    Raises:
+        CheckpointError: damaged or foreign files, other data, another machine without ``allow_inexact``, or a run of a
+            language model or an inventory policy.
+        FileNotFoundError: no run directory.
+        Stopped: Ctrl-C or SIGTERM; a checkpoint was written.
     """
     mode = "text" if progress else "quiet"
-    if RunDir(Path(run)).config["rows"] == ROWS:
+    config = RunDir(Path(run)).config
+    for kind, module in (("llm", "offrl.llm.session"), ("inventory", "offrl.training.inventory")):
+        if kind in config:
+            raise CheckpointError(f"{run} is a run of {config['algorithm']}: go on with {module}.resume")
+    if config["rows"] == ROWS:
         result: RunResult = online_runner().resume(Path(run), allow_inexact=allow_inexact, reporter_mode=mode)
         return result
     return _resume(Path(run), dataset=dataset, allow_inexact=allow_inexact, reporter_mode=mode)

@@ -10,7 +10,7 @@ import pytest
 import offrl
 from offrl import api
 from offrl.cli import main
-from offrl.errors import ConfigError, DatasetError, Stopped
+from offrl.errors import CheckpointError, ConfigError, DatasetError, Stopped
 from offrl.nn.policy import load_policy
 
 SHORT = {"steps": 10, "hidden": 8, "batch_size": 8, "eval_every": 5, "eval_episodes": 2, "progress": False}
@@ -170,6 +170,16 @@ def test_a_sweep_takes_numpys_numbers(tmp_path, pendulum_npz):
     given = {"steps": 1e3, "seeds": np.arange(2), "grid": {"hidden": np.array([8, 16])}, "progress": False}
     result = offrl.sweep(["bc"], [pendulum_npz], env="Pendulum-v1", out=tmp_path, dry_run=True, **given)
     assert len(result.cells) == 4
+
+
+def test_runs_of_other_kinds_name_the_function_that_resumes_them(tmp_path, pendulum):
+    run = offrl.train("bc", pendulum, out=tmp_path, **SHORT)
+    path = run.directory / "config.json"
+    config = json.loads(path.read_text())
+    for kind, module in (("llm", "offrl.llm.session"), ("inventory", "offrl.training.inventory")):
+        path.write_text(json.dumps(config | {kind: {}}))
+        with pytest.raises(CheckpointError, match=f"is a run of bc: go on with {module}.resume"):
+            offrl.resume(run.directory)
 
 
 def test_the_dataset_is_the_second_argument(tmp_path, pendulum):

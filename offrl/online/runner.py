@@ -107,15 +107,15 @@ def resume(
     torch.set_num_threads(c["threads"] or 4)
     reporter = Reporter(reporter_mode, c["steps"])
     state, note = load_checkpoint(directory, c["device"])
-    for key in IDENTITY if state is not None else ():
-        if key in state and state[key] != c[key]:  # the first versions kept the algorithm alone
-            raise CheckpointError(
-                f"the checkpoint in {directory} is of another run: its {key} is {state[key]}, "
-                f"config.json says {c[key]}; restore the files, or train anew"
-            )
     if state is None:
         reporter.note("no checkpoint yet: starting over")
     else:
+        for key in IDENTITY:
+            if key in state and state[key] != c[key]:  # the first versions kept the algorithm alone
+                raise CheckpointError(
+                    f"the checkpoint in {directory} is of another run: its {key} is {state[key]}, "
+                    f"config.json says {c[key]}; restore the files, or train anew"
+                )
         reporter.note(f"resuming {directory} at step {state['step']}" + (f" ({note})" if note else ""))
     model = build(method, settings, c)
     return _learn(run, method, model, reporter, state, workers=workers, strict=not allow_inexact)
