@@ -1,14 +1,15 @@
 """The Python door: the same things as the command line, as functions."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from offrl.algos import ONLINE, load_algorithm, load_online, online_runner
 from offrl.data.dataset import OfflineDataset
 from offrl.data.load import load_dataset
-from offrl.errors import ConfigError
+from offrl.errors import CheckpointError, ConfigError
 from offrl.evaluation.environments import env_spec
 from offrl.evaluation.rollout import EvaluationResult
 from offrl.evaluation.rollout import evaluate as _evaluate
@@ -111,6 +112,10 @@ def train(
         raise ConfigError("pass the dataset as the second argument")
     if "out" in options:
         options["out"] = Path(options["out"])
+    if not isinstance(dataset, str | Path | OfflineDataset | None):
+        raise ConfigError(
+            f"the dataset is a {type(dataset).__name__}: pass a URI, a path, or what OfflineDataset.from_arrays makes"
+        )
     in_memory = dataset if isinstance(dataset, OfflineDataset) else None
     if isinstance(dataset, str | Path):
         options["dataset"] = str(dataset)
@@ -123,8 +128,26 @@ def train(
     reporter = Reporter("text" if progress else "quiet", run_options.steps)
     if seeds is None:
         return start(algorithm, settings, run_options, dataset=in_memory, reporter=reporter)
-    many = SeedOptions(seeds=tuple(seeds), seed_mode=seed_mode)
+    many = SeedOptions(seeds=_seeds(seeds), seed_mode=seed_mode)
     return train_seeds(algorithm, settings, run_options, many, dataset=in_memory, reporter=reporter)
+
+
+def _seeds(given: Sequence[int]) -> tuple[int, ...]:
+    """Seeds as the plain numbers that files keep (ConfigError)."""
+    try:
+        seeds = tuple(map(operator.index, given))
+    except TypeError:
+        raise ConfigError(f"seeds must be a list of whole numbers, got {given!r}") from None
+    if not seeds:
+        raise ConfigError("seeds is empty: name at least one, or leave it out")
+    return seeds
+
+
+def _several(name: str, given: Any) -> tuple[Any, ...]:
+    """What a list of several holds; a string alone would be taken for its letters (ConfigError)."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ConfigError(f"{name} must be a list, got {given!r}")
+    return tuple(given)
 
 
 def _online(
@@ -137,7 +160,8 @@ def _online(
     if "out" in given:
         given["out"] = Path(given["out"])
     options, settings = choose(algorithm, load_online(algorithm), given, preset)
-    mode, each = "text" if progress else "quiet", [options.seed] if seeds is None else seeds
+    mode = "text" if progress else "quiet"
+    each = (options.seed,) if seeds is None else SeedOptions(seeds=_seeds(seeds)).seeds
     runs = [dataclasses.replace(options, seed=seed) for seed in each]
     return [runner.start(algorithm, settings, run, reporter=Reporter(mode, run.steps)) for run in runs]
 
@@ -176,9 +200,19 @@ def resume(
         progress: print progress.
         allow_inexact: go on although machine or library versions differ from those recorded, or with new episodes where
             an environment does not come to the same state.
+
+    Raises:
+        CheckpointError: damaged or foreign files, other data, another machine without ``allow_inexact``, or a run of a
+            language model or an inventory policy.
+        FileNotFoundError: no run directory.
+        Stopped: Ctrl-C or SIGTERM; a checkpoint was written.
     """
     mode = "text" if progress else "quiet"
-    if RunDir(Path(run)).config["rows"] == ROWS:
+    config = RunDir(Path(run)).config
+    for kind, module in (("llm", "offrl.llm.session"), ("inventory", "offrl.training.inventory")):
+        if kind in config:
+            raise CheckpointError(f"{run} is a run of {config['algorithm']}: go on with {module}.resume")
+    if config["rows"] == ROWS:
         result: RunResult = online_runner().resume(Path(run), allow_inexact=allow_inexact, reporter_mode=mode)
         return result
     return _resume(Path(run), dataset=dataset, allow_inexact=allow_inexact, reporter_mode=mode)
@@ -215,17 +249,19 @@ def sweep(
     """
     if unknown := sorted(set(given) - set(SweepOptions.__dataclass_fields__)):
         raise ConfigError(f"sweep has no option {unknown[0]!r}; 'offrl sweep --help' shows all")
-    for name in given.keys() & {"seeds"}:
-        given[name] = tuple(given[name])
+    given = fitted(given, SweepOptions)
+    if "seeds" in given:
+        given["seeds"] = _seeds(given["seeds"])
     if "out" in given:
         given["out"] = Path(given["out"])
     ranges = parse_space(space) if isinstance(space, dict) else None
     file = Path("in memory") if ranges else Path(space) if isinstance(space, str | Path) else None
-    values = tuple(f"{name}={','.join(map(str, listed))}" for name, listed in (grid or {}).items())
+    points = {name: _several(f"grid[{name!r}]", listed) for name, listed in (grid or {}).items()}
+    values = tuple(f"{name}={','.join(map(str, listed))}" for name, listed in points.items())
     options = SweepOptions(
-        algos=tuple(map(str, algos)),
-        datasets=tuple(map(str, datasets)),
-        envs=tuple(envs),
+        algos=tuple(map(str, _several("algos", algos))),
+        datasets=tuple(map(str, _several("datasets", datasets))),
+        envs=_several("envs", envs),
         grid=values,
         space=file,
         **given,

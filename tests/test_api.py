@@ -10,7 +10,7 @@ import pytest
 import offrl
 from offrl import api
 from offrl.cli import main
-from offrl.errors import ConfigError, DatasetError, Stopped
+from offrl.errors import CheckpointError, ConfigError, DatasetError, Stopped
 from offrl.nn.policy import load_policy
 
 SHORT = {"steps": 10, "hidden": 8, "batch_size": 8, "eval_every": 5, "eval_episodes": 2, "progress": False}
@@ -108,6 +108,16 @@ def test_a_preset_is_taken_by_name_and_recorded(tmp_path, pendulum):
         ({"batch_size": "8"}, ConfigError, "batch_size: '8' must be a number"),
         ({"alpha": True}, ConfigError, "alpha: True must be a number"),
         ({"normalize_observations": 1}, ConfigError, "normalize_observations: 1 must be true or false"),
+        ({"precision": "fp16"}, ConfigError, "precision must be float32 or bf16, got 'fp16'"),
+        ({"rows": "all"}, ConfigError, "rows must be auto or exact or qlearning, got 'all'"),
+        (
+            {"seeds": [0, 1], "seed_mode": "stack"},
+            ConfigError,
+            "seed_mode must be auto or stacked or processes",
+        ),
+        ({"seeds": 2}, ConfigError, "seeds must be a list of whole numbers, got 2"),
+        ({"seeds": [0.5, 1]}, ConfigError, "seeds must be a list of whole numbers"),
+        ({"seeds": []}, ConfigError, "seeds is empty"),
     ],
 )
 def test_mistakes_are_refused_by_name(tmp_path, pendulum, given, error, message):
@@ -129,11 +139,58 @@ def test_numbers_take_the_kind_of_their_defaults(tmp_path, pendulum):
     }  # fmt: skip
 
 
+def test_seeds_may_be_an_array(tmp_path, pendulum):
+    runs = offrl.train("bc", pendulum, out=tmp_path, seeds=np.arange(2), **SHORT)
+    assert [(run.seed, type(run.seed)) for run in runs] == [(0, int), (1, int)]
+
+
+def test_a_word_is_one_of_those_that_the_setting_lists(tmp_path, pendulum):
+    with pytest.raises(ConfigError, match="denoiser must be .* or .*, got 'bogus'"):
+        offrl.train("diffusion_policy", pendulum, out=tmp_path, denoiser="bogus")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"algos": "bc"}, "algos must be a list, got 'bc'"),
+        ({"datasets": "tiny.npz"}, "datasets must be a list, got 'tiny.npz'"),
+        ({"grid": {"lr": 0.1}}, r"grid\['lr'\] must be a list, got 0.1"),
+        ({"grid": {"lr": "0.1"}}, r"grid\['lr'\] must be a list"),
+        ({"seeds": 2}, "seeds must be a list of whole numbers"),
+        ({"select": "best"}, "select must be none or last or fqe or bandit, got 'best'"),
+        ({"steps": 2.5}, "steps: 2.5 must be a whole number"),
+    ],
+)
+def test_mistakes_about_a_sweep_are_refused_by_name(tmp_path, given, message):
+    with pytest.raises(ConfigError, match=message):
+        offrl.sweep(**{"algos": ["bc"], "datasets": ["tiny.npz"], "out": tmp_path} | given)
+
+
+def test_a_sweep_takes_numpys_numbers(tmp_path, pendulum_npz):
+    given = {"steps": 1e3, "seeds": np.arange(2), "grid": {"hidden": np.array([8, 16])}, "progress": False}
+    result = offrl.sweep(["bc"], [pendulum_npz], env="Pendulum-v1", out=tmp_path, dry_run=True, **given)
+    assert len(result.cells) == 4
+
+
+def test_runs_of_other_kinds_name_the_function_that_resumes_them(tmp_path, pendulum):
+    run = offrl.train("bc", pendulum, out=tmp_path, **SHORT)
+    path = run.directory / "config.json"
+    config = json.loads(path.read_text())
+    for kind, module in (("llm", "offrl.llm.session"), ("inventory", "offrl.training.inventory")):
+        path.write_text(json.dumps(config | {kind: {}}))
+        with pytest.raises(CheckpointError, match=f"is a run of bc: go on with {module}.resume"):
+            offrl.resume(run.directory)
+
+
 def test_the_dataset_is_the_second_argument(tmp_path, pendulum):
     with pytest.raises(TypeError, match="dataset"):
         offrl.train("td3_bc", pendulum, dataset="hopper-medium-v2")
     with pytest.raises(DatasetError, match="did you mean 'hopper-medium-v2'"):
         offrl.train("td3_bc", "hoper-medium-v2", out=tmp_path)
+    with pytest.raises(
+        ConfigError, match="the dataset is a ndarray: pass a URI, a path, or what OfflineDataset"
+    ):
+        offrl.train("td3_bc", np.zeros((3, 3)), out=tmp_path)
 
 
 def test_progress_is_printed_unless_it_is_not_wanted(tmp_path, pendulum, capsys):

@@ -201,10 +201,13 @@ def summarize(
 def describe(summary: dict[str, Any]) -> str:
     """The summary as lines for people."""
     sampled = "" if summary["deterministic"] else "sampled actions, "
-    episodes = f"{summary['episodes']} episodes, {sampled}seed {summary['seed']}"
+    plural = "" if summary["episodes"] == 1 else "s"
+    episodes = f"{summary['episodes']} episode{plural}, {sampled}seed {summary['seed']}"
     kind = f" ({summary['kind']})" if "kind" in summary else ""
     lines = [f"{summary['source']}{kind} on {summary['env_id']}: {episodes}"]
-    line = f"return {summary['return_mean']:.1f} +- {summary['return_std']:.1f} (std)"
+    line = f"return {summary['return_mean']:.1f}"
+    if summary["episodes"] > 1:
+        line += f" +- {summary['return_std']:.1f} (std)"
     if summary["interval"]:
         line += ", 95 % interval of the mean {:.1f} .. {:.1f}".format(*summary["interval"])
     lines.append(line + f", mean length {summary['length_mean']:.1f}")

@@ -223,8 +223,11 @@ def _summary_of_one(result: RunResult, output: Output) -> None:
     elif output.mode == "text":
         if len(values):
             what = "return" if result.scores is None else "normalized score"
-            spread = values.std(ddof=1) if len(values) > 1 else 0.0
-            line = f"last {what} {values.mean():.1f} +- {spread:.1f} (std over {len(values)} episodes)"
+            line = f"last {what} {values.mean():.1f}"
+            if len(values) == 1:
+                line += " (one episode)"
+            else:
+                line += f" +- {values.std(ddof=1):.1f} (std over {len(values)} episodes)"
             print(line if result.scores is None else f"{line}, mean return {result.returns.mean():.1f}")
         print(f"run directory {result.directory}")
 

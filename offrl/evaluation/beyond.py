@@ -155,7 +155,8 @@ def bandit_section(tasks: Sequence[Task]) -> str:
         "beyond the recorded episodes.",
         "Returns without references are scaled to 0-100 between a task's lowest and highest recorded episode while the "
         "bandit plays, as its exploration belongs to such scores, and shown as returns.",
-        "At 1 pull this is a run taken blindly: an offline result. Further right, online episodes chose.",
+        "At 1 pull this is a run taken blindly: an offline result of a method that learns from data alone. Further "
+        "right, online episodes chose.",
     )
     return "".join(parts) + tag("ul", *(tag("li", escape(note)) for note in notes), class_="notes")
 

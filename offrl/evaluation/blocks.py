@@ -110,7 +110,7 @@ def run_block(
         The episodes in order, or None if ``tick`` gave the block up.
 
     Raises:
-        PolicyError: an action that is not finite.
+        PolicyError: an action or a return that is not finite.
     """
     run = _Block(envs, policy, plan, block, episodes)
     with torch.inference_mode():
@@ -191,6 +191,10 @@ class _Block:
 
     def finish(self) -> list[Episode]:
         for episode, total in zip(self.episodes, self.totals.tolist(), strict=False):
+            if not math.isfinite(total):
+                raise PolicyError(
+                    f"an episode's return is {total}: the environment paid a reward that is not finite"
+                )
             episode.total = total
         if self.recorder:
             self.recorder.see(self.observations.numpy())

@@ -130,10 +130,9 @@ def learning_curves(task: Task) -> Chart:
     for style, group in enumerate(task.groups):
         evaluated = [run for run in group.runs if run.evaluations]
         seeds = [(f"{group.label}, seed {r.seed}", group.run_curve(r), r.finished) for r in evaluated]
-        whole = not group.counted or group.counted[0].finished
-        label = group.label if whole else f"{group.label} (unfinished)"
+        label = f"{group.label} (unfinished)" if group.unfinished else group.label
         series.append(Series(label, style, group.curve, seeds))
-    return Chart(task.name, task.unit, series, task.data_level)
+    return Chart(task.name, task.unit, series, task.data_level, axis=task.clock)
 
 
 def metric_chart(task: Task, name: str) -> Chart | None:

@@ -5,8 +5,6 @@ import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from offrl.errors import ConfigError
 from offrl.evaluation.aggregate import summarize_run
 from offrl.evaluation.beyond import fact, fqe, mean_of
@@ -85,31 +83,39 @@ def _row(task: Task, group: Group, run: RunRecord, last_k: int) -> dict[str, obj
 
 
 def table_tex(tasks: Sequence[Task], _last_k: int) -> bytes:
-    """A booktabs table of the last evaluation; the number of seeds stands in the caption."""
+    """A booktabs table of the last evaluation; comments say units, seeds and what is unfinished."""
     methods = list(dict.fromkeys(group.label for task in tasks for group in task.groups))
+    units = {task.unit for task in tasks}
     lines = [
         "% last evaluation: mean and standard deviation over seeds; needs \\usepackage{booktabs}",
+        *([f"% {task.name}: {task.unit}" for task in tasks] if len(units) > 1 else [f"% {units.pop()}"]),
         f"\\begin{{tabular}}{{l{'r' * len(methods)}}}",
         "\\toprule",
         " & ".join(["dataset", *(m.translate(ESCAPES) for m in methods)]) + r" \\",
         "\\midrule",
     ]
-    seeds: set[int] = set()
+    seeds: dict[str, int] = {}
+    running = False
     for task in tasks:
-        found = {group.label: group.last() for group in task.groups if group.counted}
-        seeds |= {len(values) for values in found.values()}
+        found = {group.label: group for group in task.groups if group.counted}
+        seeds |= {f"{label} on {task.name}": len(group.counted) for label, group in found.items()}
+        running |= any(group.unfinished for group in found.values())
         cells = [_cell(found.get(method)) for method in methods]
         lines.append(" & ".join([task.name.translate(ESCAPES), *cells]) + r" \\")
-    lines += ["\\bottomrule", "\\end{tabular}", f"% seeds: {', '.join(map(str, sorted(seeds)))}", ""]
-    return "\n".join(lines).encode()
+    numbers = {*seeds.values()}
+    told = [f"{name} {number}" for name, number in seeds.items()] if len(numbers) > 1 else map(str, numbers)
+    lines += ["\\bottomrule", "\\end{tabular}", f"% seeds: {'; '.join(told)}"]
+    lines += ["% dagger: no run is finished; the last evaluation so far"] if running else []
+    return "\n".join([*lines, ""]).encode()
 
 
-def _cell(values: np.ndarray | None) -> str:
-    if values is None:
+def _cell(group: Group | None) -> str:
+    if group is None:
         return "--"
+    values, mark = group.last(), r"^\dagger" if group.unfinished else ""
     if len(values) == 1:
-        return f"${values[0]:.1f}$"
-    return f"${values.mean():.1f} \\pm {values.std(ddof=1):.1f}$"
+        return f"${values[0]:.1f}{mark}$"
+    return f"${values.mean():.1f} \\pm {values.std(ddof=1):.1f}{mark}$"
 
 
 def curves_pdf(tasks: Sequence[Task], _last_k: int) -> bytes:
@@ -128,14 +134,14 @@ def curves_pdf(tasks: Sequence[Task], _last_k: int) -> bytes:
                 axes.plot(
                     curve.steps,
                     curve.values,
-                    label=f"{group.label} ({len(group.counted)})",
+                    label=f"{group.label} ({len(group.counted)}{', unfinished' if group.unfinished else ''})",
                     color=f"C{style}",
                 )
                 if curve.low is not None and curve.high is not None:
                     axes.fill_between(curve.steps, curve.low, curve.high, color=f"C{style}", alpha=0.2, lw=0)
             if task.data_level is not None:
                 axes.axhline(task.data_level, ls="--", color="black", lw=1, label="mean of the data")
-            axes.set(title=task.name, xlabel="gradient updates", ylabel=task.unit)
+            axes.set(title=task.name, xlabel=task.clock, ylabel=task.unit)
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(title="method (seeds)")
             pages.savefig(figure)

@@ -15,6 +15,11 @@ from offrl.evaluation.aggregate import RunSummary, bootstrap_mean, iqm, stratifi
 from offrl.evaluation.runs import RunRecord
 
 BOOTSTRAP_SEED = 0  # a report is a function of its runs
+ENVIRONMENTS = (
+    "num_envs",
+    "normalize_observations",
+    "normalize_rewards",
+)  # options of methods that learn in one, on which their policies depend
 RUN = re.compile(r"seed\d+-\d{8}T\d{6}(-\d+)?")  # names of run directories
 ASIDE = {  # options of language models on which their policies do not depend, or that others say
     *(
@@ -64,6 +69,11 @@ class Group:
         """The runs that means and intervals are taken over."""
         evaluated = [run for run in self.runs if run.evaluations]
         return tuple([run for run in evaluated if run.finished] or evaluated)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether its numbers are of runs under way, because none is finished."""
+        return bool(self.counted) and not self.counted[0].finished
 
     @property
     def repeated_seeds(self) -> list[int]:
@@ -122,6 +132,16 @@ class Task:
     name: str
     groups: tuple[Group, ...]
     scored: bool
+
+    @property
+    def online(self) -> bool:
+        """Whether its methods learned in the environment: steps are then the environment's."""
+        return self.runs[0].config.get("rows") == "online"
+
+    @property
+    def clock(self) -> str:
+        """What steps count, for axes."""
+        return "environment steps" if self.online else "gradient updates"
 
     @property
     def runs(self) -> list[RunRecord]:
@@ -193,6 +213,7 @@ def identity(run: RunRecord) -> dict[str, Any]:
     facts = {key: run.config.get(key) for key in ("rows", "steps")} | {
         "holdout": run.config.get("holdout") or 0.0
     }
+    facts |= {key: run.config[key] for key in ENVIRONMENTS if key in run.config}
     code = run.config.get("algorithm_sha256")
     if (precision := run.config.get("precision", "float32")) != "float32":
         facts["precision"] = precision

@@ -18,7 +18,7 @@ from offrl.evaluation.charts import NOTE, Interval, curves_file, interval_chart,
 from offrl.evaluation.completions import completions_section
 from offrl.evaluation.foreign import ForeignRun
 from offrl.evaluation.foreign_table import group_foreign
-from offrl.evaluation.groups import BOOTSTRAP_SEED, Curve, Group, Task, group_runs
+from offrl.evaluation.groups import BOOTSTRAP_SEED, ENVIRONMENTS, Curve, Group, Task, group_runs
 from offrl.evaluation.markup import Rows, count, interval_text, listed, method_cell, shown, table
 from offrl.evaluation.results import across, results
 from offrl.evaluation.runs import RunRecord
@@ -40,6 +40,7 @@ OPTIONS = (  # of config.json, besides the settings
         "eval_episodes",
     ),
     *("final_episodes", "log_every", "device", "threads", "compile", "algorithm_file"),
+    *ENVIRONMENTS,
 )
 OF_LLM = (  # of a language model's options
     *("model", "lora_rank", "prompts", "group", "reuse", "minibatches", "delay", "engine", "bypass"),
@@ -140,12 +141,13 @@ def _final(task: Task) -> str:
                 continue
             values = group.values(run, run.final_returns, run.final_successes)
             low, high = map(float, bootstrap_mean(values, rng=np.random.default_rng(BOOTSTRAP_SEED)))
-            mean = float(values.mean())
+            mean, several = float(values.mean()), len(values) > 1
             intervals.append(Interval(f"{group.label} seed {run.seed}", style, low, mean, high))
             cells = [method_cell(style, group), str(run.seed), str(len(values))]
             raw = [] if task.unit == "return" else [shown(run.final_returns.mean())]
-            cells += [*raw, shown(mean), interval_text(low, high, like=mean)]
-            rows.append([*cells, _verdict(low, high, level)])
+            cells += [*raw, shown(mean)]
+            cells.append(interval_text(low, high, like=mean) if several else "one episode: no interval")
+            rows.append([*cells, _verdict(low, high, level) if several else ""])
     parts = []
     if rows:
         title = f"Final policies on {task.name}: {task.unit}, mean and 95 % bootstrap interval over episodes"
@@ -198,7 +200,7 @@ def _metrics(tasks: Sequence[Task]) -> str:
             legend = tag("p", *(method_cell(style, group) for style, group in enumerate(task.groups)))
             drawn = tag("div", *(c.svg(f"m{i}-{j}") for j, c in enumerate(charts)), class_="multiples")
             parts.append(tag("h3", escape(task.name)) + legend + drawn)
-    note = "Means over the updates between rows; a logarithmic axis where a positive metric spans a lot."
+    note = "Means since the row before; a logarithmic axis where a positive metric spans a lot."
     return tag("p", note, class_="notes") + "".join(parts) if parts else ""
 
 
@@ -265,7 +267,8 @@ def _speed(tasks: Sequence[Task]) -> str:
             known = column[np.isfinite(column)]
             cells.append(shown(np.median(known)) if len(known) else "")
         rows.append(cells)
-    head = ["data", "method", "seed", "updates", "updates/s (median)", "time in updates"]
+    unit = "steps" if any(task.online for task in tasks) else "updates"
+    head = ["data", "method", "seed", unit, f"{unit}/s (median)", f"time in {unit}"]
     return table([*head, *(f"{name} (median)" for name in extra)], rows)
 
 

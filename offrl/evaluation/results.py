@@ -103,7 +103,8 @@ def _notes(task: Task, group: Group, k: int) -> list[str]:
         notes.append(f"{name}: only {count(min(short), 'evaluation')}, fewer than {k}.")
     if group.repeated_seeds:
         repeated = listed([str(seed) for seed in group.repeated_seeds])
-        notes.append(f"{name}: seed {repeated} occurs twice or more, so these runs are not independent.")
+        seeds = f"seed {repeated} occurs" if len(group.repeated_seeds) == 1 else f"seeds {repeated} occur"
+        notes.append(f"{name}: {seeds} twice or more, so these runs are not independent.")
     return notes
 
 

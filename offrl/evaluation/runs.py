@@ -233,6 +233,8 @@ def _evaluations(path: Path, config: dict[str, Any], finished: bool) -> tuple[Ev
             Evaluation(int(table.steps[start]), returns[start:end], success[start:end] if known else None)
         )
     episodes = config.get("eval_episodes")
+    if found and found[-1].step == config["steps"]:
+        episodes = config.get("final_episodes") or episodes
     if found and not finished and isinstance(episodes, int) and len(found[-1].returns) < episodes:
         found.pop()  # the run was reading this one out when it stopped
     return tuple(found)

@@ -30,6 +30,8 @@ class Precision:
 
     def __init__(self, name: str, device: str) -> None:
         self.kind = torch.device(device).type
+        if name not in ("float32", "bf16"):
+            raise ConfigError(f"precision must be float32 or bf16, got {name!r}")
         if name == "bf16" and not _has_bf16(self.kind):
             raise ConfigError(
                 f"precision bf16 needs hardware for it, which this {self.kind} lacks: leave it out"

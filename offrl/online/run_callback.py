@@ -22,7 +22,7 @@ from offrl.evaluation.environments import env_spec, make_env
 from offrl.evaluation.rollout import EvaluationResult, Evaluator
 from offrl.online.acting import acting_policy
 from offrl.online.checkpoint import model_state
-from offrl.online.options import ROWS, OnlineOptions
+from offrl.online.options import ENVIRONMENTS, ROWS, OnlineOptions
 from offrl.online.recording import claim, forget, recorded, recording
 from offrl.training.checkpoint import rng_state, save_checkpoint
 from offrl.training.progress import Reporter
@@ -39,6 +39,14 @@ FROM_OPTIONS = (
     *("checkpoint_every", "workers", "device", "threads", "tensorboard", "wandb", "num_envs"),
     *("normalize_observations", "normalize_rewards"),
 )
+IDENTITY = (
+    "algorithm",
+    "settings",
+    "seed",
+    "steps",
+    "env_id",
+    *ENVIRONMENTS,
+)  # a checkpoint must be this run's own
 NUMBER = (int, float, np.number)
 METRICS = {  # of stable-baselines3's own algorithms
     "PPO": ("policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction", "std"),
@@ -205,7 +213,7 @@ class RunCallback(BaseCallback):
         if self.config.get("own_model"):  # nobody can go on with it here
             return
         state = {
-            "algorithm": self.config["algorithm"],
+            **{key: self.config[key] for key in IDENTITY},
             "model": model_state(self.model),
             "step": step,
             "best": self.record.best,

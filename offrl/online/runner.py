@@ -20,7 +20,7 @@ from offrl.online.checkpoint import restore_model
 from offrl.online.options import ENVIRONMENTS, OnlineAlgorithm, OnlineOptions
 from offrl.online.recording import Recording
 from offrl.online.replayable import Replayable
-from offrl.online.run_callback import RunCallback, run_config
+from offrl.online.run_callback import IDENTITY, RunCallback, run_config
 from offrl.online.vector import RunningNormalize, SerialEnvs
 from offrl.training.checkpoint import load_checkpoint, set_rng_state
 from offrl.training.options import resolve_device, settings_from_json
@@ -108,11 +108,15 @@ def resume(
     torch.set_num_threads(c["threads"] or 4)
     reporter = Reporter(reporter_mode, c["steps"])
     state, note = load_checkpoint(directory, c["device"])
-    if state is not None and state.get("algorithm") != c["algorithm"]:
-        raise CheckpointError(f"the checkpoint in {directory} is of {state.get('algorithm')}")
     if state is None:
         reporter.note("no checkpoint yet: starting over")
     else:
+        for key in IDENTITY:
+            if key in state and state[key] != c[key]:  # the first versions kept the algorithm alone
+                raise CheckpointError(
+                    f"the checkpoint in {directory} is of another run: its {key} is {state[key]}, "
+                    f"config.json says {c[key]}; restore the files, or train anew"
+                )
         reporter.note(f"resuming {directory} at step {state['step']}" + (f" ({note})" if note else ""))
     model = build(method, settings, c)
     return _learn(run, method, model, reporter, state, workers=workers, strict=not allow_inexact)

@@ -7,6 +7,7 @@ retried and then reported. Pages are made from the raw files alone.
 import csv
 import dataclasses
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -340,7 +341,9 @@ def raw_record(directory: Path) -> dict[str, Any]:
 
 
 def _number(cell: str) -> float | None:
-    return float(cell) if cell else None
+    """The number in a cell; None for an empty one and for what JSON has no word for (nan, inf)."""
+    number = float(cell) if cell else math.nan
+    return number if math.isfinite(number) else None
 
 
 if __name__ == "__main__":

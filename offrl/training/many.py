@@ -184,6 +184,7 @@ def _in_processes(
 ) -> list[RunResult]:
     """``offrl resume`` each run in a process of its own; a run without checkpoint begins at its beginning."""
     more = [*more, "--json"] if reporter.mode == "json" else more
+    before = {own.path for run in runs for own in run.stack() if own.finished}
     relay = Relay(runs, reporter)
 
     def stopping() -> bool:
@@ -211,4 +212,5 @@ def _in_processes(
             f"{len(missing)} of {len(runs)} failed; {missing[0]}: {lines[-1] if lines else 'no output'} "
             f"(see its {LOG}); go on with: offrl resume {' '.join(missing)}"
         )
-    return [result for run in runs for result in resume_stack(run.path)]
+    results = [result for run in runs for result in resume_stack(run.path)]
+    return [dataclasses.replace(r, already_finished=r.directory in before) for r in results]

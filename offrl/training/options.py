@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import tyro
@@ -109,6 +109,8 @@ class SeedOptions:
     faster, and it is printed."""
 
     def __post_init__(self) -> None:
+        if self.seed_mode not in get_args(SeedMode):
+            raise ConfigError(f"seed_mode must be {' or '.join(get_args(SeedMode))}, got {self.seed_mode!r}")
         if any(seed < 0 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds must be different and 0 or more, got {' '.join(map(str, self.seeds))}")
 
@@ -129,8 +131,11 @@ def fitted(values: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
     """``values`` with the kind of each default of these classes: 1 becomes 1.0 where it is one, 3.0 a 3 for a count.
 
     Raises:
-        ConfigError: a fraction for a count, or something else for a number or a switch.
+        ConfigError: a fraction for a count, something else for a number or a switch, or none of a setting's words.
     """
+    for kind in kinds:
+        for name, value in values.items():
+            _check_word(kind, name, value)
     defaults = {f.name: f.default for kind in kinds for f in dataclasses.fields(kind)}
     return {name: _fit(name, value, defaults.get(name)) for name, value in values.items()}
 
@@ -175,6 +180,7 @@ def settings_from_json(config_class: type, values: dict[str, Any]) -> Any:
         if name not in fields:
             raise ConfigError(f"there is no setting {name!r}; it has {', '.join(fields)}")
         default = fields[name]
+        _check_word(config_class, name, value)
         settings[name] = value = tuple(value) if isinstance(value, list) else value
         if value is None:
             continue
@@ -187,6 +193,17 @@ def settings_from_json(config_class: type, values: dict[str, Any]) -> Any:
         if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
             raise ConfigError(f"{name} is {value!r}, it must be of the kind of its default {default!r}")
     return config_class(**settings)
+
+
+def _check_word(config_class: type, name: str, value: Any) -> None:
+    """Refuse a value that is not one of the words which the annotation of its field lists (ConfigError)."""
+    try:
+        hint = get_type_hints(config_class).get(name)
+    except NameError:  # of a class that was made inside a function
+        return
+    words = get_args(hint) if get_origin(hint) is Literal else ()
+    if words and value not in words:
+        raise ConfigError(f"{name} must be {' or '.join(map(str, words))}, got {value!r}")
 
 
 def _check_optional(config_class: type, name: str, value: Any) -> None:

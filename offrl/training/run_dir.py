@@ -4,6 +4,7 @@ import contextlib
 import csv
 import functools
 import io
+import math
 import os
 import platform
 import re
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from offrl.errors import CheckpointError
+from offrl.errors import CheckpointError, ConfigError
 from offrl.files import atomic_write, atomic_write_json, atomic_write_text, naming, read_json_object
 
 try:
@@ -108,7 +109,14 @@ class RunDir:
 
     @classmethod
     def create_stack(cls, root: Path, configs: Sequence[dict[str, Any]]) -> list["RunDir"]:
-        """Make a run directory for each config, side by side; each of several names them all as its stack."""
+        """Make a run directory for each config, side by side; each of several names them all as its stack.
+
+        Raises:
+            ConfigError: a setting is infinite or not a number, which no file could keep.
+        """
+        for name, value in configs[0]["settings"].items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{name} must be a finite number, got {value}")
         paths = [_new_folder(root, config) for config in configs]
         stack = {"stack": [path.name for path in paths]} if len(paths) > 1 else {}
         by_command = Path(sys.argv[0]).stem in (

@@ -26,8 +26,19 @@ from offrl.training.options import RunOptions, SeedMode, SeedOptions, make_setti
 from offrl.training.problem import Algorithm
 
 NAME_LENGTH = 150  # of what precedes seed and hash in the name of a cell, which names files
-LAST = 5  # evaluations in the column 'mean of last 5'
-COLUMNS = ("algorithm", "dataset", "settings", "seed", "unit", "last", "best", "mean_last_5", "episodes")
+LAST = 5  # evaluations in the column 'mean of last 5'; fewer, where a run has fewer
+COLUMNS = (
+    "algorithm",
+    "dataset",
+    "settings",
+    "seed",
+    "unit",
+    "last",
+    "best",
+    "mean_last_5",
+    "evaluations",
+    "episodes",
+)
 
 
 @dataclass(frozen=True)
@@ -244,11 +255,11 @@ def _points(owners: Owners, grid: dict[str, tuple[str, ...]]) -> Iterator[dict[s
 
 def _value(config: type, default: Any, name: str, text: str) -> Any:
     """A typed value, of the kind of the setting's default."""
-    if isinstance(default, str):
-        return text
     try:
         value = ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
     except (ValueError, SyntaxError):
+        value = text
+    if isinstance(default, str):
         value = text
     if isinstance(default, float) and type(value) is int:
         value = float(value)
@@ -297,7 +308,7 @@ def row(entry: Entry, raw: dict[str, Any]) -> dict[str, Any]:
     if not means:
         return facts
     last = {"last": means[-1], "best": max(means), "mean_last_5": float(np.mean(means[-LAST:]))}
-    return facts | last | {"episodes": len(evaluations[-1]["returns"])}
+    return facts | last | {"evaluations": len(means), "episodes": len(evaluations[-1]["returns"])}
 
 
 def scored(config: dict[str, Any], evaluation: dict[str, Any]) -> np.ndarray:

@@ -49,6 +49,8 @@ def test_run_is_evaluated_in_its_own_environment_and_scored_by_its_reference(run
     assert "3 episodes" in out
     assert "return 5.0 +- 0.0 (std), 95 % interval of the mean 5.0 .. 5.0, mean length 5.0" in out
     assert "normalized score 50.0 (50.0 .. 50.0), reference of its dataset" in out
+    _, out, _ = output_of(capsys, run_folder, "--episodes", "1")
+    assert "1 episode, seed 0\nreturn 5.0, mean length 5.0\n" in out
 
 
 def test_json_is_one_object_with_the_same_numbers(run_folder, capsys):

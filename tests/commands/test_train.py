@@ -53,7 +53,7 @@ def test_a_run_prints_what_it_trains_where_it_is_and_what_is_next(folder, capsys
     assert lines[0].startswith("td3_bc on tiny: 160 transitions, 4 episodes, O=3, A=1, return ")
     assert lines[1] == f"156 rows (exact), device cpu, 1 thread, 20 steps, run directory {run}"
     assert re.match(r"20/20  100%  .* left  return -\d+\.\d \(last\) -\d+\.\d \(best\)  ", lines[2])
-    assert re.fullmatch(r"last return -\d+\.\d \+- 0\.0 \(std over 1 episodes\)", lines[3])
+    assert re.fullmatch(r"last return -\d+\.\d \(one episode\)", lines[3])
     assert lines[4:] == [f"run directory {run}", f"next: offrl report {run} --out report.html"]
 
 

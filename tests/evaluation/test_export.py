@@ -11,6 +11,7 @@ from offrl.cli import main
 from offrl.errors import ConfigError
 from offrl.evaluation.diagnostics import Diagnostics, FQERecord
 from offrl.evaluation.export import COLUMNS, export_runs
+from offrl.evaluation.runs import read_run
 
 PLAYED = {"q": [3.0, 5.0], "q_mean": [4.0, 6.0], "returns": [1.0, 2.0], "discounted_return": 1.5}
 PLAYED |= {"tail_weight": 0.0, "visited_overestimation": 1.5, "visited_states": 7, "played_episodes": 2}
@@ -77,6 +78,21 @@ def test_the_table_has_a_row_a_dataset_and_escapes_names(records, tmp_path):
     assert row.count("&") == 2
     assert "--" in row
     assert text.count(r"\begin{tabular}{lrr}") == 1
+
+
+def test_the_table_says_units_seeds_and_what_is_unfinished(records, make_run, tmp_path):
+    export_runs(records, tmp_path / "table.tex")
+    lines = (tmp_path / "table.tex").read_text().splitlines()
+    assert lines[1] == "% normalized score"
+    assert lines[-1] == "% seeds: td3_bc on other_50% 1; iql on toy 2; td3_bc on toy 3"
+    going = make_run(
+        "going", dataset_name="new", dataset_sha256="8" * 64, finished=False, reference_returns=None
+    )
+    export_runs([records[0], read_run(going)], tmp_path / "table.tex")
+    text = (tmp_path / "table.tex").read_text()
+    assert "% new: return\n% toy: normalized score\n" in text
+    assert "new & $80.0^\\dagger$ " in text
+    assert text.endswith("% seeds: 1\n% dagger: no run is finished; the last evaluation so far\n")
 
 
 def test_the_figures_are_a_page_a_dataset_and_the_same_bytes(records, tmp_path):

@@ -69,6 +69,25 @@ def test_another_precision_is_another_group(make_run):
     assert [group.label for group in task.groups] == ["td3_bc", "td3_bc precision=bf16"]
 
 
+def test_methods_in_other_environments_side_by_side_are_other_groups(make_run):
+    """What a sweep may vary besides the settings: an online run's own options."""
+    facts = {
+        "algorithm": "ppo",
+        "rows": "online",
+        "normalize_observations": False,
+        "normalize_rewards": False,
+    }
+    runs = [make_run(f"n{n}", num_envs=n, **facts) for n in (1, 8)]
+    runs.append(make_run("normal", num_envs=8, **facts | {"normalize_observations": True}))
+    (task,) = tasks_of(*runs)
+    assert [group.label for group in task.groups] == [
+        "ppo num_envs=1 normalize_observations=False",
+        "ppo num_envs=8 normalize_observations=False",
+        "ppo num_envs=8 normalize_observations=True",
+    ]
+    assert task.clock == "environment steps"
+
+
 def test_language_models_that_were_sampled_or_updated_otherwise_are_other_groups(make_run):
     """Seeds may begin from the same run of other seeds, and be evaluated and cut into passes otherwise."""
     llm = {"model": "/runs/sft/t2/seed0-20260101T000000", "lr": 1e-3, "group": 8, "sampler": "uniform"}

@@ -182,6 +182,8 @@ def test_different_horizons_are_different_groups_in_one_chart(make_run):
 def test_repeated_seeds_are_pointed_out(make_run):
     page, _ = report(make_run("a"), make_run("b"))
     assert any("seed 0 occurs twice or more" in text for text in page.texts)
+    page, _ = report(*(make_run(f"c{i}", seed=i // 2) for i in range(4)))
+    assert any("seeds 0 and 1 occur twice or more" in text for text in page.texts)
 
 
 def test_the_iqm_over_datasets_takes_all_runs_of_all_datasets(make_run):
@@ -224,6 +226,23 @@ def test_speed_versions_and_commands_are_there(make_run):
     assert speed["time in updates"] == "2 s"
     assert page.table("")["cpu"] == {"all runs": "Abacus 1"}
     assert "offrl train td3_bc --dataset builtin:toy" in "".join(page.texts)
+
+
+def test_steps_of_a_method_in_an_environment_are_not_called_updates(make_run):
+    run = make_run(algorithm="ppo", rows="online", num_envs=4, dataset_return_mean=None)
+    page, html = report(run)
+    assert page.table("data")["toy"]["steps/s (median)"] == "500.0"
+    assert ">environment steps</text>" in html
+    assert "updates" not in "".join(page.texts)
+    assert page.table("option")["num_envs"] == {"ppo": "4"}
+
+
+def test_one_episode_has_no_interval_and_decides_nothing(make_run):
+    run = make_run("a", (80.0,), finished=False)
+    np.savez(run / "final_returns.npz", returns=np.array([80.0]), lengths=np.array([10]))
+    page, _ = report(run)
+    (row,) = [rows[1] for rows in page.tables if "against the data" in rows[0]]
+    assert row[1:] == ["0", "1", "80.0", "40.0", "one episode: no interval", ""]
 
 
 def test_different_versions_stand_side_by_side(make_run):

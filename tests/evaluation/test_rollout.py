@@ -337,6 +337,14 @@ def test_actions_that_are_not_finite_are_refused_but_only_in_rows_that_act():
         evaluate(pays(torch.nan), "Counter-v0", episodes=1)
 
 
+def test_a_return_that_is_not_finite_is_refused(monkeypatch):
+    """It has no mean; a report of it would be none."""
+    step = Counter.step
+    monkeypatch.setattr(Counter, "step", lambda *a: (step(*a)[0], np.nan, *step(*a)[2:]))
+    with pytest.raises(PolicyError, match="return is nan: the environment paid a reward that is not finite"):
+        evaluate(pays(0.5), "Counter-v0", episodes=1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -55,6 +55,15 @@ def test_an_unfinished_run_is_read_as_far_as_it_got(make_run):
     assert run.final_returns is None
 
 
+@pytest.mark.parametrize(
+    ("final", "known"), [(5, [250, 500, 750]), (3, [250, 500, 750, 1000]), (0, [250, 500, 750, 1000])]
+)
+def test_a_last_evaluation_that_was_cut_off_does_not_count(make_run, final, known):
+    """Its rows are those of --final-episodes: of five, three were written when the run was killed."""
+    run = read_run(make_run(finished=False, final_episodes=final))
+    assert [e.step for e in run.evaluations] == known
+
+
 def test_a_run_just_started_is_read(make_run):
     folder = make_run(finished=False)
     for name in ("eval.csv", "metrics.csv", "timing.csv"):

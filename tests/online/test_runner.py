@@ -227,8 +227,12 @@ def test_foreign_and_edited_files_are_refused(tmp_path, monkeypatch):
     config = json.loads((dead / "config.json").read_text())
     changed = config | {"settings": config["settings"] | {"hidden": 9}}
     (dead / "config.json").write_text(json.dumps(changed))
-    with pytest.raises(CheckpointError, match="does not fit this version"):
+    with pytest.raises(CheckpointError, match="is of another run: its settings is "):
         resume(dead)
+    for name, value in (("steps", 500), ("num_envs", 2), ("normalize_rewards", True), ("seed", 4)):
+        (dead / "config.json").write_text(json.dumps(config | {name: value}))
+        with pytest.raises(CheckpointError, match=f"is of another run: its {name} is {config[name]}"):
+            resume(dead)
     (dead / "config.json").write_text(json.dumps(config | {"settings": {"alpha": 1}}))
     with pytest.raises(CheckpointError, match="there is no setting 'alpha'"):
         resume(dead)
@@ -236,7 +240,7 @@ def test_foreign_and_edited_files_are_refused(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="would not be exact"):
         resume(dead)
     (dead / "config.json").write_text(json.dumps(config | {"algorithm": "harpg"}))
-    with pytest.raises(CheckpointError, match="is of n_pg_igt"):
+    with pytest.raises(CheckpointError, match="is of another run: its algorithm is n_pg_igt"):
         resume(dead)
 
 

@@ -169,3 +169,21 @@ def test_a_stack_that_lost_a_run_is_not_thrown_away(tmp_path, pendulum_npz):
     run_training_cell(spec)
     assert not second.exists() or (second / "timing.csv").exists()
     assert len(list(spec.parent.glob("*/*/seed*/policy.safetensors"))) == 2
+
+
+def test_a_metric_that_json_has_no_word_for_is_left_empty(tmp_path, pendulum_npz):
+    """A run may end with an infinite loss and a policy that plays: its cell has a result all the same."""
+    training = TrainingCell(
+        "bc", str(pendulum_npz), 0, {"steps": 4, "eval_episodes": 1, "env": "Pendulum-v1"}, {"hidden": 8}
+    )
+    made = training.cell("one", tmp_path / "raw", tmp_path / "work")
+    spec = tmp_path / "work" / "one" / "cell.json"
+    run_training_cell(spec)
+    (table,) = spec.parent.glob("*/*/*/metrics.csv")
+    header = table.read_text().splitlines()[0]
+    table.write_text(f"{header}\n4{',inf' * header.count(',')}\n")
+    made.result.unlink()
+    run_training_cell(spec)
+    metrics = json.loads(made.result.read_text())["last_metrics"]
+    assert metrics.pop("step") == 4.0
+    assert set(metrics.values()) == {None}

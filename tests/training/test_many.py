@@ -450,7 +450,11 @@ def test_processes_make_the_runs_that_one_process_makes(tmp_path, pendulum_npz, 
         assert left(result.directory) == left(alone.directory)
         assert (result.directory / "config.json").read_text() == (alone.directory / "config.json").read_text()
         assert "run directory" in (result.directory / "process.log").read_text()
-    assert all(r.already_finished for r in resume_runs([r.directory for r in results]))
+    assert not any(result.already_finished for result in results)
+    directories = [result.directory for result in results]
+    assert all(r.already_finished for r in resume_runs(directories))
+    (directories[0] / "final_returns.npz").unlink()
+    assert [r.already_finished for r in resume_runs(directories)] == [False, True]
 
 
 def test_processes_report_each_evaluation_with_its_seed(tmp_path, pendulum_npz, monkeypatch, capsys):

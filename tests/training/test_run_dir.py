@@ -1,12 +1,13 @@
 """The files of a run directory: names, exact numbers, formats, locks."""
 
 import json
+import math
 import re
 
 import numpy as np
 import pytest
 
-from offrl.errors import CheckpointError
+from offrl.errors import CheckpointError, ConfigError
 from offrl.training import run_dir
 from offrl.training.run_dir import RunDir, Table, versions
 
@@ -49,6 +50,13 @@ def test_a_run_lies_under_algorithm_and_dataset(tmp_path):
     assert sorted(p.name for p in run.path.iterdir()) == ["command.txt", "config.json", "versions.json"]
     assert run.config == {"format": 1, **CONFIG}
     assert not run.finished
+
+
+def test_a_setting_that_no_file_can_keep_leaves_no_folder(tmp_path):
+    for value in (math.inf, math.nan):
+        with pytest.raises(ConfigError, match="clip must be a finite number, got"):
+            RunDir.create(tmp_path, CONFIG | {"settings": {"alpha": 2.5, "clip": value}})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_runs_of_the_same_second_get_their_own_folders(tmp_path):

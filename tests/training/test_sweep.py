@@ -128,14 +128,11 @@ def test_the_tables_hold_what_the_cells_scored(tmp_path):
     with open(tmp_path / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0])[: len(COLUMNS)] == list(COLUMNS)
-    shown = [
-        [row[k] for k in ("dataset", "seed", "unit", "last", "best", "mean_last_5", "episodes")]
-        for row in rows
-    ]
+    shown = [[row[k] for k in ("dataset", "seed", "unit", "last", "best", *COLUMNS[-3:])] for row in rows]
     assert shown == [
-        ["a", "0", "return", "2.0", "9.0", "5.5", "2"],
-        ["a", "1", "return", "6.0", "6.0", "3.2", "1"],
-        ["b", "0", "normalized score", "50.0", "50.0", "50.0", "1"],
+        ["a", "0", "return", "2.0", "9.0", "5.5", "2", "2"],
+        ["a", "1", "return", "6.0", "6.0", "3.2", "6", "1"],
+        ["b", "0", "normalized score", "50.0", "50.0", "50.0", "1", "1"],
     ]
     assert (tmp_path / "results.md").read_text().splitlines() == [
         "3 of 4 runs are finished. Last evaluation: mean +- standard deviation (seeds).",
