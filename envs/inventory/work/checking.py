@@ -14,6 +14,8 @@ from offrl.envs.inventory.work.schema import SHEETS, Column, Sheet
 from offrl.errors import DatasetError
 
 YES = ("true", "false", "yes", "no")
+MOST = 1e12
+"""No amount is this large: an item's bar code is."""
 Typed = dict[str, list[Any]]
 """Column -> values; None where a cell is empty."""
 
@@ -102,7 +104,7 @@ def _number(table: Table, row: int, column: Column, value: Any) -> float:
     if isinstance(value, str) and table.sheet:
         raise table.wrong(row, name, f"{name} is the text {shown(value)}; write a number, without its unit")
     try:
-        number = float(value)
+        number = float(value.replace("_", " ") if isinstance(value, str) else value)
     except (TypeError, ValueError):
         comma = isinstance(value, str) and value.replace(",", "").replace(".", "").lstrip("-").isdigit()
         hint = (
@@ -113,6 +115,10 @@ def _number(table: Table, row: int, column: Column, value: Any) -> float:
         raise table.wrong(row, name, f"{name} is the text {shown(value)}; {hint}") from None
     if not math.isfinite(number):
         raise table.wrong(row, name, f"{name} is {number}; write a finite number or leave it empty")
+    most = MOST if column.most is None else column.most
+    if abs(number) > most:
+        hint = "is it in another unit?" if column.most else "is it in the wrong column?"
+        raise table.wrong(row, name, f"{name} is {number:g}; it must be {most:g} at most: {hint}")
     if column.low is not None and number < column.low:
         least = "0 or more" if column.low == 0 else f"{column.low:g} or more"
         raise table.wrong(row, name, f"{name} is {number:g}; it must be {least}{_hint(name)}")
@@ -166,8 +172,11 @@ def known(
     allowed = set(names)
     for row, value in enumerate(values):
         if value is not None and value not in allowed:
-            near = difflib.get_close_matches(value, allowed, n=1)
+            low = {name.lower(): name for name in sorted(allowed)}
+            near = difflib.get_close_matches(value.lower(), low, n=1)
             hint = (
-                f"did you mean {near[0]!r}?" if near else f"add it to the sheet {sheet!r} or correct the name"
+                f"did you mean {low[near[0]]!r}?"
+                if near
+                else f"add it to the sheet {sheet!r} or correct the name"
             )
             raise table.wrong(row, column, f"unknown {what} {shown(value)}; {hint}")

@@ -195,11 +195,17 @@ def _examined(path: Path) -> bool:
 
 
 def _sheets(book: Any) -> Iterator[Table]:
+    titles: dict[str, str] = {}
     for sheet in book.worksheets:
         name = str(sheet.title).strip().lower()
         if name not in (*SHEETS, LEVELS.name):
             continue
         source = f"sheet {sheet.title!r}"
+        if name in titles:
+            raise DatasetError(
+                f"{source}: there is a sheet {titles[name]!r} as well; keep one, or rename the other"
+            )
+        titles[name] = str(sheet.title)
         if ranges := list(getattr(getattr(sheet, "merged_cells", None), "ranges", ())):
             first = str(ranges[0])
             raise DatasetError(

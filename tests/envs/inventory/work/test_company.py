@@ -192,6 +192,11 @@ MISTAKES = {  # what is wrong -> how to do it, where the message says it is, wha
     "order of an unknown item": (lambda b: put(b, "orders", "A3", "I0001"), "sheet 'orders', cell A3", "did you mean 'I001'?"),
     "order on no lane": (lambda b: put(b, "orders", "B2", "Store 01"), "sheet 'orders', cell B2", "no lane leads from 'Store 01'"),
     "order between periods": (lambda b: put(b, "orders", "D2", date(2024, 2, 7)), "sheet 'orders', cell D2", "no first day of a week"),
+    "sheet twice": (lambda b: setattr(b.copy_worksheet(b["demand"]), "title", "Demand "), "sheet 'Demand '", "there is a sheet 'demand' as well; keep one"),
+    "bar code for sales": (lambda b: put(b, "demand", "D5", 4006381333931), "sheet 'demand', cell D5", "is it in the wrong column?"),
+    "large returns": (lambda b: put(b, "demand", "D5", -1e30), "sheet 'demand', cell D5", "it must be 1e+12 at most"),
+    "lead time of hours": (lambda b: put(b, "lanes", "C4", 1008), "sheet 'lanes', cell C4", "it must be 1000 at most: is it in another unit?"),
+    "other letters": (lambda b: put(b, "demand", "B7", "STORE 02"), "sheet 'demand', cell B7", "did you mean 'Store 02'?"),
     "two companies": (lambda b: _double(b, "about", 2), "sheet 'about', row 3", "remove the others"),
 }  # fmt: skip
 

@@ -84,6 +84,9 @@ def test_decimal_commas_and_other_encodings(folder, tmp_path):
         match="column 'holding_cost': holding_cost is the text '0,5'; write decimals with a point",
     ):
         read_company(tmp_path)
+    (tmp_path / "costs.csv").write_text("item,node,holding_cost,underage_cost\n*,*,1_000,3\n")
+    with pytest.raises(DatasetError, match="holding_cost is the text '1_000'; write a number"):
+        read_company(tmp_path)
     (tmp_path / "costs.csv").write_bytes(
         "item,node,holding_cost,underage_cost\nKäse,*,1,3\n".encode("latin-1")
     )
