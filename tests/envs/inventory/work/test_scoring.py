@@ -84,6 +84,8 @@ def test_savings_and_their_interval():
     wide = saving(theirs - slow, theirs)
     assert wide.high - wide.low > 0.8 * (better.high - better.low)
     assert better.verdict == "better"
+    rounding = saving(np.nextafter(theirs, np.inf, dtype=np.float32).astype(float), theirs)
+    assert (rounding.low, rounding.high, rounding.verdict) == (0.0, 0.0, "not told apart")
     assert (same.verdict, saving(theirs, theirs - 3).verdict) == ("not told apart", "worse")
 
 
