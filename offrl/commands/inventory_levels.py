@@ -73,10 +73,9 @@ def _explain(o: Explain) -> int:
     from offrl.envs.inventory.work.explain import nearest
     from offrl.envs.inventory.work.planning import held_out_scenarios, min_max, setting_of
     from offrl.envs.inventory.work.scoring import YEAR, saving, score
-    from offrl.envs.inventory.work.writing import write_tables
+    from offrl.envs.inventory.work.writing import writable, write_tables
 
-    if o.out.exists():
-        raise ConfigError(f"{o.out} exists already; choose another name or remove it")
+    writable(o.out)
     plan, policy = load_plan(o.run)
     paths = setting_of(plan, "explained").draw("dev")
     levels = nearest(policy, paths.rows(torch.arange(min(len(paths), 16))), o.as_)

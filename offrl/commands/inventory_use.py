@@ -122,10 +122,11 @@ def _backtest(o: Backtest) -> int:
     from offrl.envs.inventory.work.orders import as_placed, by_lane, read_levels, read_orders, stock_at
     from offrl.envs.inventory.work.planning import has_levels, held_out_scenarios, levels_in_use, min_max
     from offrl.envs.inventory.work.scoring import score
+    from offrl.envs.inventory.work.writing import writable
 
     plan, policy = load_plan(o.run)
-    if o.out is not None and o.out.exists():
-        raise ConfigError(f"{o.out} exists already; choose another name or remove it")
+    if o.out is not None:
+        writable(o.out)
     start, begin = _first(plan, o.from_), 0
     levels = None if o.versus is None else read_levels(o.versus, plan.company)
     rivals: dict[str, Policy] = {"learned": acting(plan, policy)}
@@ -233,8 +234,9 @@ def _write(report: "Report", out: Path) -> None:
 
 def _recommend(o: Recommend) -> int:
     from offrl.envs.inventory.work.recommend import recommend
-    from offrl.envs.inventory.work.writing import write_tables
+    from offrl.envs.inventory.work.writing import writable, write_tables
 
+    writable(o.out)
     plan, policy = load_plan(o.run)
     if o.state is not None:
         plan = _with_stock(plan, o.state)

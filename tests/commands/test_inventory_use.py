@@ -83,6 +83,11 @@ def test_a_company_from_training_to_levels(capsys, tmp_path):
     assert sheets == ["summary", "groups", "items", "worst"]
     assert openpyxl.load_workbook("orders.xlsx")["orders"]["G1"].value == "base_stock"
     capsys.readouterr()
+    for words in (("backtest", str(run), "--out", "back.csv"), ("explain", str(run), "--out", "levels.csv")):
+        assert main(["inventory", *words]) == 1
+        out, error = capsys.readouterr()
+        assert out == ""  # before the work
+        assert "write a workbook NAME.xlsx, or a folder" in error
     for date, says in (
         ("2024-08-01", "is before 2024-08-12"),
         ("2025-01-01", "after the last"),

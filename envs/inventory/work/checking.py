@@ -101,17 +101,15 @@ def _number(table: Table, row: int, column: Column, value: Any) -> float:
         raise table.wrong(row, name, f"{name} is {shown(value)}; write a number")
     if isinstance(value, date):
         raise table.wrong(row, name, f"{name} is a date, {value:%Y-%m-%d}; format the cell as a number")
-    if isinstance(value, str) and table.sheet:
-        raise table.wrong(row, name, f"{name} is the text {shown(value)}; write a number, without its unit")
     try:
-        number = float(value.replace("_", " ") if isinstance(value, str) else value)
+        if isinstance(value, str) and (table.sheet or "_" in value):
+            raise ValueError
+        number = float(value)
     except (TypeError, ValueError):
-        comma = isinstance(value, str) and value.replace(",", "").replace(".", "").lstrip("-").isdigit()
-        hint = (
-            "write decimals with a point and no thousands marks"
-            if comma
-            else "write a number, without its unit"
-        )
+        hint = "write a number, without its unit"
+        if str(value).strip().replace(",", "").replace(".", "").lstrip("-").isdigit():
+            point = "write decimals with a point and no thousands marks"
+            hint = "format the column as numbers and enter it again" if table.sheet else point
         raise table.wrong(row, name, f"{name} is the text {shown(value)}; {hint}") from None
     if not math.isfinite(number):
         raise table.wrong(row, name, f"{name} is {number}; write a finite number or leave it empty")
@@ -157,11 +155,12 @@ def _date(table: Table, row: int, column: Column, value: Any) -> date:
 def once(table: Table, columns: Sequence[str], rows: Iterable[tuple[Any, ...]], remedy: str) -> None:
     """Every combination at most once."""
     seen: dict[tuple[Any, ...], int] = {}
+    stand = "stands" if len(columns) == 1 else "stand"
     for row, key in enumerate(rows):
         if key in seen:
             what = " and ".join(f"{name} {shown(value)}" for name, value in zip(columns, key, strict=True))
             first = table.lines[seen[key]]
-            raise table.wrong(row, columns[-1], f"{what} already stand in row {first}; {remedy}")
+            raise table.wrong(row, columns[-1], f"{what} already {stand} in row {first}; {remedy}")
         seen[key] = row
 
 

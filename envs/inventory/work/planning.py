@@ -28,6 +28,7 @@ from offrl.envs.inventory.work.bootstrap import Together, completed
 from offrl.envs.inventory.work.company import Company, read_company
 from offrl.envs.inventory.work.fit import DemandFit, correlation, fit_demand, generator
 from offrl.envs.inventory.work.history import History
+from offrl.envs.inventory.work.reading import WORKBOOKS
 from offrl.errors import ConfigError
 
 Array = NDArray[np.float64]
@@ -183,7 +184,7 @@ def whole_units(company: Company, item: int) -> bool:
 
 def is_company(name: str) -> bool:
     """Whether a setting's name is a workbook or folder, that is all items of a company."""
-    return name.lower().endswith(".xlsx") or (bool(name) and Path(name).is_dir())
+    return name.lower().endswith(WORKBOOKS) or (bool(name) and Path(name).is_dir())
 
 
 def read_plan(name: str) -> Plan:

@@ -19,6 +19,8 @@ from offrl.errors import DatasetError, MissingExtraError
 MOST_BYTES = 2**29
 """Of a workbook once unpacked, or of a CSV file."""
 MOST_ROWS = 5_000_000
+WORKBOOKS = (".xlsx", ".xlsm")
+"""Of the latter, the macros are not read."""
 OLD_EXCEL = b"\xd0\xcf\x11\xe0"
 SHOWN = 40
 DAMAGED = (
@@ -229,7 +231,8 @@ def _table(name: str, source: str, rows: Iterable[Iterable[Any]], *, sheet: bool
     while head and head[-1] is None:
         head.pop()
     if not head:
-        raise DatasetError(f"{source}: empty; put the names of the columns in its first row")
+        what = "empty" if next(iterator, None) is None else "the first row is empty"
+        raise DatasetError(f"{source}: {what}; put the names of the columns in its first row")
     _check_head(source, head, sheet)
     columns: dict[str, list[Any]] = {str(key): [] for key in head}
     table = Table(name=name, source=source, columns=columns, lines=[], sheet=sheet)
