@@ -102,11 +102,13 @@ def saving(ours: Array, theirs: Array, block: int = 4, draws: int = 4000) -> Sav
     """Of the costs of each period, (T,) each; the interval is over dates, which are what is scarce."""
     gap = theirs - ours
     gap[np.abs(gap) <= SAME * (np.abs(ours) + np.abs(theirs))] = 0.0
-    blocks = [gap[k : k + block].mean() for k in range(0, len(gap) - block + 1, block)]
-    if len(blocks) < 2:  # one block resampled is always itself
+    count = len(gap) // block
+    if count < 2:  # one block resampled is always itself
         return Saving(per_period=float(gap.mean()), low=-np.inf, high=np.inf)
-    random = np.random.default_rng(0)
-    means = np.array(blocks)[random.integers(0, len(blocks), (draws, len(blocks)))].mean(1)
+    blocks = np.array_split(gap, count)  # what is left over makes the first ones longer
+    sums, sizes = np.array([own.sum() for own in blocks]), np.array([len(own) for own in blocks])
+    pick = np.random.default_rng(0).integers(0, count, (draws, count))
+    means = sums[pick].sum(1) / sizes[pick].sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Saving(per_period=float(gap.mean()), low=float(low), high=float(high))
 
