@@ -97,7 +97,8 @@ def test_dates_of_fewer_than_two_blocks_tell_nothing_apart():
     late = np.zeros(11)
     late[8:] = 100.0  # the periods that fill no block of four count in the interval as they do in the mean
     few = saving(np.zeros(11), late)
-    assert few.low <= few.per_period == pytest.approx(300 / 11) <= few.high
+    assert few.per_period == pytest.approx(300 / 11)
+    assert few.low <= few.per_period <= few.high
 
 
 def test_groups_of_money_and_spread():
