@@ -14,6 +14,8 @@ from offrl.errors import ConfigError
 Random = np.random.Generator | np.random.RandomState
 Array = NDArray[np.float64]
 Values = tuple[float, ...]
+MOST = 1e12
+"""Counts that are much larger cannot be drawn."""
 
 
 class Demand(Protocol):
@@ -38,6 +40,10 @@ def _check(season: Values, *columns: Values) -> None:
         for value in values:
             if not np.isfinite(value) or value < 0:
                 raise ConfigError(f"demand: numbers must be 0 or more and finite, got {value}")
+            if value > MOST:
+                raise ConfigError(
+                    f"demand: numbers must be {MOST:g} at most, got {value:g}; take a larger unit"
+                )
     if len({len(values) for values in columns}) > 1:
         counts = " and ".join(str(len(values)) for values in columns)
         raise ConfigError(f"demand: {counts} values; give one of each kind a store")
@@ -116,7 +122,7 @@ class NegativeBinomial:
     def draw(self, scenarios: int, periods: int, random: Random) -> Array:
         """See :class:`Demand`."""
         mean, std = np.array(self.means), np.array(self.stds)
-        size = (mean**2 / (std**2 - mean))[:, None]
+        size = np.where(mean > 0, mean**2 / (std**2 - mean), 1.0)[:, None]  # of mean 0: always 0
         level = mean[:, None] * factors(self.season, periods)
         shape = (scenarios, len(mean), periods)
         return random.negative_binomial(size, size / (size + level), shape).astype(np.float64)

@@ -40,8 +40,8 @@ class ProjectedLevel(OnePerNode):
         if len(network.edges) != 1 or not network.lost_sales:
             raise ConfigError(f"policy {self.name} is for one store with lost sales")
         mean = facts.means[0]
-        if abs(facts.stds[0] ** 2 - mean) > 1e-6:
-            raise ConfigError(f"policy {self.name} is for Poisson demand")
+        if not mean > 0 or abs(facts.stds[0] ** 2 - mean) > 1e-6:
+            raise ConfigError(f"policy {self.name} is for Poisson demand with a mean above 0")
         if not facts.stationary or network.edges[0].receipts:
             raise ConfigError(
                 f"policy {self.name} is for demand without a season and deliveries that do not vary"

@@ -79,6 +79,8 @@ class Setting:
     about: str = ""
     first: str = ""
     """Date of period 0, where periods have dates."""
+    until: str = ""
+    """First date that is held out of what demand is fitted on, where one is."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def resized(self, *, periods: Mapping[str, int] | None = None, **scenarios: int) -> "Setting":

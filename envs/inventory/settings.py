@@ -314,7 +314,9 @@ def load_setting(name: str, *, data: str | Path | WeeklySales | None = None, **o
             raise ConfigError(f"{name}: {own.name!r} is the name of a published setting; choose another")
         return own
     path = name.rpartition(":")[0]
-    if any(part.lower().endswith(".xlsx") or (part and Path(part).is_dir()) for part in (name, path)):
+    if any(
+        part.lower().endswith((".xlsx", ".xlsm")) or (part and Path(part).is_dir()) for part in (name, path)
+    ):
         if options or data is not None:
             raise ConfigError(f"{name}: a company takes no options; change its tables")
         from offrl.envs.inventory.work.planning import plan_setting

@@ -112,7 +112,7 @@ def _report(history: "History", fit: "DemandFit", calibration: "Calibration") ->
 
 
 def _line(name: str, series: int, sales: float, demand: float) -> None:
-    hidden = f"{demand - sales:+9.1f} ({demand / max(sales, 1e-9) - 1:+.1%})"
+    hidden = f"{demand - sales:+9.1f}" + (f" ({demand / sales - 1:+.1%})" if sales > 0 else "")
     print(f"{name:14}{series:7d}{sales:10.1f}{demand:10.1f}   {hidden}")
 
 

@@ -73,10 +73,9 @@ def _explain(o: Explain) -> int:
     from offrl.envs.inventory.work.explain import nearest
     from offrl.envs.inventory.work.planning import held_out_scenarios, min_max, setting_of
     from offrl.envs.inventory.work.scoring import YEAR, saving, score
-    from offrl.envs.inventory.work.writing import write_tables
+    from offrl.envs.inventory.work.writing import writable, write_tables
 
-    if o.out.exists():
-        raise ConfigError(f"{o.out} exists already; choose another name or remove it")
+    writable(o.out)
     plan, policy = load_plan(o.run)
     paths = setting_of(plan, "explained").draw("dev")
     levels = nearest(policy, paths.rows(torch.arange(min(len(paths), 16))), o.as_)
@@ -88,8 +87,8 @@ def _explain(o: Explain) -> int:
     for name, own in (("learned", learned), (o.as_, simple)):
         print(f"{name:12}{float(own.costs.sum(1).mean()) * year:14,.0f} a year, fill rate {own.fill:.3f}")
     print(
-        f"the simpler policy costs {-gap.per_period * year:,.0f} {plan.company.currency} more a year, 95 % interval "
-        f"{-gap.high * year:,.0f} to {-gap.low * year:,.0f}"
+        f"the simpler policy costs {-gap.per_period * year:z,.0f} {plan.company.currency} more a year, 95 % interval "
+        f"{-gap.high * year:z,.0f} to {-gap.low * year:z,.0f}"
     )
     rows = [(*plan.label(n), *map(int, levels[n].tolist())) for n in range(len(levels))]
     tables: dict[str, list[tuple[Any, ...]]] = {"levels": [("item", "node", "min", "max"), *rows]}

@@ -97,6 +97,12 @@ def load_plan(run: Path) -> "tuple[Plan, InventoryPolicy]":
             f"the sales of {name} begin on {now}, those that {run} was trained on did on {first}: its season and order "
             "days would fall on other dates; keep the first rows, or train again"
         )
+    until, held_out = RunDir(run).config.get("until"), plan.company.dates()[plan.start].isoformat()
+    if until and held_out < until:
+        raise ConfigError(
+            f"the sales of {name} end sooner than those that {run} was trained on: their last fifth begins on "
+            f"{held_out}, and training saw all dates before {until}; put the last rows back, or train again"
+        )
     return plan, policy
 
 
@@ -116,10 +122,11 @@ def _backtest(o: Backtest) -> int:
     from offrl.envs.inventory.work.orders import as_placed, by_lane, read_levels, read_orders, stock_at
     from offrl.envs.inventory.work.planning import has_levels, held_out_scenarios, levels_in_use, min_max
     from offrl.envs.inventory.work.scoring import score
+    from offrl.envs.inventory.work.writing import writable
 
     plan, policy = load_plan(o.run)
-    if o.out is not None and o.out.exists():
-        raise ConfigError(f"{o.out} exists already; choose another name or remove it")
+    if o.out is not None:
+        writable(o.out)
     start, begin = _first(plan, o.from_), 0
     levels = None if o.versus is None else read_levels(o.versus, plan.company)
     rivals: dict[str, Policy] = {"learned": acting(plan, policy)}
@@ -182,8 +189,8 @@ def _print(report: "Report", start: int) -> None:
     for name, other in others:
         gain = saving(first[1].costs.sum(1), other.costs.sum(1))
         print(
-            f"learned saves {gain.per_period * year:,.0f} {plan.company.currency} a year against {name}, 95 % interval "
-            f"{gain.low * year:,.0f} to {gain.high * year:,.0f}: {gain.verdict}"
+            f"learned saves {gain.per_period * year:z,.0f} {plan.company.currency} a year against {name}, "
+            f"95 % interval {gain.low * year:z,.0f} to {gain.high * year:z,.0f}: {gain.verdict}"
         )
     if plan.joint:
         print("\nby value (A 80 %, B 15 %, C 5 %) and spread of demand (X < 0.5, Y < 1, Z)")
@@ -203,7 +210,7 @@ def _lines(rows: list[tuple[Any, ...]]) -> None:
     def text(value: Any, name: str) -> str:
         if not isinstance(value, float):
             return "-" if value is None else str(value)
-        return f"{value:.3f}" if name.startswith("fill") else f"{value:,.0f}"
+        return f"{value:.3f}" if name.startswith("fill") else f"{value:z,.0f}"
 
     head = rows[0]
     table = [head, *([text(value, name) for value, name in zip(row, head, strict=True)] for row in rows[1:])]
@@ -227,8 +234,9 @@ def _write(report: "Report", out: Path) -> None:
 
 def _recommend(o: Recommend) -> int:
     from offrl.envs.inventory.work.recommend import recommend
-    from offrl.envs.inventory.work.writing import write_tables
+    from offrl.envs.inventory.work.writing import writable, write_tables
 
+    writable(o.out)
     plan, policy = load_plan(o.run)
     if o.state is not None:
         plan = _with_stock(plan, o.state)

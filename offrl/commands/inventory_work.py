@@ -58,14 +58,13 @@ def main(argv: list[str]) -> int:
 
 def _init(o: Init) -> int:
     from offrl.envs.inventory.work.example import example
-    from offrl.envs.inventory.work.writing import write_tables
+    from offrl.envs.inventory.work.writing import writable, write_tables
     from offrl.errors import ConfigError
 
     for name, least in (("items", 1), ("stores", 2), ("weeks", 2)):
         if getattr(o, name) < least:
             raise ConfigError(f"--{name} must be {least} or more, got {getattr(o, name)}")
-    if o.path.exists():
-        raise ConfigError(f"{o.path} exists already; choose another name or remove it")
+    writable(o.path)
     made = example(items=o.items, stores=o.stores, weeks=o.weeks, seed=o.seed)
     write_tables(made.rows, o.path)
     sheets = ", ".join(f"{name} {len(rows) - 1}" for name, rows in made.rows.items())

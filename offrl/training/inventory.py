@@ -201,6 +201,8 @@ def start(
             reporter.note(_gradients(config, setting))
         if chosen := describe(learner.net):
             reporter.note(chosen)
+        if unknown := _unknown(learner.net):
+            reporter.note(unknown)
         return _go(runs, learner, source, dev, setting, options, reporter, restore=None)
 
 
@@ -214,6 +216,17 @@ def _gradients(config: HDPOConfig, setting: AnySetting) -> str:
         f"estimator {used}: {why}" if used == best else f"estimator {used}, as told; {best} is advised: {why}"
     )
     return note
+
+
+def _unknown(policy: InventoryPolicy) -> str:
+    """Which stores' demand training does not know, in a line; empty: none."""
+    network = policy.network
+    stores = zip(network.nodes[network.upstream :], policy.facts.means, strict=True)
+    names = [node.name for node, mean in stores if mean == 0]
+    if not names:
+        return ""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"no demand is known at {names[0]}{more}: what is ordered there has to be planned by hand"
 
 
 def resume(directory: Path, reporter: Reporter | None = None) -> list[InventoryResult]:
@@ -304,7 +317,7 @@ def _config(
         "algorithm": "hdpo", "algorithm_file": None, "algorithm_sha256": None, "preset": None,
         "settings": dataclasses.asdict(config), "inventory": dataclasses.asdict(options) | named,
         "dataset": None, "dataset_name": f"{setting.name}-{varied}".strip("-"), "dataset_sha256": digest_of(setting),
-        "first": getattr(setting, "first", ""),
+        "first": getattr(setting, "first", ""), "until": getattr(setting, "until", ""),
         "rows": "exact", "env_id": None, "env_kwargs": {}, "env_flatten": [], "reference_returns": None,
         "seed": seed, "steps": options.steps, "log_every": options.log_every, "eval_every": options.eval_every,
         "eval_episodes": 1, "final_episodes": 0, "checkpoint_every": options.checkpoint_every, "workers": 1,

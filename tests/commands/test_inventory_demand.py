@@ -1,6 +1,7 @@
 """``offrl inventory demand fit``."""
 
 import csv
+from datetime import date, timedelta
 
 import pytest
 
@@ -33,6 +34,26 @@ def test_a_fit_is_told_and_written(capsys, tmp_path):
         csv.writer(file).writerows([row[:4] for row in rows["demand"]])
     assert main(["inventory", "demand", "fit", "sales.csv", "--held-out", "8"]) == 0
     assert "no stock is known: sales are taken for demand" in capsys.readouterr().out
+
+
+def test_items_without_sales_and_without_held_out_dates(capsys, tmp_path):
+    """No share of nothing; and what has no date to be scored on is not called free of over-fitting."""
+    days = [f"{date(2024, 1, 1) + timedelta(weeks=k)}" for k in range(20)]
+
+    def write(*series):
+        rows = [(item, "s", day, units) for item, known, units in series for day in days[known]]
+        with open("sales.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("item", "node", "date", "sales"), *rows])
+
+    write(("A", slice(None), 0), ("B", slice(None), 5))
+    assert main(["inventory", "demand", "fit", "sales.csv"]) == 0
+    page = capsys.readouterr().out
+    (line,) = [line for line in page.splitlines() if line.startswith("intermittent")]
+    assert line.split() == ["intermittent", "1", "0.0", "0.0", "+0.0"]
+    write(("A", slice(16, None), 3), ("B", slice(1), 2), ("B", slice(2, 12), 2))
+    assert main(["inventory", "demand", "fit", "sales.csv"]) == 1
+    assert "no sales are known on the last 4 weeks of what was sold before" in capsys.readouterr().err
+    assert main(["inventory", "demand", "fit", "sales.csv", "--held-out", "10"]) == 0
 
 
 def test_mistakes_and_help(capsys):

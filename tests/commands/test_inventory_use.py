@@ -83,6 +83,11 @@ def test_a_company_from_training_to_levels(capsys, tmp_path):
     assert sheets == ["summary", "groups", "items", "worst"]
     assert openpyxl.load_workbook("orders.xlsx")["orders"]["G1"].value == "base_stock"
     capsys.readouterr()
+    for words in (("backtest", str(run), "--out", "back.csv"), ("explain", str(run), "--out", "levels.csv")):
+        assert main(["inventory", *words]) == 1
+        out, error = capsys.readouterr()
+        assert out == ""  # before the work
+        assert "write a workbook NAME.xlsx, or a folder" in error
     for date, says in (
         ("2024-08-01", "is before 2024-08-12"),
         ("2025-01-01", "after the last"),
@@ -126,6 +131,47 @@ def test_help_teaches(capsys, name, word):
 def test_another_run_is_refused(capsys):
     assert main(["inventory", "backtest", "nowhere"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_dates_that_training_saw_are_not_held_out(capsys, tmp_path):
+    """Sales of fewer weeks than the run was trained on: their last fifth is no test of it; more weeks are."""
+    assert main(["inventory", "init", "net", "--items", "2", "--stores", "2", "--weeks", "40"]) == 0
+    (tmp_path / "net" / "orders.csv").unlink()
+    path = tmp_path / "net" / "demand.csv"
+    head, *rows = path.read_text().splitlines(keepends=True)
+
+    def keep(last):
+        path.write_text("".join([head, *(row for row in rows if row.split(",")[2] <= last)]))
+
+    keep("2024-09-16")
+    sizes = ["--scenarios", "4", "--dev-scenarios", "2", "--test-scenarios", "2", "--batch-size", "2"]
+    assert main(["inventory", "train", "net:I001", "--policy", "base_stock", "--steps", "1", *sizes]) == 0
+    (run,) = (tmp_path / "runs" / "hdpo" / "net-I001").iterdir()
+    keep("2024-09-30")
+    assert main(["inventory", "backtest", str(run)]) == 0
+    keep("2024-08-26")
+    capsys.readouterr()
+    assert main(["inventory", "backtest", str(run)]) == 1
+    error = capsys.readouterr().err
+    assert "last fifth begins on 2024-07-15, and training saw all dates before 2024-08-05" in error
+    assert error.count("\n") == 1
+
+
+def test_an_item_too_new_to_be_fitted_is_said_when_it_is_trained(capsys, tmp_path):
+    assert main(["inventory", "init", "net", "--items", "2", "--stores", "2", "--weeks", "40"]) == 0
+    path = tmp_path / "net" / "demand.csv"
+    head, *rows = [line.split(",") for line in path.read_text().splitlines(keepends=True)]
+    rows = [row for row in rows if row[0] != "I002" or row[2] > "2024-09-01"]
+    path.write_text("".join(",".join(row) for row in (head, *rows)))
+    sizes = ["--scenarios", "4", "--dev-scenarios", "2", "--test-scenarios", "2", "--batch-size", "2"]
+    assert main(["inventory", "train", "net", "--policy", "item_levels", "--steps", "1", *sizes]) == 0
+    assert "no demand is known at I002 @ Store 01 and 1 more: what is ordered" in capsys.readouterr().out
+    (run,) = (tmp_path / "runs" / "hdpo" / "net").iterdir()
+    assert main(["inventory", "recommend", str(run)]) == 0
+    page = capsys.readouterr().out
+    assert "warning: I002 at Store 01: no sales on the dates that were fitted" in page
+    assert main(["inventory", "train", "net:I002", "--policy", "base_stock", "--steps", "1", *sizes]) == 1
+    assert "item 'I002' has no sales before 2024-08-12" in capsys.readouterr().err
 
 
 def test_a_company_without_min_and_max(capsys, tmp_path):

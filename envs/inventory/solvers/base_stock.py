@@ -57,12 +57,10 @@ def base_stock(demand: Demand, lead_time: int, holding: float, penalty: float) -
     shift = periods * (p * moved[-1] - (h + p) * moved)
     shift = np.minimum(shift, np.append(0.0, shift[:-1]))  # S may lie on either side of its grid point
     spread, _ = _costs(demand, demand.spread, periods, h, p)
-    return BaseStock(
-        level=level,
-        cost=cost,
-        lower=float((curve + shift).min()),
-        upper=float(spread.min()) + max(h, p) * periods * demand.tail,
-    )
+    lower = float((curve + shift).min())
+    upper = float(spread.min()) + max(h, p) * periods * demand.tail
+    # the estimate misses the bracket where rounding moves the mean, as it does where much demand is close to 0
+    return BaseStock(level=level, cost=min(max(cost, lower), upper), lower=lower, upper=upper)
 
 
 def base_stock_costs(demand: Demand, lead_time: int, holding: float, penalty: float) -> tuple[Array, Array]:

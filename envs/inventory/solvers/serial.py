@@ -57,13 +57,10 @@ def serial(demand: Demand, lead_times: list[int], holdings: list[float], penalty
     _check(lead_times, holdings, penalty)
     levels, cost = _recursion(demand, demand.pmf, lead_times, holdings, penalty)
     steepest = (penalty + holdings[-1]) * (sum(lead_times) + 1)  # cost per item by which demand is shifted
-    _, upper = _recursion(demand, demand.spread, lead_times, holdings, penalty)
-    return Serial(
-        levels=levels,
-        cost=cost,
-        lower=cost - steepest * float(np.abs(demand.offset).sum()),
-        upper=upper + steepest * demand.tail,
-    )
+    _, most = _recursion(demand, demand.spread, lead_times, holdings, penalty)
+    upper = most + steepest * demand.tail
+    lower = cost - steepest * float(np.abs(demand.offset).sum())
+    return Serial(levels=levels, cost=min(cost, upper), lower=lower, upper=upper)
 
 
 def _recursion(

@@ -14,6 +14,8 @@ from offrl.envs.inventory.work.schema import SHEETS, Column, Sheet
 from offrl.errors import DatasetError
 
 YES = ("true", "false", "yes", "no")
+MOST = 1e12
+"""No amount is this large: an item's bar code is."""
 Typed = dict[str, list[Any]]
 """Column -> values; None where a cell is empty."""
 
@@ -99,20 +101,22 @@ def _number(table: Table, row: int, column: Column, value: Any) -> float:
         raise table.wrong(row, name, f"{name} is {shown(value)}; write a number")
     if isinstance(value, date):
         raise table.wrong(row, name, f"{name} is a date, {value:%Y-%m-%d}; format the cell as a number")
-    if isinstance(value, str) and table.sheet:
-        raise table.wrong(row, name, f"{name} is the text {shown(value)}; write a number, without its unit")
     try:
+        if isinstance(value, str) and (table.sheet or "_" in value):
+            raise ValueError
         number = float(value)
     except (TypeError, ValueError):
-        comma = isinstance(value, str) and value.replace(",", "").replace(".", "").lstrip("-").isdigit()
-        hint = (
-            "write decimals with a point and no thousands marks"
-            if comma
-            else "write a number, without its unit"
-        )
+        hint = "write a number, without its unit"
+        if str(value).strip().replace(",", "").replace(".", "").lstrip("-").isdigit():
+            point = "write decimals with a point and no thousands marks"
+            hint = "format the column as numbers and enter it again" if table.sheet else point
         raise table.wrong(row, name, f"{name} is the text {shown(value)}; {hint}") from None
     if not math.isfinite(number):
         raise table.wrong(row, name, f"{name} is {number}; write a finite number or leave it empty")
+    most = MOST if column.most is None else column.most
+    if abs(number) > most:
+        hint = "is it in another unit?" if column.most else "is it in the wrong column?"
+        raise table.wrong(row, name, f"{name} is {number:g}; it must be {most:g} at most: {hint}")
     if column.low is not None and number < column.low:
         least = "0 or more" if column.low == 0 else f"{column.low:g} or more"
         raise table.wrong(row, name, f"{name} is {number:g}; it must be {least}{_hint(name)}")
@@ -151,11 +155,12 @@ def _date(table: Table, row: int, column: Column, value: Any) -> date:
 def once(table: Table, columns: Sequence[str], rows: Iterable[tuple[Any, ...]], remedy: str) -> None:
     """Every combination at most once."""
     seen: dict[tuple[Any, ...], int] = {}
+    stand = "stands" if len(columns) == 1 else "stand"
     for row, key in enumerate(rows):
         if key in seen:
             what = " and ".join(f"{name} {shown(value)}" for name, value in zip(columns, key, strict=True))
             first = table.lines[seen[key]]
-            raise table.wrong(row, columns[-1], f"{what} already stand in row {first}; {remedy}")
+            raise table.wrong(row, columns[-1], f"{what} already {stand} in row {first}; {remedy}")
         seen[key] = row
 
 
@@ -166,8 +171,11 @@ def known(
     allowed = set(names)
     for row, value in enumerate(values):
         if value is not None and value not in allowed:
-            near = difflib.get_close_matches(value, allowed, n=1)
+            low = {name.lower(): name for name in sorted(allowed)}
+            near = difflib.get_close_matches(value.lower(), low, n=1)
             hint = (
-                f"did you mean {near[0]!r}?" if near else f"add it to the sheet {sheet!r} or correct the name"
+                f"did you mean {low[near[0]]!r}?"
+                if near
+                else f"add it to the sheet {sheet!r} or correct the name"
             )
             raise table.wrong(row, column, f"unknown {what} {shown(value)}; {hint}")

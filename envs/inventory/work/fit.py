@@ -214,7 +214,7 @@ def calibrate(history: History, held: int) -> tuple[DemandFit, Calibration]:
     """Fit on all but the last ``held`` periods, and score on these.
 
     Raises:
-        ConfigError: nothing is left to fit on.
+        ConfigError: nothing is left to fit on, or to score.
     """
     periods = history.sales.shape[2]
     if periods < 9:
@@ -229,6 +229,10 @@ def calibrate(history: History, held: int) -> tuple[DemandFit, Calibration]:
     later = np.stack([fit.later(i, periods - held, held) for i in range(len(history.items))])
     x, cut, factor = _scored(history, slice(periods - held, None), later)
     sold = fit.means.reshape(-1) > 0
+    if np.isnan(x[sold]).all():
+        raise ConfigError(
+            f"no sales are known on the last {held} {history.period}s of what was sold before; hold out more"
+        )
     parts = (x[sold], cut[sold], factor[sold])
     counts = fit.counts.rows(sold)
     early = _scored(history, slice(0, periods - held), fit.factor)

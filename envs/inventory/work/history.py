@@ -1,5 +1,7 @@
 """Sales histories as arrays, from a company's tables or from two files of their own; where stock had run out."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import pairwise
@@ -10,11 +12,14 @@ from numpy.typing import NDArray
 
 from offrl.envs.inventory.work.checking import Typed, known, once, typed_table
 from offrl.envs.inventory.work.company import LENGTH, Company, read_company
-from offrl.envs.inventory.work.reading import Table, read_file, shown
+from offrl.envs.inventory.work.reading import WORKBOOKS, Table, read_file, shown
 from offrl.envs.inventory.work.schema import DEMAND, Column, Sheet
 from offrl.errors import DatasetError
 
 Array = NDArray[np.float64]
+MOST_PERIODS = 20_000
+MOSTLY = 0.7
+"""Share of dates on one weekday from which the sales are weekly, with mistakes; of days it is a seventh."""
 SALES = Sheet(name="sales", about=DEMAND.about, columns=DEMAND.columns)
 LEFT = Sheet(
     name="stock", about="Stock left at the end of every period.",
@@ -76,7 +81,7 @@ def read_history(sales: str | Path, stock: str | Path | None = None) -> History:
         DatasetError: one line with place and remedy.
     """
     path = Path(sales)
-    if path.is_dir() or path.suffix.lower() == ".xlsx":
+    if path.is_dir() or path.suffix.lower() in WORKBOOKS:
         if stock is not None:
             raise DatasetError(
                 f"{path} holds its own stock (sheet 'demand', column stock_left); leave --stock out"
@@ -99,8 +104,7 @@ def read_history(sales: str | Path, stock: str | Path | None = None) -> History:
 def _from_sales(table: Table, values: Typed) -> History:
     items, stores = tuple(dict.fromkeys(values["item"])), tuple(dict.fromkeys(values["node"]))
     days = sorted(set(values["date"]))
-    gaps = [(b - a).days for a, b in pairwise(days)]
-    period = "week" if gaps and all(gap % 7 == 0 for gap in gaps) else "day"
+    period = _period(table, values["date"], days)
     once(
         table,
         ("item", "node", "date"),
@@ -108,7 +112,7 @@ def _from_sales(table: Table, values: Typed) -> History:
         "keep one",
     )
     length = (days[-1] - days[0]).days // LENGTH[period] + 1
-    if length > 20_000:
+    if length > MOST_PERIODS:
         row = values["date"].index(days[0])
         raise table.wrong(
             row, "date", f"{days[0]} is {(days[-1] - days[0]).days} days before the last date; correct it"
@@ -121,6 +125,22 @@ def _from_sales(table: Table, values: Typed) -> History:
     _fill(history, values, "sales", arrays[0])
     _fill(history, values, "stock_left", arrays[1])
     return history
+
+
+def _period(table: Table, dates: Sequence[date], days: Sequence[date]) -> str:
+    """Day or week, as the dates (and ``days``, each of them once) tell."""
+    gaps = [(b - a).days for a, b in pairwise(days)]
+    if gaps and min(gaps) > 7:
+        what = f"dates are {min(gaps)} days apart or more; sales are counted by day or by week"
+        raise table.wrong(dates.index(days[1]), "date", what)
+    if gaps and all(gap % 7 == 0 for gap in gaps):
+        return "week"
+    usual, count = Counter(day.weekday() for day in days).most_common(1)[0]
+    if len(days) >= 8 and count >= MOSTLY * len(days) and (days[-1] - days[0]).days <= MOST_PERIODS:
+        row = next(k for k, day in enumerate(dates) if day.weekday() != usual)
+        what = f"{dates[row]} is no whole number of weeks from the others, most of which are; correct it"
+        raise table.wrong(row, "date", what)
+    return "day"
 
 
 def _fill(history: History, values: Typed, column: str, target: Array) -> None:

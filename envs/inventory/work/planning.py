@@ -28,6 +28,7 @@ from offrl.envs.inventory.work.bootstrap import Together, completed
 from offrl.envs.inventory.work.company import Company, read_company
 from offrl.envs.inventory.work.fit import DemandFit, correlation, fit_demand, generator
 from offrl.envs.inventory.work.history import History
+from offrl.envs.inventory.work.reading import WORKBOOKS
 from offrl.errors import ConfigError
 
 Array = NDArray[np.float64]
@@ -65,6 +66,16 @@ class Plan:
     def whole(self) -> bool:
         """Whether orders are rounded to whole units: an item that is sold so. Lanes of a whole company have packs."""
         return not self.joint and whole_units(self.company, self.items[0])
+
+    @cached_property
+    def carried(self) -> Network:
+        """The network in which orders are carried out. Rules that shrink a wish for whole units (a capacity, a budget,
+        another lane's pack from the same stock) leave whole units, where the item is sold so: packs of 1.
+        """
+        if not (self.whole and self.network.extended):
+            return self.network
+        edges = tuple(replace(edge, pack=edge.pack or 1.0) for edge in self.network.edges)
+        return replace(self.network, edges=edges)
 
     @cached_property
     def history(self) -> History:
@@ -110,7 +121,7 @@ class Plan:
 
     @cached_property
     def means(self) -> Array:
-        """(N,), fitted mean demand behind each node, units a period."""
+        """(N,), fitted mean demand behind each node, units a period; 0: no sales before ``start``."""
         return np.array(
             self.network.behind([float(self.fit.means[k, s]) for k, stores in self.sold for s in stores])
         )
@@ -145,7 +156,16 @@ class Plan:
         )
 
     def demand(self) -> Demand:
-        """What training paths are drawn from."""
+        """What training paths are drawn from.
+
+        Raises:
+            ConfigError: there are no sales before ``start``.
+        """
+        if not self.means.any():
+            raise ConfigError(
+                f"{self.name} has no sales before {self.company.dates()[self.start]}; all dates from then on are held "
+                "out, and nothing is left to train on"
+            )
         parts = tuple(generator(self.fit, k, stores) for k, stores in self.sold)
         return Together(parts=parts) if self.joint else parts[0]  # type: ignore[arg-type]
 
@@ -164,7 +184,7 @@ def whole_units(company: Company, item: int) -> bool:
 
 def is_company(name: str) -> bool:
     """Whether a setting's name is a workbook or folder, that is all items of a company."""
-    return name.lower().endswith(".xlsx") or (bool(name) and Path(name).is_dir())
+    return name.lower().endswith(WORKBOOKS) or (bool(name) and Path(name).is_dir())
 
 
 def read_plan(name: str) -> Plan:
@@ -237,7 +257,7 @@ def setting_of(plan: Plan, word: str) -> Setting:
     return Setting(
         name="".join(c if c.isalnum() or c in "-_" else "_" for c in word), network=plan.network, demand=plan.demand(),
         splits=splits(plan.network.stores) if plan.joint else SPLITS, integral=plan.whole,
-        first=plan.company.first.isoformat(),
+        first=plan.company.first.isoformat(), until=plan.company.dates()[plan.start].isoformat(),
         about=f"{f'{len(plan.items)} items' if plan.joint else plan.name} of {plan.company.name}",
     )  # fmt: skip
 
@@ -266,7 +286,7 @@ def held_out_scenarios(plan: Plan) -> Scenarios:
         factor = fit.later(k, 0, plan.periods)
         seed = plan.items[k]
         parts.append(completed(sales, empty, own, factor, copies, seed=seed, correlation=together))
-    paths, network = np.concatenate(parts, 1), plan.network
+    paths, network = np.concatenate(parts, 1), plan.carried
     start = torch.zeros(copies, len(network.nodes), network.width)
     start[:, :, 0] = torch.tensor([node.initial for node in network.nodes])
     random = np.random.default_rng(

@@ -19,6 +19,8 @@ from offrl.errors import DatasetError, MissingExtraError
 MOST_BYTES = 2**29
 """Of a workbook once unpacked, or of a CSV file."""
 MOST_ROWS = 5_000_000
+WORKBOOKS = (".xlsx", ".xlsm")
+"""Of the latter, the macros are not read."""
 OLD_EXCEL = b"\xd0\xcf\x11\xe0"
 SHOWN = 40
 DAMAGED = (
@@ -195,11 +197,17 @@ def _examined(path: Path) -> bool:
 
 
 def _sheets(book: Any) -> Iterator[Table]:
+    titles: dict[str, str] = {}
     for sheet in book.worksheets:
         name = str(sheet.title).strip().lower()
         if name not in (*SHEETS, LEVELS.name):
             continue
         source = f"sheet {sheet.title!r}"
+        if name in titles:
+            raise DatasetError(
+                f"{source}: there is a sheet {titles[name]!r} as well; keep one, or rename the other"
+            )
+        titles[name] = str(sheet.title)
         if ranges := list(getattr(getattr(sheet, "merged_cells", None), "ranges", ())):
             first = str(ranges[0])
             raise DatasetError(
@@ -223,7 +231,8 @@ def _table(name: str, source: str, rows: Iterable[Iterable[Any]], *, sheet: bool
     while head and head[-1] is None:
         head.pop()
     if not head:
-        raise DatasetError(f"{source}: empty; put the names of the columns in its first row")
+        what = "empty" if next(iterator, None) is None else "the first row is empty"
+        raise DatasetError(f"{source}: {what}; put the names of the columns in its first row")
     _check_head(source, head, sheet)
     columns: dict[str, list[Any]] = {str(key): [] for key in head}
     table = Table(name=name, source=source, columns=columns, lines=[], sheet=sheet)

@@ -21,6 +21,8 @@ class Column:
     """Least number allowed."""
     above: float | None = None
     """Numbers must be larger than this."""
+    most: float | None = None
+    """Largest number allowed."""
     choices: tuple[str, ...] = ()
 
 
@@ -79,7 +81,7 @@ LANES = Sheet(
         _text("from", "Node that sends."),
         _text("to", "Node that orders and receives."),
         Column(
-            name="lead_time", kind="whole", low=0,
+            name="lead_time", kind="whole", low=0, most=1000,
             about="Periods: an order placed before the demand of period t meets the demand of period t + lead_time.",
         ),
         _text("period", "Unit of lead_time, if stated: must be the period of the company.", needed=False),
@@ -206,5 +208,5 @@ def _allowed(column: Column) -> str:
     if column.choices:
         return " | ".join(column.choices)
     if column.low is not None:
-        return f"{column.low:g} or more"
+        return f"{column.low:g} or more" if column.most is None else f"{column.low:g} to {column.most:g}"
     return f"above {column.above:g}" if column.above is not None else ""

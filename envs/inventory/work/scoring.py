@@ -18,6 +18,8 @@ ABC = ((0.8, "A"), (0.95, "B"), (1.0, "C"))
 """Share of all money, the largest items first."""
 XYZ = ((0.5, "X"), (1.0, "Y"), (np.inf, "Z"))
 """Spread of demand over its mean, season left out."""
+SAME = 1e-6
+"""Costs are sums in single precision: those that differ by a smaller part are the same."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,11 +101,14 @@ class Saving:
 def saving(ours: Array, theirs: Array, block: int = 4, draws: int = 4000) -> Saving:
     """Of the costs of each period, (T,) each; the interval is over dates, which are what is scarce."""
     gap = theirs - ours
-    blocks = [gap[k : k + block].mean() for k in range(0, len(gap) - block + 1, block)]
-    if len(blocks) < 2:  # one block resampled is always itself
+    gap[np.abs(gap) <= SAME * (np.abs(ours) + np.abs(theirs))] = 0.0
+    count = len(gap) // block
+    if count < 2:  # one block resampled is always itself
         return Saving(per_period=float(gap.mean()), low=-np.inf, high=np.inf)
-    random = np.random.default_rng(0)
-    means = np.array(blocks)[random.integers(0, len(blocks), (draws, len(blocks)))].mean(1)
+    blocks = np.array_split(gap, count)  # what is left over makes the first ones longer
+    sums, sizes = np.array([own.sum() for own in blocks]), np.array([len(own) for own in blocks])
+    pick = np.random.default_rng(0).integers(0, count, (draws, count))
+    means = sums[pick].sum(1) / sizes[pick].sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Saving(per_period=float(gap.mean()), low=float(low), high=float(high))
 

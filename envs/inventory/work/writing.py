@@ -15,6 +15,20 @@ FORMATS = dict.fromkeys(("cost", "saved", "stock", "of", "more", "demand", "unit
 Rows = Mapping[str, Sequence[tuple[Any, ...]]]
 
 
+def writable(path: str | Path) -> Path:
+    """Where tables can be written; asked before the work on them.
+
+    Raises:
+        ConfigError: it exists, or has another suffix than ``.xlsx``.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in ("", ".xlsx"):
+        raise ConfigError(f"{path}: write a workbook NAME.xlsx, or a folder (a name without a suffix)")
+    if path.exists():
+        raise ConfigError(f"{path} exists already; choose another name or remove it")
+    return path
+
+
 def write_tables(rows: Rows, path: str | Path) -> Path:
     """Write every table, the names of the columns first.
 
@@ -26,11 +40,7 @@ def write_tables(rows: Rows, path: str | Path) -> Path:
         ConfigError: it exists, or has another suffix.
         MissingExtraError: openpyxl is not installed.
     """
-    path = Path(path)
-    if path.suffix.lower() not in ("", ".xlsx"):
-        raise ConfigError(f"{path}: write a workbook NAME.xlsx, or a folder (a name without a suffix)")
-    if path.exists():
-        raise ConfigError(f"{path} exists already; choose another name or remove it")
+    path = writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix:
         _workbook(rows, path)

@@ -113,3 +113,11 @@ def test_negative_demand_is_kept_unless_clipped():
 def test_wrong_numbers_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_a_store_without_demand_and_one_with_too_much():
+    drawn = NegativeBinomial(means=(0.0, 5.0), stds=(1.0, 4.0)).draw(50, 20, np.random.default_rng(0))
+    assert drawn[:, 0].max() == 0
+    assert drawn[:, 1].mean() == pytest.approx(5, abs=0.6)
+    with pytest.raises(ConfigError, match=r"numbers must be 1e\+12 at most, got 1e\+30"):
+        Poisson(means=(1e30,))

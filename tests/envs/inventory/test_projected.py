@@ -74,3 +74,5 @@ def test_it_is_for_one_store_with_lost_poisson_sales():
     network = load_setting("one_store_lost").network
     with pytest.raises(ConfigError, match="Poisson"):
         make_policy("projected_level", network, DemandFacts(means=(5.0,), stds=(1.0,)), [torch.Generator()])
+    with pytest.raises(ConfigError, match="mean above 0"):
+        make_policy("projected_level", network, DemandFacts(means=(0.0,), stds=(0.0,)), [torch.Generator()])

@@ -48,6 +48,19 @@ def test_the_bracket_holds_the_closed_form(step, lead_time):
         assert found.cost == pytest.approx(cost, abs=1e-5)
 
 
+@pytest.mark.parametrize(("std", "lead_time", "penalty"), [(20.0, 1, 4.0), (20.0, 4, 9.0), (8.0, 3, 19.0)])
+def test_demand_that_is_mostly_close_to_zero(std, lead_time, penalty):
+    """Most of a gamma demand of a large spread lies in the first cell of the grid, which rounds it to 0."""
+    found = base_stock(parse_demand(f"gamma:5,{std}"), lead_time, 1.0, penalty)
+    shape, scale, mean = (lead_time + 1) * (5 / std) ** 2, std**2 / 5, 5 * (lead_time + 1)
+    total, longer = stats.gamma(shape, scale=scale), stats.gamma(shape + 1, scale=scale)
+    level = total.ppf(penalty / (penalty + 1))
+    left = level * total.cdf(level) - mean * longer.cdf(level)
+    assert found.lower - 1e-9 <= left + penalty * (left + mean - level) <= found.upper + 1e-9
+    assert found.lower <= found.cost <= found.upper
+    assert found.level == pytest.approx(level, abs=0.2)
+
+
 def test_the_protection_interval_is_one_period_longer_than_the_lead_time():
     """The commonest timing mistake shifts the cost of L = 4, p = 9 from 6.277 to 5.614."""
     demand = parse_demand("normal:5,1.6")

@@ -1,6 +1,7 @@
 """Sales and stock from files of their own are what the workbook says."""
 
 import csv
+from datetime import date, timedelta
 
 import numpy as np
 import pytest
@@ -52,6 +53,34 @@ def test_mistakes_name_file_line_and_column(files, name, old, new, says):
         read_history(files / "sales.csv", files / "stock.csv")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("days", "period"),
+    [
+        ([7 * k for k in range(10)], "week"),
+        ([7 * k for k in range(10) if k % 4], "week"),
+        (range(20), "day"),
+        ([k for k in range(60) if k % 7 in (0, 3)], "day"),
+        (
+            [7 * k + (k == 5) for k in range(10)],
+            "line 7, column 'date': 2024-02-06 is no whole number of weeks",
+        ),
+        ([30 * k + k % 2 for k in range(10)], "line 3, column 'date': dates are 29 days apart or more"),
+        ([14 * k for k in range(10)], "dates are 14 days apart or more; sales are counted by day or by week"),
+    ],
+)
+def test_days_or_weeks_are_told_by_the_dates(days, period, tmp_path):
+    first = date(2024, 1, 1)
+    lines = ["item,node,date,sales", *(f"I,s,{first + timedelta(days=day)},3" for day in days)]
+    path = tmp_path / "sales.csv"
+    path.write_text("\n".join(lines))
+    if period in ("day", "week"):
+        assert read_history(path).period == period
+        return
+    with pytest.raises(DatasetError) as caught:
+        read_history(path)
+    assert period in str(caught.value)
 
 
 def test_a_workbook_needs_no_stock_file(files, workbook):

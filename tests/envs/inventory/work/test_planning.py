@@ -84,7 +84,7 @@ def test_held_out_deliveries_do_not_follow_the_demand_that_is_drawn():
     lane = Edge(source="outside", target="s", lead_time=2, receipts=ways)
     network = Network(name="n", nodes=(Node(name="s", kind="store"),), edges=(lane,), lost_sales=True)
     plan = SimpleNamespace(
-        network=network, history=history, fit=fit_demand(history), sold=[(0, [0])], start=48, items=(0,), periods=60
+        network=network, carried=network, history=history, fit=fit_demand(history), sold=[(0, [0])], start=48, items=(0,), periods=60
     )  # fmt: skip
     drawn = held_out_scenarios(plan)
     demand = drawn.demands[:, :, 0].numpy()[left[0, 0] == 0]

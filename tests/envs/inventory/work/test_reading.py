@@ -8,7 +8,7 @@ from offrl.envs.inventory.work import reading
 from offrl.envs.inventory.work.company import read_company
 from offrl.envs.inventory.work.reading import letters, read_file, read_tables
 from offrl.envs.inventory.work.writing import write_tables
-from offrl.errors import DatasetError
+from offrl.errors import ConfigError, DatasetError
 
 
 def test_letters():
@@ -84,11 +84,27 @@ def test_decimal_commas_and_other_encodings(folder, tmp_path):
         match="column 'holding_cost': holding_cost is the text '0,5'; write decimals with a point",
     ):
         read_company(tmp_path)
+    (tmp_path / "costs.csv").write_text("item,node,holding_cost,underage_cost\n*,*,1_000,3\n")
+    with pytest.raises(DatasetError, match="holding_cost is the text '1_000'; write a number"):
+        read_company(tmp_path)
     (tmp_path / "costs.csv").write_bytes(
         "item,node,holding_cost,underage_cost\nKäse,*,1,3\n".encode("latin-1")
     )
     with pytest.raises(DatasetError, match=r"costs.csv: not UTF-8 text; save it as 'CSV UTF-8'"):
         read_company(tmp_path)
+
+
+def test_a_workbook_with_macros_is_one_everywhere(workbook, tmp_path):
+    from offrl.envs.inventory.settings import load_setting
+    from offrl.envs.inventory.work.history import read_history
+
+    path = tmp_path / "net.XLSM"
+    path.write_bytes(workbook.read_bytes())
+    assert read_history(path).items == read_history(workbook).items
+    with pytest.raises(
+        ConfigError, match="8 weeks of sales; 9 are the least"
+    ):  # read, but too short to train on
+        load_setting(str(path))
 
 
 def test_two_files_of_one_name(folder, tmp_path):

@@ -8,8 +8,9 @@ import torch
 
 from offrl.envs.inventory.policies import DemandFacts, make_policy
 from offrl.envs.inventory.work.company import company_of
-from offrl.envs.inventory.work.planning import plan_of, setting_of, today
+from offrl.envs.inventory.work.planning import held_out_scenarios, plan_of, setting_of, today
 from offrl.envs.inventory.work.recommend import recommend
+from offrl.errors import ConfigError
 from tests.envs.inventory.work.test_company import read_tables_of
 
 
@@ -72,6 +73,49 @@ def test_goods_under_way_come_in_their_period(company):
     assert float(stock[0, 1, -1]) == 50.0
 
 
+def test_what_is_on_hand_and_under_way_is_that_of_the_tables(company):
+    """Goods that are overdue are not on the shelf, and those due later than any lead time do not come sooner."""
+    import dataclasses
+
+    on_hand, coming, due = company.on_hand.copy(), company.on_order.copy(), company.due.copy()
+    on_hand[0, 2:4], coming[0, 2:4], due[0, 2:4] = 0.0, 500.0, [0, 30]
+    plan = plan_of(dataclasses.replace(company, on_hand=on_hand, on_order=coming, due=due), 0)
+    policy = base_stock(plan.network, [500.0, 500.0, 70.0, 70.0, 70.0])
+    rows = {row[2]: row for row in recommend(plan, policy)[1:]}
+    names = [name for name, _ in company.places[2:4]]
+    assert [rows[name][7:9] for name in names] == [(0.0, 500.0)] * 2
+    assert rows[names[0]][9] > company.first + timedelta(weeks=30)
+    assert rows[names[1]][9] == company.first + timedelta(weeks=30)
+
+
+def test_an_item_too_new_to_be_fitted_has_a_warning_and_is_not_trained_alone(company):
+    import dataclasses
+
+    whole = plan_of(company)
+    date, sales = company.dates()[whole.start], company.sales.copy()
+    sales[1, :, : whole.start], sales[0, 0, : whole.start] = np.nan, np.nan
+    new = dataclasses.replace(company, sales=sales)
+    plan = plan_of(new)
+    rows = recommend(plan, base_stock(plan.network, [50.0] * len(plan.nodes)))
+    warning = {(row[0], row[2]): row[-1] for row in rows[1:]}
+    own = [new.items[k].name for k in range(3)]
+    first, *others = new.stores
+    unknown = "no sales on the dates that were fitted: its demand is not known, order by hand"
+    assert {warning[own[1], place] for place in (first, *others, "East", "West")} == {unknown}
+    assert warning[own[0], first] == unknown
+    assert "1 of its 2 stores" in warning[own[0], "East"]
+    assert [warning[own[0], place] for place in (*others, "West")] == [None] * 3
+    assert {warning[own[2], place] for place in (first, *others, "East", "West")} == {None}
+    trained = base_stock(
+        plan.network, [50.0] * len(plan.nodes)
+    )  # when the fitted dates ended before the sales
+    trained.facts = dataclasses.replace(trained.facts, means=(0.0,) * plan.network.stores)
+    assert {row[-1] for row in recommend(whole, trained)[1:]} == {unknown}
+    with pytest.raises(ConfigError, match=f"item '{own[1]}' has no sales before {date}"):
+        setting_of(plan_of(new, 1), "new")
+    setting_of(plan, "new")
+
+
 def test_where_deliveries_vary_a_policy_sees_what_it_saw_in_training(company):
     """What is under way stands in the last column, without its date."""
     import dataclasses
@@ -109,6 +153,28 @@ def test_places_without_min_and_max_have_orders_all_the_same(company):
     far = dataclasses.replace(company, levels=levels, on_hand=on_hand)
     rows = recommend(plan_of(far, 0), base_stock(company.network(0), [500.0, 500.0, 70.0, 70.0, 70.0]))
     assert [row[place] for row in rows[1:] if row[-1]] == ["Store 02"]
+
+
+def test_rules_that_shrink_orders_leave_whole_units(company):
+    """A budget, a capacity that is no whole number, and a pack beside a lane without one; in back-tests as well."""
+    import dataclasses
+
+    lanes = tuple(
+        dataclasses.replace(
+            lane, pack=0.0, fixed_cost=0.0, capacity=33.3 if lane.target == "West" else float("inf")
+        )
+        for lane in company.lanes
+    )
+    plan = plan_of(dataclasses.replace(company, lanes=lanes, budget=7.0), 0)
+    policy = base_stock(plan.network, [400.0, 400.0, 70.0, 80.0, 90.0])
+    rows = [row[3:6] for row in recommend(plan, policy)[1:]]
+    assert all(units == int(units) for row in rows for units in row)
+    bought = sum(row[3] for row in recommend(plan, policy)[1:] if row[1] == "Nord")
+    assert 60 <= bought <= 70  # 7 of money at 0.1 a unit
+    assert held_out_scenarios(plan).network.edges[-1].pack == 1.0
+    plain = tuple(dataclasses.replace(e, pack=0.0, fixed_cost=0.0, truck="") for e in company.lanes)
+    free = plan_of(dataclasses.replace(company, lanes=plain), 0)
+    assert free.carried is free.network  # without rules
 
 
 def test_an_item_in_parts_of_a_unit_is_not_ordered_in_whole_ones(company):

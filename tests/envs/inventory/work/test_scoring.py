@@ -84,6 +84,8 @@ def test_savings_and_their_interval():
     wide = saving(theirs - slow, theirs)
     assert wide.high - wide.low > 0.8 * (better.high - better.low)
     assert better.verdict == "better"
+    rounding = saving(np.nextafter(theirs, np.inf, dtype=np.float32).astype(float), theirs)
+    assert (rounding.low, rounding.high, rounding.verdict) == (0.0, 0.0, "not told apart")
     assert (same.verdict, saving(theirs, theirs - 3).verdict) == ("not told apart", "worse")
 
 
@@ -92,6 +94,11 @@ def test_dates_of_fewer_than_two_blocks_tell_nothing_apart():
         few = saving(np.zeros(periods), np.ones(periods))
         assert (few.per_period, few.low, few.high, few.verdict) == (1.0, -np.inf, np.inf, "not told apart")
     assert saving(np.zeros(8), np.ones(8)).verdict == "better"
+    late = np.zeros(11)
+    late[8:] = 100.0  # the periods that fill no block of four count in the interval as they do in the mean
+    few = saving(np.zeros(11), late)
+    assert few.per_period == pytest.approx(300 / 11)
+    assert few.low <= few.per_period <= few.high
 
 
 def test_groups_of_money_and_spread():
