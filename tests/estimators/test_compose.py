@@ -364,6 +364,18 @@ def test_the_dual_clip_bounds_the_surrogate_of_bad_steps_alone():
     assert value.item() == pytest.approx(-(5.0 - 3.0) / 2)
 
 
+def test_several_advantages_a_step_are_added_up_each_clipped_by_its_own_sign():
+    x, rollouts = ragged()
+    x.requires_grad_()
+    both = torch.stack([rollouts.advantages, -0.5 * rollouts.advantages.flip(0)], dim=-1)
+    estimator, whole = compose(mask="ppo_clip"), rollouts.replace(advantages=both)
+    parts = [rollouts.replace(advantages=a) for a in both.unbind(-1)]
+    for of in (estimator.loss, estimator.surrogate, estimator.weights):
+        torch.testing.assert_close(of(x, whole), sum(of(x, part) for part in parts))
+    shares = [estimator.diagnostics(x, part)["clip_fraction"] for part in parts]
+    torch.testing.assert_close(estimator.diagnostics(x, whole)["clip_fraction"], sum(shares) / 2)
+
+
 def test_a_composed_loss_compiles_into_one_graph():
     x, rollouts = ragged()
     estimator = compose(mask=["clip_higher", "dual_clip"])
