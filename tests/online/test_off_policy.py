@@ -142,3 +142,11 @@ def test_the_policy_plays_from_the_step_after_the_random_ones(tiny):
     model.explore = lambda observations: (seen.append(model.num_timesteps), explore(observations))[1]
     model.learn(7)
     assert seen == [4, 5, 6]
+
+
+def test_a_full_ring_is_drawn_from_whole(tiny):
+    """50 rows of two environments, of which the last 5 were written over the first."""
+    model = SAC("MlpPolicy", make_vec_env(tiny, n_envs=2), **SMALL | {"buffer_size": 100}).learn(110)
+    buffer = model.replay_buffer
+    assert (buffer.full, buffer.pos, buffer.buffer_size) == (True, 5, 50)
+    assert set(buffer.batch(3000).rows[0].tolist()) == set(range(100))
