@@ -65,6 +65,9 @@ TESTS = {  # file -> its tests
     "online/vector.py": "online/test_vector.py",
     "estimators/advantages.py": "estimators/test_advantages.py",
     "estimators/ratios.py": "estimators/test_recipes.py",
+    "estimators/compose.py": "estimators/test_compose.py",
+    "estimators/regularizers.py": "estimators/test_regularizers.py",
+    "estimators/low_memory.py": "estimators/test_low_memory.py",
     "estimators/mixture.py": "estimators/test_mixture.py",
     "online/actor_critic.py": "online/test_actor_critic.py",
     "online/off_policy.py": "online/test_off_policy.py",
@@ -615,6 +618,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
             "self.log_likelihood(theta, batch) - self.log_likelihood(self.previous, batch)",
         ),
         ('"storm": 1 / 3', '"storm": 2 / 3'),
+        ("log_weights.clamp(max=LARGEST_LOG_WEIGHT).exp()", "log_weights.exp()"),
     ],
     "online/policy_gradient.py": [
         (
@@ -682,11 +686,32 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
     "estimators/advantages.py": [
         ("going[:, -1] = 0.0", "pass"),
         ("groups.others(weights * rewards)", "groups.others(rewards)"),
+        (".clamp(min=torch.finfo(baseline_weights.dtype).tiny ** 0.5)", ""),
+        ("x.std() if x.numel() > 1 else x.new_zeros(())", "x.std()"),
     ],
     "estimators/ratios.py": [
         ("sign * log_ratio.clamp(-low, high)) * sign", "sign * log_ratio.clamp(-low, high))"),
     ],
+    "estimators/compose.py": [
+        ("steps = torch.sub(steps, ", "steps = torch.add(steps, "),
+        ("for term in terms]).sum(dim=0)", "for term in terms]).mean(dim=0)"),
+        (
+            "log_probs.float() if log_probs.dtype in (torch.bfloat16, torch.float16) else log_probs",
+            "log_probs",
+        ),
+    ],
+    "estimators/regularizers.py": [
+        ("(log_probs - ref_log_probs).clamp(min=-LIMIT)", "log_probs - ref_log_probs"),
+    ],
+    "estimators/low_memory.py": [
+        (
+            "logits.gather(1, place[:, None])[:, 0]",
+            "(hidden * weight[place]).sum(dim=1, dtype=_float(hidden))",
+        ),
+    ],
     "estimators/mixture.py": [
+        ("cost.mean(dim=(-2, -1)) if every", "cost.sum(dim=-1).mean(dim=-1) if every"),
+        ("hard + (soft - soft.detach())", "soft"),
         (
             "others = (constant.sum(dim=-1, keepdim=True) - constant) / max(rows - 1, 1)",
             "others = constant.mean(dim=-1, keepdim=True)",
@@ -707,6 +732,9 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("terminated=(done * (1.0 - cut))[..., 0]", "terminated=done[..., 0]"),
         ("ended = self.dones[at] * (1.0 - self.timeouts[at])", "ended = self.dones[at]"),
         ("self._summed += gradient_steps", "self._summed += 1"),
+        ("(self.buffer_size if self.full else self.pos) * self.n_envs", "self.pos * self.n_envs"),
+        ("log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)", "log_std"),
+        ("self.num_timesteps < learning_starts", "self.num_timesteps <= learning_starts"),
     ],
     "online/on_policy.py": [
         ("torch.cat([starts[:, 1:], torch", "torch.cat([starts[:, :-1], torch"),
@@ -716,6 +744,14 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
     ],
     "online/mixture.py": [
         ("h.detach() if self.detach else h, gate", "h, gate"),
+        (
+            "return mx.draw_index(m, mx.gumbel_like(m.log_weights))\n",
+            "return m.log_weights.argmax(dim=-1)\n",
+        ),
+        (
+            "mx.pick(draws, mx.draw_index(m, mx.gumbel_like(m.log_weights)))",
+            "mx.pick(draws, m.log_weights.argmax(-1))",
+        ),
     ],
     "online/rate.py": [
         ("and step >= self.after", ""),
@@ -745,6 +781,10 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
     ],
     "algos/pmoe_ppo.py": [
         ("(q - samples.returns).square().mean(), mx", "(q - samples.advantages).square().mean(), mx"),
+        (
+            "log_probs = mx.log_prob(m, ",
+            "log_probs = mx.log_prob(m._replace(log_weights=m.log_weights.detach()), ",
+        ),
     ],
 }
 

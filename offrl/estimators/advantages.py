@@ -242,7 +242,7 @@ def whiten(
     Without ``center`` the mean is put back. Statistics are those of what is passed: give it the whole batch.
     """
     if mask is None:
-        mean, std = advantages.mean(), advantages.std()
+        mean, std = advantages.mean(), _std(advantages)
     else:
         advantages = advantages if advantages.dim() == 2 else advantages[:, None]
         advantages = advantages.expand(mask.shape)
@@ -278,7 +278,7 @@ def each_reward(
 
 def whiten_rows(advantages: Tensor, *, epsilon: float = 1e-8) -> Tensor:
     """(A - mean) / (std + epsilon) over rows, std unbiased: (B,) -> (B,)."""
-    return (advantages - advantages.mean()) / (advantages.std() + epsilon)
+    return (advantages - advantages.mean()) / (_std(advantages) + epsilon)
 
 
 def rewards_at_end(
@@ -298,6 +298,11 @@ def rewards_at_end(
     last = _last_chosen(torch.zeros_like(mask, dtype=outcomes.dtype), mask) * mask.any(dim=1, keepdim=True)
     rewards = outcomes[:, None] * last
     return rewards if log_ratio is None else rewards - coef * log_ratio.where(mask, 0.0)
+
+
+def _std(x: Tensor) -> Tensor:
+    """Unbiased over all of ``x``; 0 of a single number."""
+    return x.std() if x.numel() > 1 else x.new_zeros(())
 
 
 def _check_steps(rewards: Tensor) -> None:

@@ -27,7 +27,7 @@ from offrl.estimators.advantages import ADVANTAGES
 from offrl.estimators.aggregation import Aggregation, aggregator, masked_sum
 from offrl.estimators.masks import BOUNDS, MASKS
 from offrl.estimators.ratios import DENOMINATORS
-from offrl.estimators.regularizers import REGULARIZERS
+from offrl.estimators.regularizers import REGULARIZERS, k3
 from offrl.estimators.rollouts import Counts, Rollouts
 from offrl.estimators.shaping import SHAPINGS
 
@@ -128,7 +128,7 @@ class Estimator:
             log_probs: of the current policy, (B, T).
             rollouts: with ``advantages``.
         """
-        return self._weights(log_probs, rollouts)
+        return self._weights(single(log_probs), rollouts)
 
     def loss(
         self,
@@ -143,7 +143,7 @@ class Estimator:
         """The scalar to minimise.
 
         Args:
-            log_probs: log pi(a | s) of the current policy, (B, T), with gradient.
+            log_probs: log pi(a | s) of the current policy, (B, T), with gradient; half precision is taken to float32.
             rollouts: with ``advantages``; a batch, or a part of one.
             counts: of the whole batch, if ``rollouts`` is a part of it.
             entropy: (B, T) with gradient, for regularizers that read it.
@@ -156,6 +156,7 @@ class Estimator:
         Raises:
             ValueError: shapes that broadcast to another than that of ``log_probs``.
         """
+        log_probs = single(log_probs)
         with torch.no_grad():
             weights = self._weights(log_probs, rollouts)
         score = log_probs
@@ -177,6 +178,7 @@ class Estimator:
     @torch.no_grad()
     def surrogate(self, log_probs: Tensor, rollouts: Rollouts, counts: Counts | None = None) -> Tensor:
         """The value of the clipped surrogate, to log: -aggregate(bounded ratio * advantage * shaping)."""
+        log_probs = single(log_probs)
         if len(terms := _terms(log_probs, rollouts)) > 1:
             return torch.stack([self.surrogate(log_probs, term, counts) for term in terms]).sum()
         step = self._step(log_probs, rollouts)
@@ -195,6 +197,7 @@ class Estimator:
     @torch.no_grad()
     def diagnostics(self, log_probs: Tensor, rollouts: Rollouts) -> dict[str, Tensor]:
         """Scalars to log: share of chosen steps that the masks stop, and KL(old || current) by k3."""
+        log_probs = single(log_probs)
         terms = _terms(log_probs, rollouts)
         kept = torch.zeros_like(log_probs)
         for step in (self._step(log_probs, term) for term in terms):
@@ -205,8 +208,8 @@ class Estimator:
         tokens = log_probs.numel() if rollouts.mask is None else rollouts.mask.sum().clamp(min=1)
         found = {"clip_fraction": masked_sum(1.0 - kept, rollouts.mask) / tokens}
         if rollouts.old_log_probs is not None:
-            d = log_probs - rollouts.old_log_probs
-            found["approx_kl"] = masked_sum(d.exp() - 1.0 - d, rollouts.mask) / tokens
+            kl = k3(rollouts.old_log_probs, log_probs)
+            found["approx_kl"] = masked_sum(kl, rollouts.mask) / tokens
         return found
 
     def needs(self) -> set[str]:
@@ -237,6 +240,11 @@ class Estimator:
         if rollouts.mask is not None:
             weights = weights.where(rollouts.mask, 0.0)
         return weights
+
+
+def single(log_probs: Tensor) -> Tensor:
+    """Half-precision log-probabilities in float32, where ratios near 1 and sums of many steps are what they are."""
+    return log_probs.float() if log_probs.dtype in (torch.bfloat16, torch.float16) else log_probs
 
 
 def _terms(log_probs: Tensor, rollouts: Rollouts) -> list[Rollouts]:

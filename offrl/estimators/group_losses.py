@@ -14,8 +14,8 @@ from torch import Tensor
 
 from offrl.estimators.advantages import ADVANTAGES
 from offrl.estimators.aggregation import token_mean
-from offrl.estimators.compose import Part, Spec, Specs, Step, parts, regularized, resolve
-from offrl.estimators.regularizers import REGULARIZERS
+from offrl.estimators.compose import Part, Spec, Specs, Step, parts, regularized, resolve, single
+from offrl.estimators.regularizers import REGULARIZERS, k3
 from offrl.estimators.rollouts import Counts, Rollouts
 
 
@@ -58,6 +58,7 @@ class GroupEstimator:
             entropy: (B, T) with gradient, for regularizers that read it.
             predicted_values: (B, T) with gradient, likewise.
         """
+        log_probs = single(log_probs)
         loss = self.surrogate(log_probs, rollouts, counts)
         step = Step(rollouts, log_probs, rollouts.advantages, entropy, predicted_values)
         for part, coefficient in self.regularizers:
@@ -66,7 +67,7 @@ class GroupEstimator:
 
     def surrogate(self, log_probs: Tensor, rollouts: Rollouts, counts: Counts | None = None) -> Tensor:
         """The loss without regularizers."""
-        total = self.part(Step(rollouts, log_probs, rollouts.advantages)).sum()
+        total = self.part(Step(rollouts, single(log_probs), rollouts.advantages)).sum()
         if counts is not None:
             return total / (counts.groups if self.per == "groups" else counts.rows)
         ids = rollouts.group_ids
@@ -80,8 +81,8 @@ class GroupEstimator:
         zero = torch.zeros((), device=log_probs.device, dtype=log_probs.dtype)
         if rollouts.old_log_probs is None:
             return {"clip_fraction": zero}
-        d = log_probs - rollouts.old_log_probs
-        return {"clip_fraction": zero, "approx_kl": token_mean(d.exp() - 1.0 - d, rollouts.mask)}
+        kl = k3(rollouts.old_log_probs, single(log_probs))
+        return {"clip_fraction": zero, "approx_kl": token_mean(kl, rollouts.mask)}
 
     def weights(self, log_probs: Tensor, rollouts: Rollouts) -> Tensor:
         """The factors on grad log pi that the loss amounts to, summed over steps: (B, T), constants."""

@@ -71,12 +71,10 @@ class _FromHidden(torch.autograd.Function):
         temperature: float,
         entropy: bool,
     ) -> tuple[Tensor, Tensor]:
-        chosen = (hidden * weight[actions]).sum(dim=1, dtype=_float(hidden))
-        chosen = (chosen if bias is None else chosen + bias[actions]) / temperature
-        log_z, entropies = torch.empty_like(chosen), torch.empty_like(chosen)
+        chosen, log_z, entropies = (hidden.new_empty(len(hidden), dtype=_float(hidden)) for _ in range(3))
         for rows in _slices(len(hidden), ROWS):
-            log_z[rows], entropies[rows] = _log_z_and_entropy(
-                hidden[rows], weight, bias, temperature, entropy
+            chosen[rows], log_z[rows], entropies[rows] = _chosen_log_z_and_entropy(
+                hidden[rows], weight, actions[rows], bias, temperature, entropy
             )
         ctx.save_for_backward(hidden, weight, actions, bias, log_z, entropies)
         ctx.temperature, ctx.entropy = temperature, entropy
@@ -118,14 +116,26 @@ class _FromHidden(torch.autograd.Function):
         return d_hidden, d_weight, None, d_bias, None, None
 
 
-def _log_z_and_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, entropy: bool
-) -> tuple[Tensor, Tensor]:
-    """(R, H) -> (R,), (R,); with top = max logit, total = sum exp(l - top), mean = sum exp(l - top) (l - top)."""
+def _chosen_log_z_and_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    actions: Tensor,
+    bias: Tensor | None,
+    temperature: float,
+    entropy: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(R, H) -> (R,) each; with top = max logit, total = sum exp(l - top), mean = sum exp(l - top) (l - top).
+
+    The action's logit is one of those summed, rounded as they are: no probability is above 1.
+    """
     top = torch.full((len(hidden),), -torch.inf, device=hidden.device, dtype=_float(hidden))
-    total, mean = torch.zeros_like(top), torch.zeros_like(top)
+    total, mean, chosen = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
     for words in _slices(len(weight), VOCABULARY):
         logits = _logits(hidden, weight[words], bias, words, temperature)
+        place = actions - words.start
+        here = (place >= 0) & (place < logits.shape[1])
+        place = place.clamp(0, logits.shape[1] - 1)
+        chosen = torch.where(here, logits.gather(1, place[:, None])[:, 0], chosen)
         higher = torch.maximum(top, logits.amax(dim=1))
         shift = top - higher
         scale = shift.exp()
@@ -139,7 +149,7 @@ def _log_z_and_entropy(
         total = total * scale + weights.sum(dim=1)
         top = higher
     log_total = total.log()
-    return top + log_total, log_total - mean / total
+    return chosen, top + log_total, log_total - mean / total
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, words: slice, temperature: float) -> Tensor:

@@ -34,9 +34,9 @@ def k2(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
 
 
 def k3(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
-    """exp(-d) - 1 + d, the exponent within +-20; any shape."""
-    d = log_probs - ref_log_probs
-    return (-d).clamp(-LIMIT, LIMIT).exp() - 1.0 + d
+    """exp(-d) - 1 + d, any shape; constant below d = -20, where d alone would push pi further down."""
+    d = (log_probs - ref_log_probs).clamp(min=-LIMIT)
+    return (-d).exp() - 1.0 + d
 
 
 def k1_plus(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:

@@ -311,7 +311,7 @@ class OffPolicyMethod(FixedSettings, OffPolicyAlgorithm):
     ) -> None:
         self.settings = s = self.settings_of(settings)
         super().__init__(
-            policy,
+            self.policy_of(policy),
             env,
             s.lr,
             buffer_size=s.buffer_size,
@@ -373,6 +373,7 @@ class OffPolicyMethod(FixedSettings, OffPolicyAlgorithm):
         super().dump_logs()
 
     def _setup_model(self) -> None:
+        self.require_spaces()
         super()._setup_model()
         self.optimizers = self.make_optimizers()
         for name, optimizer in self.optimizers.items():

@@ -154,7 +154,7 @@ class OnPolicyMethod(FixedSettings, OnPolicyAlgorithm):
     ) -> None:
         self.settings = s = self.settings_of(settings)
         super().__init__(
-            policy,
+            self.policy_of(policy),
             env,
             learning_rate=s.lr,
             n_steps=s.rollout,
@@ -175,6 +175,10 @@ class OnPolicyMethod(FixedSettings, OnPolicyAlgorithm):
             supported_action_spaces=(spaces.Box, spaces.Discrete),
             _init_setup_model=_init_setup_model,
         )
+
+    def _setup_model(self) -> None:
+        self.require_spaces()
+        super()._setup_model()
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int

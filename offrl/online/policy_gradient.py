@@ -116,7 +116,7 @@ class PolicyGradientAlgorithm(FixedSettings, BaseAlgorithm):
     ) -> None:
         self.settings = self.settings_of(settings)
         super().__init__(
-            policy,
+            self.policy_of(policy),
             env,
             learning_rate=self.settings.step_size,
             policy_kwargs=policy_kwargs,
@@ -228,6 +228,7 @@ class PolicyGradientAlgorithm(FixedSettings, BaseAlgorithm):
         self.previous = self.theta()  # 'load' puts the saved one in its place
 
     def _setup_model(self) -> None:
+        self.require_spaces()
         self._setup_lr_schedule()
         loaded = self.stream_seed
         self.set_random_seed(self.seed)

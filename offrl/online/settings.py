@@ -1,10 +1,10 @@
-"""What a saved stable-baselines3 model of ours was trained with cannot be changed in passing."""
+"""What our stable-baselines3 algorithms share: names of policies, spaces they know, settings that stay as they are."""
 
 import dataclasses
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from gymnasium.spaces import Discrete, Space
+from gymnasium.spaces import Dict, Discrete, Space
 
 from offrl.errors import ConfigError
 from offrl.online.zoo import NAMES
@@ -33,6 +33,31 @@ class FixedSettings:
     """``load`` of stable-baselines3 that refuses settings, which it would put where nobody reads them."""
 
     config_class: ClassVar[type]
+    policy_aliases: ClassVar[dict[str, type]]
+
+    @classmethod
+    def policy_of(cls, policy: Any) -> Any:
+        """The class of a policy's name; a class as it is.
+
+        Raises:
+            ConfigError: no such name.
+        """
+        if isinstance(policy, str) and policy not in cls.policy_aliases:
+            raise ConfigError(f"{cls.__name__} has no {policy!r}; there is {', '.join(cls.policy_aliases)}")
+        return cls.policy_aliases[policy] if isinstance(policy, str) else policy
+
+    def require_spaces(self) -> None:
+        """Refuse to build networks for no environment, or for dicts of observations (ConfigError)."""
+        seen = getattr(self, "observation_space", None)
+        if seen is None:
+            raise ConfigError(
+                f"{type(self).__name__} needs an environment: an id, an environment or a VecEnv"
+            )
+        if isinstance(seen, Dict):
+            raise ConfigError(
+                f"observations must be one array, not {seen}: wrap the environment in "
+                "gymnasium.wrappers.FlattenObservation"
+            )
 
     @classmethod
     def settings_of(cls, given: dict[str, Any]) -> Any:

@@ -93,7 +93,7 @@ def test_the_additional_losses_by_hand():
 
 def test_who_learns_from_what():
     """Q's loss moves Q alone, the gate's the gate alone; the clipped ratio moves the gate too, and not Q."""
-    model, samples = collected(experts=3)
+    model, samples = collected(experts=3, gate_weight=0.0)
     with torch.no_grad():
         model.policy.gate.weight.normal_()
     named = dict(model.policy.named_parameters())
@@ -110,6 +110,8 @@ def test_who_learns_from_what():
     assert moved(gate_loss) == {"gate"}
     loss, _ = super(PMOEPPO, model).loss(samples)
     assert moved(loss) == {"gate", "action_net", "log_std", "mlp_extractor", "value_net"}
+    whole, _ = model.loss(samples)  # where the gate's own loss weighs nothing, and the ratio all the same
+    assert moved(whole) == {"gate", "action_net", "log_std", "mlp_extractor", "value_net", "q_net"}
 
 
 def test_the_loss_is_the_sum_of_its_parts():

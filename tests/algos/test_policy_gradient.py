@@ -67,6 +67,15 @@ def test_storm_reweights_the_same_episodes():
         previous, direction = theta, model.direction
 
 
+def test_one_unlikely_episode_makes_no_infinite_direction():
+    model, seen = make(step_size=0.005, update="storm"), []
+    collect = model._collect
+    model._collect = lambda *given: seen.append(collect(*given)) or seen[-1]
+    list(igt.iterate(model, 2))
+    model.log_likelihood = lambda point, batch: torch.full((3,), 1e3 * torch.equal(point, model.previous))
+    assert model.new_direction([model.theta()], [seen[-1]]).isfinite().all()
+
+
 @pytest.mark.parametrize(("update", "size"), [("plain", 0.05), ("momentum", 0.3), ("storm", 0.02)])
 def test_it_finds_the_best_action(update, size):
     model = make(igt.targets(), update=update, step_size=size, trajectories=16, fixed_std=True, log_std=-1.0)

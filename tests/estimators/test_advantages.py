@@ -212,6 +212,23 @@ def test_whitening_equal_values_gives_zero(value):
     assert adv.whiten(little).abs().mean() == pytest.approx(1.0, abs=0.05)
 
 
+def test_groups_whose_weights_all_vanish_have_equal_ones():
+    rewards, ids = torch.tensor([1.0, 0.0, 0.0, 5.0, 3.0]), torch.tensor([0, 0, 0, 1, 1])
+    weights = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0])
+    got = adv.group_weighted(rewards, ids, weights)
+    torch.testing.assert_close(got, torch.tensor([2 / 3, -1 / 3, -1 / 3, 0.0, -2.0]))
+    got = adv.group_weighted(rewards, ids, weights, leave_one_out=True)
+    torch.testing.assert_close(got, torch.tensor([1.0, -0.5, -0.5, 2.0, -2.0]))
+
+
+def test_whitening_one_number_gives_zero():
+    """With and without a mask; torch's std of one number is NaN."""
+    one = torch.tensor([2.0])
+    for got in (adv.whiten(one), adv.whiten_rows(one), adv.whiten(one, torch.tensor([[True]]))):
+        assert got.tolist() in ([0.0], [[0.0]])
+    assert adv.whiten(one, center=False).tolist() == [2.0]
+
+
 def test_outcomes_go_to_the_last_chosen_step():
     mask = torch.tensor([[1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]]).bool()
     got = adv.rewards_at_end(torch.tensor([1.0, 2.0, 3.0]), mask, torch.full((3, 4), 10.0), 0.1)

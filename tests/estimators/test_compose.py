@@ -309,6 +309,73 @@ def test_diagnostics_count_stopped_steps():
     torch.testing.assert_close(got["approx_kl"], (d.exp() - 1 - d).mean())
 
 
+def test_diagnostics_and_losses_stay_finite_at_any_ratio():
+    d = torch.tensor([[-1e3, 1e3, 0.1]])
+    rollouts = Rollouts(old_log_probs=torch.zeros(1, 3), group_ids=torch.zeros(1), advantages=torch.ones(1))
+    for estimator in (compose(mask="ppo_clip"), group_loss(rows)):
+        given = rollouts.replace(mask=torch.ones(1, 3, dtype=torch.bool))
+        assert all(bool(x.isfinite()) for x in estimator.diagnostics(d, given).values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_log_probs_count_in_float32(dtype):
+    """A ratio of 1.001 is 1 in bfloat16, and a sum of many steps overflows in float16: trl's may come so."""
+    g = torch.Generator().manual_seed(0)
+    x, mask = (-3.0 * torch.rand(64, 512, generator=g)).to(dtype), torch.rand(64, 512, generator=g) < 0.9
+    rollouts = Rollouts(
+        mask=mask,
+        old_log_probs=x + (0.01 * torch.randn(64, 512, generator=g)).to(dtype),
+        ref_log_probs=x,
+        group_ids=torch.arange(64) % 8,
+        advantages=torch.randn(64, generator=g),
+    )
+    for estimator in (recipe("gspo", regularizers=[("k3", 0.1)]), group_loss(rows)):
+        leaves = [x.clone().requires_grad_(), x.float().requires_grad_()]
+        half, full = (estimator.loss(leaf, rollouts) for leaf in leaves)
+        assert half.dtype == torch.float32
+        assert torch.equal(half, full)
+        (got,), (want,) = (
+            torch.autograd.grad(loss, leaf) for loss, leaf in zip((half, full), leaves, strict=True)
+        )
+        assert torch.equal(got, want.to(dtype))
+        assert estimator.diagnostics(x, rollouts) == estimator.diagnostics(x.float(), rollouts)
+        assert torch.equal(estimator.surrogate(x, rollouts), estimator.surrogate(x.float(), rollouts))
+        assert torch.equal(estimator.weights(x, rollouts), estimator.weights(x.float(), rollouts))
+
+
+def test_a_positive_coefficient_adds_its_term_to_the_loss():
+    x, rollouts = ragged()
+    x.requires_grad_()
+    rollouts = rollouts.replace(ref_log_probs=rollouts.old_log_probs)
+    entropy = x.exp()
+    with_terms = compose(regularizers=[("negative_entropy", 0.3), ("k2", 0.2)]).loss(
+        x, rollouts, entropy=entropy
+    )
+    terms = 0.1 * (x - rollouts.ref_log_probs).square() - 0.3 * entropy
+    torch.testing.assert_close(
+        with_terms - compose().loss(x, rollouts), aggregate(terms, rollouts.mask, "token-mean")
+    )
+
+
+def test_the_dual_clip_bounds_the_surrogate_of_bad_steps_alone():
+    rollouts = Rollouts(old_log_probs=torch.zeros(2, 1), advantages=torch.tensor([1.0, -1.0]))
+    x = torch.full((2, 1), 5.0).log()
+    value = compose(mask=("dual_clip", {"limit": 3.0})).surrogate(x, rollouts)
+    assert value.item() == pytest.approx(-(5.0 - 3.0) / 2)
+
+
+def test_several_advantages_a_step_are_added_up_each_clipped_by_its_own_sign():
+    x, rollouts = ragged()
+    x.requires_grad_()
+    both = torch.stack([rollouts.advantages, -0.5 * rollouts.advantages.flip(0)], dim=-1)
+    estimator, whole = compose(mask="ppo_clip"), rollouts.replace(advantages=both)
+    parts = [rollouts.replace(advantages=a) for a in both.unbind(-1)]
+    for of in (estimator.loss, estimator.surrogate, estimator.weights):
+        torch.testing.assert_close(of(x, whole), sum(of(x, part) for part in parts))
+    shares = [estimator.diagnostics(x, part)["clip_fraction"] for part in parts]
+    torch.testing.assert_close(estimator.diagnostics(x, whole)["clip_fraction"], sum(shares) / 2)
+
+
 def test_a_composed_loss_compiles_into_one_graph():
     x, rollouts = ragged()
     estimator = compose(mask=["clip_higher", "dual_clip"])

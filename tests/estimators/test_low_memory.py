@@ -91,6 +91,19 @@ def test_bfloat16_sums_in_float32(small_chunks):
         assert leaf.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_has_no_probabilities_above_one(small_chunks, dtype):
+    """The chosen logit is rounded as those of the sum are: what the dense way gives, entropy near 0 included."""
+    h, w, _, b = inputs(dtype, rows=(200,), hidden=64)
+    logits = (2 * h @ w.T).float() + b
+    tokens = logits.argmax(dim=1)  # the likeliest, nearly certain
+    log_p, entropy = low_memory.log_probs_and_entropy(2 * h, w, tokens, b)
+    assert (log_p <= 0).all()
+    want = low_memory.from_logits(logits, tokens)
+    torch.testing.assert_close(log_p, want[0], atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(entropy, want[1], atol=1e-2, rtol=1e-2)
+
+
 def test_only_wanted_gradients_are_returned(small_chunks):
     h, w, tokens, _ = inputs()
     log_p, entropy = low_memory.log_probs_and_entropy(h, w.detach(), tokens)

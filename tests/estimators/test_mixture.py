@@ -240,6 +240,11 @@ def test_in_the_frequency_gradient_gate_and_experts_do_not_touch():
             assert all(torch.equal(a, b) for a, b in zip(one[1:], none[1:], strict=True))
             learn = none[1].abs().sum(-1) > 0
             won = mx.wins(value(mx.draw_all(m, noise, squash=True).actions)).bool()
+            found = mx.draw_all(m, noise, squash=True)
+            log_pi = mx.every_log_prob(m, found.u, squash=True) if whole else found.log_probs
+            cost = ALPHA * log_pi - value(found.actions)
+            want = cost.mean() if every else cost[won].mean()  # of all experts, or of the winners
+            torch.testing.assert_close(parts[0], want)
             assert torch.equal(learn, won) or every or whole  # in the mixture's density all have a part
             assert learn.all() or not (every or whole)
 
@@ -360,7 +365,10 @@ def test_the_straight_through_derivative_is_that_of_the_softmax():
     gate = torch.tensor([[0.1, 0.5, -0.2]], requires_grad=True)
     m = mx.mixture(gate, torch.zeros(1, 3, 1), torch.zeros(1, 3, 1))
     g, factor = torch.tensor([[0.3, -0.1, 0.2]]), torch.tensor([[1.0, 2.0, 4.0]])
-    (got,) = torch.autograd.grad((mx.straight_through(m, g, 0.5) * factor).sum(), gate)
+    y = mx.straight_through(m, g, 0.5)
+    one_hot = torch.nn.functional.one_hot(mx.draw_index(m, g), y.shape[-1]).to(y.dtype)
+    torch.testing.assert_close(y, one_hot, rtol=0.0, atol=1e-6)
+    (got,) = torch.autograd.grad((y * factor).sum(), gate)
     z = gate.detach().clone().requires_grad_()
     (want,) = torch.autograd.grad((((z + g) / 0.5).softmax(-1) * factor).sum(), z)
     torch.testing.assert_close(got, want)

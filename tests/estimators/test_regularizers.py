@@ -65,6 +65,15 @@ def test_k3_is_never_negative_and_never_overflows():
     torch.testing.assert_close(got[1:4], (-d).exp()[1:4] - 1 + d[1:4])
 
 
+def test_no_estimate_pushes_an_action_further_from_the_reference():
+    """Where the policy is far below the reference, k3 is at its bound: no slope, but never one that lowers pi more."""
+    d = torch.tensor([-1e3, -25.0, -19.0, -1.0], requires_grad=True)
+    for name in ("k3", "k3+"):
+        (slope,) = torch.autograd.grad(reg.REGULARIZERS[name](d, torch.zeros(4)).sum(), d)
+        assert (slope <= 0).all(), name
+    torch.testing.assert_close(reg.k3(d.detach(), torch.zeros(4))[2:], (-d).exp()[2:].detach() - 1 + d[2:])
+
+
 def test_gaussian_kl_both_ways():
     g = torch.Generator().manual_seed(1)
     m, s, n, t = (torch.randn(4, 3, generator=g, dtype=torch.float64) for _ in range(4))

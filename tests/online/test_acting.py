@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 
 from offrl.algos.sac import SAC
 from offrl.errors import ConfigError, PolicyError
@@ -29,3 +31,13 @@ def test_a_saved_model_of_ours_becomes_a_policy_on_disk(tmp_path):
     seen = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     acted = load_policy(tmp_path / "policy")(torch.from_numpy(seen)).detach().numpy()
     np.testing.assert_allclose(acted, model.predict(seen, deterministic=True)[0], atol=1e-5)
+
+
+def test_the_normalizer_of_observations_that_hardly_vary():
+    """x = (o - mean) / sqrt(var + epsilon): the epsilon is that of the variance."""
+    env = VecNormalize(make_vec_env("TinyPendulum-v0"), norm_reward=False, clip_obs=1e9)
+    model = PPO("MlpPolicy", env, policy_kwargs={"net_arch": [8]}, seed=0, device="cpu")
+    env.obs_rms.mean, env.obs_rms.var = np.array([1.0, 0.0, 0.0]), np.array([1e-9, 1.0, 0.0])
+    raw = np.array([[1.0001, 0.5, 2e-5], [0.9999, -0.5, -1e-5]], np.float32)
+    acted = acting_policy(model)(torch.from_numpy(raw)).detach().numpy()
+    np.testing.assert_allclose(acted, model.predict(env.normalize_obs(raw), deterministic=True)[0], atol=1e-5)

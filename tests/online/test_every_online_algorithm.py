@@ -459,3 +459,18 @@ def test_soft_methods_take_images_as_they_are_or_not_at_all(name):
     seen = np.stack([IMAGE.sample() for _ in range(5)])
     unit = model.policy.actor.act(torch.from_numpy(seen).float().flatten(1), deterministic=True).numpy()
     np.testing.assert_allclose(actions(model, seen), unit, atol=1e-6)
+
+
+@EVERY
+def test_what_no_method_here_has_is_said_in_a_line(case):
+    """Dicts of observations, whatever the policy; policies by other names; no environment."""
+    space = gymnasium.spaces.Dict({"a": gymnasium.spaces.Box(-1, 1, (2,))})
+    kind = case.algorithm.policy_aliases["MlpPolicy"]
+    for policy in ("MlpPolicy", kind):
+        with pytest.raises(ConfigError, match=r"one array, not Dict.*FlattenObservation"):
+            case.algorithm(policy, Odd(space), device="cpu", **case.arguments)
+    for policy in ("MultiInputPolicy", "CnnPolicy"):
+        with pytest.raises(ConfigError, match=f"has no '{policy}'; there is MlpPolicy"):
+            case.algorithm(policy, Odd(space), device="cpu", **case.arguments)
+    with pytest.raises(ConfigError, match=f"{case.algorithm.__name__} needs an environment"):
+        case.algorithm(device="cpu", **case.arguments)

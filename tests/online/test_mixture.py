@@ -137,6 +137,21 @@ def test_every_row_draws_its_own_expert():
     assert made.index(sure).tolist() == [[1, 2]]
 
 
+def test_experts_are_drawn_with_their_weights():
+    """For targets and exploration off policy, and for rollouts on policy: never the likeliest alone."""
+    weights = torch.tensor([0.6, 0.3, 0.1])
+    torch.manual_seed(0)
+    many = mx.mixture(weights.log().expand(1, 20_000, 3), torch.zeros(1, 20_000, 3, 2), torch.zeros(3, 2))
+    shares = torch.bincount(actor().index(many).flatten(), minlength=3) / 20_000
+    torch.testing.assert_close(shares, weights, rtol=0, atol=0.02)
+    means = torch.tensor([[0.0], [10.0], [20.0]]).expand(20_000, 3, 1)
+    drawn = MixtureDistribution().proba_distribution(
+        weights.log().expand(20_000, 3), means, torch.zeros(3, 1)
+    )
+    near = (drawn.sample() / 10).round().long().clamp(0, 2).flatten()
+    torch.testing.assert_close(torch.bincount(near, minlength=3) / 20_000, weights, rtol=0, atol=0.02)
+
+
 def test_the_policy_on_disk_plays_what_the_actor_plays():
     made, x = actor(), observations()
     low, high = -torch.ones(2), torch.ones(2)

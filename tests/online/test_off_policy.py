@@ -2,13 +2,35 @@
 
 import gymnasium
 import numpy as np
+import pytest
 import torch
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from offrl.algos.sac import SAC
+from offrl.online.mixture import MixtureActor
+from offrl.online.off_policy import SquashedActor
 
 SMALL = {"hidden": 8, "batch_size": 64, "learning_starts": 20, "buffer_size": 400, "device": "cpu", "seed": 0}
+
+
+@pytest.mark.parametrize("experts", [None, 1, 3])
+def test_log_std_stays_between_its_bounds(experts):
+    """[-20, 2], for mixtures too; beyond them it has no gradient."""
+    if experts is None:
+        actor = SquashedActor(3, 2, 8, torch.Generator().manual_seed(0))
+    else:
+        actor = MixtureActor(
+            3, 2, 8, torch.Generator().manual_seed(0), experts=experts, whole=False, detach=True
+        )
+    seen = torch.randn(1, 5, 3)
+    for bias, bound in ((99.0, 2.0), (-99.0, -20.0)):
+        with torch.no_grad():
+            actor.net[-1].fill_(bias)
+        params = list(actor.parameters())
+        log_std = actor.moments(params, seen)[1] if experts is None else actor.mixture(params, seen).log_std
+        assert (log_std == bound).all()
+        assert actor.sample(params, seen)[1].isfinite().all()
 
 
 def fields(batch):
@@ -112,3 +134,19 @@ def test_metrics_are_means_since_the_last_dump(tiny):
         model.dump_logs()
         np.testing.assert_allclose(seen["train/critic_loss"], np.mean(losses), rtol=1e-5)
         assert len(losses) == steps
+
+
+def test_the_policy_plays_from_the_step_after_the_random_ones(tiny):
+    model, seen = SAC("MlpPolicy", gymnasium.make(tiny), **SMALL | {"learning_starts": 4}), []
+    explore = model.explore
+    model.explore = lambda observations: (seen.append(model.num_timesteps), explore(observations))[1]
+    model.learn(7)
+    assert seen == [4, 5, 6]
+
+
+def test_a_full_ring_is_drawn_from_whole(tiny):
+    """50 rows of two environments, of which the last 5 were written over the first."""
+    model = SAC("MlpPolicy", make_vec_env(tiny, n_envs=2), **SMALL | {"buffer_size": 100}).learn(110)
+    buffer = model.replay_buffer
+    assert (buffer.full, buffer.pos, buffer.buffer_size) == (True, 5, 50)
+    assert set(buffer.batch(3000).rows[0].tolist()) == set(range(100))

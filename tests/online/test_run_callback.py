@@ -46,6 +46,23 @@ def test_their_runs_become_run_directories(tmp_path, kind):
     np.testing.assert_allclose(ours, model.predict(x, deterministic=True)[0], atol=1e-5)
 
 
+def test_every_evaluation_has_episodes_of_its_own(tmp_path):
+    """Their stream is the step."""
+    options = OnlineOptions(env="TinyPendulum-v0", steps=150, out=tmp_path, eval_every=60, seed=7)
+    callback = RunCallback.new("ppo", options)
+    evaluator, seen = callback.evaluator, []
+
+    def watched(policy, episodes, **given):
+        seen.append((given["seed"], given["stream"]))
+        return evaluator(policy, episodes, **given)
+
+    callback.evaluator = watched
+    PPO("MlpPolicy", "TinyPendulum-v0", n_steps=50, batch_size=25, device="cpu").learn(150, callback=callback)
+    callback.evaluator = evaluator
+    callback.close()
+    assert seen == [(7, 60), (7, 120), (7, 150)]
+
+
 class DiedError(Exception):
     """What no code expects."""
 

@@ -15,6 +15,7 @@ from offrl.algos import load_online
 from offrl.algos.n_pg_igt import ALGORITHM, NPGIGT
 from offrl.data.load import load_dataset
 from offrl.errors import CheckpointError, ConfigError, Stopped
+from offrl.evaluation.environments import env_spec
 from offrl.evaluation.runs import read_run
 from offrl.nn.policy import load_policy
 from offrl.online import run_callback, runner
@@ -64,6 +65,15 @@ def cut_off(monkeypatch, iteration, run_options):
             start("n_pg_igt", SETTINGS, run_options)
     (found,) = run_options.out.glob("*/*/*")
     return found
+
+
+def test_rewards_are_normalized_with_the_methods_discount(tmp_path):
+    """The running return, whose standard deviation divides the rewards, is that of the method."""
+    method, run_options = load_online("ppo"), options(tmp_path, normalize_rewards=True)
+    settings = method.config(discount=0.9, hidden=8)
+    config = run_callback.run_config("ppo", {}, run_options, env_spec("TinyPendulum-v0"))
+    model = runner.build(method, settings, config)
+    assert model.get_vec_normalize_env().gamma == model.gamma == 0.9
 
 
 def test_a_run_directory_can_be_read_evaluated_and_loaded(tmp_path):
