@@ -57,7 +57,7 @@ class OfflineDataset:
     ) -> None:
         self.fields = validate.fields(fields)
         self.episode_starts = validate.episode_starts(episode_starts, self.fields)
-        self.metadata = validate.metadata(metadata)
+        self.metadata = validate.metadata(metadata, self.act_dim)
         self.observation_keys: tuple[str, ...] = self._flatten_order()  # parts of the flat view, in order
         self.flat_parts = [key_columns(key) for key in self.observation_keys]  # their fields and columns
 

@@ -435,6 +435,16 @@ def test_broken_episodes_are_refused(starts, message):
         ({"max_episode_steps": 1}, "integer >= 2"),
         ({"max_episode_steps": 10.0}, "integer >= 2"),
         ({"flatten": "observation"}, "list of observation keys"),
+        ({"reference_returns": [0, 10**400]}, "random < expert"),
+        ({"max_episode_steps": 2**70}, "integer >= 2"),
+        ({"name": ["x"]}, "metadata 'name' must be text"),
+        ({"env_id": 5}, "metadata 'env_id' must be text, got 5"),
+        ({"env_id": "Pendulum-v1", "env_kwargs": [1]}, "metadata 'env_kwargs' must be a JSON object"),
+        ({"timeouts_recorded": "no"}, "'timeouts_recorded' must be true or false"),
+        ({"action_low": [0.0]}, "'action_low' and 'action_high' must be lists of one number for each action"),
+        ({"action_low": [[0], [1, 2]], "action_high": [1.0, 1.0]}, "lists of one number"),
+        ({"action_low": ["a"], "action_high": [1]}, "lists of one number"),
+        ({"action_low": [0, 0, 0], "action_high": [1, 1, 1]}, "lists of one number"),
     ],
 )
 def test_broken_metadata_are_refused(metadata, message):

@@ -357,3 +357,9 @@ def test_unwritable_content_is_refused():
     counts = OfflineDataset.from_arrays(np.ones((4, 2), int), np.zeros((4, 1)), np.zeros(4), [0, 0, 0, 1])
     with pytest.raises(DatasetError, match="not int64"):
         write_minari(counts, "toy-v0")
+
+
+def test_an_environment_that_takes_other_arguments_today_is_left_out_of_the_set():
+    data = episodes(env_id="Pendulum-v1", env_kwargs={"of_old": 1})
+    write_minari(data, "test/old-v0")
+    assert read_minari("test/old-v0").metadata["env_kwargs"] == {"of_old": 1}
