@@ -158,6 +158,7 @@ class _Table:
             self.source = self._read(lambda: polars.read_csv(path, infer_schema=False).lazy())
         else:
             self.source = self._read(lambda: polars.scan_parquet(path))
+            check_rows(path, self._read(lambda: self.source.select(polars.len()).collect().item()))
         self.columns: list[str] = self._read(lambda: self.source.collect_schema().names())
         self.frame: Any = None
 
@@ -249,6 +250,12 @@ class _Table:
         line = f" (line {row + 2})" if plain else ""
         where = f"{self.path}: column {name!r}, row {row}{line}"
         raise DatasetError(f"{where} holds {what}; repair or drop that episode")
+
+
+def check_rows(path: Path, rows: int) -> None:
+    """Refuse a Parquet file that claims far more rows than it can hold, before they are read."""
+    if rows * 8 > MAX_COMPRESSION * (size := path.stat().st_size) + 4096:
+        raise DatasetError(f"{path} claims {rows} rows, but takes {size} bytes; not believed")
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

@@ -295,8 +295,11 @@ class OfflineDataset:
         rows = np.arange(starts[-1]) + np.repeat(self.episode_starts[chosen] - starts[:-1], lengths)
         fields = {name: array[rows] for name, array in self.fields.items()}
         ends = starts[1:] - 1
-        fields["truncated"][ends] |= ~fields["terminated"][ends]
-        metadata = {k: v for k, v in self.metadata.items() if k != "sha256"}
+        unfinished = ~(fields["terminated"] | fields["truncated"])[ends]
+        fields["truncated"][ends[unfinished]] = True
+        # counted time limits (see ``transitions``) would run over an unfinished episode that is not the last
+        stale = {"sha256", "timeouts_recorded"} if unfinished[:-1].any() else {"sha256"}
+        metadata = {k: v for k, v in self.metadata.items() if k not in stale}
         return OfflineDataset(fields, starts, metadata)
 
     @cached_property

@@ -1,7 +1,7 @@
 """What every dataset must satisfy, checked once where data enter; each breach is one DatasetError."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -205,6 +205,25 @@ def _check_flags(starts: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
             f"episode {episode} ends at row {starts[episode + 1] - 1} neither terminated nor truncated; "
             "mark its last step truncated"
         )
+
+
+def storable(names: Collection[str], what: str, reserved: str) -> None:
+    """Refuse keys that a file format would lose or mix up: each dot of a name is a level, as of folders.
+
+    Args:
+        names: of all fields.
+        what: the format, for the message.
+        reserved: text that no name may hold there.
+
+    Raises:
+        DatasetError: an empty level, a reserved text, or a name that is also the folder of another.
+    """
+    for name in names:
+        folder = next((other for other in names if other.startswith(f"{name}.")), None)
+        if folder or "" in name.split(".") or "\0" in name or reserved in name:
+            raise DatasetError(
+                f"{what} cannot hold {name!r}{f' beside {folder!r}' if folder else ''}; rename that key"
+            )
 
 
 def metadata(values: Mapping[str, Any] | None, act_dim: int | None = None) -> dict[str, Any]:

@@ -170,6 +170,12 @@ def test_parquet_equals_csv(tmp_path):
     assert read_table(tmp_path / "log.parquet", **COLUMNS).sha256 == table(tmp_path).sha256
 
 
+def test_parquet_that_claims_many_rows_is_refused(tmp_path):
+    polars.DataFrame({"r": np.zeros(2_000_000)}).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(DatasetError, match=r"log\.parquet claims 2000000 rows, but takes \d+ bytes"):
+        read_table(tmp_path / "log.parquet", **COLUMNS)
+
+
 @pytest.mark.parametrize("column", ["ep", "done"])
 @pytest.mark.parametrize("values", [[[0], [1], [0]], [b"\xff"] * 3, [{"a": 0}] * 3])
 def test_parquet_columns_that_are_no_numbers_or_text_are_refused(tmp_path, column, values):
