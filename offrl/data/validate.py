@@ -260,14 +260,19 @@ def metadata(values: Mapping[str, Any] | None, act_dim: int | None = None) -> di
 
 def _check_box(copy: Mapping[str, Any], act_dim: int | None) -> None:
     """Both bounds of the actions or neither, one number for each action."""
-    bounds = [copy.get("action_low"), copy.get("action_high")]
-    if bounds == [None, None]:
+    low, high = copy.get("action_low"), copy.get("action_high")
+    if low is None and high is None:
         return
-    lists = all(isinstance(bound, list) and all(_is_number(x) for x in bound) for bound in bounds)
-    if not lists or not len(bounds[0]) == len(bounds[1]) == (act_dim or len(bounds[0])):
+    good = (
+        isinstance(low, list)
+        and isinstance(high, list)
+        and len(low) == len(high) == (act_dim or len(low))
+        and all(_is_number(x) for x in low + high)
+    )
+    if not good:
         raise DatasetError(
             "metadata 'action_low' and 'action_high' must be lists of one number for each action, "
-            f"got {bounds[0]!r} and {bounds[1]!r}"
+            f"got {low!r} and {high!r}"
         )
 
 
