@@ -105,6 +105,9 @@ def _guarded(name: str, rest: list[str]) -> int:
     except USER_ERRORS as error:
         print(f"offrl: {one_line(error)}", file=sys.stderr)
         return 1
+    except MemoryError as error:
+        print(f"offrl: not enough memory: {one_line(error)}", file=sys.stderr)
+        return 1
 
 
 def one_line(error: BaseException) -> str:

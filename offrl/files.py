@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 1 << 20
+MAX_VALUES = 1_000_000  # of a text file, with what it repeats by name counted each time
 
 
 @contextlib.contextmanager
@@ -83,6 +84,27 @@ def read_json_object(path: Path, error: type[ValueError]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise error(f"{path} must hold a JSON object, not {type(value).__name__}")
     return value
+
+
+def check_values(content: Any, error: type[ValueError]) -> None:
+    """Refuse what a YAML file says in a few aliases, and what would take all memory to print or copy.
+
+    Raises:
+        error: more than MAX_VALUES values when aliases are written out, or a list that holds itself.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if not isinstance(node, dict | list | tuple):
+            return 1
+        if id(node) not in sizes:
+            sizes[id(node)] = MAX_VALUES + 1  # as long as its parts are counted: it may be one of them
+            parts = node.values() if isinstance(node, dict) else node
+            sizes[id(node)] = 1 + sum(size(part) for part in parts)
+        return sizes[id(node)]
+
+    if size(content) > MAX_VALUES:
+        raise error(f"with its aliases written out it holds more than {MAX_VALUES:,} values; not believed")
 
 
 def sha256_file(path: Path | str) -> str:

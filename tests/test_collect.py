@@ -311,6 +311,10 @@ def test_the_command_writes_minari_sets_that_hold_the_same_rows(tmp_path, monkey
         ),
         (["--policy", "random", "--out", "x.hdf5", "--noise", "-1"], "noise must be a standard deviation"),
         (["--policy", "random", "--out", "x.hdf5", "--workers", "0"], "workers must be 1 or more"),
+        (
+            ["--policy", "random", "--out", "x.hdf5", "--steps", "100000000000000"],
+            "offrl: not enough memory: ",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line_before_a_step_is_made(

@@ -35,6 +35,9 @@ def read_npz(path: Path | str, metadata: Mapping[str, Any] | None = None) -> Off
         from offrl.data.ogbench import from_layout
 
         return from_layout(arrays, path, metadata)
+    for theirs, ours in ALIASES.items():
+        if theirs in arrays and ours in arrays:
+            raise DatasetError(f"{path} holds both {theirs!r} and {ours!r}; keep one of them")
     arrays = {ALIASES.get(name, name): array for name, array in arrays.items()}
     required = ("actions", "rewards", "terminated")
     missing = [name for name in required if name not in arrays]
@@ -155,6 +158,7 @@ class _Table:
             self.source = self._read(lambda: polars.read_csv(path, infer_schema=False).lazy())
         else:
             self.source = self._read(lambda: polars.scan_parquet(path))
+            check_rows(path, self._read(lambda: self.source.select(polars.len()).collect().item()))
         self.columns: list[str] = self._read(lambda: self.source.collect_schema().names())
         self.frame: Any = None
 
@@ -178,9 +182,11 @@ class _Table:
 
     def refuse_missing(self, name: str) -> NoReturn:
         """The error for a column that is not there."""
+        advice = "Name the columns with 'offrl data convert' (its --help shows how)"
+        if self.csv and len(self.columns) == 1:
+            advice = "That is one column: only tables with commas between their columns are read"
         raise DatasetError(
-            f"{self.path} has no column {name!r}; it has {', '.join(self.columns[:20])}. "
-            "Name the columns with 'offrl data convert' (its --help shows how)"
+            f"{self.path} has no column {name!r}; it has {', '.join(self.columns[:20])}. {advice}"
         )
 
     def load(self, names: list[str]) -> None:
@@ -190,6 +196,8 @@ class _Table:
                 self.refuse_missing(name)
             if names.count(name) > 1:
                 raise DatasetError(f"{self.path}: column {name!r} is asked for twice; narrow the patterns")
+            if self.csv and (first := name.partition("_duplicated_")[0]) != name and first in self.columns:
+                raise DatasetError(f"{self.path} has several columns named {first!r}; rename them")
         self.frame = self._read(lambda: self.source.select(names).collect())
         if self.frame.height == 0:
             raise DatasetError(f"{self.path} holds no rows")
@@ -203,15 +211,18 @@ class _Table:
                 row = int(values.is_null().arg_max())
                 self._refuse(name, row, f"{text[row]!r}, which is no number")
         elif not (values.dtype.is_numeric() or values.dtype == self.polars.Boolean):
-            self._refuse(name, 0, f"values of type {values.dtype}, which are no numbers")
-        elif values.dtype.is_decimal():  # NumPy has no such type
+            self._refuse_type(name, values.dtype, "which are no numbers")
+        elif values.dtype.is_decimal() or values.dtype == self.polars.Int128:  # NumPy has no such types
             values = values.cast(self.polars.Float64)
         array: np.ndarray = values.to_numpy()
         return array
 
     def texts(self, name: str) -> np.ndarray:
-        """A column of anything, as text."""
-        array: np.ndarray = self._complete(name).cast(self.polars.String).to_numpy()
+        """A column of numbers, text or times, as text."""
+        values = self._complete(name)
+        if values.dtype.is_nested() or values.dtype == self.polars.Binary:
+            self._refuse_type(name, values.dtype, "where a number or text is needed")
+        array: np.ndarray = values.cast(self.polars.String).to_numpy()
         return array
 
     def flags(self, name: str) -> np.ndarray:
@@ -230,10 +241,21 @@ class _Table:
             self._refuse(name, int(values.is_null().arg_max()), "nothing")
         return values
 
+    def _refuse_type(self, name: str, kind: Any, why: str) -> NoReturn:
+        raise DatasetError(f"{self.path}: column {name!r} holds values of type {kind}, {why}")
+
     def _refuse(self, name: str, row: int, what: str) -> NoReturn:
-        line = f" (line {row + 2})" if self.csv else ""
+        # each row is a line, unless a cell in quotes has several
+        plain = self.csv and self.path.read_bytes().count(b"\n") <= self.frame.height + 1
+        line = f" (line {row + 2})" if plain else ""
         where = f"{self.path}: column {name!r}, row {row}{line}"
         raise DatasetError(f"{where} holds {what}; repair or drop that episode")
+
+
+def check_rows(path: Path, rows: int) -> None:
+    """Refuse a Parquet file that claims far more rows than it can hold, before they are read."""
+    if rows * 8 > MAX_COMPRESSION * (size := path.stat().st_size) + 4096:
+        raise DatasetError(f"{path} claims {rows} rows, but takes {size} bytes; not believed")
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

@@ -8,6 +8,7 @@ arrays, dict observations as ``observations/KEY``, and the dataset's metadata as
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from offrl.data import validate
 from offrl.data.dataset import OfflineDataset
 from offrl.errors import DatasetError
 from offrl.files import atomic_write
@@ -74,8 +76,9 @@ def write_d4rl(dataset: OfflineDataset, path: Path | str) -> None:
     reads 14 times slower (1e6 steps of 17 + 6 numbers), and only an uncompressed array can be memory-mapped.
 
     Raises:
-        DatasetError: the metadata are too long for an HDF5 attribute.
+        DatasetError: the metadata are too long for an HDF5 attribute, or a key cannot be a name in HDF5.
     """
+    validate.storable(dataset.fields, "an HDF5 file", SLASH)
     own = json.dumps(dataset.metadata | {"sha256": dataset.sha256}, sort_keys=True).encode()
     if len(own) > MAX_ATTRIBUTE_BYTES:
         raise DatasetError(f"the metadata take {len(own)} bytes as JSON; at most {MAX_ATTRIBUTE_BYTES} fit")
@@ -113,12 +116,20 @@ def list_arrays(file: h5py.File, path: Path, most: int | None = None) -> dict[st
     if file.visititems(visit):
         raise DatasetError(f"{path} holds more than {most} arrays; it is not in D4RL's flat layout")
     for name, array in found.items():
-        if array.is_virtual or array.external:
-            raise DatasetError(f"{path}: {name!r} keeps its data in another file; copy it into this one")
-        stored = array.id.get_storage_size()
-        if array.nbytes > MAX_COMPRESSION * stored + 4096:
-            raise DatasetError(f"{path}: {name!r} claims {array.nbytes} bytes, but only {stored} are stored")
+        check_array(array.id, name, path)
     return found
+
+
+def check_array(array: h5py.h5d.DatasetID, name: str, path: Path) -> None:
+    """Refuse an array that keeps its data elsewhere, or claims far more than the file holds, before it is read."""
+    layout = array.get_create_plist()
+    if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():
+        raise DatasetError(f"{path}: {name!r} keeps its data in another file; copy it into this one")
+    stored, claimed = array.get_storage_size(), math.prod(array.shape) * array.get_type().get_size()
+    if claimed > MAX_COMPRESSION * stored + 4096:
+        raise DatasetError(
+            f"{path}: {name!r} claims {claimed} bytes, but only {stored} are stored; write all of its values"
+        )
 
 
 def _read_attribute(file: h5py.File, path: Path) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class OfflineDataset:
     ) -> None:
         self.fields = validate.fields(fields)
         self.episode_starts = validate.episode_starts(episode_starts, self.fields)
-        self.metadata = validate.metadata(metadata)
+        self.metadata = validate.metadata(metadata, self.act_dim)
         self.observation_keys: tuple[str, ...] = self._flatten_order()  # parts of the flat view, in order
         self.flat_parts = [key_columns(key) for key in self.observation_keys]  # their fields and columns
 
@@ -295,8 +295,11 @@ class OfflineDataset:
         rows = np.arange(starts[-1]) + np.repeat(self.episode_starts[chosen] - starts[:-1], lengths)
         fields = {name: array[rows] for name, array in self.fields.items()}
         ends = starts[1:] - 1
-        fields["truncated"][ends] |= ~fields["terminated"][ends]
-        metadata = {k: v for k, v in self.metadata.items() if k != "sha256"}
+        unfinished = ~(fields["terminated"] | fields["truncated"])[ends]
+        fields["truncated"][ends[unfinished]] = True
+        # counted time limits (see ``transitions``) would run over an unfinished episode that is not the last
+        stale = {"sha256", "timeouts_recorded"} if unfinished[:-1].any() else {"sha256"}
+        metadata = {k: v for k, v in self.metadata.items() if k not in stale}
         return OfflineDataset(fields, starts, metadata)
 
     @cached_property

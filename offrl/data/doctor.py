@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from offrl.data.dataset import OfflineDataset
-from offrl.data.environments import EnvSpec, find_environment, flatten_order, plain_row
+from offrl.data.environments import EnvSpec, find_environment, flatten_order, module_named, plain_row
 from offrl.data.reference import reference_label, reference_returns
 from offrl.errors import DatasetError
 
@@ -111,11 +111,16 @@ def recorded_environment(dataset: OfflineDataset) -> EnvSpec:
     """The environment that recorded the data: the one in the metadata, else the table's row for the name.
 
     Raises:
-        DatasetError: neither is known.
+        DatasetError: neither is known, or the data name one for which code would be imported.
     """
     spec = _recorded(dataset.metadata) or find_environment(table_name(dataset))
     if spec is None:
         raise DatasetError("the data name no environment to replay them in; convert them with --env ID")
+    if module := module_named(spec.env_id):
+        raise DatasetError(
+            f"the data name the environment {spec.env_id!r}, for which Python would import the module {module!r}; "
+            "it is not replayed"
+        )
     return spec
 
 

@@ -12,6 +12,7 @@ compare widths.
 
 import difflib
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -87,6 +88,15 @@ def named_environment(name: str) -> EnvSpec:
     if name in _SHORT_NAMES:
         return _SHORT_NAMES[name]
     return EnvSpec(env_id=name, flatten=flatten_order(name))
+
+
+def module_named(env_id: str) -> str | None:
+    """The module that an id MODULE:NAME makes Gymnasium import, unless the program imported it already.
+
+    A person may name one; a file of data may not have code run that nobody asked for.
+    """
+    module, colon, _ = env_id.partition(":")
+    return module if colon and module != "served" and module not in sys.modules else None
 
 
 def key_columns(key: str) -> tuple[str, slice]:

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from offrl.data import validate
+from offrl.data.arrays import check_rows
 from offrl.data.dataset import OfflineDataset
 from offrl.errors import DatasetError, MissingExtraError
 
@@ -51,8 +53,10 @@ def read_lerobot(
     root = Path(path).expanduser().absolute()
     info = read_info(root)
     table = _Table(root, "data")
-    order = np.argsort(table.numbers("index"), kind="stable")
-    episode = table.numbers("episode_index")[order].astype(np.int64)
+    order = np.argsort(table.column("index"), kind="stable")
+    episode = table.column("episode_index")[order].astype(np.int64)
+    if not len(episode):
+        raise DatasetError(f"{root} holds no frames")
     starts = np.concatenate([[0], np.flatnonzero(np.diff(episode)) + 1, [len(episode)]])
     if len(np.unique(episode)) != len(starts) - 1:
         raise DatasetError(f"{root}: the frames of an episode are not together in the order of 'index'")
@@ -107,6 +111,10 @@ def read_info(root: Path) -> dict[str, Any]:
     )
     if not good or "action" not in info["features"]:
         raise DatasetError(f"{root / INFO}: 'features' must give dtype and shape of 'action' and the others")
+    if slashed := [name for name in info["features"] if "/" in name or "\\" in name]:
+        raise DatasetError(
+            f"{root / INFO}: the feature {slashed[0]!r} has a slash, which LeRobot's names have not"
+        )
     return info
 
 
@@ -138,8 +146,13 @@ class _Table:
         if not files:
             raise DatasetError(f"{self.folder} holds no Parquet files (CHUNK/FILE.parquet)")
         try:
-            tables = [pyarrow.parquet.ParquetFile(file).read() for file in files]
+            sources = [pyarrow.parquet.ParquetFile(file) for file in files]
+            for file, source in zip(files, sources, strict=True):
+                check_rows(file, source.metadata.num_rows)
+            tables = [source.read() for source in sources]
             self.table = pyarrow.concat_tables(tables)
+        except DatasetError:
+            raise
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             reason = next(iter(str(error).splitlines()), "")[:160]
             raise DatasetError(f"{self.folder}: cannot read the Parquet files: {reason}") from None
@@ -164,6 +177,13 @@ class _Table:
                 f"{self.folder}: column {name!r} has cells that are empty, ragged or no numbers"
             )
         return array
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of single numbers, (N,)."""
+        try:
+            return validate.column(name, self.numbers(name))
+        except DatasetError as error:
+            raise DatasetError(f"{self.folder}: {str(error).removeprefix(f'{self.folder}: ')}") from None
 
     def feature(self, name: str, feature: Mapping[str, Any]) -> np.ndarray:
         """A column in the shape that ``meta/info.json`` gives, (N, ...); images as bytes."""
@@ -207,9 +227,7 @@ def _ends(fields: Mapping[str, Any], starts: np.ndarray) -> dict[str, np.ndarray
     last[starts[1:] - 1] = True
     success = np.asarray(fields.get("infos.success", np.zeros(len(last)))).reshape(len(last), -1)[:, 0] > 0
     made: dict[str, np.ndarray] = {"terminated": last & success, "truncated": last & ~success}
-    if "rewards" in fields:
-        return made | {"rewards": np.asarray(fields["rewards"], np.float32).reshape(len(last))}
-    return made | {"rewards": np.zeros(len(last), np.float32)}
+    return made if "rewards" in fields else made | {"rewards": np.zeros(len(last), np.float32)}
 
 
 def _flatten(fields: Mapping[str, np.ndarray]) -> list[str]:
@@ -233,10 +251,10 @@ def _decode(
     height, width = _frame_size(name, feature, root)
     rows = _Table(root, "meta/episodes")
     keys = [f"videos/{name}/{what}" for what in ("chunk_index", "file_index", "from_timestamp")]
-    place = {int(e): i for i, e in enumerate(rows.numbers("episode_index").tolist())}
+    place = {int(e): i for i, e in enumerate(rows.column("episode_index").tolist())}
     if missing := [int(e) for e in episodes if int(e) not in place]:
         raise DatasetError(f"{root}: meta/episodes does not list episode {missing[0]}")
-    chunk, file, begin = (rows.numbers(key)[[place[int(e)] for e in episodes]] for key in keys)
+    chunk, file, begin = (rows.column(key)[[place[int(e)] for e in episodes]] for key in keys)
     if not isinstance(fps := info.get("fps"), int | float) or not 0 < fps < math.inf:
         raise DatasetError(
             f"{root / INFO}: 'fps' must be frames a second, to find frames in videos, got {fps!r}"
@@ -269,7 +287,9 @@ def _read_frames(video: Path, target: Mapping[int, int], out: np.ndarray) -> Non
         raise MissingExtraError("imageio-ffmpeg", "policies") from None
     if not video.is_file():
         raise FileNotFoundError(f"no such video: {video}")
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "quiet", "-nostdin", "-i", str(video)]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "quiet", "-nostdin"]
+    # as MP4 and nothing else: else a list of other files or addresses under this name would be followed
+    command += ["-f", "mov", "-protocol_whitelist", "file", "-i", str(video)]
     command += ["-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-"]
     found, last = 0, max(target)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:

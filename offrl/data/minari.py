@@ -15,10 +15,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from offrl.data import minari_layout as layout
 from offrl.data import validate
+from offrl.data.d4rl import check_array, open_hdf5
 from offrl.data.dataset import OfflineDataset, flatten_keys
 from offrl.data.environments import flatten_order
 from offrl.errors import ConfigError, DatasetError, MissingExtraError
@@ -47,10 +49,13 @@ def read_minari(
         MissingExtraError: Minari (or pyarrow, for Arrow storage) is not installed.
     """
     library = _import_minari()
+    from minari.storage import get_dataset_path
+
     _check_id(dataset_id)
     if repair_goals is None:
         repair_goals = "pointmaze" in dataset_id.lower()
     with _readable(dataset_id):
+        _check_file(get_dataset_path(dataset_id) / "data" / "main_data.hdf5")
         source = library.load_dataset(dataset_id)
         raw = source.storage.read_raw_metadata(source.storage.data_path)
         episodes = [_episode(data, repair_goals) for data in source.iterate_episodes()]
@@ -104,6 +109,7 @@ def write_minari(
     target = get_dataset_path(dataset_id)
     if target.exists() and not overwrite:
         raise ConfigError(f"minari:{dataset_id} exists; choose another version, or pass overwrite=True")
+    validate.storable(dataset.fields, "a Minari set", "/")
     whole = layout.with_successors(dataset)
     if data_format != "hdf5" and whole.episode_lengths.max() >= MAX_BATCH_ROWS:
         raise DatasetError(f"{data_format} storage holds episodes of < {MAX_BATCH_ROWS} steps; use hdf5")
@@ -163,6 +169,24 @@ def _check_id(dataset_id: str) -> None:
     raise DatasetError(
         f"no Minari dataset {dataset_id!r} under {root}; {hint}fetch it: minari download {dataset_id}"
     )
+
+
+def _check_file(path: Path) -> None:
+    """Of HDF5 storage: no link to elsewhere, no array that claims more than is stored. Minari reads both."""
+    if not path.is_file():
+        return
+    names: list[tuple[bytes, bool]] = []
+    with open_hdf5(path) as file:
+        file.id.links.visit(
+            lambda name, link: names.append((name, link.type == h5py.h5l.TYPE_HARD)), info=True
+        )
+        for raw, hard in names:
+            name = raw.decode(errors="replace")
+            if not hard:
+                raise DatasetError(f"{path}: {name!r} is a link; copy what it leads to")
+            node = h5py.h5o.open(file.id, raw)
+            if isinstance(node, h5py.h5d.DatasetID):
+                check_array(node, name, path)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from offrl.data.dataset import OfflineDataset
+from offrl.data.environments import module_named
 from offrl.errors import DatasetError
 
 
@@ -50,12 +51,12 @@ def with_successors(dataset: OfflineDataset) -> OfflineDataset:
 
 
 def environment(dataset: OfflineDataset) -> tuple[Any, Any]:
-    """The Gymnasium spec and action space, or (None, unbounded) if the environment is not installed here."""
+    """The Gymnasium spec and action space, or (None, unbounded) if the environment cannot be made here."""
     import gymnasium
 
     unbounded = gymnasium.spaces.Box(-np.inf, np.inf, (dataset.act_dim,), np.float32)
     env_id = dataset.metadata.get("env_id")
-    if not env_id:
+    if not env_id or module_named(env_id):
         return None, unbounded
     try:
         if env_id not in gymnasium.registry:
@@ -63,7 +64,7 @@ def environment(dataset: OfflineDataset) -> tuple[Any, Any]:
 
             gymnasium.register_envs(gymnasium_robotics)
         env = gymnasium.make(env_id, **dataset.metadata.get("env_kwargs") or {})
-    except (ImportError, gymnasium.error.Error):
+    except (ImportError, TypeError, gymnasium.error.Error):  # TypeError: it takes other arguments now
         return None, unbounded
     spec, space = env.spec, env.action_space
     env.close()

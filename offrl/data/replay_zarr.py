@@ -10,6 +10,7 @@ Source: real-stanford/diffusion_policy (common/replay_buffer.py, dataset/pusht_*
 """
 
 import itertools
+import math
 import struct
 import zipfile
 import zlib
@@ -25,6 +26,7 @@ from offrl.errors import DatasetError, MissingExtraError
 
 MAX_COMPRESSION = 5000  # white images go far; an array that claims more is not believed
 MAX_ARRAYS = 256
+GROUPS = ("data/", "meta/episode_ends")  # what is read
 _DAMAGE = (  # all that zarr and its codecs raise on damaged files
     *(OSError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError),
     *(AssertionError, ArithmeticError, zipfile.BadZipFile, zlib.error, struct.error),
@@ -79,11 +81,15 @@ def _our_name(name: str) -> str:
 
 def _plain(array: np.ndarray) -> np.ndarray:
     """Images stored as floats of whole numbers become bytes; keypoints (N, 9, 2) one row of 18."""
-    if array.ndim == 4 and array.dtype.kind == "f" and array.size:
-        first = array[: min(len(array), 8)]
-        if (first == first.round()).all() and array.min() >= 0 and array.max() <= 255:
-            return array.astype(np.uint8)
-    return array.reshape(len(array), -1) if array.ndim == 3 else array
+    if array.ndim == 4 and array.dtype.kind == "f" and _are_bytes(array):
+        return array.astype(np.uint8)
+    return array.reshape(len(array), math.prod(array.shape[1:])) if array.ndim == 3 else array
+
+
+def _are_bytes(array: np.ndarray) -> bool:
+    """Whether every value is one of 0, 1 .. 255."""
+    parts = (array[start : start + 256] for start in range(0, len(array), 256))
+    return all(((part == part.round()) & (part >= 0) & (part <= 255)).all() for part in parts)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -100,8 +106,16 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             raise DatasetError(
                 f"{path} holds more than {MAX_ARRAYS} arrays and groups; it is not such a layout"
             )
-        found = {name: node for name, node in nodes if isinstance(node, zarr.Array)}
+        found = {
+            name: node for name, node in nodes if isinstance(node, zarr.Array) and name.startswith(GROUPS)
+        }
         for name, array in found.items():
+            if (
+                array.dtype.kind not in "biuf"
+            ):  # objects may be pickles, which some versions of numcodecs load
+                raise DatasetError(
+                    f"{path}: {name!r} holds {array.dtype} values; take it out, only numbers are read"
+                )
             if array.nbytes > MAX_COMPRESSION * array.nbytes_stored() + 4096:
                 raise DatasetError(
                     f"{path}: {name!r} claims {array.nbytes} bytes, but only {array.nbytes_stored()} are stored"

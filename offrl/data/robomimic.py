@@ -66,7 +66,7 @@ def read_robomimic(
         arrays = list_arrays(file, path, MAX_ARRAYS)
         demos = _demonstrations(arrays, path)
         if split is not None:
-            demos = _split(file, split, demos, path)
+            demos = _split(arrays, split, demos, path)
         columns, left_out = _columns(arrays, demos, path)
         facts = _facts(file, path)
     lengths = [len(part) for part in columns["actions"]]
@@ -100,12 +100,11 @@ def _demonstrations(arrays: Mapping[str, Any], path: Path) -> list[str]:
     return sorted(names, key=lambda name: int(name.removeprefix("demo_")))
 
 
-def _split(file: h5py.File, split: str, demos: list[str], path: Path) -> list[str]:
-    group = file.get("mask")
-    known = sorted(group) if isinstance(group, h5py.Group) else []
+def _split(arrays: Mapping[str, h5py.Dataset], split: str, demos: list[str], path: Path) -> list[str]:
+    known = sorted(key.removeprefix("mask/") for key in arrays if key.startswith("mask/"))
     if split not in known:
         raise DatasetError(f"{path} has no split {split!r}; it has {', '.join(known) or 'none'}")
-    raw = np.atleast_1d(np.asarray(group[split][()]))
+    raw = np.atleast_1d(np.asarray(arrays[f"mask/{split}"][()]))
     names = {item.decode(errors="replace") if isinstance(item, bytes) else str(item) for item in raw.tolist()}
     if unknown := sorted(names - set(demos)):
         raise DatasetError(f"{path}: split {split!r} names {unknown[0]!r}, which is not in the file")
@@ -125,10 +124,12 @@ def _columns(
         if demo in found and (ours := _our_name(name)):
             found[demo][ours] = array
     shared = set.intersection(*(set(names) for names in found.values()))
-    if missing := sorted({"actions"} - shared):
+    some = set.union(*(set(names) for names in found.values()))
+    needed = {"actions"} | {"rewards", "infos.dones"} & some
+    if missing := sorted(needed - shared):
         demo = next(demo for demo in demos if missing[0] not in found[demo])
-        raise DatasetError(f"{path}: {demo} lacks {missing[0]!r}")
-    left_out = sorted(set.union(*(set(names) for names in found.values())) - shared)
+        raise DatasetError(f"{path}: {demo} lacks {missing[0].removeprefix('infos.')!r}")
+    left_out = sorted(some - shared)
     for name in sorted(shared):
         shapes = {found[demo][name].shape[1:] for demo in demos}
         if len(shapes) > 1 and name.startswith("infos."):

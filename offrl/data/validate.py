@@ -1,7 +1,7 @@
 """What every dataset must satisfy, checked once where data enter; each breach is one DatasetError."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,13 @@ from offrl.errors import DatasetError
 
 CHUNK_ROWS = 1 << 16  # rows looked at together, so that a memory-mapped array is never copied whole
 FLAGS = ("terminated", "truncated")
+MAX_HORIZON, MAX_NUMBER = 1 << 31, 1e300  # JSON has integers of any size, arrays have not
+TYPED: tuple[tuple[str, type, str], ...] = (  # metadata that the library acts on, where they are not null
+    ("name", str, "text"),
+    ("env_id", str, "text"),
+    ("env_kwargs", dict, "a JSON object"),
+    ("timeouts_recorded", bool, "true or false"),
+)
 
 
 def numbers(name: str, values: Any) -> np.ndarray:
@@ -200,8 +207,35 @@ def _check_flags(starts: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def metadata(values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A JSON copy of the metadata; the keys that the library acts on are checked."""
+def storable(names: Collection[str], what: str, reserved: str) -> None:
+    """Refuse keys that a file format would lose or mix up: each dot of a name is a level, as of folders.
+
+    Args:
+        names: of all fields.
+        what: the format, for the message.
+        reserved: text that no name may hold there.
+
+    Raises:
+        DatasetError: an empty level, a reserved text, or a name that is also the folder of another.
+    """
+    for name in names:
+        folder = next((other for other in names if other.startswith(f"{name}.")), None)
+        if folder or "" in name.split(".") or "\0" in name or reserved in name:
+            raise DatasetError(
+                f"{what} cannot hold {name!r}{f' beside {folder!r}' if folder else ''}; rename that key"
+            )
+
+
+def metadata(values: Mapping[str, Any] | None, act_dim: int | None = None) -> dict[str, Any]:
+    """A JSON copy of the metadata; the keys that the library acts on are checked.
+
+    Args:
+        values: as they were given, or as a file holds them.
+        act_dim: width of the actions, for the bounds that the metadata may give; None: any.
+
+    Raises:
+        DatasetError: not JSON, or a key has a value that it cannot have.
+    """
     try:
         copy: dict[str, Any] = json.loads(json.dumps(dict(values or {}), allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -212,13 +246,35 @@ def metadata(values: Mapping[str, Any] | None) -> dict[str, Any]:
         if not ok or pair[0] >= pair[1]:
             raise DatasetError(f"reference_returns must be [random, expert] with random < expert, got {pair}")
     horizon = copy.get("max_episode_steps")
-    if horizon is not None and (not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 2):
+    if horizon is not None and (type(horizon) is not int or not 2 <= horizon < MAX_HORIZON):
         raise DatasetError(f"max_episode_steps must be an integer >= 2 (steps), got {horizon!r}")
+    for key, kind, what in TYPED:
+        if copy.get(key) is not None and not isinstance(copy[key], kind):
+            raise DatasetError(f"metadata {key!r} must be {what}, got {copy[key]!r}")
+    _check_box(copy, act_dim)
     order = copy.get("flatten")
     if order is not None and not (isinstance(order, list) and all(isinstance(k, str) for k in order)):
         raise DatasetError(f"metadata 'flatten' must be a list of observation keys, got {order!r}")
     return copy
 
 
+def _check_box(copy: Mapping[str, Any], act_dim: int | None) -> None:
+    """Both bounds of the actions or neither, one number for each action."""
+    low, high = copy.get("action_low"), copy.get("action_high")
+    if low is None and high is None:
+        return
+    good = (
+        isinstance(low, list)
+        and isinstance(high, list)
+        and len(low) == len(high) == (act_dim or len(low))
+        and all(_is_number(x) for x in low + high)
+    )
+    if not good:
+        raise DatasetError(
+            "metadata 'action_low' and 'action_high' must be lists of one number for each action, "
+            f"got {low!r} and {high!r}"
+        )
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from offrl.errors import ConfigError, MissingExtraError
+from offrl.files import check_values
 
 SUFFIXES = (".yml", ".yaml")
 MAX_BYTES = 1_000_000
@@ -89,8 +90,11 @@ def _load(path: Path) -> dict[Any, Any]:
         raise ConfigError(f"{path} has more than {MAX_BYTES:,} bytes, which is no file of hyper-parameters")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        check_values(content, ConfigError)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must map environments to hyper-parameters")
     return content

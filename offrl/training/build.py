@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from offrl.data.dataset import OfflineDataset, Rows, Transitions
-from offrl.data.environments import EnvSpec, named_environment
+from offrl.data.environments import EnvSpec, module_named, named_environment
 from offrl.data.normalize import ObservationNormalizer
 from offrl.data.source import MixedSource, Source, UniformSource, WindowSource
 from offrl.data.split import split_episodes
@@ -259,10 +259,19 @@ def returns_to_go(
 
 
 def dataset_env(data: OfflineDataset, env: str | None) -> EnvSpec | None:
-    """The environment that a run on ``data`` is evaluated on: ``env``, or else the one that the data name."""
+    """The environment that a run on ``data`` is evaluated on: ``env``, or else the one that the data name.
+
+    Raises:
+        ConfigError: the data name one for which code would be imported.
+    """
     own = data.metadata.get("env_id")
     if env is None and own is None:
         return None
+    if env is None and (module := module_named(str(own))):
+        raise ConfigError(
+            f"the data name the environment {own!r}, for which Python would import the module {module!r}; "
+            f"pass --env {own} if you trust it"
+        )
     if own is not None and env in (None, own):
         kwargs = data.metadata.get("env_kwargs") or {}
         return EnvSpec(env_id=own, kwargs=kwargs, flatten=tuple(data.metadata.get("flatten") or ()))

@@ -92,6 +92,7 @@ def test_damaged_npz_is_refused(tmp_path):
         ({"rewards": np.zeros(5)}, "'rewards' has 5 rows"),
         ({"actions": np.zeros((6, 1), int)}, "'actions' are integers"),
         ({"values": np.zeros(6)}, "unknown array 'values'"),
+        ({"terminals": np.zeros(6)}, "holds both 'terminals' and 'terminated'; keep one of them"),
     ],
 )
 def test_bad_npz_arrays_are_refused(tmp_path, changes, message):
@@ -161,9 +162,26 @@ def test_parquet_equals_csv(tmp_path):
     with pytest.raises(DatasetError, match="'actions' are integers"):  # a typed file can say that they are
         read_table(tmp_path / "log.parquet", **COLUMNS)
     frame.with_columns(polars.col("u1").cast(polars.String)).write_parquet(tmp_path / "log.parquet")
-    with pytest.raises(
-        DatasetError, match="column 'u1', row 0 holds values of type String, which are no numbers"
-    ):
+    with pytest.raises(DatasetError, match="column 'u1' holds values of type String, which are no numbers"):
+        read_table(tmp_path / "log.parquet", **COLUMNS)
+    frame.with_columns(polars.col("r").cast(polars.Int128), polars.col("u1").cast(float)).write_parquet(
+        tmp_path / "log.parquet"
+    )
+    assert read_table(tmp_path / "log.parquet", **COLUMNS).sha256 == table(tmp_path).sha256
+
+
+def test_parquet_that_claims_many_rows_is_refused(tmp_path):
+    polars.DataFrame({"r": np.zeros(2_000_000)}).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(DatasetError, match=r"log\.parquet claims 2000000 rows, but takes \d+ bytes"):
+        read_table(tmp_path / "log.parquet", **COLUMNS)
+
+
+@pytest.mark.parametrize("column", ["ep", "done"])
+@pytest.mark.parametrize("values", [[[0], [1], [0]], [b"\xff"] * 3, [{"a": 0}] * 3])
+def test_parquet_columns_that_are_no_numbers_or_text_are_refused(tmp_path, column, values):
+    frame = polars.read_csv(io.StringIO(LOG)).with_columns(polars.Series(column, values))
+    frame.with_columns(polars.col("u1").cast(float)).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(DatasetError, match=f"column '{column}' holds values of type .* a number or text is"):
         read_table(tmp_path / "log.parquet", **COLUMNS)
 
 
@@ -178,6 +196,8 @@ def test_parquet_equals_csv(tmp_path):
         ("false", "true", "'terminated' is set at row 0, inside episode 0"),
         ("0,b,2.5", "0,b,2.5,7", "cannot be read as a table: found more fields"),
         ('3,0,"a, b"', "3", r"column 'done', row 2 \(line 4\) holds nothing"),
+        ("hi\n1,a,1.5", '"two\nlines"\n1,a,oops', "column 'x1', row 1 holds 'oops'"),  # which is in line 4
+        ("x1,x10", "x1,x1", "has several columns named 'x1'; rename them"),
     ],
 )
 def test_bad_cells_are_named(tmp_path, old, new, message):
@@ -185,6 +205,11 @@ def test_bad_cells_are_named(tmp_path, old, new, message):
         table(tmp_path, LOG.replace(old, new, 1))
     assert "log.csv" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_other_separators_are_told(tmp_path):
+    with pytest.raises(DatasetError, match="only tables with commas between their columns are read"):
+        table(tmp_path, LOG.replace(", ", " ").replace(",", ";"))
 
 
 def test_rows_of_an_episode_must_be_together(tmp_path):

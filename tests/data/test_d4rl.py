@@ -271,7 +271,7 @@ def test_a_small_file_that_claims_much_is_refused(tmp_path):
     with h5py.File(path, "r+") as file:
         file.create_dataset("observations", (10**10, 100), "f4", chunks=(1000, 100))
     with pytest.raises(
-        DatasetError, match="'observations' claims 4000000000000 bytes, but only 0 are stored"
+        DatasetError, match="'observations' claims 4000000000000 bytes, but only 0 are stored; write all"
     ):
         read_d4rl(path)
 
@@ -322,3 +322,21 @@ def test_keys_with_a_slash_survive(tmp_path):
     assert sorted(again.fields) == sorted(data.fields)
     assert again.sha256 == data.sha256
     np.testing.assert_array_equal(again.fields["observations.arm/joints"], seen["arm/joints"].astype("f4"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["a", "a.b"], r"cannot hold 'observations\.a' beside 'observations\.a\.b'; rename that key"),
+        ([""], "cannot hold 'observations.'; rename"),
+        (["a..b"], "cannot hold"),
+        (["a%2Fb"], "cannot hold"),
+        (["a\0b"], "cannot hold"),
+    ],
+)
+def test_keys_that_would_not_read_back_are_refused(tmp_path, keys, message):
+    seen = {key: np.zeros((3, 2)) for key in keys}
+    data = OfflineDataset.from_arrays(seen, np.zeros((3, 1)), np.zeros(3), [0, 0, 1])
+    with pytest.raises(DatasetError, match=message):
+        write_d4rl(data, tmp_path / "x.hdf5")
+    assert not list(tmp_path.iterdir())

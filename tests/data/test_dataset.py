@@ -212,6 +212,15 @@ def test_select_keeps_whole_episodes_in_the_order_asked():
             data.select(bad)
 
 
+def test_counted_time_limits_do_not_run_over_an_unfinished_episode_that_was_moved():
+    """Episodes 0-3 (terminated), 4-9 (six steps, the limit), 10-11 (unfinished); the last one first."""
+    data = flat(12, [3], None, metadata={"max_episode_steps": 6}).select([2, 1])
+    assert data.episode_starts.tolist() == [0, 2, 8]
+    assert data.transitions("qlearning").step.tolist() == [0, 2, 3, 4, 5, 6]  # row 1 leads nowhere
+    kept = flat(12, [3], None, metadata={"max_episode_steps": 6}).select([0, 2])
+    assert kept.metadata["timeouts_recorded"] is False  # in order, D4RL's counting still holds
+
+
 def test_time_limits_are_placed_where_they_were_not_recorded():
     data = flat(12, [3], None, metadata={"max_episode_steps": 4})
     assert np.flatnonzero(data.fields["truncated"]).tolist() == [7, 11]  # row 3 ended by itself
@@ -435,6 +444,16 @@ def test_broken_episodes_are_refused(starts, message):
         ({"max_episode_steps": 1}, "integer >= 2"),
         ({"max_episode_steps": 10.0}, "integer >= 2"),
         ({"flatten": "observation"}, "list of observation keys"),
+        ({"reference_returns": [0, 10**400]}, "random < expert"),
+        ({"max_episode_steps": 2**70}, "integer >= 2"),
+        ({"name": ["x"]}, "metadata 'name' must be text"),
+        ({"env_id": 5}, "metadata 'env_id' must be text, got 5"),
+        ({"env_id": "Pendulum-v1", "env_kwargs": [1]}, "metadata 'env_kwargs' must be a JSON object"),
+        ({"timeouts_recorded": "no"}, "'timeouts_recorded' must be true or false"),
+        ({"action_low": [0.0]}, "'action_low' and 'action_high' must be lists of one number for each action"),
+        ({"action_low": [[0], [1, 2]], "action_high": [1.0, 1.0]}, "lists of one number"),
+        ({"action_low": ["a"], "action_high": [1]}, "lists of one number"),
+        ({"action_low": [0, 0, 0], "action_high": [1, 1, 1]}, "lists of one number"),
     ],
 )
 def test_broken_metadata_are_refused(metadata, message):

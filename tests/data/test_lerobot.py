@@ -14,6 +14,11 @@ from offrl.data.load import load_dataset
 from offrl.errors import DatasetError
 
 LENGTHS = [3, 4]
+TWO_REWARDS = {
+    "action": {"dtype": "float32", "shape": [2]},
+    "observation.state": {"dtype": "float32", "shape": [2]},
+    "next.reward": {"dtype": "float32", "shape": [2]},
+}
 SIZE = 32
 
 
@@ -147,6 +152,16 @@ def test_broken_videos_give_one_clear_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_list_of_files_in_place_of_a_video_is_not_followed(tmp_path):
+    folder = write(tmp_path / "d", video=True)
+    write_video(folder, [20, 60, 100, 140, 180, 220, 250])
+    video = folder / "videos/observation.images.top/chunk-000/file-000.mp4"
+    video.rename(video.with_name("other.mp4"))
+    video.write_text("ffconcat version 1.0\nfile other.mp4\n")
+    with pytest.raises(DatasetError, match="0 of 7 frames can be decoded"):
+        read_lerobot(folder, video=True)
+
+
 @pytest.mark.parametrize("fps", [None, "ten", 0, float("nan")])
 def test_frames_of_videos_are_not_found_without_their_rate(tmp_path, fps):
     folder = write(tmp_path / "d", video=True, fps=fps)
@@ -175,6 +190,8 @@ def after(spoil):
         (lambda d: write(d, codebase_version="v2.1"), r"a LeRobotDataset v2\.1; only v3"),
         (lambda d: write(d, features={"action": {"dtype": "float32"}}), "dtype and shape"),
         (lambda d: write(d, features={}), "dtype and shape of 'action'"),
+        (lambda d: write(d, features=TWO_REWARDS | {"observation.../x": {"dtype": "video", "shape": [8, 8, 3]}}),
+         r"the feature 'observation\.\.\./x' has a slash"),
         (after(lambda d: (d / "meta/info.json").write_text("{")), "not a JSON object"),
         (after(lambda d: (d / "data/chunk-000/file-001.parquet").write_bytes(b"PAR1 no PAR1")), "cannot read the Parquet"),
         (changed(action=[[0.0]] * 7), r"cells of 'action' have shape \(1,\), info.json says \[2\]"),
@@ -183,6 +200,13 @@ def after(spoil):
         (changed(action=[[0.0, float("nan")]] * 7), "empty, ragged or no numbers"),
         (without("action"), "no column 'action'"),
         (changed(episode_index=np.array([0, 1, 0, 1, 1, 1, 1])), "not together"),
+        (changed(index=[[i, i] for i in range(7)]), r"d/data: 'index' has shape \(7, 2\); it needs one number"),
+        (changed(**{"next.reward": [[0.0, 1.0]] * 7}), "cells of 'next.reward' have shape"),
+        (lambda d: write(d, frames() | {"next.reward": [[0.0, 1.0]] * 7}, features=TWO_REWARDS),
+         r"d: 'rewards' has shape \(7, 2\); it needs one number per step"),
+        (lambda d: write(d, {k: v[:0] for k, v in frames().items()}), "d holds no frames"),
+        (after(lambda d: pq.write_table(pa.table({"index": np.zeros(2_000_000)}), d / "data/chunk-000/file-000.parquet")),
+         r"file-000\.parquet claims 2000000 rows, but takes \d+ bytes"),
         (changed(**{"observation.images.wrist": [{"bytes": b"no", "path": ""}] * 7}), "damaged image"),
         (changed(**{"observation.images.wrist": [{"bytes": png(0, 8 + i % 2), "path": ""} for i in range(7)]}),
          r"images of 'observation\.images\.wrist' have several shapes: \[\(8, 8, 3\), \(9, 9, 3\)\]"),

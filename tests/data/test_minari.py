@@ -4,6 +4,7 @@ import json
 import warnings
 
 import gymnasium
+import h5py
 import minari
 import numpy as np
 import pytest
@@ -305,7 +306,9 @@ def test_damaged_sets_are_refused(root, data_format):
     whole, notes = (folder / name).read_bytes(), (folder / "metadata.json").read_text()
     for kept in (0, 300, len(whole) // 2):
         (folder / name).write_bytes(whole[:kept])
-        with pytest.raises(DatasetError, match="toy-v0 cannot be read") as caught:
+        with pytest.raises(
+            DatasetError, match=r"toy-v0(: .* is not a readable HDF5 file| cannot be read)"
+        ) as caught:
             read_minari("toy-v0")
         assert "\n" not in str(caught.value)
     (folder / name).write_bytes(whole)
@@ -357,3 +360,45 @@ def test_unwritable_content_is_refused():
     counts = OfflineDataset.from_arrays(np.ones((4, 2), int), np.zeros((4, 1)), np.zeros(4), [0, 0, 0, 1])
     with pytest.raises(DatasetError, match="not int64"):
         write_minari(counts, "toy-v0")
+
+
+def test_an_environment_that_takes_other_arguments_today_is_left_out_of_the_set():
+    data = episodes(env_id="Pendulum-v1", env_kwargs={"of_old": 1})
+    write_minari(data, "test/old-v0")
+    assert read_minari("test/old-v0").metadata["env_kwargs"] == {"of_old": 1}
+
+
+def sparse(group):
+    group.create_dataset("actions", (1 << 36, 2), "f4", chunks=(1024, 2))
+
+
+def elsewhere(group):
+    group.create_dataset("actions", (4, 2), "f4", external=[("/etc/hostname", 0, 32)])
+
+
+def linked(group):
+    group["actions"] = h5py.ExternalLink("other.hdf5", "actions")
+
+
+@pytest.mark.parametrize(
+    ("replace", "message"),
+    [
+        (sparse, "'episode_1/actions' claims 549755813888 bytes, but only 0 are stored"),
+        (elsewhere, "'episode_1/actions' keeps its data in another file"),
+        (linked, "'episode_1/actions' is a link; copy what it leads to"),
+    ],
+)
+def test_arrays_that_are_not_in_the_file_are_refused_before_minari_reads_them(root, replace, message):
+    create("test/odd-v0", [np.zeros((5, 3), np.float32)] * 2)
+    with h5py.File(root / "test/odd-v0/data/main_data.hdf5", "r+") as file:
+        del file["episode_1/actions"]
+        replace(file["episode_1"])
+    with pytest.raises(DatasetError, match=f"^minari:test/odd-v0: .*{message}"):
+        read_minari("test/odd-v0")
+
+
+def test_a_key_that_minari_would_not_read_back_is_refused(root):
+    data = episodes(observation=lambda x: {"a/b": x})
+    with pytest.raises(DatasetError, match="a Minari set cannot hold 'observations.a/b'; rename that key"):
+        write_minari(data, "test/slash-v0")
+    assert not (root / "test/slash-v0").exists()

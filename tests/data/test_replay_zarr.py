@@ -1,5 +1,8 @@
 """Zarr data in diffusion_policy's layout, written by the test (format 2, as the public file is)."""
 
+import json
+import pickle
+
 import numpy as np
 import pytest
 import zarr
@@ -50,6 +53,16 @@ def test_images_of_whole_numbers_become_bytes(tmp_path):
     np.testing.assert_array_equal(image, arrays["data/img"])
 
 
+def test_images_of_fractions_stay_as_they_are(tmp_path):
+    """Black frames first: they alone do not say that the others hold whole numbers."""
+    image = np.linspace(0, 1, 12 * 8 * 8 * 3, dtype=np.float32).reshape(12, 8, 8, 3)
+    image[:8] = 0
+    rows = np.zeros((12, 2), np.float32)
+    changes = {"data/action": rows, "data/state": rows, "data/keypoint": None, "data/n_contacts": None}
+    write(tmp_path / "x.zarr", **changes, **{"data/img": image, "meta/episode_ends": np.array([12])})
+    np.testing.assert_array_equal(read_zarr(tmp_path / "x.zarr").fields["observations.img"], image)
+
+
 def test_a_zip_file_is_read_too(tmp_path):
     store = zarr.storage.ZipStore(tmp_path / "x.zarr.zip", mode="w")
     write(None, store)
@@ -68,6 +81,8 @@ def test_a_zip_file_is_read_too(tmp_path):
         ({"data/state": np.zeros((4, 5), np.float32)}, "has 4 rows"),
         ({"data/action": np.full((ROWS, 2), np.inf, np.float32)}, "not finite"),
         ({"data/action": np.float32(1)}, "data/action is a single number; it needs one row per step"),
+        ({"data/keypoint": np.zeros((0, 9, 2), np.float32)}, "'observations.keypoint' has 0 rows"),
+        ({"data/name": np.array(["a"] * ROWS)}, "'data/name' holds <U1 values; take it out"),
     ],
 )
 def test_malformed_layouts_give_one_clear_line(tmp_path, changes, message):
@@ -96,3 +111,28 @@ def test_damaged_and_hostile_data_are_refused(tmp_path):
         read_zarr(tmp_path / "w.zarr.zip")
     with pytest.raises(FileNotFoundError):
         read_zarr(tmp_path / "none")
+
+
+def test_pickled_objects_are_not_loaded_whatever_numcodecs_allows(tmp_path, monkeypatch):
+    """Its codec 'pickle' runs code from the file; older versions have no switch against it."""
+    monkeypatch.setattr("numcodecs.pickles.ALLOW_UNSAFE_PICKLE_DECODE", True)
+    write(tmp_path / "x.zarr", **{"data/extra": np.zeros(ROWS, np.float32)})
+    folder, trace = tmp_path / "x.zarr/data/extra", tmp_path / "trace"
+    layout = json.loads((folder / ".zarray").read_text())
+    layout |= {"dtype": "|O", "fill_value": None, "compressor": None}
+    layout["filters"] = [{"id": "vlen-utf8"}, {"id": "pickle", "protocol": 4}]
+    (folder / ".zarray").write_text(json.dumps(layout))
+    (folder / "0").write_bytes(pickle.dumps(Hostile(trace)))
+    with pytest.raises(DatasetError, match="'data/extra' holds .* only numbers are read"):
+        read_zarr(tmp_path / "x.zarr")
+    assert not trace.exists()
+
+
+class Hostile:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return open, (str(self.trace), "w")

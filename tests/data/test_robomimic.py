@@ -124,6 +124,8 @@ def empty(file, demo):
     ("spoil", "message"),
     [
         (remove("data/demo_2/actions"), "demo_2 lacks 'actions'"),
+        (remove("data/demo_2/rewards"), "demo_2 lacks 'rewards'"),  # the others' would be lost
+        (remove("data/demo_2/dones"), "demo_2 lacks 'dones'"),
         (
             put("data/demo_2/rewards", np.zeros(9)),
             r"'rewards' of demo_2 has shape \(9,\), its actions have 4 rows",

@@ -217,3 +217,22 @@ def test_weights_need_not_be_orthogonal(tmp_path):
     _, settings = read(tmp_path, "default: {policy_kwargs: 'dict(ortho_init=False)'}")
     assert not settings.orthogonal
     assert read(tmp_path, "default: {policy_kwargs: 'dict(ortho_init=True)'}")[1].orthogonal
+
+
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB + "Hopper-v5: {foo: *i}", "more than 1,000,000 values; not believed"),  # 10^9, in 400 bytes
+        ("Hopper-v5: {foo: &a [*a]}", "more than 1,000,000 values"),
+        ("[" * 20_000, "is not YAML"),
+    ],
+)
+def test_aliases_that_blow_up_are_refused(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=f"zoo.yml.*{message}"):
+        read(tmp_path, text)

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from offrl.algos import ALGORITHMS, load_algorithm
+from offrl.data import minari_layout
 from offrl.data.dataset import OfflineDataset
+from offrl.data.doctor import recorded_environment
 from offrl.data.source import UniformSource
 from offrl.errors import ConfigError, DatasetError, MissingExtraError, PolicyError
 from offrl.evaluation.groups import group_runs
@@ -295,6 +297,22 @@ def test_the_environment_of_the_data_keeps_its_arguments_and_another_does_not(pe
     assert dataset_env(pendulum, "Pendulum-v1").kwargs == {"max_episode_steps": 20}
     assert dataset_env(pendulum, "Hopper-v5").kwargs == {}
     assert dataset_env(OfflineDataset(pendulum.fields, pendulum.episode_starts), None) is None
+
+
+def test_a_module_that_only_the_data_name_is_not_imported(pendulum, tmp_path, monkeypatch):
+    """Gymnasium imports MODULE for an id MODULE:NAME: a person may ask for it, a file may not."""
+    (tmp_path / "trap.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    pendulum.metadata |= {"env_id": "trap:Trap-v0", "env_kwargs": {}}
+    with pytest.raises(ConfigError, match="would import the module 'trap'; pass --env trap:Trap-v0 if"):
+        dataset_env(pendulum, None)
+    with pytest.raises(DatasetError, match="would import the module 'trap'; it is not replayed"):
+        recorded_environment(pendulum)
+    assert minari_layout.environment(pendulum)[0] is None
+    assert not (tmp_path / "trace").exists()
+    assert dataset_env(pendulum, "trap:Trap-v0").env_id == "trap:Trap-v0"
+    pendulum.metadata["env_id"] = "sys:Pendulum-v1"  # imported already
+    assert dataset_env(pendulum, None).env_id == "sys:Pendulum-v1"
 
 
 def test_devices_are_checked():
