@@ -154,11 +154,13 @@ class LLMOptions(DataOptions, PromptOptions):
 
 
 def check_idle(options: DataOptions) -> None:
-    """Whether what was given about prompts of text has an effect.
+    """Whether what was given about prompts of text has an effect, and the task beside them.
 
     Raises:
         ConfigError: it has none.
     """
+    if options.dataset and options.task != DataOptions.task:
+        raise ConfigError(f"--dataset takes the place of a task: leave --task {options.task} out")
     for name in idle(options):
         if getattr(options, name) != getattr(DataOptions, name):
             raise ConfigError(f"{name} has no effect with task {options.task}: leave it out")
@@ -171,8 +173,9 @@ def check_finite(*given: Any) -> None:
         ConfigError: one is infinite or none.
     """
     for name, value in (pair for fields in given for pair in asdict(fields).items()):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{name} must be a finite number, got {value}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{name} must be a finite number, got {number}")
 
 
 def idle(options: DataOptions) -> tuple[str, ...]:

@@ -208,6 +208,14 @@ def test_a_model_of_another_task_is_refused(tmp_path):
         load_model(str(run), load_task("t2"), 0)
 
 
+def test_a_damaged_tokenizer_beside_a_tiny_model_is_named(tmp_path):
+    task = load_task("t1")
+    load_model("tiny:dense", task, 0).save(tmp_path, task)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is no tokenizer of words"):
+        load_model(str(tmp_path), task, 0)
+
+
 def test_seeds_differ_and_a_seed_repeats(tmp_path):
     runs = [
         start("grpo", load_method("grpo").config(), options(tmp_path / str(i), seed=s))
@@ -289,6 +297,7 @@ def test_the_plan_counts_copies_of_the_weights(name, settings, how, copies, tmp_
         ({"max_response": 8}, "max_response has no effect with task t2"),
         ({"chat_template": "none"}, "chat_template has no effect with task t2"),
         ({"prompt_key": "q", "task": "arithmetic"}, "prompt_key has no effect with task arithmetic"),
+        ({"dataset": "d.jsonl"}, "--dataset takes the place of a task: leave --task t2 out"),
     ],
 )
 def test_options_of_text_that_have_no_effect_are_refused(given, says, tmp_path):
@@ -305,6 +314,7 @@ def test_options_of_text_that_have_no_effect_are_refused(given, says, tmp_path):
         ("grpo", {}, {"max_grad_norm": float("inf")}),
         ("grpo", {"clip_high": float("inf")}, {}),
         ("grpo", {"entropy": float("nan")}, {}),
+        ("gdpo", {"weights": (1.0, float("nan"), 1.0)}, {"task": "t5"}),
     ],
 )
 def test_numbers_that_no_file_holds_leave_no_folder(name, settings, how, tmp_path):
