@@ -286,7 +286,7 @@ class Session:
 
     def _train(self, asked: list[int]) -> None:
         o = self.options
-        began, before, self._logged = time.monotonic(), self.step, self.seconds
+        began, before, self._logged, saved = time.monotonic(), self.step, self.seconds, -1
         if self.step == 0:
             self._evaluate()
         while self.step < o.steps and not self.learner.ranks.any(asked):
@@ -302,10 +302,13 @@ class Session:
                 before = step
             if last or self.learner.ranks.any(asked) or step % o.checkpoint_every == 0:
                 self._checkpoint()
+                saved = self.step
             if self.reporter.live:
                 self.reporter.show(completions(self.learner.shown))
             self.reporter.progress(step, rate, force=last)
             began = time.monotonic()
+        if 0 < self.step < o.steps and saved != self.step:  # asked to stop between two steps
+            self._checkpoint()
 
     _logged = 0.0
 

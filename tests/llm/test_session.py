@@ -1,6 +1,7 @@
 """Runs: what is written, and that a stopped run goes on bit for bit."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from offrl.llm.options import LLMOptions, check_idle, plan
 from offrl.llm.parallel import Ranks
 from offrl.llm.session import completions, resume, start
 from offrl.llm.tasks import load_task
+from offrl.training.progress import Reporter
 
 TABLES = ("metrics.csv", "eval.csv", "accuracy.csv", "samples.csv")
 
@@ -149,6 +151,25 @@ def test_a_signal_to_another_process_does_not_finish_the_run(tmp_path, monkeypat
     assert stopped.value.exit_code == 143
     (run,) = (tmp_path / "grpo" / "t1").iterdir()
     assert not (run / "final_returns.npz").exists()
+
+
+def test_a_signal_between_two_steps_leaves_a_checkpoint_too(tmp_path, monkeypatch):
+    def progress(self, step, rate, force=False):
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Reporter, "progress", progress)
+        with pytest.raises(Stopped, match="stopped at step 3"):
+            start("grpo", load_method("grpo").config(), options(tmp_path / "cut", checkpoint_every=2))
+    (cut,) = (tmp_path / "cut" / "grpo" / "t1").iterdir()
+    assert torch.load(cut / "checkpoint.pt", weights_only=True)["step"] == 3
+    resume(cut)
+    whole = start(
+        "grpo", load_method("grpo").config(), options(tmp_path / "whole", checkpoint_every=2)
+    ).directory
+    for table in TABLES:
+        assert (whole / table).read_bytes() == (cut / table).read_bytes(), table
 
 
 def test_a_run_without_a_checkpoint_says_that_it_has_no_model(tmp_path, monkeypatch, capsys):
