@@ -249,6 +249,9 @@ def test_demonstrations_of_a_file_are_learnt(files, hugging_face, capsys):
     assert losses[-1] < losses[0]
     with open(run / "metrics.csv", newline="") as file:
         assert all(float(row["success"]) == 1 for row in csv.DictReader(file))
+    assert main(["llm", "train", "sft", *given, "--noise", "0.5", "--out", "other"]) == 1
+    assert "demonstrations of arithmetic are text: leave --noise out" in capsys.readouterr().err
+    assert not (files / "other").exists()
 
 
 @pytest.mark.parametrize(
