@@ -88,4 +88,6 @@ def _hub(uri: str) -> list[Row]:
     try:
         return [dict(row) for row in datasets.load_dataset(name, split=split or "train")]
     except Exception as error:  # whatever a hub, or the lack of one, makes the library raise
-        raise DatasetError(f"{uri} cannot be loaded: {' '.join(str(error).split()) or type(error).__name__}") from None
+        raise DatasetError(
+            f"{uri} cannot be loaded: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from None

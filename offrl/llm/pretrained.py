@@ -201,7 +201,9 @@ def _ends(name: str) -> list[int]:
         if not path.is_file() and (folder / CONFIG).is_file():
             return _ends(base_of(folder))
         try:
-            found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+            found = (
+                json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+            )
         except (ValueError, AttributeError) as error:
             raise ConfigError(f"{path} is no settings of generation: {error}") from None
     ids = found if isinstance(found, list) else [] if found is None else [found]

@@ -59,7 +59,10 @@ class Reward:
             values = [math.nan if v is None else float(v) for v in self.call(asked)]
         except ConfigError:
             raise
-        except (Exception, SystemExit) as error:  # whatever a function from outside raises; it ends no run as finished
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # whatever a function from outside raises; it ends no run as finished
             raise ConfigError(f"reward {self.name} raised {type(error).__name__}: {error}") from error
         if len(values) != len(asked.responses):
             raise ConfigError(
@@ -129,8 +132,8 @@ def adapted(function: Callable[..., Any], name: str) -> Callable[[Asked], list[f
     parameters = inspect.signature(function).parameters
     if "solution_str" in parameters:
         return lambda asked: _verl(function, asked, "extra_info" in parameters)
-    if "completions" in parameters:
-        every = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    every = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if "completions" in parameters or every:
         return lambda asked: _trl(function, asked, None if every else set(parameters))
     raise ConfigError(
         f"{name} takes ({', '.join(parameters)}); a reward takes (completions, **kwargs) or "

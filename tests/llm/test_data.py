@@ -57,7 +57,9 @@ def test_what_the_hub_cannot_give_is_one_line(monkeypatch):
         raise ValueError("Config name is missing.\nPlease pick one among: main, socratic")
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=refuse))
-    with pytest.raises(DatasetError, match=r"hf:a/b cannot be loaded: Config name is missing\. Please pick one"):
+    with pytest.raises(
+        DatasetError, match=r"hf:a/b cannot be loaded: Config name is missing\. Please pick one"
+    ):
         load_rows("hf:a/b")
 
 

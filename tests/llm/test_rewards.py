@@ -22,6 +22,7 @@ def score(data_source, solution_str, ground_truth, extra_info=None):
 def plain(solution_str, ground_truth, **_):
     return 0.5
 
+def all_by_name(**given): return [float(len(c)) for c in given["completions"]]
 def neither(text): return 0.0
 def broken(completions): raise KeyError("oh")
 def too_few(completions): return [1.0]
@@ -58,6 +59,10 @@ def test_trls_signature_gets_columns_prompts_and_ids(own):
     assert given["completion_ids"] == [[1, 2], [3], []]
     assert given["answer"] == ["yes"] * 3
     assert "prompt" not in given
+
+
+def test_trls_signature_may_be_keywords_alone(own):
+    assert load_reward(f"{own}:all_by_name")(asked()) == [3.0, 2.0, 0.0]
 
 
 def test_trls_completions_are_messages_where_prompts_are(own):

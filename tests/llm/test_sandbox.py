@@ -114,7 +114,9 @@ def test_output_is_not_the_mark_and_cannot_fill_memory():
 
 
 def test_output_need_not_be_text():
-    assert stopped("import os\nfor fd in range(3, 20):\n    try:\n        os.write(fd, b'\\xff')\n    except OSError:\n        pass")
+    assert stopped(
+        "import os\nfor fd in range(3, 20):\n    try:\n        os.write(fd, b'\\xff')\n    except OSError:\n        pass"
+    )
 
 
 def test_unit_tests_of_responses():
