@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,7 @@ def _imported(path: Path, function: str) -> Callable[..., Any]:
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # where its dataclasses look for their names
     try:
         specification.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever a file from outside raises

@@ -61,6 +61,14 @@ def test_trls_signature_gets_columns_prompts_and_ids(own):
     assert "prompt" not in given
 
 
+def test_a_file_may_hold_dataclasses_with_annotations_as_text(own):
+    own.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Rule:\n    least: int = 2\n"
+        "def long(completions, **kwargs): return [float(len(c) > Rule().least) for c in completions]\n"
+    )
+    assert load_reward(f"{own}:long")(asked()) == [1.0, 0.0, 0.0]
+
+
 def test_trls_signature_may_be_keywords_alone(own):
     assert load_reward(f"{own}:all_by_name")(asked()) == [3.0, 2.0, 0.0]
 
