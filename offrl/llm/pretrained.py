@@ -134,11 +134,12 @@ def load_causal(name: str) -> Any:
         options["use_safetensors"] = True
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # converting GGUF shows a bar that nothing turns off
-            model, found = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 where, dtype=torch.float32, output_loading_info=True, **options
             )
     except Exception as error:  # whatever a foreign file makes the libraries raise
         raise ConfigError(f"{name} cannot be loaded: {_first_line(error)}") from None
+    model, found = loaded
     if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
         raise ConfigError(f"{name} lacks {len(missing)} of its weights, {missing[0]} among them")
     return model

@@ -344,6 +344,31 @@ def test_numbers_that_no_file_holds_leave_no_folder(name, settings, how, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "how", "says"),
+    [
+        ("grpo", {}, {"engine": "fp4"}, "engine must be one of exact, bf16, fp8, int8, got 'fp4'"),
+        ("grpo", {}, {"sampler": "vsa"}, "sampler must be one of uniform, vas, got 'vsa'"),
+        ("fdpg", {"divergence": "kld"}, {}, "divergence must be one of js, kl, .*, got 'kld'"),
+    ],
+)
+def test_words_from_python_are_checked(name, settings, how, says, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        start(name, load_method(name).config(**settings), options(tmp_path, **how))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_python_names_folders_by_text_too(tmp_path, monkeypatch):
+    go_on = stopped_at(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        start("grpo", load_method("grpo").config(), options(str(tmp_path)))
+    go_on()
+    (run,) = (tmp_path / "grpo" / "t1").iterdir()
+    assert resume(str(run)).directory == run
+    with pytest.raises(ConfigError, match="reward must be a tuple of rewards, got 'integer'"):
+        options(tmp_path, reward="integer")
+
+
 def test_completions_cannot_speak_to_the_terminal():
     lines = completions(Shown(["1 +\n1"], ["\x1b[2J2\r\x07\u202e"], [1.0]))
     assert len(lines) == 2
