@@ -104,6 +104,8 @@ class EvalOptions:
             raise ConfigError("k and prompts must be 1 or more")
         if self.temperature is not None and not self.temperature > 0.0:
             raise ConfigError(f"temperature must be positive, got {self.temperature}")
+        if self.task and self.dataset:
+            raise ConfigError(f"--dataset takes the place of a task: leave --task {self.task} out")
 
 
 def overview() -> str:

@@ -209,10 +209,11 @@ def _filled(t: Transcripts, p: Progress, window: Window, row: int) -> None:
     elif len(p.contexts[row]) > window.summaries:
         p.alive[row], p.cut[row], p.overlong[row] = False, True, True
     else:
-        words, one = torch.tensor([window.summary.request], device=t.tokens.device), torch.tensor([row])
-        t.tell(one, words, torch.tensor([words.shape[1]]))
+        request, device = window.summary.request, t.tokens.device
+        one = torch.tensor([row], device=device)
+        t.tell(one, torch.tensor([request], device=device), torch.tensor([len(request)], device=device))
         _belongs(t, p, one)
-        t.limits[row] += len(window.summary.request) + window.summary.longest
+        t.limits[row] += len(request) + window.summary.longest
         window.asked[row] = True
 
 

@@ -16,8 +16,8 @@ def load_rows(uri: str) -> list[Row]:
         uri: FILE.jsonl, FILE.parquet, or hf:ID (its train split), hf:ID:SPLIT.
 
     Raises:
-        DatasetError: no such file, another format, a damaged row, no rows.
-        MissingExtraError: pyarrow or datasets is not installed.
+        DatasetError: no such file or set, another format, a damaged row, no rows, no library datasets.
+        MissingExtraError: pyarrow is not installed.
     """
     if uri.startswith("hf:"):
         rows = _hub(uri)
@@ -57,8 +57,8 @@ def _jsonl(path: Path) -> list[Row]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DatasetError(f"{path}, line {number}: {error.msg}") from None
+        except (ValueError, RecursionError) as error:  # also endless numbers, and lists within lists
+            raise DatasetError(f"{path}, line {number}: {getattr(error, 'msg', error)}") from None
         if not isinstance(row, dict):
             raise DatasetError(f"{path}, line {number}: an object was expected")
         rows.append(row)
@@ -82,7 +82,12 @@ def _parquet(path: Path) -> list[Row]:
 def _hub(uri: str) -> list[Row]:
     try:
         import datasets
-    except ImportError:
-        raise MissingExtraError("datasets", "llm") from None
+    except ImportError:  # no extra brings it
+        raise DatasetError(f"{uri} needs the library datasets; run: pip install datasets") from None
     name, _, split = uri.removeprefix("hf:").partition(":")
-    return [dict(row) for row in datasets.load_dataset(name, split=split or "train")]
+    try:
+        return [dict(row) for row in datasets.load_dataset(name, split=split or "train")]
+    except Exception as error:  # whatever a hub, or the lack of one, makes the library raise
+        raise DatasetError(
+            f"{uri} cannot be loaded: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from None

@@ -45,9 +45,12 @@ def base_of(folder: Path) -> str:
     """The model that a saved adapter belongs to: a path that exists, or a name on the hub.
 
     Raises:
-        ConfigError: a path that is no more.
+        ConfigError: a path that is no more, or settings that name none.
     """
-    base = str(json.loads((folder / CONFIG).read_text())["base_model_name_or_path"])
+    try:
+        base = str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{folder / CONFIG} does not name the model that the adapter belongs to") from None
     if Path(base).is_absolute() and not Path(base).exists():
         raise ConfigError(f"{folder} is an adapter of {base}, which is no longer there")
     return base if Path(base).exists() else HUB + base
@@ -57,12 +60,16 @@ def merged(model: Any, folder: Path) -> Any:
     """The base model with a saved adapter added to its weights.
 
     Raises:
-        ConfigError: the adapter is a pickle.
+        ConfigError: the adapter is a pickle, or not for this model.
     """
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder} has no {WEIGHTS}: adapters are read from safetensors only")
+    peft = _peft()
     with _without_their_deprecations():
-        whole = _peft().PeftModel.from_pretrained(model, folder).merge_and_unload()
+        try:
+            whole = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
+        except Exception as error:  # whatever a foreign file makes the libraries raise
+            raise ConfigError(f"{folder} cannot be merged: {' '.join(str(error).split())[:200]}") from None
     return whole.requires_grad_(True)
 
 

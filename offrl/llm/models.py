@@ -290,7 +290,10 @@ def _other_words(name: str, words: Words) -> str:
     path = folder_of(name) / "tokenizer.json"
     if not path.is_file():
         return ""
-    theirs = json.loads(path.read_text(encoding="utf-8")).get("model", {}).get("vocab", {})
+    try:
+        theirs = dict(json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"])
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path} is no tokenizer of words") from None
     own: dict[str, int] = words.tokenizer().get_vocab()
     return next((word for word, number in own.items() if theirs.get(word) != number), "")
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -116,6 +116,8 @@ class LLMOptions(DataOptions, PromptOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.reward, str):
+            raise ConfigError(f"reward must be a tuple of rewards, got {self.reward!r}")
         for name in (
             "steps", "prompts", "group", "minibatches", "reuse", "log_every", "eval_prompts", "eval_samples",
             "checkpoint_every", "threads", "max_prompt", "max_response", "summaries",
@@ -154,11 +156,13 @@ class LLMOptions(DataOptions, PromptOptions):
 
 
 def check_idle(options: DataOptions) -> None:
-    """Whether what was given about prompts of text has an effect.
+    """Whether what was given about prompts of text has an effect, and the task beside them.
 
     Raises:
         ConfigError: it has none.
     """
+    if options.dataset and options.task != DataOptions.task:
+        raise ConfigError(f"--dataset takes the place of a task: leave --task {options.task} out")
     for name in idle(options):
         if getattr(options, name) != getattr(DataOptions, name):
             raise ConfigError(f"{name} has no effect with task {options.task}: leave it out")
@@ -171,8 +175,22 @@ def check_finite(*given: Any) -> None:
         ConfigError: one is infinite or none.
     """
     for name, value in (pair for fields in given for pair in asdict(fields).items()):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{name} must be a finite number, got {value}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{name} must be a finite number, got {number}")
+
+
+def check_choices(*given: Any) -> None:
+    """Whether what is one of a few words is one of them: from Python nothing else looks.
+
+    Raises:
+        ConfigError: it is another.
+    """
+    for fields in given:
+        for name, hint in get_type_hints(type(fields)).items():
+            words = get_args(hint) if get_origin(hint) is Literal else ()
+            if words and getattr(fields, name) not in words:
+                raise ConfigError(f"{name} must be one of {', '.join(words)}, got {getattr(fields, name)!r}")
 
 
 def idle(options: DataOptions) -> tuple[str, ...]:

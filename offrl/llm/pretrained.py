@@ -121,7 +121,7 @@ def load_causal(name: str) -> Any:
     """A causal language model in float32; a saved adapter comes merged into its base.
 
     Raises:
-        ConfigError: there is none, or only as a pickle.
+        ConfigError: there is none, or only as a pickle, or without some of its weights.
     """
     folder = folder_of(name)
     if (folder / CONFIG).is_file():
@@ -134,9 +134,15 @@ def load_causal(name: str) -> Any:
         options["use_safetensors"] = True
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # converting GGUF shows a bar that nothing turns off
-            return AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **options)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                where, dtype=torch.float32, output_loading_info=True, **options
+            )
     except Exception as error:  # whatever a foreign file makes the libraries raise
         raise ConfigError(f"{name} cannot be loaded: {_first_line(error)}") from None
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
+        raise ConfigError(f"{name} lacks {len(missing)} of its weights, {missing[0]} among them")
+    return model
 
 
 def export(run: Path, out: Path) -> None:
@@ -195,8 +201,16 @@ def _ends(name: str) -> list[int]:
         path = folder / "generation_config.json"
         if not path.is_file() and (folder / CONFIG).is_file():
             return _ends(base_of(folder))
-        found = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-    return [] if found is None else [found] if isinstance(found, int) else list(found)
+        try:
+            found = (
+                json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+            )
+        except (ValueError, AttributeError) as error:
+            raise ConfigError(f"{path} is no settings of generation: {error}") from None
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(number) is int for number in ids):
+        raise ConfigError(f"{name} is generated to the end {found!r}, which is no id of a token")
+    return [number for number in ids if number >= 0]  # some say -1 for none
 
 
 def _first_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from offrl.errors import ConfigError
 from offrl.llm.data import Row
 from offrl.llm.verifiers import check_of, load_verifier
 
+LARGEST = 3e38
+"""Rewards are kept as float32."""
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
 
@@ -57,14 +60,17 @@ class Reward:
             values = [math.nan if v is None else float(v) for v in self.call(asked)]
         except ConfigError:
             raise
-        except Exception as error:  # whatever a function from outside raises
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # whatever a function from outside raises; it ends no run as finished
             raise ConfigError(f"reward {self.name} raised {type(error).__name__}: {error}") from error
         if len(values) != len(asked.responses):
             raise ConfigError(
                 f"reward {self.name} returned {len(values)} values for {len(asked.responses)} responses"
             )
-        if any(math.isinf(value) for value in values):
-            raise ConfigError(f"reward {self.name} is infinite")
+        if wrong := [value for value in values if abs(value) * max(abs(self.weight), 1.0) > LARGEST]:
+            raise ConfigError(f"reward {self.name} is {wrong[0]:g}, too large a number")
         return [0.0 if math.isnan(value) else value for value in values]  # as TRL: no opinion
 
 
@@ -72,9 +78,11 @@ def load_rewards(specifications: tuple[str, ...]) -> list[Reward]:
     """The components, the first of which says what is right.
 
     Raises:
-        ConfigError: unknown names, files or signatures, or two of one name.
+        ConfigError: unknown names, files or signatures, two of one name, or none of any weight.
     """
     found = [load_reward(text) for text in specifications]
+    if found and not any(reward.weight for reward in found):
+        raise ConfigError("all rewards weigh 0: nothing would be learnt")
     names = [reward.name for reward in found]
     if double := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"two rewards are called {double[0]!r}")
@@ -84,6 +92,8 @@ def load_rewards(specifications: tuple[str, ...]) -> list[Reward]:
 def load_reward(text: str) -> Reward:
     """One component from its specification."""
     name, weight = split_weight(text)
+    if math.isinf(weight):
+        raise ConfigError(f"the weight of --reward {text} is too large a number")
     path, _, function = name.rpartition(":")
     if path.endswith(".py"):
         return Reward(function, weight, adapted(_imported(Path(path), function), name))
@@ -123,8 +133,8 @@ def adapted(function: Callable[..., Any], name: str) -> Callable[[Asked], list[f
     parameters = inspect.signature(function).parameters
     if "solution_str" in parameters:
         return lambda asked: _verl(function, asked, "extra_info" in parameters)
-    if "completions" in parameters:
-        every = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    every = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if "completions" in parameters or every:
         return lambda asked: _trl(function, asked, None if every else set(parameters))
     raise ConfigError(
         f"{name} takes ({', '.join(parameters)}); a reward takes (completions, **kwargs) or "
@@ -160,9 +170,10 @@ def _imported(path: Path, function: str) -> Callable[..., Any]:
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # where its dataclasses look for their names
     try:
         specification.loader.exec_module(module)
-    except Exception as error:  # whatever a file from outside raises
+    except (Exception, SystemExit) as error:  # whatever a file from outside raises
         raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     found: Callable[..., Any] | None = getattr(module, function, None)
     if not callable(found):

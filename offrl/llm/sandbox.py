@@ -47,7 +47,9 @@ def run(code: str, *, seconds: int = SECONDS, memory: int = MEMORY) -> bool:
     with tempfile.TemporaryDirectory() as root:
         command = [sys.executable, "-I", "-S", sandbox_child.__file__, root, str(seconds), str(memory)]
         status, said, complaint = _ended(command, json.dumps({"code": code, "mark": mark}), 2.0 * seconds)
-    if status == sandbox_child.FAILED:
+    if (
+        status == sandbox_child.FAILED and complaint
+    ):  # a program may leave with that status, but has no such words
         raise ConfigError(f"generated code cannot be isolated here ({complaint}): verifier python is refused")
     return said == mark
 
@@ -55,10 +57,10 @@ def run(code: str, *, seconds: int = SECONDS, memory: int = MEMORY) -> bool:
 def _ended(command: list[str], given: str, seconds: float) -> tuple[int | None, str, str]:
     """Exit status (None: out of time) and the first words on both outputs, which are read only after the end.
 
-    A program that says more than a pipe holds waits, and runs out of time.
+    A program that says more than a pipe holds waits, and runs out of time. What it says need not be text.
     """
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, env={}, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+    how: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, env={}, encoding="utf-8", errors="replace", **how) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None

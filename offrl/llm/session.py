@@ -22,7 +22,7 @@ from offrl.llm.evaluate import Evaluation, evaluate
 from offrl.llm.learner import Learner, Shown
 from offrl.llm.methods import load_method
 from offrl.llm.models import Table, load_model
-from offrl.llm.options import DataOptions, LLMOptions, check, check_finite, check_idle
+from offrl.llm.options import DataOptions, LLMOptions, check, check_choices, check_finite, check_idle
 from offrl.llm.parallel import Ranks, join
 from offrl.llm.pretrained import folder_of
 from offrl.llm.rewards import absolute, file_of
@@ -65,7 +65,7 @@ def start(name: str, settings: Any, options: LLMOptions, reporter: Reporter | No
         Stopped: a signal stopped it; a checkpoint was written.
     """
     reporter = reporter or Reporter("quiet", options.steps)
-    options = dataclasses.replace(options, device=resolve_device(options.device))
+    options = dataclasses.replace(options, device=resolve_device(options.device), out=Path(options.out))
     options = anywhere(options)
     check_idle(options)
     check_finite(options, settings)
@@ -95,12 +95,15 @@ def anywhere(options: Options) -> Options:
     return dataclasses.replace(options, **paths, reward=tuple(map(absolute, options.reward)))
 
 
-def resume(directory: Path, reporter: Reporter | None = None, *, allow_inexact: bool = False) -> LLMResult:
+def resume(
+    directory: Path | str, reporter: Reporter | None = None, *, allow_inexact: bool = False
+) -> LLMResult:
     """Go on exactly where the last checkpoint left a run; a finished run is returned as it is.
 
     Raises:
         CheckpointError: damaged or foreign files, or another machine without ``allow_inexact``.
     """
+    directory = Path(directory)
     run = RunDir(directory)
     if run.finished:
         return _result(run, already=True)
@@ -132,6 +135,7 @@ def build(name: str, settings: Any, options: LLMOptions, ranks: Ranks | None = N
     Raises:
         ConfigError: what does not fit together.
     """
+    check_choices(options, settings)
     method, task = load_method(name), task_for(options)
     check(name, method, options)
     if method.unfit is not None and (reason := method.unfit(settings, options, task)):
@@ -286,7 +290,7 @@ class Session:
 
     def _train(self, asked: list[int]) -> None:
         o = self.options
-        began, before, self._logged = time.monotonic(), self.step, self.seconds
+        began, before, self._logged, saved = time.monotonic(), self.step, self.seconds, -1
         if self.step == 0:
             self._evaluate()
         while self.step < o.steps and not self.learner.ranks.any(asked):
@@ -302,10 +306,13 @@ class Session:
                 before = step
             if last or self.learner.ranks.any(asked) or step % o.checkpoint_every == 0:
                 self._checkpoint()
+                saved = self.step
             if self.reporter.live:
                 self.reporter.show(completions(self.learner.shown))
             self.reporter.progress(step, rate, force=last)
             began = time.monotonic()
+        if 0 < self.step < o.steps and saved != self.step:  # asked to stop between two steps
+            self._checkpoint()
 
     _logged = 0.0
 

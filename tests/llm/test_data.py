@@ -7,7 +7,7 @@ import types
 import pytest
 
 from offrl.cli import one_line
-from offrl.errors import DatasetError, MissingExtraError
+from offrl.errors import DatasetError
 from offrl.llm.data import field, load_rows
 
 ROWS = [
@@ -48,8 +48,19 @@ def test_the_hub_is_asked_for_a_split(monkeypatch):
     load_rows("hf:someone/set:test")
     assert calls == [(("someone/set",), {"split": "train"}), (("someone/set",), {"split": "test"})]
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match="datasets"):
+    with pytest.raises(DatasetError, match="needs the library datasets; run: pip install datasets"):
         load_rows("hf:someone/set")
+
+
+def test_what_the_hub_cannot_give_is_one_line(monkeypatch):
+    def refuse(name, split):
+        raise ValueError("Config name is missing.\nPlease pick one among: main, socratic")
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=refuse))
+    with pytest.raises(
+        DatasetError, match=r"hf:a/b cannot be loaded: Config name is missing\. Please pick one"
+    ):
+        load_rows("hf:a/b")
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
@@ -88,6 +99,8 @@ def test_damaged_parquet_is_named(tmp_path):
         ("a.jsonl", b"[1]", "line 1: an object"),
         ("a.jsonl", b"\xff\xfe", "UTF-8"),
         ("a.jsonl", b"\n", "has no rows"),
+        ("a.jsonl", b'{"a": 1}\n{"prompt": ' + b"9" * 5000 + b"}", "line 2: Exceeds the limit"),
+        ("a.jsonl", b"[" * 100_000, "line 1: maximum recursion depth|line 1: Stack overflow"),
         ("a.parquet", b"PAR", "is not Parquet"),
         ("a.csv", b"", "must be FILE.jsonl"),
     ],

@@ -197,3 +197,20 @@ def test_pickled_adapters_and_tiny_models_are_refused(options, tmp_path):
     given = LLMOptions(lora_rank=2)
     with pytest.raises(ConfigError, match="leave --lora-rank out"):
         load_model("tiny:dense", task_for(given), 0, given.lora_rank)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("{", "does not name the model"),
+        ("{}", "does not name the model"),
+        ("[]", "does not name the model"),
+        ('{"base_model_name_or_path": BASE, "peft_type": "OWN"}', "cannot be merged: "),
+    ],
+)
+def test_a_damaged_adapter_is_one_line(settings, says, hugging_face, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(settings.replace("BASE", json.dumps(hugging_face())))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_causal(str(tmp_path))
+    assert "\n" not in str(caught.value)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from offrl.errors import ConfigError
 from offrl.llm import data
@@ -209,7 +210,8 @@ class Calls:
 def test_the_hub_is_asked_for_safetensors_and_no_code(hugging_face, byte_tokenizer, monkeypatch):
     import transformers
 
-    models, tokenizers = Calls(load_causal(hugging_face())), Calls(byte_tokenizer)
+    models = Calls((load_causal(hugging_face()), {"missing_keys": set()}))
+    tokenizers = Calls(byte_tokenizer)
     monkeypatch.setattr(transformers, "AutoModelForCausalLM", models)
     monkeypatch.setattr(transformers, "AutoTokenizer", tokenizers)
     settings = Calls(transformers.GenerationConfig(eos_token_id=[257, 65]))
@@ -230,6 +232,43 @@ def test_pickled_weights_are_refused(hugging_face, tmp_path):
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(ConfigError, match="safetensors"):
         made(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("{", "generation_config.json is no settings of generation"),
+        ("[]", "generation_config.json is no settings of generation"),
+        ('{"eos_token_id": "257"}', "to the end '257', which is no id"),
+        ('{"eos_token_id": [[257]]}', "which is no id"),
+        ('{"eos_token_id": true}', "which is no id"),
+    ],
+)
+def test_damaged_settings_of_generation_are_one_line(settings, says, hugging_face, tmp_path):
+    folder = Path(shutil.copytree(hugging_face(), tmp_path / "m"))
+    (folder / "generation_config.json").write_text(settings)
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_tokenizer(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_end_of_minus_one_is_none(hugging_face, tmp_path):
+    folder = Path(shutil.copytree(hugging_face(), tmp_path / "m"))
+    (folder / "generation_config.json").write_text('{"eos_token_id": [-1, 65]}')
+    assert load_tokenizer(str(folder)).ends == [65, 257]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_model_without_some_of_its_weights_is_refused(kind, hugging_face, tmp_path):
+    """They would be drawn at random; tied ones are not missing."""
+    folder = Path(shutil.copytree(hugging_face(kind), tmp_path / "m"))
+    weights = load_file(folder / "model.safetensors")
+    gone = next(name for name in sorted(weights) if ".1." in name)
+    del weights[gone]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=f"lacks 1 of its weights, {gone} among them"):
+        load_causal(str(folder))
+    load_causal(hugging_face(kind))
 
 
 def test_code_beside_a_model_is_not_run(hugging_face, tmp_path):

@@ -91,8 +91,12 @@ def test_it_has_no_rights():
 
 
 @pytest.mark.parametrize(
-    "code", ["import sys\nsys.exit(0)", "import os\nos._exit(0)", "quit()", "1 / 0", "x = ("]
-)
+    "code",
+    [
+        "import sys\nsys.exit(0)", "import os\nos._exit(0)", f"import os\nos._exit({sandbox_child.FAILED})", "quit()",
+        "1 / 0", "x = (",
+    ],
+)  # fmt: skip
 def test_a_program_must_come_to_its_end(code):
     verify = load_verifier("python")
     assert verify([f"{RIGHT}{code}"], [TESTS]) == [0.0]
@@ -106,6 +110,12 @@ def test_output_is_not_the_mark_and_cannot_fill_memory():
     assert stopped(
         "import os\nfor _ in range(100):\n    for fd in range(3, 20):\n        try:\n            os.write(fd, b'x' * 10**5)\n        except OSError:\n            pass",
         seconds=1,
+    )
+
+
+def test_output_need_not_be_text():
+    assert stopped(
+        "import os\nfor fd in range(3, 20):\n    try:\n        os.write(fd, b'\\xff')\n    except OSError:\n        pass"
     )
 
 

@@ -1,6 +1,7 @@
 """Runs: what is written, and that a stopped run goes on bit for bit."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from offrl.llm.options import LLMOptions, check_idle, plan
 from offrl.llm.parallel import Ranks
 from offrl.llm.session import completions, resume, start
 from offrl.llm.tasks import load_task
+from offrl.training.progress import Reporter
 
 TABLES = ("metrics.csv", "eval.csv", "accuracy.csv", "samples.csv")
 
@@ -151,6 +153,25 @@ def test_a_signal_to_another_process_does_not_finish_the_run(tmp_path, monkeypat
     assert not (run / "final_returns.npz").exists()
 
 
+def test_a_signal_between_two_steps_leaves_a_checkpoint_too(tmp_path, monkeypatch):
+    def progress(self, step, rate, force=False):
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Reporter, "progress", progress)
+        with pytest.raises(Stopped, match="stopped at step 3"):
+            start("grpo", load_method("grpo").config(), options(tmp_path / "cut", checkpoint_every=2))
+    (cut,) = (tmp_path / "cut" / "grpo" / "t1").iterdir()
+    assert torch.load(cut / "checkpoint.pt", weights_only=True)["step"] == 3
+    resume(cut)
+    whole = start(
+        "grpo", load_method("grpo").config(), options(tmp_path / "whole", checkpoint_every=2)
+    ).directory
+    for table in TABLES:
+        assert (whole / table).read_bytes() == (cut / table).read_bytes(), table
+
+
 def test_a_run_without_a_checkpoint_says_that_it_has_no_model(tmp_path, monkeypatch, capsys):
     stopped_at(monkeypatch, 1)
     with pytest.raises(KeyboardInterrupt):
@@ -206,6 +227,14 @@ def test_a_model_of_another_task_is_refused(tmp_path):
     run = start("grpo", load_method("grpo").config(), options(tmp_path, steps=1)).directory
     with pytest.raises(ConfigError, match="vocabulary of 14, task t2 of 9"):
         load_model(str(run), load_task("t2"), 0)
+
+
+def test_a_damaged_tokenizer_beside_a_tiny_model_is_named(tmp_path):
+    task = load_task("t1")
+    load_model("tiny:dense", task, 0).save(tmp_path, task)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is no tokenizer of words"):
+        load_model(str(tmp_path), task, 0)
 
 
 def test_seeds_differ_and_a_seed_repeats(tmp_path):
@@ -289,6 +318,7 @@ def test_the_plan_counts_copies_of_the_weights(name, settings, how, copies, tmp_
         ({"max_response": 8}, "max_response has no effect with task t2"),
         ({"chat_template": "none"}, "chat_template has no effect with task t2"),
         ({"prompt_key": "q", "task": "arithmetic"}, "prompt_key has no effect with task arithmetic"),
+        ({"dataset": "d.jsonl"}, "--dataset takes the place of a task: leave --task t2 out"),
     ],
 )
 def test_options_of_text_that_have_no_effect_are_refused(given, says, tmp_path):
@@ -305,12 +335,38 @@ def test_options_of_text_that_have_no_effect_are_refused(given, says, tmp_path):
         ("grpo", {}, {"max_grad_norm": float("inf")}),
         ("grpo", {"clip_high": float("inf")}, {}),
         ("grpo", {"entropy": float("nan")}, {}),
+        ("gdpo", {"weights": (1.0, float("nan"), 1.0)}, {"task": "t5"}),
     ],
 )
 def test_numbers_that_no_file_holds_leave_no_folder(name, settings, how, tmp_path):
     with pytest.raises(ConfigError, match=f"{[*settings, *how][0]} must be a finite number, got (inf|nan)"):
         start(name, load_method(name).config(**settings), options(tmp_path, **how))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "how", "says"),
+    [
+        ("grpo", {}, {"engine": "fp4"}, "engine must be one of exact, bf16, fp8, int8, got 'fp4'"),
+        ("grpo", {}, {"sampler": "vsa"}, "sampler must be one of uniform, vas, got 'vsa'"),
+        ("fdpg", {"divergence": "kld"}, {}, "divergence must be one of js, kl, .*, got 'kld'"),
+    ],
+)
+def test_words_from_python_are_checked(name, settings, how, says, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        start(name, load_method(name).config(**settings), options(tmp_path, **how))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_python_names_folders_by_text_too(tmp_path, monkeypatch):
+    go_on = stopped_at(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        start("grpo", load_method("grpo").config(), options(str(tmp_path)))
+    go_on()
+    (run,) = (tmp_path / "grpo" / "t1").iterdir()
+    assert resume(str(run)).directory == run
+    with pytest.raises(ConfigError, match="reward must be a tuple of rewards, got 'integer'"):
+        options(tmp_path, reward="integer")
 
 
 def test_completions_cannot_speak_to_the_terminal():

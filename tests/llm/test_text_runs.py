@@ -126,6 +126,8 @@ def test_an_evaluation_refuses_what_its_task_does_not_read(files, capsys):
     evaluate = ["llm", "eval", str(run), "--k", "1", "--prompts", "2", "--no-base"]
     assert main([*evaluate, "--max-response", "9"]) == 1
     assert "max_response has no effect with task t6" in capsys.readouterr().err
+    assert main([*evaluate, "--task", "t6", "--dataset", "train.jsonl"]) == 2
+    assert "--dataset takes the place of a task: leave --task t6 out" in capsys.readouterr().err
     assert main(["llm", "train", "grpo", "--task", "t1", "--max-prompt", "9", "--dry-run"]) == 1
     assert "max_prompt has no effect with task t1" in capsys.readouterr().err
     assert main([*evaluate, "--context", "full"]) == 0  # without the window of the run
@@ -247,6 +249,9 @@ def test_demonstrations_of_a_file_are_learnt(files, hugging_face, capsys):
     assert losses[-1] < losses[0]
     with open(run / "metrics.csv", newline="") as file:
         assert all(float(row["success"]) == 1 for row in csv.DictReader(file))
+    assert main(["llm", "train", "sft", *given, "--noise", "0.5", "--out", "other"]) == 1
+    assert "demonstrations of arithmetic are text: leave --noise out" in capsys.readouterr().err
+    assert not (files / "other").exists()
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ def unfit(settings: GDPOConfig, options: Any, task: Any) -> str | None:
             return f"the weight {reward.weight:g} of --reward {reward.name} has no effect: pass --weights"
     if settings.weights and len(settings.weights) != len(names):
         return f"{len(settings.weights)} weights for the {len(names)} rewards of {task.name} ({', '.join(names)})"
+    if settings.weights and not any(settings.weights):
+        return "all rewards weigh 0: nothing would be learnt"
     return None
 
 

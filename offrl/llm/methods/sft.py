@@ -7,6 +7,7 @@ Departures: none known.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from offrl.estimators.compose import Estimator
 from offrl.estimators.recipes import recipe
@@ -26,4 +27,10 @@ def estimator(settings: SFTConfig, length: int) -> Estimator:
     return recipe("sft", regularizers=terms(settings))
 
 
-METHOD = Method(config=SFTConfig, estimator=estimator, data="demonstrations")
+def unfit(settings: SFTConfig, options: Any, task: Any) -> str | None:
+    """Noise in texts."""
+    text = settings.noise > 0.0 and hasattr(task, "template")
+    return f"demonstrations of {task.name} are text: leave --noise out" if text else None
+
+
+METHOD = Method(config=SFTConfig, estimator=estimator, data="demonstrations", unfit=unfit)

@@ -201,7 +201,7 @@ class PromptParts:
             sources=batch.group_ids
         )  # in every sampling of a step, so that they can be joined
         if step < self.scaffold.first:
-            return batch, dict.fromkeys(Scaffold.always, torch.tensor(0.0, dtype=torch.float64))
+            return batch, dict.fromkeys(Scaffold.always, batch.rewards.new_zeros((), dtype=torch.float64))
         return self.scaffold.rescue(prompts, batch, respond, rewarded)
 
     def _parts(self) -> dict[str, Any]:

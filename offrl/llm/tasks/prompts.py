@@ -19,6 +19,9 @@ from offrl.llm.rewards import Asked, Reward
 from offrl.llm.text import Prompts, Responses
 from offrl.llm.verifiers import last_number
 
+HARDEST = 1000
+"""Highest difficulty: evaluations have a column for each."""
+
 
 class PromptTask:
     """Rows as prompts.
@@ -209,15 +212,17 @@ def level_of(row: Row, name: str) -> int:
     """The difficulty of a row, 1 without one.
 
     Raises:
-        DatasetError: something else than a whole number from 1.
+        DatasetError: something else than a whole number from 1 to ``HARDEST``.
     """
     value = row.get("level", 1)
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = 0.0
-    if number < 1.0 or not number.is_integer():
-        raise DatasetError(f"levels of {name} must be 1 or more, whole numbers, got {value!r}")
+    if not 1.0 <= number <= HARDEST or not number.is_integer():
+        raise DatasetError(
+            f"levels of {name} must be whole numbers from 1 to {HARDEST}, got {repr(value)[:60]}"
+        )
     return int(number)
 
 

@@ -137,6 +137,8 @@ def test_weights_that_no_reward_has_are_refused():
     with pytest.raises(ConfigError, match=r"2 weights for the 3 rewards of t5 \(format, length, correct\)"):
         build("gdpo", method.config(weights=(1.0, 2.0)), options)
     build("gdpo", method.config(weights=(1.0, 2.0, 0.5)), options)
+    with pytest.raises(ConfigError, match="gdpo: all rewards weigh 0"):
+        build("gdpo", method.config(weights=(0.0, 0.0, 0.0)), options)
 
 
 def test_weights_that_normalizing_takes_away_are_refused(tmp_path, hugging_face):

@@ -173,7 +173,11 @@ def test_mistakes_are_one_line(tmp_path, hugging_face):
             "^test has no 'q'; its columns are x",
         ),
         ({"prompt_key": "prompt"}, "own has no 'prompt'; its columns are q, gold, level"),
-        ({"rows": [{"q": "a", "gold": {"value": 1}, "level": 0}]}, "levels of own must be 1 or more"),
+        (
+            {"rows": [{"q": "a", "gold": {"value": 1}, "level": 0}]},
+            "levels of own must be whole numbers from 1",
+        ),
+        ({"rows": [{"q": "a", "gold": {"value": 1}, "level": 10**9}]}, "from 1 to 1000, got 1000000000"),
         (
             {"rows": [{"q": "a", "gold": {"value": 1}, "level": "Level 5"}]},
             "levels of own must be .* got 'Level 5'",
