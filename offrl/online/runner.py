@@ -174,7 +174,9 @@ def _learn(
                 )
             left = run.config["steps"] - model.num_timesteps
             first = state is None
-            model.set_logger(Logger(None, []))  # its own would leave an empty folder beside other temporary files
+            model.set_logger(
+                Logger(None, [])
+            )  # its own would leave an empty folder beside other temporary files
             model.learn(max(left, 0), callback=callback, log_interval=1, reset_num_timesteps=first)
         except KeyboardInterrupt:  # a second one
             message = f"stopped at once; go on from the last checkpoint with: offrl resume {run.path}"
