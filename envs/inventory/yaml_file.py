@@ -11,6 +11,7 @@ from offrl.envs.inventory.protocol import Setting, Split
 from offrl.envs.inventory.spec import Edge, Network, Node
 from offrl.envs.inventory.tables import read_demand
 from offrl.errors import ConfigError, MissingExtraError
+from offrl.files import check_values
 
 EXAMPLE = """\
 format: 1
@@ -113,6 +114,9 @@ def _load(path: Path) -> Entry:
         raise FileNotFoundError(f"no such file: {path}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        check_values(content, ConfigError)
+    except RecursionError:
+        raise ConfigError("not the layout of a network: lists within lists without end") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""

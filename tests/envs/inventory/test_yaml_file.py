@@ -114,6 +114,8 @@ MISTAKES = [
     ("lost_sales: true            # false: unmet demand waits\n", "", "'lost_sales' is missing"),
     ("period: week", "period: week\nperiod: day", "line 4: 'period' is given twice"),
     ("unit: case", "unit: [case", "not YAML"),
+    ("unit: case", "unit: " + "[" * 20_000, "lists within lists without end"),
+    ("unit: case", "unit: &a [*a]", "more than 1,000,000 values; not believed"),
     ("nodes:", "nodes: 3\nspare:", "unknown key 'spare'"),
     # nodes
     ("holding_cost: 0.3", "holding_cost: -0.3", "node 'hub': holding_cost must not be negative, got -0.3"),
