@@ -16,7 +16,14 @@ from rich.progress import Progress
 from offrl.commands.adjust import AdjustOptions, adjusted, comparison_lines
 from offrl.commands.arguments import parse
 from offrl.data.environments import EnvSpec, named_environment
-from offrl.data.reference import PUSHT, Pair, normalized_score, reference_label, reference_returns
+from offrl.data.reference import (
+    PUSHT,
+    Pair,
+    normalized_score,
+    reference_label,
+    reference_returns,
+    scored_by_success,
+)
 from offrl.errors import ConfigError
 from offrl.evaluation.reproduce import Measured, measured
 from offrl.evaluation.risk import comparison, mean_interval
@@ -188,12 +195,15 @@ def summarize(
     }
     if result.successes is not None:
         summary["success_rate"] = float(result.successes.mean())
+        rate = measured(result, "success")
+        summary["success_interval"] = [rate.low, rate.high] if len(result.successes) > 1 else None
         if result.env_id == PUSHT:  # what its papers call the score
             summary["max_reward_mean"] = float(result.max_rewards.mean())
     if pair is not None:
         score = float(normalized_score(pair, result.scored).mean())
         summary |= {"normalized_score": score, "reference": label}
-        if scored := mean_interval(result.scored):
+        by_success = scored_by_success(result.env_id)
+        if scored := summary["success_interval"] if by_success else mean_interval(result.scored):
             summary["score_interval"] = normalized_score(pair, scored).tolist()
     return summary
 
@@ -214,7 +224,11 @@ def describe(summary: dict[str, Any]) -> str:
     if "success_rate" in summary:
         best = summary.get("max_reward_mean")
         mean = "" if best is None else f", mean of the episodes' largest reward {best:.3f}"
-        lines.append(f"success {100 * summary['success_rate']:.1f} %{mean}")
+        line = f"success {100 * summary['success_rate']:.1f} %"
+        if summary["success_interval"]:
+            low, high = summary["success_interval"]
+            line += f" (95 % interval {100 * low:.1f} .. {100 * high:.1f})"
+        lines.append(line + mean)
     if "normalized_score" in summary:
         line = f"normalized score {summary['normalized_score']:.1f}"
         if "score_interval" in summary:

@@ -1,7 +1,9 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from offrl.cli import main
@@ -225,11 +227,14 @@ def test_pusht_reports_success_and_the_mean_of_the_largest_rewards():
     )
     summary = summarize(EvalOptions(source="random", episodes=2), result, (0.0, 1.0), "success rate")
     assert (summary["normalized_score"], summary["max_reward_mean"]) == (50.0, 0.75)
-    assert "success 50.0 %, mean of the episodes' largest reward 0.750" in describe(summary)
+    assert (
+        "success 50.0 % (95 % interval 1.3 .. 98.7), mean of the episodes' largest reward 0.750"
+        in describe(summary)
+    )
 
 
 def test_the_score_of_a_single_task_is_its_success_rate():
-    """Three of four episodes succeed: 75, whatever the returns; the interval is that of the successes."""
+    """Three of four episodes succeed: 75, whatever the returns; the interval is Clopper and Pearson's, within 0 .. 100."""
     result = EvaluationResult(
         returns=np.array([-10.0, -20.0, -30.0, -200.0]),
         lengths=np.array([11, 21, 31, 200]),
@@ -239,8 +244,17 @@ def test_the_score_of_a_single_task_is_its_success_rate():
     summary = summarize(EvalOptions(source="random", episodes=4), result, (0.0, 1.0), "success rate")
     assert summary["normalized_score"] == 75.0
     assert summary["return_mean"] == -65.0
-    low, high = mean_interval(np.array([1.0, 1.0, 1.0, 0.0]))
-    assert summary["score_interval"] == pytest.approx([100 * low, 100 * high])
+    exact = scipy.stats.binomtest(3, 4).proportion_ci(method="exact")
+    assert summary["success_interval"] == pytest.approx([exact.low, exact.high])
+    assert summary["score_interval"] == pytest.approx([100 * exact.low, 100 * exact.high])
+    alone = dataclasses.replace(
+        result, **{k: getattr(result, k)[:1] for k in ("returns", "lengths", "successes")}
+    )
+    summary = summarize(EvalOptions(source="random", episodes=1), alone, (0.0, 1.0), "success rate")
+    assert summary["success_interval"] is None
+    assert "score_interval" not in summary
+    assert "success 100.0 %" in describe(summary)
+    assert "interval" not in describe(summary)
 
 
 def test_expect_is_a_success_rate_where_the_environment_tells_success(capsys):
