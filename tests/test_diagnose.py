@@ -296,6 +296,19 @@ def test_the_command_writes_what_the_report_shows(tmp_path, pendulum_npz, capsys
     assert main(["fqe", str(runs[1]), "--dataset", str(pendulum_npz), "--steps", "5", "--hidden", "8"]) == 0
     assert f"wrote {runs[1] / 'fqe.json'}" in capsys.readouterr().err
     assert (read_fqe(runs[1]).step, read_fqe(runs[1]).fitted_steps) == (4, 5)
+    config = runs[0] / "config.json"
+    whole = config.read_text()
+    config.write_text(json.dumps(json.loads(whole) | {"rows": "online"}))
+    assert (
+        main(["diagnose", str(tmp_path / "runs"), "--episodes", "0", "--json"]) == 1
+    )  # the other one is measured
+    out, err = capsys.readouterr()
+    assert json.loads(out)["run"] == str(runs[1])
+    assert f"{runs[0]}: " in err
+    assert "learned in an environment" in err
+    assert main(["diagnose", str(runs[0]), "--episodes", "0"]) == 1
+    config.write_text(whole)
+    capsys.readouterr()
     page = tmp_path / "r.html"
     assert main(["report", str(tmp_path / "runs"), "--out", str(page)]) == 0
     assert "<h2>Beyond return</h2>" in page.read_text()

@@ -1,6 +1,7 @@
 """``offrl diagnose RUN...``: do the critics predict what the policy earns, and how far does it act from the data?"""
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import tyro
 from offrl.commands.arguments import parse
 from offrl.data.load import load_dataset
 from offrl.diagnose import DiagnoseOptions, diagnose
-from offrl.errors import ConfigError
+from offrl.errors import CheckpointError, ConfigError
 from offrl.evaluation.diagnostics import Diagnostics, write_record
 from offrl.evaluation.runs import find_runs
 
@@ -46,12 +47,20 @@ def main(argv: list[str]) -> int:
     options = parse(Options, "offrl diagnose", argv)
     unseen = load_dataset(options.held_out) if options.held_out else None
     how = DiagnoseOptions(episodes=options.episodes, seed=options.seed)
-    for directory in find_runs(options.runs):
-        found = diagnose(directory, how, unseen)
+    runs, refused = find_runs(options.runs), 0
+    for directory in runs:
+        try:
+            found = diagnose(directory, how, unseen)
+        except (ConfigError, CheckpointError) as error:  # of this run; the others may be well
+            if len(runs) == 1:
+                raise
+            print(f"offrl: {directory}: {error}", file=sys.stderr)
+            refused += 1
+            continue
         path = write_record(directory, found)
         line = json.dumps({"run": str(directory), **asdict(found)}) if options.json else describe(found)
         print(line if options.json else f"{directory}\n{line}\n  wrote {path}", flush=True)
-    return 0
+    return 1 if refused else 0
 
 
 def describe(found: Diagnostics) -> str:

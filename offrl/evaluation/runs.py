@@ -125,7 +125,8 @@ class RunRecord:
 def find_runs(paths: Iterable[Path]) -> list[Path]:
     """Run directories among ``paths`` and up to five folders below them, each once, in order.
 
-    Beside runs a cell of a sweep may have none: it failed before its run began.
+    Beside runs a cell of a sweep may have none: it failed before its run began. Models in Hugging Face's layout, which
+    have a config.json too, are passed over.
 
     Raises:
         FileNotFoundError: a path does not exist.
@@ -140,7 +141,8 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
             raise CheckpointError(f"{path} is a file; name a run directory, or a folder with runs in it")
         here = [path] if (path / "config.json").is_file() else []
         for depth in range(1, SEARCH_DEPTH + 1):
-            here = here or sorted(c.parent for c in path.glob("*/" * depth + "config.json"))
+            below = (c for c in path.glob("*/" * depth + "config.json") if not here and not _of_a_model(c))
+            here = here or sorted(c.parent for c in below)
         if not here:
             empty.append(path)
         for directory in here:
@@ -151,6 +153,14 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
             f"{refused[0]} holds no run: there is no config.json in it or up to {SEARCH_DEPTH} folders below"
         )
     return list(found.values())
+
+
+def _of_a_model(config: Path) -> bool:
+    try:
+        content = read_json_object(config, CheckpointError)
+    except (CheckpointError, OSError):
+        return False  # a damaged run is one that its reader names
+    return "model_type" in content and "algorithm" not in content
 
 
 def read_run(directory: Path) -> RunRecord:

@@ -223,6 +223,16 @@ def test_a_cell_of_a_sweep_that_failed_before_its_run_is_passed_over(make_run, t
         find_runs([failed])
 
 
+def test_models_beside_runs_are_passed_over(make_run, tmp_path):
+    run = make_run("out/td3_bc/toy/seed0")
+    model = tmp_path / "out/exported"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "llama"}')
+    assert find_runs([tmp_path / "out"]) == [run]
+    (model / "config.json").write_text("{damaged")
+    assert find_runs([tmp_path / "out"]) == [model]  # its reader says what is wrong
+
+
 def test_folders_without_runs_are_refused(make_run, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such folder: .*/nowhere"):
         find_runs([tmp_path / "nowhere"])
