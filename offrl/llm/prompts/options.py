@@ -25,8 +25,8 @@ class PromptOptions:
     pool: int = 0
     """Prompts of a task that are drawn again and again; 0: always new ones. A data set is a pool of its own."""
     sampler: Literal["uniform", "vas"] = "uniform"
-    """How prompts are drawn: evenly, from a pool each once before any comes again, from a data set alone anew for each
-    batch; or by how much their rewards vary."""
+    """How prompts of a pool or a data set are drawn: each once before any comes again, or by how much their rewards
+    vary."""
     vas_share: float = 0.5
     """Share of a batch that is drawn by scores, the rest uniformly."""
     vas_every: int = 28

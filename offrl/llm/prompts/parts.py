@@ -83,6 +83,8 @@ class PromptParts:
             self.sampler = self.vas or Walk(size, walk)
             many = sum(p.numel() for p in policy.parameters()) > LARGE
             self.at_once = FEW_ROWS if many else size * options.vas_rollouts
+        elif size := getattr(task, "size", 0):  # a data set; its batches are no wider than their own prompts
+            self.sampler = Walk(size, walk)
         if options.curriculum == "stages":
             self.stages = stages_of(task, self.pool, options)
         if options.allocator == "knapsack" and options.predictor == "v0":
@@ -132,8 +134,11 @@ class PromptParts:
 
     def ask(self) -> tuple[Prompts, int | Tensor]:
         """Prompts of a batch, on the CPU, and how many responses each of them gets."""
-        if self.pool is None or self.sampler is None:
+        if self.sampler is None:
             prompts = self.task.prompts(self.number, self.generator)
+        elif self.pool is None:
+            everything = torch.ones(self.task.size, dtype=torch.bool)  # type: ignore[attr-defined]
+            prompts = self.task.chosen(self.sampler.draw(self.number, everything))  # type: ignore[attr-defined]
         else:
             everything = torch.ones(len(self.pool), dtype=torch.bool)
             parts = self.stages.parts(self.number) if self.stages else [(self.number, everything)]

@@ -379,3 +379,35 @@ def test_a_data_set_is_its_own_pool(byte_tokenizer):
     assert len(pool_of(task, LLMOptions(sampler="vas"))) == 5
     with pytest.raises(ConfigError, match="q is a pool of 5 prompts: leave --pool out"):
         pool_of(task, LLMOptions(pool=3))
+
+
+def test_a_data_set_is_gone_through_before_a_prompt_comes_again(byte_tokenizer):
+    from offrl.llm.pretrained import Subwords
+    from offrl.llm.rewards import load_rewards
+    from offrl.llm.tasks.prompts import PromptTask
+
+    rows = [{"prompt": "9" * (i + 1) + " + 1", "answer": "1"} for i in range(5)]
+    task = PromptTask("q", rows, Subwords(byte_tokenizer, []), load_rewards(("integer",)))
+
+    def made():
+        return PromptParts(task, LLMOptions(prompts=2, group=2, seed=3), torch.nn.Linear(1, 1))
+
+    parts = made()
+    asked, width = [], []
+    for _ in range(10):
+        prompts, copies = parts.ask()
+        assert copies == 2
+        asked += prompts.ids.tolist()
+        width += [(prompts.tokens.shape[1], max(len(task.tokens[i]) for i in prompts.ids.tolist()))]
+    epochs = [asked[i : i + 5] for i in range(0, 20, 5)]
+    assert all(sorted(epoch) == list(range(5)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) > 1
+    assert all(own == longest for own, longest in width)
+
+    parts = made()
+    for _ in range(3):
+        parts.ask()
+    resumed = made()
+    resumed.load_state_dict(parts.state_dict())
+    rest = [i for _ in range(7) for i in resumed.ask()[0].ids.tolist()]
+    assert rest == asked[6:]
