@@ -355,10 +355,13 @@ def compared(pair: tuple[str, str], g: Group, found: dict[str, list[dict[str, An
     what = f"Areas, {pair[0]} against {pair[1]}: "
     if not len(one) or not len(other):
         return what + "not run yet."
+    difference, ratio = one.mean() - other.mean(), one.mean() / other.mean()
+    few = f"difference {difference:+.0f}, ratio {ratio:.2f} ({len(one)} and {len(other)} seeds)"
+    if min(len(one), len(other)) == 1:
+        return f"{what}{few}: too few for an interval and a verdict."
     rng = np.random.default_rng(0)
     means = [rng.choice(x, (10_000, len(x))).mean(axis=1) for x in (one, other)]
     low, high = np.quantile(means[0] - means[1], (0.025, 0.975))
-    difference, ratio = one.mean() - other.mean(), one.mean() / other.mean()
     verdict = "above" if low > 0 else "below" if high < 0 else "not separable"
     if pair[0].endswith("of the core"):
         verdict = "they agree" if low <= 0 <= high or 0.9 <= ratio <= 1.1 else "they differ"
@@ -370,7 +373,9 @@ def compared(pair: tuple[str, str], g: Group, found: dict[str, list[dict[str, An
 
 
 def quartiles(values: list[float]) -> str:
-    """Median (lower .. upper quartile)."""
+    """Median (lower .. upper quartile); a single value as it is."""
+    if len(values) == 1:
+        return f"{values[0]:.0f}"
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
     return f"{middle:.0f} ({low:.0f} .. {high:.0f})"
 

@@ -75,6 +75,13 @@ def test_a_missing_side_is_said(script):
     )
 
 
+def test_a_single_seed_has_neither_interval_nor_verdict(script):
+    line = line_of(script, "MDPO", (100,), (200, 201))
+    assert line.endswith("ratio 0.50 (1 and 2 seeds): too few for an interval and a verdict.")
+    assert script.quartiles([3.4]) == "3"
+    assert script.quartiles([3.0, 5.0]) == "4 (4 .. 4)"
+
+
 def test_rows_that_are_compared_exist(script):
     for g in script.GROUPS.values():
         labels = {entry.label for entry in g.entries}
