@@ -85,5 +85,5 @@ def test_it_finds_the_best_action(update, size):
 
 
 def test_an_unknown_update_is_refused():
-    with pytest.raises(ConfigError, match="update must be one of plain, momentum, storm, got 'adam'"):
+    with pytest.raises(ConfigError, match="update must be plain or momentum or storm, got 'adam'"):
         make(update="adam")
