@@ -110,9 +110,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             name: node for name, node in nodes if isinstance(node, zarr.Array) and name.startswith(GROUPS)
         }
         for name, array in found.items():
-            if (
-                array.dtype.kind not in "biuf"
-            ):  # objects may be pickles, which some versions of numcodecs load
+            if array.dtype.kind not in "biuf":  # objects may be pickles, which some numcodecs load
                 raise DatasetError(
                     f"{path}: {name!r} holds {array.dtype} values; take it out, only numbers are read"
                 )

@@ -117,13 +117,8 @@ class _FromHidden(torch.autograd.Function):
 
 
 def _chosen_log_z_and_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    actions: Tensor,
-    bias: Tensor | None,
-    temperature: float,
-    entropy: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    hidden: Tensor, weight: Tensor, actions: Tensor, bias: Tensor | None, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(R, H) -> (R,) each; with top = max logit, total = sum exp(l - top), mean = sum exp(l - top) (l - top).
 
     The action's logit is one of those summed, rounded as they are: no probability is above 1.

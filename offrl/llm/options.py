@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import tyro
 
@@ -12,6 +12,7 @@ from offrl.llm.method import Method
 from offrl.llm.prompts.options import PromptOptions
 from offrl.llm.prompts.parts import check_parts, facts
 from offrl.llm.tasks.task import Task
+from offrl.training.options import check_word
 from offrl.training.progress import spaced
 
 
@@ -187,10 +188,8 @@ def check_choices(*given: Any) -> None:
         ConfigError: it is another.
     """
     for fields in given:
-        for name, hint in get_type_hints(type(fields)).items():
-            words = get_args(hint) if get_origin(hint) is Literal else ()
-            if words and getattr(fields, name) not in words:
-                raise ConfigError(f"{name} must be one of {', '.join(words)}, got {getattr(fields, name)!r}")
+        for name in fields.__dataclass_fields__:
+            check_word(type(fields), name, getattr(fields, name))
 
 
 def idle(options: DataOptions) -> tuple[str, ...]:

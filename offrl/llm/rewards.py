@@ -60,10 +60,7 @@ class Reward:
             values = [math.nan if v is None else float(v) for v in self.call(asked)]
         except ConfigError:
             raise
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # whatever a function from outside raises; it ends no run as finished
+        except (Exception, SystemExit) as error:  # from outside: whatever it raises ends no run as finished
             raise ConfigError(f"reward {self.name} raised {type(error).__name__}: {error}") from error
         if len(values) != len(asked.responses):
             raise ConfigError(

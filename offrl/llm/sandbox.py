@@ -47,9 +47,7 @@ def run(code: str, *, seconds: int = SECONDS, memory: int = MEMORY) -> bool:
     with tempfile.TemporaryDirectory() as root:
         command = [sys.executable, "-I", "-S", sandbox_child.__file__, root, str(seconds), str(memory)]
         status, said, complaint = _ended(command, json.dumps({"code": code, "mark": mark}), 2.0 * seconds)
-    if (
-        status == sandbox_child.FAILED and complaint
-    ):  # a program may leave with that status, but has no such words
+    if status == sandbox_child.FAILED and complaint:  # a program has the status, but no such words
         raise ConfigError(f"generated code cannot be isolated here ({complaint}): verifier python is refused")
     return said == mark
 

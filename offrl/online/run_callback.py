@@ -39,14 +39,8 @@ FROM_OPTIONS = (
     *("checkpoint_every", "workers", "device", "threads", "tensorboard", "wandb", "num_envs"),
     *("normalize_observations", "normalize_rewards"),
 )
-IDENTITY = (
-    "algorithm",
-    "settings",
-    "seed",
-    "steps",
-    "env_id",
-    *ENVIRONMENTS,
-)  # a checkpoint must be this run's own
+IDENTITY = ("algorithm", "settings", "seed", "steps", "env_id", *ENVIRONMENTS)
+"""What a checkpoint must have in common with its run."""
 NUMBER = (int, float, np.number)
 METRICS = {  # of stable-baselines3's own algorithms
     "PPO": ("policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction", "std"),

@@ -22,7 +22,7 @@ from offrl.online.recording import Recording
 from offrl.online.replayable import Replayable
 from offrl.online.run_callback import IDENTITY, RunCallback, run_config
 from offrl.online.vector import RunningNormalize, SerialEnvs
-from offrl.training.checkpoint import load_checkpoint, set_rng_state
+from offrl.training.checkpoint import load_checkpoint, require_own, set_rng_state
 from offrl.training.options import resolve_device, settings_from_json
 from offrl.training.progress import Reporter, spaced
 from offrl.training.run_dir import RunDir, device_name
@@ -111,12 +111,8 @@ def resume(
     if state is None:
         reporter.note("no checkpoint yet: starting over")
     else:
-        for key in IDENTITY:
-            if key in state and state[key] != c[key]:  # the first versions kept the algorithm alone
-                raise CheckpointError(
-                    f"the checkpoint in {directory} is of another run: its {key} is {state[key]}, "
-                    f"config.json says {c[key]}; restore the files, or train anew"
-                )
+        kept = [key for key in IDENTITY if key in state]  # the first versions kept the algorithm alone
+        require_own(directory, state, {key: c[key] for key in kept})
         reporter.note(f"resuming {directory} at step {state['step']}" + (f" ({note})" if note else ""))
     model = build(method, settings, c)
     return _learn(run, method, model, reporter, state, workers=workers, strict=not allow_inexact)
@@ -174,9 +170,7 @@ def _learn(
                 )
             left = run.config["steps"] - model.num_timesteps
             first = state is None
-            model.set_logger(
-                Logger(None, [])
-            )  # its own would leave an empty folder beside other temporary files
+            model.set_logger(Logger(None, []))  # its own would leave an empty folder in the temporary one
             model.learn(max(left, 0), callback=callback, log_interval=1, reset_num_timesteps=first)
         except KeyboardInterrupt:  # a second one
             message = f"stopped at once; go on from the last checkpoint with: offrl resume {run.path}"

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,16 @@ from offrl.files import atomic_write_bytes, atomic_write_text, sha256_file
 
 FORMAT = 1
 NEWEST, PREVIOUS, NEXT = "checkpoint.pt", "checkpoint-previous.pt", "checkpoint-next.pt"
+
+
+def require_own(directory: Path, state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another run than ``own``, what config.json says now (CheckpointError)."""
+    for key, value in own.items():
+        if state.get(key) != value:
+            raise CheckpointError(
+                f"the checkpoint in {directory} is of another run: its {key} is {state.get(key)}, "
+                f"config.json says {value}; restore the files, or train anew"
+            )
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:

@@ -109,8 +109,7 @@ class SeedOptions:
     faster, and it is printed."""
 
     def __post_init__(self) -> None:
-        if self.seed_mode not in get_args(SeedMode):
-            raise ConfigError(f"seed_mode must be {' or '.join(get_args(SeedMode))}, got {self.seed_mode!r}")
+        check_word(SeedOptions, "seed_mode", self.seed_mode)
         if any(seed < 0 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds must be different and 0 or more, got {' '.join(map(str, self.seeds))}")
 
@@ -135,7 +134,7 @@ def fitted(values: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
     """
     for kind in kinds:
         for name, value in values.items():
-            _check_word(kind, name, value)
+            check_word(kind, name, value)
     defaults = {f.name: f.default for kind in kinds for f in dataclasses.fields(kind)}
     return {name: _fit(name, value, defaults.get(name)) for name, value in values.items()}
 
@@ -180,7 +179,7 @@ def settings_from_json(config_class: type, values: dict[str, Any]) -> Any:
         if name not in fields:
             raise ConfigError(f"there is no setting {name!r}; it has {', '.join(fields)}")
         default = fields[name]
-        _check_word(config_class, name, value)
+        check_word(config_class, name, value)
         settings[name] = value = tuple(value) if isinstance(value, list) else value
         if value is None:
             continue
@@ -195,7 +194,7 @@ def settings_from_json(config_class: type, values: dict[str, Any]) -> Any:
     return config_class(**settings)
 
 
-def _check_word(config_class: type, name: str, value: Any) -> None:
+def check_word(config_class: type, name: str, value: Any) -> None:
     """Refuse a value that is not one of the words which the annotation of its field lists (ConfigError)."""
     try:
         hint = get_type_hints(config_class).get(name)

@@ -22,7 +22,7 @@ from offrl.errors import CheckpointError, PolicyError, Stopped
 from offrl.evaluation.rollout import EvaluationResult, Evaluator
 from offrl.nn.policy import Policy
 from offrl.nn.precision import Precision
-from offrl.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from offrl.training.checkpoint import load_checkpoint, require_own, rng_state, save_checkpoint, set_rng_state
 from offrl.training.loop import MetricMeans, train
 from offrl.training.problem import Learner
 from offrl.training.progress import Reporter
@@ -90,12 +90,7 @@ class Session:
                 record.sinks.resume(-1)
             self.reporter.note("no checkpoint yet: starting over")
             return False
-        for key, own in self.identity.items():
-            if state.get(key) != own:
-                raise CheckpointError(
-                    f"the checkpoint in {self.path} is of another run: its {key} is {state.get(key)}, "
-                    f"config.json says {own}; restore the files, or train anew"
-                )
+        require_own(self.path, state, self.identity)
         try:
             self._load(state)
         except CheckpointError:
