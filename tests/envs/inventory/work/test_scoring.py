@@ -94,6 +94,8 @@ def test_dates_of_fewer_than_two_blocks_tell_nothing_apart():
         few = saving(np.zeros(periods), np.ones(periods))
         assert (few.per_period, few.low, few.high, few.verdict) == (1.0, -np.inf, np.inf, "not told apart")
     assert saving(np.zeros(8), np.ones(8)).verdict == "better"
+    uneven = saving(np.zeros(11), np.ones(11))  # blocks of 6 and 5
+    assert (uneven.low, uneven.high) == pytest.approx((1.0, 1.0))
     late = np.zeros(11)
     late[8:] = 100.0  # the periods that fill no block of four count in the interval as they do in the mean
     few = saving(np.zeros(11), late)
