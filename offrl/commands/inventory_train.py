@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from offrl.commands import arguments
-from offrl.errors import UsageError
+from offrl.errors import PolicyError, UsageError
 
 if TYPE_CHECKING:
     from offrl.algos.hdpo import HDPOConfig
@@ -160,5 +160,9 @@ def _summary(results: list["InventoryResult"], output: Output) -> None:
                 f"and period, policy of update {r.best_step} (development cost {r.dev_cost:.4f})"
                 + (f"; underage costs x {penalty:.4g}, as trained" if penalty != 1 else "")
             )
+    if results and not any(math.isfinite(r.dev_cost) for r in results):
+        raise PolicyError(
+            f"training has diverged: no development cost of {results[0].directory} was a number; try a lower --lr"
+        )
     if output.mode == "text" and results:
         print(f"next: offrl inventory eval {results[0].directory}")

@@ -228,10 +228,13 @@ def refuse(word):
 @pytest.mark.parametrize("more", [["--test-scenarios", "1"], ["--lr", "1e30"]])
 def test_training_that_ends_without_error_or_cost_says_null(tmp_path, capsys, more):
     words = ["one_store_lost", "--policy", "mlp_one_store", *SMALL, *more, "--out", str(tmp_path)]
-    assert run("train", *words, "--json") == 0
-    final = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=refuse)
+    diverged = more[0] == "--lr"
+    assert run("train", *words, "--json") == int(diverged)
+    told = capsys.readouterr()
+    final = json.loads(told.out.splitlines()[-1], parse_constant=refuse)
     assert final["standard_error"] is None
-    assert (final["cost"] is None) == (more[0] == "--lr")
+    assert (final["cost"] is None) == diverged
+    assert ("training has diverged" in told.err) == diverged
 
 
 def test_one_path_has_no_standard_error(capsys):
