@@ -144,7 +144,7 @@ def resume_runs(
 
 
 class Relay:
-    """Passes on the evaluations that processes write into the logs of their runs as JSON, each with its seed."""
+    """Passes on the evaluations that processes write into the logs of their runs as JSON, each with its run and seed."""
 
     def __init__(self, runs: Sequence[RunDir], reporter: Reporter) -> None:
         self.runs, self.reporter = runs, reporter
@@ -162,7 +162,7 @@ class Relay:
             for line in whole.splitlines():
                 record = _evaluation(line)
                 if record:
-                    seed = {"seed": run.config["seed"]}
+                    seed = {"directory": str(run.path), "seed": run.config["seed"]}
                     last = record.get("normalized_score", record["return"])
                     self.reporter.evaluation(seed | record, last, record["best"])
 

@@ -462,6 +462,7 @@ def test_processes_report_each_evaluation_with_its_seed(tmp_path, pendulum_npz, 
     in_processes(tmp_path, monkeypatch, reporter=Reporter("json", STEPS))
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert sorted((r["seed"], r["step"]) for r in records) == [(1, 10), (1, 20), (3, 10), (3, 20)]
+    assert all(record["directory"].rsplit("seed", 1)[1][0] == str(record["seed"]) for record in records)
     assert all({"return", "best"} <= set(r) for r in records)
     assert "final" not in set().union(*records)
     assert many._evaluation(b"{1: 2}") == many._evaluation(b"[1]") == many._evaluation(b'{"step": 1}') == {}
