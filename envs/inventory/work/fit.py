@@ -41,7 +41,7 @@ class DemandFit:
     season: Array
     """(I, P): factors of one season, from the first period of the history on; all 1: none was found."""
     naive: Array
-    """(I, S), mean of known sales: what one would use without looking at stock."""
+    """(I, S), mean of known sales, returns as 0: what one would use without looking at stock."""
     recent: Array
     """(I, S), TSB's rate at the end of the history: well below the mean, the item is dying."""
 
@@ -84,7 +84,7 @@ def fit_demand(history: History) -> DemandFit:
         counts = fit_counts(flat, empty, factor.repeat(stores, 0), group)
     never = np.isnan(flat).all(1)
     counts = Counts(mean=np.where(never, 0.0, counts.mean), size=counts.size, active=counts.active)
-    total, known = np.nansum(history.sales, 2), (~np.isnan(history.sales)).sum(2)
+    total, known = np.nansum(np.maximum(history.sales, 0.0), 2), (~np.isnan(history.sales)).sum(2)
     naive = total / np.maximum(known, 1)
     rates = np.array(
         [np.prod(tsb(np.where(e & ~(x > 0), np.nan, x))) for x, e in zip(flat, empty, strict=True)]

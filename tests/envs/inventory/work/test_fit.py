@@ -94,3 +94,15 @@ def test_short_histories_are_refused(history):
     with pytest.raises(ConfigError, match="8 weeks of sales; 9 are the least: 8 to fit on and 1 to hold out"):
         calibrate(history.until(8), 1)
     assert calibrate(history.until(9), 1)[1].periods == 1
+
+
+def test_returned_goods_are_not_counted_as_hidden_by_stock_outs(history):
+    """Where stock never ran out, nothing is hidden: the mean of sales counts returns as 0, as the fit does."""
+    sales = np.where(np.isnan(history.sales), np.nan, np.maximum(history.sales, 0.0))
+    back = sales.copy()
+    back[0, 0, np.flatnonzero(~np.isnan(sales[0, 0]))[:5]] = -4.0
+    none = sales.copy()
+    none[back < 0] = 0.0
+    found, want = (fit_demand(dataclasses.replace(history, sales=x)) for x in (back, none))
+    np.testing.assert_array_equal(found.naive, want.naive)
+    np.testing.assert_array_equal(found.means, want.means)
