@@ -144,7 +144,7 @@ def resume_runs(
 
 
 class Relay:
-    """Passes on the evaluations that processes write into the logs of their runs as JSON, each with its run and seed."""
+    """Passes on the evaluations that processes write into the logs of their runs, each with its run and seed."""
 
     def __init__(self, runs: Sequence[RunDir], reporter: Reporter) -> None:
         self.runs, self.reporter = runs, reporter
