@@ -55,13 +55,13 @@ def test_it_refuses_what_a_gpu_refuses():
 )
 def test_a_step_an_evaluation_and_a_resume(name, settings, how):
     method = load_method(name)
-    options = LLMOptions(**{"prompts": 4, "group": 4, "steps": 4, **how})
+    options = LLMOptions(**{"prompts": 4, "group": 4, "steps": 3, **how})
     task = task_for(options)
     policy = far.moved(load_model(options.model, task, 0))
     with far.pretended():
         learner = Learner(method, method.config(**settings), task, policy, options)
         means = MetricMeans(learner.metrics)
-        for _ in range(3):
+        for _ in range(2):
             means.add(learner.update())
         assert all(map(torch.isfinite, map(torch.tensor, means.pop()["loss"])))
         assert 0.0 <= evaluate(policy, task, prompts=4, samples=2, seed=0, name="x").accuracy <= 1.0

@@ -310,7 +310,7 @@ def test_a_run_stopped_within_an_episode_goes_on_bit_for_bit(tmp_path, monkeypat
     for out in ("whole", "cut"):
         (tmp_path / out).mkdir()
         monkeypatch.chdir(tmp_path / out)
-        given = options(tmp_path / out / "runs", steps=480, log_every=1, checkpoint_every=1000, **more)
+        given = options(tmp_path / out / "runs", steps=320, log_every=1, checkpoint_every=1000, **more)
         if out == "whole":
             runs.append(start(name, load_online(name).config(**SMALL[name]), given).directory)
         else:
