@@ -225,6 +225,7 @@ def group_weighted(
     All (B,).
     """
     groups = Groups(group_ids)
+    rewards = rewards - groups.rows(groups.max(rewards))  # so that equal ones give exactly 0
     weights = baseline_weights.clamp(min=torch.finfo(baseline_weights.dtype).tiny ** 0.5)
     if not leave_one_out:
         return rewards - groups.rows(groups.sum(weights * rewards) / groups.sum(weights))

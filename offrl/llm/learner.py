@@ -18,7 +18,7 @@ from offrl.estimators.rollouts import Counts, count
 from offrl.llm.contexts import score_segments
 from offrl.llm.engine import Engine
 from offrl.llm.episodes import environment_of, respond
-from offrl.llm.method import Companion, LossSettings, Method, TextRollouts
+from offrl.llm.method import Companion, LossSettings, Method, TextRollouts, watches
 from offrl.llm.models import FORBIDDEN
 from offrl.llm.options import LLMOptions
 from offrl.llm.parallel import Ranks
@@ -116,7 +116,7 @@ class Learner:
         self.prompting = PromptParts(task, options, policy)
         if self.ranks.size > 1 and options.chosen_parts:
             raise ConfigError(f"{options.chosen_parts[0]} runs in one process, not in {self.ranks.size}")
-        own_sampling = type(self.companion).sampled is not Companion.sampled
+        own_sampling = type(self.companion).sampled is not Companion.sampled and not watches(method, settings)
         if options.scaffold != "none" and own_sampling:
             raise ConfigError(
                 "the method notes more of its samples than hinted ones have: leave --scaffold out"

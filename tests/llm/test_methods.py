@@ -202,6 +202,105 @@ def test_reinforce_plus_plus_learns_nothing_from_equal_rewards(group_baseline):
     assert (estimator.advantages(batch)[mask] == 0).all()
 
 
+@pytest.mark.parametrize("reward", [0.1, 0.7])
+@pytest.mark.parametrize("name", ["reinforce", "copo", "oblr_po"])
+def test_equal_rewards_have_no_advantage_over_each_other(name, reward):
+    """Their float32 mean is another number, and so are those of groups of 3, 5 and 8."""
+    ids = torch.tensor([0] * 3 + [1] * 5 + [2] * 8)
+    rewards = torch.full((16,), reward)
+    batch = ragged()[1].rows(torch.arange(16) % 7).replace(rewards=rewards, group_ids=ids)
+    batch = batch.replace(baseline_weights=torch.rand(16, generator=torch.Generator().manual_seed(0)))
+    method = load_method(name)
+    assert (method.estimator(method.config(), LIMIT).advantages(batch) == 0).all()
+
+
+def test_reinforce_plus_plus_centres_outcomes_and_keeps_what_comes_later():
+    """With a KL in the rewards of tokens: of each return the group's mean of whole returns is taken."""
+    _, batch = ragged()
+    made = load_method("reinforce_plus_plus")
+    batch = batch.replace(rewards=batch.old_log_probs.where(batch.mask, 0.0))
+    found = made.estimator(made.config(group_baseline=True), LIMIT).advantages(batch)[batch.mask]
+    to_go = batch.rewards.flip(1).cumsum(1).flip(1)
+    centres = torch.stack([to_go[others(i), 0].mean() for i in range(len(IDS))])
+    want = (to_go - centres[:, None])[batch.mask]
+    torch.testing.assert_close(found, (want - want.mean()) / (want.std() + 1e-8))
+
+
+@pytest.mark.parametrize("counts", ["unequal", "rewarded"])
+def test_gpg_scales_by_the_rows_that_count(counts):
+    """A group of equal rewards; rewards of 1/4, -1 and 0."""
+    _, batch = ragged()
+    rewards = torch.tensor([0.5, 0.25, 0.5, 0.0, -1.0, 0.5, 0.0]).double()
+    made = load_method("gpg")
+    found = made.estimator(made.config(counts=counts), LIMIT).advantages(batch.replace(rewards=rewards))
+    want = [r - mean([rewards[j].item() for j in others(i)]) for i, r in enumerate(rewards.tolist())]
+    scale = {"unequal": 7 / 4, "rewarded": 7 / 5}[counts]
+    torch.testing.assert_close(found, scale * torch.tensor(want, dtype=torch.float64))
+
+
+def test_cispo_may_have_a_floor():
+    log_probs, batch = ragged()
+    method = load_method("cispo")
+    estimator = method.estimator(method.config(floor=0.1, clip_high=0.15), LIMIT)
+    batch = estimator.prepare(batch)
+    ratio = (log_probs.detach() - batch.old_log_probs).exp()
+    want = (ratio.clamp(0.9, 1.15) * batch.advantages[:, None]).where(batch.mask, 0.0)
+    torch.testing.assert_close(estimator.weights(log_probs, batch), want)
+    assert (ratio[batch.mask] < 0.9).any()
+
+
+def test_hpt_shares_by_the_size_of_each_group():
+    _, batch = ragged()
+    method = load_method("hpt")
+    found = method.estimator(method.config(), LIMIT).advantages(batch)
+    rewards = batch.rewards.tolist()
+    want = [(r - mean([rewards[j] for j in others(i)])) / len(others(i)) for i, r in enumerate(rewards)]
+    torch.testing.assert_close(found, torch.tensor(want, dtype=torch.float64))
+
+
+IN_THE_REWARD = {
+    "reinforce": "reward", "rloo": "reward", "remax": "reward", "p3o": "reward",
+    "reinforce_plus_plus": "step-reward", "ppo": "step-reward", "polychromic": "step-reward",
+}  # fmt: skip
+OF_THEIR_OWN = {"copg", "retroformer"}
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - OF_THEIR_OWN))
+def test_the_kl_stands_in_one_place(name):
+    """In the reward, or as k3 in the loss: never in both, never in none."""
+    method = load_method(name)
+    assert method.kl == IN_THE_REWARD.get(name, "loss")
+    given = method.estimator(method.config(kl=0.3), LIMIT).regularizers
+    found = [(part.name, weight) for part, weight in given if part.name in ("k1", "k2", "k3")]
+    assert found == ([("k3", 0.3)] if method.kl == "loss" else [])
+
+
+SHEETS = {
+    "ppo": {"lam": 0.95, "clip_low": 0.2, "clip_high": 0.2},
+    "grpo": {"clip_low": 0.2, "clip_high": 0.2},
+    "dapo": {"clip_low": 0.2, "clip_high": 0.28},
+    "gspo": {"clip_low": 3e-4, "clip_high": 4e-4},
+    "sapo": {"tau_positive": 1.0, "tau_negative": 1.05},
+    "luffy": {"gamma": 0.1},
+    "hpt": {"gate": 0, "sft": 1.0},
+    "minirl": {"clip_low": 0.2, "clip_high": 0.27, "cap": 5.0, "replay": "none"},
+    "pacs": {"beta": 1.0, "balance": True},
+    "adora": {"mode": "amplify", "criterion": "both", "hard": 0.5},
+    "oblr_po": {"proxy": "energy", "leave_one_out": True, "adapt": True, "decay": 0.9, "floor": 0.1},
+    "capo": {"base": "grpo", "tau_f": 1e-4, "tau_h": 0.01, "optimizer": "adam", "top_k": 50},
+    "d3s": {"rows_first": 0.25, "rows_last": 1.0, "tokens_first": 0.1, "tokens_last": 0.5, "across": True},
+    "copo": {"blend": "soft-with-zero", "steepness": 5.0, "bits": 1.0, "consistency": False},
+}
+"""What the papers or their code took; no KL and no entropy bonus."""
+
+
+@pytest.mark.parametrize("name", SHEETS)
+def test_defaults_are_the_published_ones(name):
+    settings = dataclasses.asdict(load_method(name).config())
+    assert {key: settings[key] for key in SHEETS[name]} == SHEETS[name]
+    assert (settings["kl"], settings["entropy"]) == (0.0, 0.0)
+
+
 def config_of(name, **settings):
     """Settings that rewards of up to 2 fit."""
     return load_method(name).config(**settings | ({"high": 2.0} if name == "beta_norm" else {}))

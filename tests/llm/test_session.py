@@ -274,6 +274,13 @@ def test_impossible_options_say_what_is_possible(given, says, tmp_path):
 def test_methods_and_options_that_do_not_fit(tmp_path):
     with pytest.raises(ConfigError, match="--group must be 2 or more"):
         start("grpo", load_method("grpo").config(), options(tmp_path, group=1))
+    with pytest.raises(ConfigError, match="compares the responses of a batch, which has one: pass --prompts"):
+        start("reinforce", load_method("reinforce").config(), options(tmp_path, prompts=1, group=1))
+    with pytest.raises(ConfigError, match="overlong is 5, more than the 4 tokens of the longest response"):
+        start("dapo", load_method("dapo").config(overlong=5), options(tmp_path))
+    settings = load_method("reinforce_plus_plus").config(group_baseline=True)
+    with pytest.raises(ConfigError, match="--group-baseline compares .*: --group must be 2 or more"):
+        start("reinforce_plus_plus", settings, options(tmp_path, group=1))
     with pytest.raises(ConfigError, match="pass --group 1"):
         start("sft", load_method("sft").config(), options(tmp_path))
     with pytest.raises(ConfigError, match="leave --delay out"):

@@ -12,7 +12,7 @@ difficulty only change what prompts count.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from offrl.estimators.compose import Estimator
 from offrl.estimators.groups import Groups
 from offrl.estimators.recipes import recipe
 from offrl.llm.method import ClipSettings, Method, clip, terms
+from offrl.llm.text import EOS
 
 WEIGHTS = {"amplify": (2.0, 1.0), "attenuate": (1.0, 0.1)}
 
@@ -86,4 +87,12 @@ def estimator(settings: ADORAConfig, length: int) -> Estimator:
     return recipe("grpo", advantage=["group_std", weights], mask=clip(settings), regularizers=terms(settings))
 
 
-METHOD = Method(config=ADORAConfig, estimator=estimator, grouped=True)
+def unfit(settings: ADORAConfig, options: Any, task: Any) -> str | None:
+    """Criteria of length, where no response to a prompt is longer than another."""
+    varies = hasattr(task, "environment") or bool(task.allowed[EOS])
+    if settings.criterion in ("both", "length") and not varies:
+        return f"responses to a prompt of {task.name} are all of one length: pass --criterion difficulty"
+    return None
+
+
+METHOD = Method(config=ADORAConfig, estimator=estimator, grouped=True, unfit=unfit)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from offrl.errors import ConfigError, unused
-from offrl.estimators.advantages import group_std
+from offrl.estimators.advantages import group_std, whiten
 from offrl.estimators.compose import Estimator
 from offrl.estimators.groups import Groups
 from offrl.estimators.recipes import recipe
@@ -71,8 +71,7 @@ def local_and_global(
     means, size = groups.mean(rewards), groups.size.to(rewards)
     if consistency:
         means = means * (1.0 - (1.0 - 1.0 / size) / size.clamp(min=2.0).log2() * entropy)
-    std = means.std() if len(means) > 1 else torch.zeros_like(means[0])
-    across = groups.rows((means - means.mean()) / (std + 1e-6))
+    across = groups.rows(whiten(means, epsilon=1e-6))
     share = torch.full_like(rewards, float(blend != "only-global"))
     if "soft" in blend:
         share = share * groups.rows((steepness * (entropy - bits)).sigmoid())

@@ -68,7 +68,14 @@ def facts(settings: DAPOConfig, options: Any) -> dict[str, str]:
     return {"samplings per step": again, "rollouts in all": f"{rollouts} to {most * rollouts}"}
 
 
+def unfit(settings: DAPOConfig, options: Any, task: Any) -> str | None:
+    """A punishment that even the shortest response would get."""
+    if settings.overlong > task.max_response:
+        return f"overlong is {settings.overlong}, more than the {task.max_response} tokens of the longest response"
+    return None
+
+
 METHOD = Method(
     config=DAPOConfig, estimator=estimator, grouped=True, shaped=shaped, keep=keep,
-    rounds=lambda settings: settings.max_rounds, facts=facts,
+    rounds=lambda settings: settings.max_rounds, facts=facts, unfit=unfit,
 )  # fmt: skip

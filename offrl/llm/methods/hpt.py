@@ -62,6 +62,8 @@ def keep(settings: HPTConfig, rollouts: TextRollouts) -> Tensor:
 
 def facts(settings: HPTConfig, options: Any) -> dict[str, str]:
     """Demonstrations take the place of samples."""
+    if settings.gate == -1:
+        return {}
     updates, prompts = options.reuse * options.minibatches, options.prompts // options.minibatches
     rows = f"{prompts} (all from demonstrations) to {options.minibatch_rows}"
     return {"updates per step": f"{updates} of {rows} responses"}

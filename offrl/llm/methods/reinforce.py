@@ -8,7 +8,7 @@ Departures: b is the mean reward of the batch, its own row included, or 0.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -26,8 +26,9 @@ class ReinforceConfig(LossSettings):
 
 
 def batch_mean(rewards: Tensor) -> Tensor:
-    """R minus the mean of the batch; (B,) -> (B,)."""
-    return rewards - rewards.mean()
+    """R minus the mean of the batch, exactly 0 where all are equal; (B,) -> (B,)."""
+    shifted = rewards - rewards.max()
+    return shifted - shifted.mean()
 
 
 def estimator(settings: ReinforceConfig, length: int) -> Estimator:
@@ -36,4 +37,11 @@ def estimator(settings: ReinforceConfig, length: int) -> Estimator:
     return recipe("reinforce", advantage=advantage, regularizers=terms(settings, None))
 
 
-METHOD = Method(config=ReinforceConfig, estimator=estimator, kl="reward")
+def unfit(settings: ReinforceConfig, options: Any, task: Any) -> str | None:
+    """A batch of one, whose mean is its only reward."""
+    if settings.baseline == "batch" and options.prompts * options.group == 1:
+        return "baseline batch compares the responses of a batch, which has one: pass --prompts, or --baseline none"
+    return None
+
+
+METHOD = Method(config=ReinforceConfig, estimator=estimator, kl="reward", unfit=unfit)

@@ -10,6 +10,7 @@ Departures: none known.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from offrl.estimators.compose import Estimator
 from offrl.estimators.groups import Groups
 from offrl.estimators.recipes import recipe
-from offrl.llm.method import ClipSettings, Method, clip, terms
+from offrl.llm.method import ClipSettings, Method, clip, terms, too_small
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,4 +46,9 @@ def estimator(settings: ReinforcePlusPlusConfig, length: int) -> Estimator:
     return recipe("reinforce++", advantage=advantage, mask=clip(settings), regularizers=terms(settings, None))
 
 
-METHOD = Method(config=ReinforcePlusPlusConfig, estimator=estimator, kl="step-reward")
+def unfit(settings: ReinforcePlusPlusConfig, options: Any, task: Any) -> str | None:
+    """Groups of one, whose mean is their only reward."""
+    return too_small(options, "--group-baseline") if settings.group_baseline else None
+
+
+METHOD = Method(config=ReinforcePlusPlusConfig, estimator=estimator, kl="step-reward", unfit=unfit)

@@ -8,6 +8,8 @@ import torch
 from offrl.errors import ConfigError
 from offrl.llm.method import TextRollouts
 from offrl.llm.methods import load_method
+from offrl.llm.options import LLMOptions
+from offrl.llm.session import build
 
 METHOD = load_method("adora")
 # rewards, lengths, cut -> useful by length after the llm and the vlm rule, difficult at 0.5
@@ -73,6 +75,7 @@ def test_amplification_by_both_or_either():
     higher = table().replace(rewards=table().rewards + 0.3)
     assert weights(higher, criterion="difficulty") == [1.0 + d for d in difficulty]
     assert weights(higher, criterion="difficulty", correct=1.4) == [2.0] * len(TABLE)
+    assert weights(table(), criterion="difficulty", correct=1.0) == [2.0] * len(TABLE)  # not above it
 
 
 def test_weights_of_one_leave_grpo():
@@ -130,3 +133,15 @@ def test_settings_without_effect_are_refused():
     for given in ({"criterion": "length", "hard": 0.3}, {"criterion": "difficulty", "empty": "vlm"}):
         with pytest.raises(ConfigError, match="has no effect with criterion"):
             METHOD.config(**given)
+
+
+def test_criteria_of_length_need_lengths_that_differ():
+    """On t2 a response has as many tokens as its prompt has digits: no right one is longer than the wrong ones."""
+    for criterion in ("both", "length"):
+        with pytest.raises(
+            ConfigError, match="prompt of t2 are all of one length: pass --criterion difficulty"
+        ):
+            build("adora", METHOD.config(criterion=criterion), LLMOptions(task="t2", device="cpu"))
+    build("adora", METHOD.config(criterion="difficulty"), LLMOptions(task="t2", device="cpu"))
+    for task in ("t1", "t4a"):
+        build("adora", METHOD.config(), LLMOptions(task=task, device="cpu"))

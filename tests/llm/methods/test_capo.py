@@ -174,6 +174,7 @@ def test_the_moments_make_no_step_where_the_optimizer_makes_none():
 def test_with_plain_gradients_the_move_is_in_closed_form():
     """(lr A)^2 / 2 |v|^4 |h|^4, and its bound."""
     made = learner(OFF | {"optimizer": "sgd"}, temperature=0.7)
+    made.policy.bias.add_(normal(len(made.policy.bias), seed=6))
     batch = batch_of(made)
     scores = made._score(batch, made.policy)
     hidden = scores.hidden.detach() / 0.7

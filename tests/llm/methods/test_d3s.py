@@ -144,11 +144,13 @@ def test_the_schedule_runs_from_first_to_last():
         batch = batch_of(made)
         kept, metrics = made.companion.chosen(batch)
         rows.append(float(metrics["rows_kept"]))
-        tokens.append(int(kept.mask.sum()) / int(kept.mask.any(dim=1).sum()))
+        tokens.append((int(kept.mask.sum()), int(kept.limits.sum())))  # t2: as many as allowed
         made.steps += 1
     assert rows == pytest.approx([0.25, 9 / 24, 0.5, 15 / 24, 0.75, 0.75])
     assert rows == sorted(rows)
-    assert tokens[0] < tokens[-1]
+    assert [n for n, _ in tokens] == [
+        -(-k * of // 5) for k, (_, of) in zip((1, 2, 3, 4, 5, 5), tokens, strict=True)
+    ]
 
 
 def test_its_gradients_are_larger_than_those_of_random_rows():

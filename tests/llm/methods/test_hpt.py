@@ -130,6 +130,7 @@ def test_settings_and_the_plan():
         METHOD.config(gate=-1, sft=0.5)
     found = METHOD.facts(METHOD.config(), LLMOptions(minibatches=2))
     assert found == {"updates per step": "2 of 16 (all from demonstrations) to 256 responses"}
+    assert METHOD.facts(METHOD.config(gate=-1), LLMOptions()) == {}  # samples alone, as everywhere
     made = learner({"gate": 4})
     found = made.update()
     assert made.rollouts == 16

@@ -243,6 +243,18 @@ def test_r3_takes_the_experts_of_the_rounded_sampler():
     assert (made.companion.log_probs(batch) - made.companion.log_probs(free)).abs().max() > 1e-6
 
 
+def test_r3_with_unequal_numbers_of_responses():
+    """Each response has the experts of its own prompt."""
+    made = learner("R3", engine="fp8", reuse=2, pool=9, allocator="knapsack", budget_low=2, task="t2")
+    made.prompting._budget = lambda rates: torch.tensor([2, 6, 3, 5])
+    batch = made._collect()[0]
+    with recording(made.engine.copy) as passes, torch.no_grad():
+        made.engine.copy.hidden(batch.prompt_tokens, batch.prompt_mask, batch.tokens, torch.arange(16))
+    own = batch.prompt_mask[..., None, None]
+    assert torch.equal(passes[0].view(batch.prompt_routes.shape) * own, batch.prompt_routes * own)
+    assert batch.group_ids.unique(return_counts=True)[1].tolist() == [2, 6, 3, 5]
+
+
 def test_the_first_model_keeps_its_own_experts():
     made = build(
         "minirl",
@@ -275,6 +287,7 @@ def test_micro_batches_change_nothing_under_replay(replay):
         ("R2", {}, "R2 changes nothing in the first update"),
         ("R3", {}, "R3 changes nothing with one update a batch of an exact engine"),
         ("R2", {"reuse": 2, "model": "tiny:dense"}, "tiny:dense has no routers to replay"),
+        ("R3", {"reuse": 2, "task": "t4a"}, "R3 reads what sampling read token by token"),
     ],
 )
 def test_replay_without_effect_is_refused(replay, options, says):

@@ -55,6 +55,13 @@ def test_balanced_labels_pull_by_their_number():
     torch.testing.assert_close(c[~mine & ~right], -3 * c[~mine & right][:1])
 
 
+def test_labels_between_0_and_1_count_on_the_nearer_side():
+    x, batch = ragged()
+    soft = 0.5 + 0.8 * (LABELS - 0.5)  # 0.9 and 0.1
+    c = coefficients(estimator(), x, batch.replace(rewards=soft))
+    torch.testing.assert_close(c, 0.8 * coefficients(estimator(), x, batch))
+
+
 @pytest.mark.parametrize("label", [0.0, 1.0])
 def test_groups_of_one_label_teach_nothing_at_first(label):
     labels = torch.full_like(LABELS, label)

@@ -1,6 +1,7 @@
 """The parts in a learner: what leaves a run bit for bit as it was, unequal groups under every loss, refusals."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -347,7 +348,15 @@ def test_a_curriculum_moves_on_and_its_batches_with_it():
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(name, given, says):
     with pytest.raises(ConfigError, match=says):
-        learner(name, {"kl": 0.1} if name == "copg" else None, **given)
+        learner(name, {"copg": {"kl": 0.1}, "minirl": {"replay": "R3"}}.get(name), **given)
+
+
+def test_minirl_without_replay_takes_hints():
+    """It then notes nothing of its samples."""
+    made = learner("minirl", scaffold="hints", hint_exempt=0.0, task="t2")
+    found = [made.update() for _ in range(3)]
+    assert all(math.isfinite(float(metrics["grad_norm"])) for metrics in found)
+    assert sum(float(metrics["hint_rescued"]) for metrics in found) > 0
 
 
 def test_sets_refuse_unequal_groups():
