@@ -167,12 +167,17 @@ def unfit(settings: PolychromicConfig, options: Any, task: Any) -> str | None:
     return None
 
 
+def beside(settings: PolychromicConfig, options: Any) -> int:
+    """Vines."""
+    vines: int = options.prompts * settings.states * settings.vines
+    return vines
+
+
 def facts(settings: PolychromicConfig, options: Any) -> dict[str, str]:
     """Vines come on top."""
-    vines = options.prompts * settings.states * settings.vines
-    rows = options.prompts * options.group
-    about = f"{rows + vines} ({options.group} a prompt and {settings.states} x {settings.vines} vines)"
-    return {"responses per step": about, "rollouts in all": str((rows + vines) * options.steps)}
+    rows = options.prompts * options.group + beside(settings, options)
+    vines = f" and {settings.states} x {settings.vines} vines" if settings.states else ""
+    return {"responses per step": f"{rows} ({options.group} a prompt{vines})"}
 
 
 def estimator(settings: PolychromicConfig, length: int) -> Estimator:
@@ -185,5 +190,5 @@ def estimator(settings: PolychromicConfig, length: int) -> Estimator:
 
 METHOD = Method(
     config=PolychromicConfig, estimator=estimator, kl="step-reward", critic=True, answers=True, companion=Vines,
-    unfit=unfit, facts=facts,
+    unfit=unfit, beside=beside, facts=facts,
 )  # fmt: skip
