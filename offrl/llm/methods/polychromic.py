@@ -116,7 +116,8 @@ class Vines(Companion):
         assert batch.vines is not None
         assert batch.answer_ids is not None
         if not bool(((rewards >= 0.0) & (rewards <= 1.0)).all()):
-            raise ConfigError("polychromic: rewards must lie in [0, 1]")
+            wide = f"{float(rewards.min()):g} to {float(rewards.max()):g}"
+            raise ConfigError(f"polychromic: rewards must lie in [0, 1], got {wide}")
         found = rewards.new_zeros(len(rewards), 1 if s.share == "projected" else s.sets)
         groups = Groups(batch.group_ids)
         dead, different = [], []

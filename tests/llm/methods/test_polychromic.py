@@ -191,5 +191,5 @@ def test_what_does_not_fit_is_refused(tmp_path):
         METHOD.config(states=0, vines=16)
     with pytest.raises(ConfigError, match="sets of 9 need as many vines"):
         METHOD.config(n=9)
-    with pytest.raises(ConfigError, match=r"rewards must lie in \[0, 1\]"):
+    with pytest.raises(ConfigError, match=r"rewards must lie in \[0, 1\], got .* to "):
         learner("t3", settings={"states": 0}).update()
