@@ -137,6 +137,8 @@ class Method:
     """(settings, options, task) -> why these do not go together, in one line, or None."""
     companion: Callable[[Any, Any], "Companion"] | None = None
     """(settings, learner) -> what it does around its estimator."""
+    beside: Callable[[Any, Any], int] = lambda settings, options: 0
+    """(settings, options) -> responses of a step beside --group to each prompt."""
     facts: Callable[[Any, Any], dict[str, str]] = lambda settings, options: {}
     """(settings, options) -> lines of --dry-run that differ from those of other methods."""
 
@@ -228,6 +230,15 @@ def too_small(options: Any, what: str) -> str | None:
             f"{what} compares the responses of a group: --group must be 2 or more, and so must --budget-low"
         )
     return None
+
+
+def samplings(options: Any, most: int) -> dict[str, str]:
+    """For ``facts``: a method that samples up to ``most`` times, until all groups have unequal rewards."""
+    if most == 1:
+        return {}
+    rollouts = options.prompts * options.group * options.steps
+    again = f"1 to {most}, until {options.prompts} groups have unequal rewards"
+    return {"samplings per step": again, "rollouts in all": f"{rollouts} to {most * rollouts}"}
 
 
 def terms(settings: LossSettings, kl: str | None = "k3") -> list[tuple[Spec, float]]:

@@ -266,8 +266,9 @@ def plan(
         layers: of the model.
         frozen: parameters that are not trained.
     """
-    rows, length = options.prompts * options.group, task.max_prompt + task.max_response
-    micro = options.micro_batch or options.minibatch_rows
+    rows = options.prompts * options.group + method.beside(settings, options)
+    length, minibatch = task.max_prompt + task.max_response, rows // options.minibatches
+    micro = options.micro_batch or minibatch
     # weights, gradients, two moments; a frozen first model; whole copies of what samples, now and before
     copies = 4 + bool(method.reference or settings.kl != 0.0) + (options.predictor == "v0")
     whole = (options.delay + 1 if options.delay else 0) + (options.delay > 0 or options.engine != "exact")
@@ -281,7 +282,7 @@ def plan(
             "responses per step": f"{rows} ({options.group} a prompt)"
             if method.data != "demonstrations"
             else "0",
-            "updates per step": f"{options.reuse * options.minibatches} of {options.minibatch_rows} responses",
+            "updates per step": f"{options.reuse * options.minibatches} of {minibatch} responses",
             "rows of one pass": str(micro),
             "tokens per step": f"at most {rows * task.max_response} {told}, {rows * length} with prompts",
             "rollouts in all": str(rows * options.steps if method.data != "demonstrations" else 0),

@@ -94,6 +94,30 @@ def test_a_run_from_start_to_evaluation(tmp_path, capsys):
         ),
         ("dapo", ["--max-rounds", "1"], {"rollouts in all": "5120"}),
         (
+            "polychromic",
+            ["--task", "t4b", "--group", "8", "--minibatches", "2"],
+            {
+                "responses per step": "768 (8 a prompt and 2 x 8 vines)",
+                "updates per step": "2 of 384 responses",
+                "rows of one pass": "384",
+                "tokens per step": "at most 18432 sampled, 20736 with prompts",
+                "rollouts in all": "7680",
+            },
+        ),
+        (
+            "polychromic",
+            ["--states", "0"],
+            {"responses per step": "512 (16 a prompt)", "rollouts in all": "5120"},
+        ),
+        (
+            "empg",
+            ["--base", "dapo"],
+            {
+                "samplings per step": "1 to 4, until 32 groups have unequal rewards",
+                "rollouts in all": "5120 to 20480",
+            },
+        ),
+        (
             "luffy",
             ["--minibatches", "2"],
             {"updates per step": "2 of 256 responses and 16 demonstrations", "rollouts in all": "5120"},
@@ -107,9 +131,9 @@ def test_a_dry_run_tells_what_comes_on_top(name, given, lines, capsys):
     assert lines.items() <= found.items()
 
 
-@pytest.mark.parametrize("name", ["remax", "dapo"])
-def test_a_dry_run_promises_the_rollouts_that_are_made(name, tmp_path, capsys):
-    train = ["llm", "train", name, "--steps", "2", "--out", str(tmp_path), "--json", *SMALL]
+@pytest.mark.parametrize(("name", "given"), [("remax", []), ("dapo", []), ("empg", ["--base", "dapo"])])
+def test_a_dry_run_promises_the_rollouts_that_are_made(name, given, tmp_path, capsys):
+    train = ["llm", "train", name, "--steps", "2", "--out", str(tmp_path), "--json", *SMALL, *given]
     assert main([*train, "--dry-run"]) == 0
     promised = capsys.readouterr().out.split("rollouts in all")[1].splitlines()[0].split(" to ")
     assert main(train) == 0

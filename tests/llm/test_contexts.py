@@ -141,6 +141,35 @@ def test_the_last_round_is_dropped_before_a_summary():
     ).float().mean() > 0.9  # a word and five letters
 
 
+def test_what_a_dropped_round_earned_stays_with_what_was_said_before():
+    from offrl.llm.contexts import Progress, _drop
+    from offrl.llm.transcripts import Transcripts
+
+    t, none = Transcripts(torch.tensor([8]), 0, PAD), torch.zeros(1, dtype=torch.bool)
+    t.mask[0, [0, 3, 5]], t.length[0], t.step_ids[0, :6] = True, 7, torch.tensor([0, -1, -1, 1, -1, 2])
+    t.rewards[0, 3], t.rewards[0, 5] = 0.25, 1.0
+    p = Progress(none, none, none, t.length.clone(), torch.zeros_like(t.tokens), [[[1]]])
+    _drop(t, p, 0, 5)
+    assert t.rewards[0].tolist() == [0.0, 0.0, 0.0, 1.25, 0.0, 0.0, 0.0, 0.0]
+    assert t.mask[0].nonzero()[:, 0].tolist() == [0, 3]
+    assert t.step_ids[0].tolist() == [0, -1, -1, 1, -1, -1, -1, -1]
+    assert p.segments[0].tolist() == [0] * 5 + [-1] * 2 + [0]
+
+
+def test_a_truncated_context_keeps_half_of_what_fits_beside_the_prompt():
+    """A window of 32 is full at 30: one token of the prompt and 14 of the last 29."""
+    _, _, _, found = played("truncate")
+    held = found.context_mask.sum(dim=2)
+    assert held.shape[1] > 2
+    assert set(held[:, 0].tolist()) == {1}
+    assert set(held[:, 1:].flatten().tolist()) <= {0, 15}
+    for row in range(len(held)):
+        if held[row, 1]:
+            before = context_of(found, row, 0, found.tokens.shape[1])
+            after = found.contexts[row, 1][found.context_mask[row, 1]].tolist()
+            assert after == [before[0], *before[-14:]]
+
+
 def test_a_long_window_is_as_none():
     """One context an episode: the gradient is that of whole episodes, bit for bit."""
 

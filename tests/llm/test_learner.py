@@ -303,8 +303,9 @@ def moved(name, kl):
     return made, batch, new - ref
 
 
-def test_the_kl_in_a_rows_reward():
-    made, batch, log_ratio = moved("rloo", 0.3)
+@pytest.mark.parametrize("name", ["rloo", "p3o"])
+def test_the_kl_in_a_rows_reward(name):
+    made, batch, log_ratio = moved(name, 0.3)
     found = made._prepared(batch)
     torch.testing.assert_close(found.rewards, batch.rewards - 0.3 * log_ratio.sum(1))
     metrics = made._update(found)

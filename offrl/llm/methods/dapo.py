@@ -16,7 +16,7 @@ from offrl.errors import ConfigError
 from offrl.estimators.compose import Estimator
 from offrl.estimators.groups import Groups
 from offrl.estimators.recipes import recipe
-from offrl.llm.method import ClipSettings, Method, TextRollouts, clip, terms
+from offrl.llm.method import ClipSettings, Method, TextRollouts, clip, samplings, terms
 from offrl.llm.text import Responses
 
 
@@ -61,11 +61,7 @@ def keep(settings: DAPOConfig, rollouts: TextRollouts) -> Tensor:
 
 def facts(settings: DAPOConfig, options: Any) -> dict[str, str]:
     """How often it may sample for one batch."""
-    if settings.max_rounds == 1:
-        return {}
-    rollouts, most = options.prompts * options.group * options.steps, settings.max_rounds
-    again = f"1 to {most}, until {options.prompts} groups have unequal rewards"
-    return {"samplings per step": again, "rollouts in all": f"{rollouts} to {most * rollouts}"}
+    return samplings(options, settings.max_rounds)
 
 
 def unfit(settings: DAPOConfig, options: Any, task: Any) -> str | None:

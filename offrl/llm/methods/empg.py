@@ -14,7 +14,7 @@ default where DAPO has 0.28, and long responses are not punished.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from offrl.estimators.compose import Estimator
 from offrl.estimators.groups import Groups
 from offrl.estimators.recipes import recipe
 from offrl.estimators.turns import Turns
-from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, terms
+from offrl.llm.method import ClipSettings, Companion, Method, TextRollouts, clip, samplings, terms
 
 ROUNDS = 4
 
@@ -108,7 +108,16 @@ def estimator(settings: EMPGConfig, length: int) -> Estimator:
     )
 
 
+def rounds(settings: EMPGConfig) -> int:
+    """How often at most it samples for one batch."""
+    return ROUNDS if settings.base == "dapo" else 1
+
+
+def facts(settings: EMPGConfig, options: Any) -> dict[str, str]:
+    """How often it may sample for one batch."""
+    return samplings(options, rounds(settings))
+
+
 METHOD = Method(
-    config=EMPGConfig, estimator=estimator, grouped=True, companion=Sureness, keep=keep,
-    rounds=lambda settings: ROUNDS if settings.base == "dapo" else 1,
+    config=EMPGConfig, estimator=estimator, grouped=True, companion=Sureness, keep=keep, rounds=rounds, facts=facts
 )  # fmt: skip

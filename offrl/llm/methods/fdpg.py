@@ -83,8 +83,8 @@ def estimator(settings: FDPGConfig, length: int) -> Estimator:
 
 
 def pseudo_reward(rewards: Tensor) -> Tensor:
-    """None yet: each update finds its own; (B,)."""
-    return torch.zeros_like(rewards)
+    """1: each update finds its own, this holds what the rows weigh; (B,)."""
+    return torch.ones_like(rewards)
 
 
 class FDPG(Companion):
@@ -162,13 +162,14 @@ class FDPG(Companion):
         )
 
     def masked(self, batch: TextRollouts) -> tuple[TextRollouts, dict[str, Tensor]]:
-        """With -f' - b as advantages; the baseline is updated afterwards."""
+        """With -f' - b times what a row weighs as advantages; the baseline is updated afterwards."""
+        assert batch.advantages is not None
         log_z = self.log_z(batch)
         known = torch.isfinite(log_z)
         log_pi = sequence_sum(self.log_probs(batch), batch.mask)
         log_p = self.log_target(batch) - log_z.where(known, 0.0)
         found = pseudo_rewards(log_pi, log_p, self.settings.divergence)
-        advantages = (found - self.baseline).where(known, 0.0)
+        advantages = (found - self.baseline).where(known, 0.0) * batch.advantages
         if number := int(known.sum()):
             self.seen = min(self.seen + number, self.settings.window)
             step = min(number / self.seen, 1.0)
@@ -193,7 +194,9 @@ def log_add(a: float, b: float) -> float:
 
 
 def unfit(settings: FDPGConfig, options: Any, task: Any) -> str | None:
-    """Moments of rewards that the task lacks."""
+    """Moments of rewards that the task lacks, and chosen samples of other prompts among those of a normalizer."""
+    if options.scaffold != "none":
+        return "its normalizers are means over samples of one prompt: leave --scaffold out"
     names = component_names(task)
     unknown = [name for name in wanted(settings) if name not in names]
     return f"{task.name} has no reward {unknown[0]!r}, it has {', '.join(names)}" if unknown else None

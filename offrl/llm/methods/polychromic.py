@@ -116,7 +116,8 @@ class Vines(Companion):
         assert batch.vines is not None
         assert batch.answer_ids is not None
         if not bool(((rewards >= 0.0) & (rewards <= 1.0)).all()):
-            raise ConfigError("polychromic: rewards must lie in [0, 1]")
+            wide = f"{float(rewards.min()):g} to {float(rewards.max()):g}"
+            raise ConfigError(f"polychromic: rewards must lie in [0, 1], got {wide}")
         found = rewards.new_zeros(len(rewards), 1 if s.share == "projected" else s.sets)
         groups = Groups(batch.group_ids)
         dead, different = [], []
@@ -167,12 +168,17 @@ def unfit(settings: PolychromicConfig, options: Any, task: Any) -> str | None:
     return None
 
 
+def beside(settings: PolychromicConfig, options: Any) -> int:
+    """Vines."""
+    vines: int = options.prompts * settings.states * settings.vines
+    return vines
+
+
 def facts(settings: PolychromicConfig, options: Any) -> dict[str, str]:
     """Vines come on top."""
-    vines = options.prompts * settings.states * settings.vines
-    rows = options.prompts * options.group
-    about = f"{rows + vines} ({options.group} a prompt and {settings.states} x {settings.vines} vines)"
-    return {"responses per step": about, "rollouts in all": str((rows + vines) * options.steps)}
+    rows = options.prompts * options.group + beside(settings, options)
+    vines = f" and {settings.states} x {settings.vines} vines" if settings.states else ""
+    return {"responses per step": f"{rows} ({options.group} a prompt{vines})"}
 
 
 def estimator(settings: PolychromicConfig, length: int) -> Estimator:
@@ -185,5 +191,5 @@ def estimator(settings: PolychromicConfig, length: int) -> Estimator:
 
 METHOD = Method(
     config=PolychromicConfig, estimator=estimator, kl="step-reward", critic=True, answers=True, companion=Vines,
-    unfit=unfit, facts=facts,
+    unfit=unfit, beside=beside, facts=facts,
 )  # fmt: skip

@@ -114,6 +114,9 @@ def test_what_does_not_teach_gets_nothing_and_everything_stays_finite():
     ):
         equal = beta_norm(rewards.double(), ids, **UNIT)
         torch.testing.assert_close(equal, group_mean(rewards.double(), ids))
+    for groups in range(2, 40):  # thirds whose mean is rounded: a variance of 1e-33 is no spread
+        third, many = torch.tensor([1.0, 0, 0] * groups).double(), torch.arange(groups).repeat_interleave(3)
+        torch.testing.assert_close(beta_norm(third, many, **UNIT), group_mean(third, many))
     certain = beta_norm(torch.tensor([1, 1, 1, 0, 0, 0, 1, 1, 1, 0, 0, 0]).double(), ids, **UNIT)
     assert certain.tolist() == [0.0] * 12  # k < 0: the clamp at 1
     assert [float(x) for x in fitted(torch.tensor([0.0, 1.0, 0.0, 1.0]))] == [1.0, 1.0]
@@ -177,6 +180,18 @@ def test_the_learner_reports_parameters_and_uses_the_settings(decompose):
     assert set(found) == set(made.companion.metrics) <= set(made.metrics)
     assert float(found["alpha"]) >= 1.0
     assert 0.0 < float(found["largest_factor"]) <= 7.0
+    outcome = torch.zeros(36).index_fill(
+        0, torch.tensor([0, 1, 2, 6, 7]), settings["high"]
+    )  # rates 1/2, 1/3, 0 ...
+    batch = batch.replace(rewards=outcome, components=outcome[:, None])
+    found = made.companion.chosen(batch)[1]
+    rates = torch.tensor([1 / 2, 1 / 3, 0, 0, 0, 0]).double()
+    alpha, beta = fitted(rates)
+    assert float(beta) > 1.0  # at a rate of 0 the factor is the largest of all, and teaches nothing
+    assert float(found["beta"]) == pytest.approx(float(beta), rel=1e-6)
+    assert float(found["largest_factor"]) == pytest.approx(
+        float(reciprocal(rates[:2], alpha, beta, 7.0).max()), rel=1e-5
+    )
 
 
 def test_tokens_with_negative_advantage_are_cut_at_the_dual_clip_too():

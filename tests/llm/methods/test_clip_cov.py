@@ -8,6 +8,8 @@ from offrl.estimators.compose import compose
 from offrl.estimators.covariance import covariances
 from offrl.llm.methods import load_method
 from offrl.llm.methods.clip_cov import candidates, pick
+from offrl.llm.options import LLMOptions
+from offrl.llm.session import build
 
 METHOD = load_method("clip_cov")
 
@@ -88,6 +90,26 @@ def test_the_choice_is_random_and_the_methods_own(batch_of, stream):
     assert often[~free].max() == 0
     assert often[free].min() > 0.05  # each is picked about every fifth time
     assert often[free].max() < 0.4
+
+
+def test_covariances_are_those_of_the_policy_as_it_is_before_each_update():
+    """In the second update of a batch it is no longer the one that sampled."""
+    settings = METHOD.config(share=1.0, cov_low=0.1, cov_high=100.0)
+    made = build("clip_cov", settings, LLMOptions(prompts=4, group=4, reuse=2, device="cpu"))
+    batch = made._prepared(made._collect()[0])
+    with torch.no_grad():
+        for p in made.parameters:
+            p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    batch = batch.replace(advantages=torch.linspace(-1.0, 1.0, 16))
+    state = made.streams["method"].get_state()
+
+    def picked(log_probs):
+        made.streams["method"].set_state(state)
+        return pick(settings, batch, log_probs, made.streams["method"]).factors
+
+    found = made.companion.masked(batch)[0].factors
+    assert torch.equal(found, picked(made._scores(batch, made.policy)[0]))
+    assert not torch.equal(found, picked(batch.old_log_probs))
 
 
 def test_a_band_of_quantiles(batch_of):

@@ -135,6 +135,26 @@ def test_the_history_is_the_mean_of_all_steps_before():
     torch.testing.assert_close(masked.corridor[0], torch.tensor([1.0, 3.0, beta(2, 10, 3.0)]))
 
 
+@pytest.mark.parametrize("base", ["grpo", "ppo"])
+def test_overlong_episodes_are_no_part_of_the_mean(base):
+    """Rows without a token left: neither in the history nor in what the bonus is divided by."""
+    made = learner(settings={"base": base, "entropy": 0.05})
+    batch = made._collect()[0]
+    gone = torch.arange(16) < 5
+    rest = made._prepared(batch.replace(mask=batch.mask & ~gone[:, None]))
+    h = [float(rest.entropies[b][rest.mask[b]].mean()) for b in range(5, 16)]  # turns of one token
+    assert made.companion.past == pytest.approx([sum(h) / 11])
+    masked, _ = made.companion.masked(rest)
+    weight = masked.factors.sum(dim=1) / (rest.mask.sum(dim=1).clamp(min=1) if base == "grpo" else 1.0)
+    want = 1.0 if base == "grpo" else float(rest.mask.sum()) / 11
+    torch.testing.assert_close(weight, torch.where(gone, 0.0, want).to(weight))
+
+
+def test_the_defaults_are_the_papers():
+    c = METHOD.config()
+    assert (c.entropy, c.low, c.high, c.decay, c.alpha) == (1e-3, 0.0, 2.0, 3.0, 0.1)
+
+
 def test_a_step_of_overlong_episodes_alone_is_no_part_of_the_history():
     """A window of 16 tokens and one summary reach the end of no corridor."""
     window = {"context": "supo", "context_window": 16, "summaries": 1}

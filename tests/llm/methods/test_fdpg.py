@@ -7,6 +7,7 @@ import torch
 
 from offrl.errors import ConfigError
 from offrl.estimators.divergences import pseudo_rewards
+from offrl.estimators.groups import Groups
 from offrl.llm.methods import load_method
 from offrl.llm.options import LLMOptions
 from offrl.llm.session import build
@@ -99,6 +100,8 @@ def test_the_pointwise_target_and_prompts_without_any_reward():
     assert dead.any()
     assert (held.advantages[dead] == 0).all()
     assert (held.advantages[~dead].abs() > 0).all()
+    assert made.companion.baseline == pytest.approx(float(held.advantages[~dead].mean()))
+    assert made.companion.seen == int((~dead).sum())
     with pytest.raises(ConfigError, match="needs rewards >= 0"):
         made.companion.log_target(batch.replace(rewards=rewards - 1))
 
@@ -145,7 +148,26 @@ def test_resume_is_exact():
     assert whole.companion.seen == 512
 
 
+def test_a_prompt_of_many_responses_weighs_no_more():
+    """8 and 24 responses a prompt: each prompt's advantages are summed up over 16."""
+    made = learner(pool=8, allocator="knapsack", budget_low=8, budget_high=24, minibatches=2)
+    made.prompting._budget = lambda rates: torch.tensor([8, 24] * 4)
+    batch = made._prepared(made._collect()[0])
+    sizes, rows = Groups(batch.group_ids), made._minibatches(batch)[0]
+    held, _ = made.companion.masked(batch)
+    log_p = made.companion.log_target(batch) - made.companion.log_z(batch)
+    pseudo = pseudo_rewards(batch.old_log_probs.sum(1), log_p, "js")
+    torch.testing.assert_close(held.advantages, pseudo * 16.0 / sizes.rows(sizes.size))
+    baseline = made.companion.baseline
+    assert baseline == pytest.approx(float(pseudo.mean()))
+    part, _ = made.companion.masked(made._minibatch(batch, rows))
+    weight = len(rows) / 4 / sizes.rows(sizes.size)[rows]
+    torch.testing.assert_close(part.advantages, (pseudo[rows] - baseline) * weight)
+
+
 def test_impossible_settings():
+    with pytest.raises(ConfigError, match="means over samples of one prompt: leave --scaffold out"):
+        learner(task="t2", model="tiny:dense", scaffold="hints")
     with pytest.raises(ConfigError, match="beta belongs to the exponential target"):
         METHOD.config(target="pointwise", beta=0.5)
     with pytest.raises(ConfigError, match="beta and window must be positive"):

@@ -82,6 +82,21 @@ def test_in_the_first_update_of_a_batch_the_penalty_does_nothing(batch_of):
     assert torch.equal(gradient(settings, batch.old_log_probs, batch), free(batch.old_log_probs, batch))
 
 
+def test_covariances_are_those_of_the_policy_as_it_is_before_each_update():
+    """In the second update of a batch it is no longer the one that sampled."""
+    settings = METHOD.config(share=0.2)
+    made = build("kl_cov", settings, LLMOptions(prompts=4, group=4, reuse=2, device="cpu"))
+    batch = made._prepared(made._collect()[0])
+    batch = batch.replace(advantages=torch.linspace(-1.0, 1.0, 16))
+    with torch.no_grad():
+        for p in made.parameters:
+            p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    found, _ = made.companion.masked(batch)
+    now = made._scores(batch, made.policy)[0]
+    assert torch.equal(found.factors, pick(settings, batch, now).factors)
+    assert not torch.equal(found.factors, pick(settings, batch, batch.old_log_probs).factors)
+
+
 def test_one_update_a_batch_is_refused():
     with pytest.raises(ConfigError, match="kl_cov: with one update a batch its penalty has no effect"):
         build("kl_cov", METHOD.config(), LLMOptions())

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from offrl.errors import ConfigError
+from offrl.estimators.advantages import gae
 from offrl.estimators.sets import all_sets, polychromic, projected
 from offrl.llm.learner import FURTHER, Learner
 from offrl.llm.methods import load_method
@@ -106,6 +107,42 @@ def test_set_advantages_are_those_of_the_groups_answers():
     torch.testing.assert_close(gae.advantages[other], batch.advantages[other])
 
 
+def test_states_are_evenly_spaced_over_the_turns():
+    made = learner("t4b", settings={"states": 3, "vines": 4})
+    batch, _ = made._collect()
+    told = (batch.prompt_mask.sum(dim=1) - 3)[batch.vines].view(2, 3, 4)
+    for prompt in (0, 1):
+        turns = int(batch.mask[4 * prompt].sum())
+        for state in range(3):
+            assert told[prompt, state].tolist() == [2 * (state * turns // 3)] * 4
+
+
+def test_outside_of_windows_there_is_plain_gae_and_a_kl_in_the_rewards_is_not_in_the_sets():
+    made = learner(settings={"states": 2, "vines": 6, "n": 3})
+    batch = made._prepared(made._collect()[0])
+    how = {"mask": batch.mask, "discount": 1.0, "lam": 0.95}
+    want = gae(batch.rewards, batch.values, batch.next_values, **how)
+    assert want[~batch.vines].abs().max() > 0.1
+    torch.testing.assert_close(batch.advantages[~batch.vines], want[~batch.vines])
+    other = made.companion.measured(batch.replace(rewards=batch.rewards - 0.7))
+    assert torch.equal(other.set_advantages, batch.set_advantages)
+
+
+def test_the_kl_from_the_sampling_policy_is_in_the_loss():
+    made = learner(settings={"states": 2, "vines": 4})
+    batch = made._prepared(made._collect()[0])
+    batch = batch.replace(old_log_probs=batch.rollout_log_probs)
+    now = batch.old_log_probs + 0.3 * torch.randn(
+        batch.mask.shape, generator=torch.Generator().manual_seed(0)
+    )
+    with_, without = (
+        METHOD.estimator(METHOD.config(kl_old=c), 24).loss(now, batch, predicted_values=batch.values)
+        for c in (0.5, 0.0)
+    )
+    kl = kl_from_old(now, batch.old_log_probs)[batch.mask].mean()
+    torch.testing.assert_close(with_ - without, 0.5 * kl, atol=1e-5, rtol=1e-4)
+
+
 def test_different_answers_are_different_goals():
     task = load_task("t4b")
     made = learner()
@@ -154,5 +191,5 @@ def test_what_does_not_fit_is_refused(tmp_path):
         METHOD.config(states=0, vines=16)
     with pytest.raises(ConfigError, match="sets of 9 need as many vines"):
         METHOD.config(n=9)
-    with pytest.raises(ConfigError, match=r"rewards must lie in \[0, 1\]"):
+    with pytest.raises(ConfigError, match=r"rewards must lie in \[0, 1\], got .* to "):
         learner("t3", settings={"states": 0}).update()

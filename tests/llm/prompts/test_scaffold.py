@@ -81,6 +81,23 @@ def test_groups_with_a_success_are_left_alone_bit_for_bit():
     assert float(found["hint_prompts"]) == 0.0
 
 
+def test_a_reward_for_something_else_is_no_success():
+    """All of a group is well-formed, say, and none of it right: hints come, and their success counts by the same rule."""
+    prompts = asked(2)
+    right = torch.zeros(2, GROUP, dtype=torch.bool)
+    before = batch_of(prompts, right)
+    before = before.replace(rewards=before.rewards + 0.1)
+
+    def graded(given, found, ids):
+        rows = rewarded(given, found, ids)
+        return rows.replace(rewards=rows.rewards + 0.1)
+
+    after, found = Scaffold(Hints(), 0).rescue(prompts, before, oracle(3), graded)
+    assert float(found["hint_rescued"]) == 1.0
+    assert float(found["hint_level"]) == 3.0
+    assert after.rewards.view(2, GROUP)[:, 0].tolist() == pytest.approx([1.1] * 2)
+
+
 def test_one_row_of_a_failed_group_changes_and_its_advantage_is_known():
     """One success among eight, unbiased std: 7/8 / sqrt(1/8) = 2.475 and -0.354."""
     right = torch.zeros(3, GROUP, dtype=torch.bool)

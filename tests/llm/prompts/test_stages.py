@@ -82,6 +82,7 @@ def test_no_prompt_comes_before_its_stage_and_replay_is_the_floor_of_its_share()
     assert (own, old) == (13, 3)
     assert mine.tolist() == (made.buckets == 2).tolist()
     assert earlier.tolist() == (made.buckets < 2).tolist()
+    assert [n for n, _ in made.parts(13)] == [11, 2]  # of 2.6
     assert stages(steps=1).parts(16)[0][0] == 16
 
 

@@ -143,6 +143,27 @@ def test_training_lowers_the_loss_and_ranks_better():
     assert within(made, fresh) > before + 0.02
 
 
+def test_what_is_asked_is_no_part_of_the_context():
+    """Nor are there more pairs in it than asked for; each side gives as many, the shorter one again and again."""
+    contexts = []
+
+    def head(known, rates, asked):
+        contexts.append((known.detach(), asked.detach()))
+        return logistic(known, rates, asked)
+
+    (world,) = worlds(1, 5)
+    few = torch.cat([(world.rates > 0).nonzero()[:3, 0], (world.rates == 0).nonzero()[:40, 0]])
+    some = v0.Outcomes(world.states[few], world.mask[few], world.rates[few])
+    v0.train(adapter(), [some], steps=5, generator=generator(), context=30, head=head)
+    for known, asked in contexts:
+        assert len(known) <= 30
+        assert len(asked) == 8
+        assert int((torch.cdist(asked[:4], asked[:4]) < 1e-3).sum()) == 4 + 2  # one of three comes twice
+        assert float(torch.cdist(known, asked).min()) > 1e-2
+    v0.train(adapter(), [some], steps=1, generator=generator(), context=300, head=head)
+    assert len(contexts[-1][0]) == 43 - 3 - 4
+
+
 def test_policies_of_one_class_are_passed_over():
     empty = [v0.Outcomes(torch.zeros(4, 2, 12), torch.ones(4, 2).bool(), torch.ones(4))]
     with pytest.raises(ConfigError, match="both right and wrong"):

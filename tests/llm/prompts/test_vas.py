@@ -86,6 +86,10 @@ def test_weights_are_scores_between_the_least_and_the_most():
     assert float(found["vas_variance"]) == pytest.approx(0.8 * 0.25 / 3)
     assert float(found["vas_diversity"]) == pytest.approx(0.2 * diverse / 3)
     assert float(found["vas_zero"]) == pytest.approx(1 / 3)
+    other = made(2, 0.5)
+    half = Responses(tokens[:4], torch.ones(4, 2).bool(), torch.zeros(4, 2))
+    other.refresh(torch.tensor([1, 0, 1, 0]).bool(), half)
+    assert other.weights.tolist() == pytest.approx([0.0, 1.0], abs=1e-6)  # the least is 0, whatever its score
 
 
 def test_rows_that_are_not_allowed_never_come():
