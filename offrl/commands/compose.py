@@ -172,6 +172,8 @@ def check(options: ComposeOptions) -> None:
         check_target(options.report.with_suffix(".mp4"))
         if options.env.startswith("served:"):
             raise ConfigError(f"{options.env} lives in another process and cannot be filmed: add --no-film")
+    if options.side_by_side < 1:
+        raise ConfigError(f"--side-by-side must be 1 or more, got {options.side_by_side}")
     if options.episodes < 2:
         raise ConfigError(f"episodes must be 2 or more, for an interval, got {options.episodes}")
 

@@ -124,6 +124,7 @@ def test_a_matching_is_taken_where_ratios_may_differ(parents):
         (("--search", "--weights", "0.5", "0.5"), "leave --weights"),
         (("--weights", "0.5", "0.6"), "sum to 1"),
         (("--episodes", "1"), "2 or more"),
+        (("--side-by-side", "0"), "--side-by-side must be 1 or more, got 0"),
         (("--matching", "mean"), "--matching has no effect without --allow-anisotropic"),
         (("--rounds", "2"), "--rounds and --search-episodes have no effect without --search"),
         (("--search-episodes", "9"), "--rounds and --search-episodes have no effect without --search"),
