@@ -205,10 +205,12 @@ class Server:
         port: to listen on; 0: a free one.
 
     Raises:
-        OSError: the port is taken.
+        ConfigError: there is no such port, or it is taken.
     """
 
     def __init__(self, make: Callable[[], Service], port: int = 0) -> None:
+        if not 0 <= port < 1 << 16:
+            raise ConfigError(f"port must be in 1 .. 65535, or 0 for a free one, got {port}")
         places = threading.BoundedSemaphore(CONNECTIONS)
 
         class Handler(socketserver.BaseRequestHandler):
@@ -222,7 +224,12 @@ class Server:
         class Threads(socketserver.ThreadingTCPServer):
             allow_reuse_address, daemon_threads = True, True
 
-        self.threads = Threads((HOST, port), Handler)
+        try:
+            self.threads = Threads((HOST, port), Handler)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on port {port} ({error.strerror}): choose another, or 0 for a free one"
+            ) from None
         self.port = int(self.threads.server_address[1])
 
     def run(self) -> None:

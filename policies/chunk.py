@@ -336,6 +336,9 @@ def check_sampler(sampler: Mapping[str, Any] | None, family: str, steps: int) ->
     settings = SAMPLER | dict(sampler or {})
     if settings["prediction"] not in ("eps", "x0") or not 2 <= settings["levels"] <= 10_000:
         raise PolicyError(f"prediction must be eps or x0, levels 2 .. 10000: {settings}")
+    clip = settings["clip"]
+    if clip is not None and not (isinstance(clip, int | float) and 0 < clip < math.inf):
+        raise PolicyError(f"clip must be a number above 0, or None, got {clip!r}")
     if family == "flow" and settings != SAMPLER:
         raise PolicyError("a flow has no settings of a sampler")
     if family == "diffusion" and steps > settings["levels"]:

@@ -67,7 +67,7 @@ class ComposedPolicy(RecedingHorizon):
             raise PolicyError(
                 f"the policies denoise different things: {' and '.join(sorted(spaces))}; their noise cannot be shared"
             )
-        self.draws = not all(isinstance(p, GaussianPlan) for p in chunky)
+        self.draws = any(p.draws for p in chunky)
         super().__init__(
             first.obs_dim if obs_dim is None else obs_dim, first.act_dim, first.action_low, first.action_high
         )

@@ -54,9 +54,14 @@ def error_products(
     ]
     shared = composition.cover.all(0)
     out = []
+
+    def draw(x: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
     for level in chosen:
-        u = chunks + level.rho * torch.randn(chunks.shape, generator=generator, dtype=chunks.dtype)
-        errors = (composition.clean(u, level, conditions) - chunks)[:, :, shared].flatten(2) / level.rho
+        u = chunks + level.rho * draw(chunks)
+        clean = composition.clean(u, level, conditions, draw)
+        errors = (clean - chunks)[:, :, shared].flatten(2) / level.rho
         out.append(torch.einsum("ibk,jbk->bij", errors, errors) / errors.shape[2])
     return torch.stack(out).double().numpy()
 

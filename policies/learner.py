@@ -120,6 +120,8 @@ class ChunkConfig:
             raise ConfigError("weight_decay must be 0 or more, ema_power in (0, 1]")
         if self.denoiser == "unet":
             unused(self, "with denoiser unet", "layers", "heads", "dropout")
+        else:
+            unused(self, f"with denoiser {self.denoiser}", "step_embed")
         if not 0.0 < self.crop <= 1.0:
             raise ConfigError(f"crop must be in (0, 1], got {self.crop}")
         try:
@@ -152,6 +154,8 @@ class ChunkLearner:
         self.config, self.box = config, ActionBox(problem.action_low, problem.action_high)
         self.obs_dim, self.act_dim = problem.obs_dim, problem.act_dim
         self.inputs = check_inputs(problem.inputs or None, self.obs_dim)
+        if all(len(shape) != 3 for _, shape in self.inputs):
+            unused(config, "on observations without images", "crop", "keypoints")
         self.vision = config.vision(self.inputs)
         seen = problem.observations.cpu().numpy()  # images are apart
         self.observation_units = AffineNormalizer.limits(seen).to(problem.device)

@@ -185,13 +185,17 @@ def refuse(wrong: bool, path: Any, name: str, value: Any) -> None:
 def _box(
     described: LeRobotPolicy, low: Sequence[float] | None, high: Sequence[float] | None
 ) -> tuple[Sequence[float], Sequence[float]]:
+    width = described.action.shape[0]
     if low is not None and high is not None:
+        if len(low) != width:
+            raise PolicyError(
+                f"{described.path}: the policy's actions are {width} numbers, the environment's {len(low)}"
+            )
         return low, high
     if described.action.mode != "MIN_MAX":
         raise PolicyError(
             f"{described.path} does not say the bounds of its actions: name the environment (--env)"
         )
-    width = described.action.shape[0]
     one = torch.ones(width)
     ends = [described.normalizers["action"].inverse(sign * one) for sign in (-1, 1)]
     return ends[0].tolist(), ends[1].tolist()

@@ -151,6 +151,8 @@ def _built(
     beta, prediction = scheduler.get("beta_schedule"), scheduler.get("prediction_type", "epsilon")
     refuse(beta != "squaredcos_cap_v2", path, "beta_schedule", beta)
     refuse(prediction not in PREDICTIONS, path, "prediction_type", prediction)
+    variance = scheduler.get("variance_type", "fixed_small")
+    refuse(variance not in ("fixed_small", "fixed_small_log"), path, "variance_type", variance)
     refuse("ddim" in str(scheduler.get("_target_", "")).lower(), path, "noise_scheduler", "DDIM")
     if parts is None and "n_emb" not in model and "oa_step_convention" not in config:
         raise PolicyError(

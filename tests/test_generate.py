@@ -90,14 +90,23 @@ def test_the_number_of_transitions_is_exact_and_the_rest_begins_alike():
     assert short["truncated"][-1] or short["terminated"][-1]
 
 
+def test_a_cut_at_a_terminal_row_is_no_time_out():
+    whole = generate(model(), 90, FAST)
+    for terminal in (True, False):
+        row = int(np.flatnonzero((whole["terminated"] == terminal) & ~whole["truncated"])[0])
+        part = generate(model(), row + 1, FAST)
+        assert (part["terminated"][-1], part["truncated"][-1]) == (terminal, not terminal)
+
+
 def test_seed_and_policy_and_nothing_else_change_the_data():
     base = generate(model(), 30, FAST)
     again = generate(model(), 30, FAST)
     assert all(np.array_equal(base[name], again[name]) for name in base)
     torch.manual_seed(77)  # the global stream is not drawn from
     assert np.array_equal(generate(model(), 30, FAST)["observations"], base["observations"])
-    other = generate(model(), 30, Plan(Sampler(steps=3), batch=5, seed=1))
-    assert not np.array_equal(other["observations"], base["observations"])
+    for change in ({"seed": 1}, {"number": 1}):
+        other = generate(model(), 30, Plan(Sampler(steps=3), batch=5, **change))
+        assert not np.array_equal(other["observations"], base["observations"])
     guided = Plan(Sampler(steps=3, guidance=Guidance(1.0)), batch=5)
     assert not np.array_equal(generate(model(), 30, guided, policy())["actions"], base["actions"])
 

@@ -64,7 +64,7 @@ class ComposeOptions:
     expect: Annotated[tuple[float, ...], tyro.conf.arg(metavar="X ...")] = ()
     """Published success (else return) of each policy, in order: a warning if one here is below even its upper bound."""
     weights: Annotated[tuple[float, ...], tyro.conf.arg(metavar="W ...")] = ()
-    """Weights of the policies, in order; default: equal ones."""
+    """Weights of the policies, in order (of or: their logarithms); default: equal ones."""
     search: bool = False
     """Look for the weights: steps of 0.1, all of them positive."""
     operator: Operator = "convex"
@@ -172,6 +172,8 @@ def check(options: ComposeOptions) -> None:
         check_target(options.report.with_suffix(".mp4"))
         if options.env.startswith("served:"):
             raise ConfigError(f"{options.env} lives in another process and cannot be filmed: add --no-film")
+    if options.side_by_side < 1:
+        raise ConfigError(f"--side-by-side must be 1 or more, got {options.side_by_side}")
     if options.episodes < 2:
         raise ConfigError(f"episodes must be 2 or more, for an interval, got {options.episodes}")
 
@@ -186,7 +188,8 @@ def only_check(options: ComposeOptions, setting: Setting) -> int:
     if options.json:
         print(json.dumps({"mistakes": found.mistakes, "lines": found.lines}), flush=True)
     else:
-        print("\n".join([*found.lines, *([] if found.mistakes else ["everything fits"])]), flush=True)
+        for line in [*found.lines, *([] if found.mistakes else ["everything fits"])]:
+            print(line, flush=True)
         for line in found.mistakes:
             print(f"offrl: {line}", file=sys.stderr)
     return 1 if found.mistakes else 0
@@ -345,9 +348,10 @@ def describe(summary: dict[str, Any]) -> str:
             f"search, {summary['search']['episodes']} episodes of seed {summary['search']['seed']}; "
             f"{'weight of policy 1' if two else 'weights'}: {summary['measure']} (episodes): {tried}"
         )
-    weights = (
-        "" if summary["weights"] is None else ", weights " + " ".join(f"{w:g}" for w in summary["weights"])
-    )
+    weights = ""
+    if summary["weights"] is not None:
+        word = "log-weights" if summary["operator"] == "or" else "weights"
+        weights = f", {word} " + " ".join(f"{w:g}" for w in summary["weights"])
     lines.append(
         f"{summary['operator']}{weights} on {summary['env_id']}: {summary['episodes']} episodes, seed {summary['seed']}"
     )

@@ -13,7 +13,7 @@ from offrl.data.environments import EnvSpec, key_columns
 from offrl.data.reference import PUSHT
 from offrl.errors import USER_ERRORS, ConfigError, DatasetError, PolicyError
 from offrl.evaluation.environments import PUSHT_STATE, make_env, shown_parts
-from offrl.evaluation.sources import env_facts, load_source, source_facts, split_source
+from offrl.evaluation.sources import env_facts, load_source, require_policy, source_facts, split_source
 from offrl.nn.policy import Policy, read_description
 from offrl.nn.skeleton import policy_skeleton
 from offrl.policies.chunk import ChunkPolicy, Plans
@@ -188,8 +188,10 @@ def skeleton(source: str, setting: Setting) -> Policy:
     scheme, rest = split_source(source)
     if scheme not in ("run", "sb3", "lerobot", "py", "served"):
         raise ConfigError(f"{source} has no denoiser; compose chunk policies or Gaussian actors")
-    if scheme == "run" and (description := read_description(rest)).get("parents"):
-        raise PolicyError(no_denoiser(str(description.get("kind"))))
+    if scheme == "run":
+        require_policy(Path(rest))
+        if (description := read_description(rest)).get("parents"):
+            raise PolicyError(no_denoiser(str(description.get("kind"))))
     policy = policy_skeleton(rest) if scheme == "run" else load_source(source, setting.spec)
     composable(policy)
     return policy

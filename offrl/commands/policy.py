@@ -13,7 +13,7 @@ from offrl.commands.arguments import parse, subcommand
 from offrl.commands.compose_check import inputs_columns
 from offrl.data.load import load_dataset
 from offrl.errors import ConfigError
-from offrl.evaluation.sources import check_folder
+from offrl.evaluation.sources import check_folder, require_policy
 from offrl.nn.policy import Policy, load_policy, read_description, save_policy
 from offrl.policies.chunk import ChunkPolicy
 from offrl.policies.composition import normalizer_ratios
@@ -108,8 +108,10 @@ def chunk(folder: Path) -> ChunkPolicy:
     """A chunk policy.
 
     Raises:
+        FileNotFoundError, PolicyError: no such folder, or it holds no policy.
         ConfigError: it is another kind of policy.
     """
+    require_policy(folder)
     policy: Policy = load_policy(folder)
     if not isinstance(policy, ChunkPolicy):
         raise ConfigError(

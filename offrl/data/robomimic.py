@@ -64,7 +64,7 @@ def read_robomimic(
         raise FileNotFoundError(f"no dataset file {path}")
     with open_hdf5(path) as file:
         arrays = list_arrays(file, path, MAX_ARRAYS)
-        demos = _demonstrations(arrays, path)
+        demos = _demonstrations(file, path)
         if split is not None:
             demos = _split(arrays, split, demos, path)
         columns, left_out = _columns(arrays, demos, path)
@@ -92,9 +92,11 @@ def read_robomimic(
         raise DatasetError(f"{path}: {error}") from None
 
 
-def _demonstrations(arrays: Mapping[str, Any], path: Path) -> list[str]:
-    """Names ``demo_K`` in the order of their numbers."""
-    names = {m[1] for m in (re.match(r"data/(demo_\d+)/", key) for key in arrays) if m}
+def _demonstrations(file: h5py.File, path: Path) -> list[str]:
+    """Names ``demo_K`` in the order of their numbers, those of empty groups too."""
+    group = file.get("data")
+    names = list(group) if isinstance(group, h5py.Group) else []
+    names = [name for name in names if re.fullmatch(r"demo_\d+", name)]
     if not names:
         raise DatasetError(f"{path} is not in robomimic's layout: it has no data/demo_0 with arrays")
     return sorted(names, key=lambda name: int(name.removeprefix("demo_")))

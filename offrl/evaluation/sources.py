@@ -147,7 +147,7 @@ def source_facts(text: str) -> SourceFacts:
         return SourceFacts()
     path = _existing_directory(Path(rest)) / "config.json"
     if not path.is_file():
-        _require_policy(path.parent)
+        require_policy(path.parent)
         extra = read_description(path.parent).get("extra")
         try:
             return SourceFacts(_recorded_env(extra or {}))
@@ -266,8 +266,14 @@ def _existing_directory(path: Path) -> Path:
     return path
 
 
-def _require_policy(path: Path) -> None:
-    if (path / JSON_NAME).exists():
+def require_policy(path: Path) -> None:
+    """Refuse a folder without a policy.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        PolicyError: it is something else, or a run that has no policy yet.
+    """
+    if (_existing_directory(path) / JSON_NAME).exists():
         return
     if (path / "config.json").exists() and (path / "model").is_dir():
         raise PolicyError(
@@ -283,7 +289,7 @@ def _require_policy(path: Path) -> None:
 
 
 def _load_directory(path: Path, spec: EnvSpec | str) -> Policy:
-    _require_policy(_existing_directory(path))
+    require_policy(path)
     if read_description(path).get("kind") == "inventory":
         env = make_env(spec)
         try:

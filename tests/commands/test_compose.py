@@ -105,6 +105,13 @@ def test_given_weights_are_used_and_all_of_it_is_the_parent(parents, capsys):
     assert "+0.000 (+0.000 .. +0.000)" in lines[3]
 
 
+def test_the_weights_of_or_are_called_logarithms(parents, capsys):
+    options = ("--operator", "or", "--weights", "0.5", "-1", "--episodes", "2", "--no-controls")
+    assert compose(parents, *options) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "or, log-weights 0.5 -1 on Pendulum-v1: 2 episodes, seed 0"
+
+
 def test_a_matching_is_taken_where_ratios_may_differ(parents):
     assert (
         compose(parents, "--allow-anisotropic", "--matching", "mean", "--episodes", "2", "--no-controls") == 0
@@ -117,6 +124,7 @@ def test_a_matching_is_taken_where_ratios_may_differ(parents):
         (("--search", "--weights", "0.5", "0.5"), "leave --weights"),
         (("--weights", "0.5", "0.6"), "sum to 1"),
         (("--episodes", "1"), "2 or more"),
+        (("--side-by-side", "0"), "--side-by-side must be 1 or more, got 0"),
         (("--matching", "mean"), "--matching has no effect without --allow-anisotropic"),
         (("--rounds", "2"), "--rounds and --search-episodes have no effect without --search"),
         (("--search-episodes", "9"), "--rounds and --search-episodes have no effect without --search"),

@@ -105,6 +105,7 @@ def test_all_mistakes_come_at_once_each_on_its_line(parents, tmp_path, capsys):
     ("spoil", "message"),
     [
         (lambda f: shutil.rmtree(f), "neither a folder nor a policy's name"),
+        (lambda f: (f / "policy.json").unlink(), "neither a run directory nor a policy"),
         (lambda f: (f / "policy.safetensors").unlink(), "no such file"),
         (lambda f: (f / "policy.safetensors").write_bytes(b"x" * 40), "is damaged"),
         (lambda f: make(f, obs_dim=4), "takes 4 numbers, the environment shows 3 numbers"),
@@ -114,6 +115,15 @@ def test_spoilt_policies_are_named(parents, tmp_path, capsys, spoil, message):
     spoil(tmp_path / "a")
     assert compose([parents[0], parents[0]], "--check") == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_run_without_a_policy_is_called_so_and_nothing_else_is_printed(parents, tmp_path, capsys):
+    (tmp_path / "a/policy.json").unlink()
+    (tmp_path / "a/config.json").write_text("{}")
+    assert compose(parents, "--check") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "has no policy yet" in err
 
 
 def test_weights_of_other_shapes_are_found_in_the_header(parents, tmp_path, capsys):

@@ -124,6 +124,10 @@ def empty(file, demo):
     ("spoil", "message"),
     [
         (remove("data/demo_2/actions"), "demo_2 lacks 'actions'"),
+        (
+            lambda f: f["data"].create_group("demo_11"),
+            "demo_11 lacks 'actions'",
+        ),  # cut off while it was recorded
         (remove("data/demo_2/rewards"), "demo_2 lacks 'rewards'"),  # the others' would be lost
         (remove("data/demo_2/dones"), "demo_2 lacks 'dones'"),
         (

@@ -214,6 +214,8 @@ def test_the_state_correction_is_the_pseudo_inverse_of_the_displacement(state_re
     a = torch.tensor([0.2, 0.2])
     d = -0.2 * (o if state_ref == "current" else o + a @ b.T)
     torch.testing.assert_close(moved, d @ pinv.T + (0.0 if state_ref == "current" else a))
+    half = CDSAPolicy(Fixed(3, 2), model, alpha=0.0, beta=1.0, eta=0.5, state_ref=state_ref)(o)
+    torch.testing.assert_close(half, 0.5 * d @ pinv.T + (0.0 if state_ref == "current" else a))
 
 
 def test_each_component_normalizes_for_itself():

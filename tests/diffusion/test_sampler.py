@@ -1,5 +1,7 @@
 """Settings of the trajectory sampler, and that it draws what the steppers draw."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -38,6 +40,14 @@ def test_standard_normal_data_come_out_standard_normal():
     assert rows.shape == (250, 9, 5)
     assert rows.std().item() == pytest.approx(1.0, abs=0.02)
     assert rows.mean().item() == pytest.approx(0.0, abs=0.03)
+
+
+def test_the_churn_is_as_strong_as_asked_for():
+    drawn = [
+        sample_rows(model(), 3, 8, torch.Generator().manual_seed(4), Sampler(steps=5, churn=churn))
+        for churn in (0.0, 1.0, 80.0)
+    ]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))
 
 
 def test_the_same_generator_gives_the_same_rows_and_every_step_is_shown():

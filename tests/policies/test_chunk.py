@@ -76,6 +76,38 @@ def test_an_environment_that_was_reset_plans_at_once_with_a_history_of_its_own()
     assert policy.asked[-1].tolist() == [[[2], [3], [4]]]
 
 
+def test_resets_before_the_next_step_add_up():
+    policy, state = counting(), None
+    for t in range(2):
+        _, state = policy.act(seen(t), state)
+    for mask in ([True, False], [False, True]):
+        state = state.reset(torch.tensor(mask))
+    actions, _ = policy.act(seen(2), state)
+    assert actions[:, 0].tolist() == pytest.approx([20, 1020])
+    assert policy.asked[-1].tolist() == [[[2]] * 3, [[102]] * 3]
+
+
+def test_an_environment_that_was_reset_draws_its_plan_from_the_given_stream():
+    policy, observations = random_policy(), torch.randn(30, 3, generator=stream())
+    new = torch.arange(30) > 0
+
+    def played(seed):
+        torch.manual_seed(seed)  # the global stream has no say
+        _, state = policy.act(observations, generator=stream(1))
+        return policy.act(observations, state.reset(new), generator=stream(seed % 10))[0]
+
+    assert torch.equal(played(2), played(12))
+    assert not torch.equal(played(2)[1:], played(3)[1:])
+    assert torch.equal(played(2)[0], played(3)[0])
+
+
+def test_what_is_exported_is_the_first_action_of_the_plan_from_zero_noise():
+    policy, observations = random_policy(), torch.randn(4, 3, generator=stream())
+    plan = policy.plan(observations[:, None].expand(-1, 2, -1), zero=True)
+    assert torch.equal(policy(observations), policy.clip(plan[:, 0]))
+    assert not torch.equal(policy(observations), policy.clip(plan[:, -1]))
+
+
 def test_now_is_row_to_minus_one_of_the_chunk():
     policy = random_policy()
     history = torch.randn(5, 2, 3, generator=stream())
@@ -175,6 +207,8 @@ def test_a_saved_policy_is_the_same(family, tmp_path):
         ({"denoising_steps": 101}, "at most 100"),
         ({"widths": (9, 18)}, "multiples of 8"),
         ({"n_obs": 0}, "1 or more"),
+        ({"sampler": {"clip": 0.0}}, "clip must be a number above 0, or None, got 0.0"),
+        ({"sampler": {"clip": math.nan}}, "clip must be a number above 0, or None, got nan"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change, message):

@@ -100,6 +100,14 @@ def test_it_is_saved_with_its_parents_and_comes_back(operator, tmp_path):
     assert torch.equal(play(load_policy(tmp_path / "parent_2")), play(policy.chunky()[1]))
 
 
+def test_the_bound_is_the_first_parents_and_the_temperature_what_was_asked_for():
+    wide, none = (parent(seed, sampler={"clip": clip}) for seed, clip in ((0, 2.0), (1, None)))
+    assert ComposedPolicy([wide, none]).composition().clip == 2.0
+    assert ComposedPolicy([none, wide]).composition().clip is None
+    policy = ComposedPolicy([wide, none], operator="or", temperature=0.5)
+    assert policy.composition().temperature == policy.config()["temperature"] == 0.5
+
+
 def test_a_damaged_composition_is_refused(tmp_path):
     save_policy(ComposedPolicy([parent(0), parent(1)], weights=[0.4, 0.6]), tmp_path)
     path = tmp_path / "policy.json"

@@ -458,3 +458,40 @@ def test_the_bias_of_each_remedy_is_what_the_page_says():
             assert row, (matching, correlation, spreads, found)
             told = [float(x) for x in row.groups()]
             assert [*spreads, found] == pytest.approx(told, abs=0.03), (matching, correlation)
+
+
+# --- bounds, temperature, and the pure noise that flows begin at
+
+
+def test_pure_noise_is_told_as_it_is_whatever_the_units():
+    """At rho = inf it is u / rho, which has neither a scale nor a place; the answer is in the policy's own units."""
+    told = []
+
+    def denoise(u, rho, condition):
+        told.append((rho, u))
+        return torch.full_like(u, 3.0)
+
+    other = Denoiser(denoise, 1, 0, affine([4.0], [1.0]))
+    c = Composition([gaussian(levels=None), other], weights=[0.0, 1.0], steps=2, clip=None)
+    noise = draws(5, 1, 1)
+    out = c.sample([None, None], noise)
+    assert [rho for rho, _ in told] == [math.inf, 4.0]  # s of 1 and 1/2
+    assert torch.equal(told[0][1], noise)
+    torch.testing.assert_close(told[1][1], 4 * (0.5 + noise) + 1)
+    torch.testing.assert_close(out, torch.full_like(out, 0.5))  # (3 - 1) / 4
+
+
+def test_a_cold_or_is_the_mixture_of_its_weights():
+    """At T = 0 densities have no say: softmax(l) are the weights of the stochastic convex composition."""
+    parents, noise = [gaussian(0.4, 0.2), gaussian(-0.3, 0.5)], draws(50, 1, 1)
+    cold = Composition(parents, "or", [math.log(0.3), math.log(0.7)], temperature=0.0)
+    convex = Composition(parents, weights=[0.3, 0.7], stochastic=True)
+    warm = Composition(parents, "or", [math.log(0.3), math.log(0.7)])
+    drawn = [c.sample([None, None], noise, noise_from(1)) for c in (cold, convex, warm)]
+    torch.testing.assert_close(drawn[0], drawn[1])
+    assert (drawn[2] - drawn[0]).abs().max() > 0.05
+
+
+def test_the_bound_is_the_one_that_was_given():
+    c = Composition([gaussian(0.9, 0.01), gaussian(0.9, 0.01)], clip=0.5)
+    torch.testing.assert_close(c.sample([None, None], draws(5, 1, 1)), torch.full((5, 1, 1), 0.5).double())

@@ -79,6 +79,22 @@ def test_a_policy_that_is_not_asked_has_no_errors():
             error_products(Composition(parents, weights=weights), [None] * 2, chunks, torch.Generator())
 
 
+def test_all_noise_comes_from_the_given_stream():
+    """Also what top_up adds where the units differ in each dim."""
+    chunks, levels = torch.ones(2, 4, 2), VP.cosine(100)
+    skewed = AffineNormalizer.build(np.zeros(2), np.array([1.0, 0.25]))
+    parents = [
+        Denoiser(lambda u, rho, _: u / (1 + rho**2), 4, 0, units, levels)
+        for units in (AffineNormalizer.identity(2), skewed)
+    ]
+    both = Composition(parents, allow_anisotropic=True, matching="top_up")
+    found = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        found.append(error_products(both, [None] * 2, chunks, torch.Generator().manual_seed(7)))
+    np.testing.assert_array_equal(*found)
+
+
 def test_the_interval_takes_episodes_not_chunks():
     """Two episodes of many equal chunks: the interval spans both, however many chunks they have."""
     one, other = planted(1.0, 2.0, 0.0), planted(1.0, 0.5, 0.0)

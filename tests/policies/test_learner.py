@@ -3,24 +3,25 @@
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from offrl.algos import load_algorithm
 from offrl.data.dataset import OfflineDataset
-from offrl.data.normalize import ObservationNormalizer
+from offrl.data.normalize import AffineNormalizer, ObservationNormalizer
 from offrl.errors import ConfigError
 from offrl.nn.policy import load_policy, save_policy
 from offrl.policies.chunk import ChunkPolicy
-from offrl.policies.network import normalized, together
+from offrl.policies.network import encode, normalized, together
 from offrl.training.build import build
 from offrl.training.check import source_of, tiny_problem
 
 METHOD = load_algorithm("diffusion_policy")[1]
-SMALL = {"horizon": 4, "n_obs": 2, "n_act": 2, "batch_size": 3, "denoising_steps": 2, "step_embed": 8}
+SMALL = {"horizon": 4, "n_obs": 2, "n_act": 2, "batch_size": 3, "denoising_steps": 2}
 TRANSFORMER = SMALL | {"denoiser": "transformer", "hidden": 4, "layers": 2, "heads": 2, "dropout": 0.2}
-VISION = SMALL | {"hidden": 8, "keypoints": 3, "crop": 0.75}
+VISION = SMALL | {"hidden": 8, "step_embed": 8, "keypoints": 3, "crop": 0.75}
 INPUTS = (("state", (2,)), ("camera", (48, 40, 3)), ("goal", (1,)))
 
 
@@ -158,6 +159,29 @@ def test_the_network_sees_parts_in_order_images_as_features_from_minus_one_to_on
     assert 0.9 < told[0].max() <= 1
 
 
+def test_each_camera_has_its_own_units_and_its_own_corner():
+    sizes = {"widths": (8,), "step_embed": 4, "horizon": 4, "n_obs": 1, "n_act": 2, "denoising_steps": 2}
+    inputs = [("a", (40, 40, 1)), ("s", (1,)), ("b", (40, 40, 1))]
+    policy = ChunkPolicy(3201, 1, inputs=inputs, vision={"crop": [32, 32], "keypoints": 2}, **sizes).eval()
+    told = []
+    policy.rgb_encoder.register_forward_pre_hook(lambda _, args: told.append(args[0][0, 0]))
+    units = AffineNormalizer.build(np.zeros(2), np.array([1.0, 10.0]))
+    image = torch.arange(1600.0) / 10
+    flat = torch.cat((image, torch.ones(1), image))[None, None]
+    numbers = AffineNormalizer.identity(1)
+    seen = normalized(policy.inputs, flat, numbers, units)
+    encode(policy, seen, torch.tensor([[[0, 0], [5, 8]]]))
+    square = image.view(40, 40) / 255
+    torch.testing.assert_close(told[0], square[:32, :32])
+    torch.testing.assert_close(told[1], 10 * square[5:37, 8:40])
+
+
+def test_the_average_forgets_by_its_power():
+    quick, slow = (trained(tiny_problem(), SMALL | {"hidden": 8, "ema_power": p}, 3) for p in (0.1, 1.0))
+    assert torch.equal(quick.training.params[0], slow.training.params[0])
+    assert not torch.equal(quick.training.average[0], slow.training.average[0])
+
+
 def test_images_are_encoded_once_a_plan(monkeypatch):
     policy = learner_of(sighted(), VISION | {"denoising_steps": 10}).policy()
     calls = []
@@ -197,12 +221,20 @@ def test_an_averaged_policy_follows_its_images():
         ({"denoiser": "transformer", "dropout": 1.0}, "dropout must be"),
         ({"horizon": 6}, "multiple of 4"),
         ({"layers": 4}, "layers has no effect with denoiser unet: leave it out"),
+        ({"denoiser": "transformer", "step_embed": 8}, "step_embed has no effect with denoiser transformer"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         METHOD.config(**(SMALL | change))
     METHOD.config(**(SMALL | {"denoiser": "transformer", "horizon": 5}))
+
+
+@pytest.mark.parametrize("name", ["crop", "keypoints"])
+def test_settings_of_images_are_refused_where_there_are_none(name):
+    settings = SMALL | {"hidden": 8, name: VISION[name]}
+    with pytest.raises(ConfigError, match=f"{name} has no effect on observations without images: leave it"):
+        learner_of(tiny_problem(), settings)
 
 
 @pytest.mark.usefixtures("cheap")

@@ -125,11 +125,24 @@ def added(folder):
         ),
         (lambda f: changed(f, down_dims=[8, 16]), "the weights do not fit their description"),
         (lambda f: changed(f, down_dims="x"), "config.json does not describe a diffusion policy"),
+        (lambda f: changed(f, clip_sample_range="x"), "clip must be a number above 0, or None, got 'x'"),
         (lambda f: dropped(f, "diffusion.unet.final_conv.1.bias"), "'unet.final_conv.1.bias' is missing"),
         (added, "'unet.more' is (1,), expected nothing of that name"),
         (lambda f: next(f.glob("policy_preprocessor_step*")).unlink(), "which is missing"),
     ],
-    ids=["act", "pi0", "horizon", "beta", "film", "widths", "words", "dropped", "added", "statistics"],
+    ids=[
+        "act",
+        "pi0",
+        "horizon",
+        "beta",
+        "film",
+        "widths",
+        "words",
+        "clip",
+        "dropped",
+        "added",
+        "statistics",
+    ],
 )
 def test_what_cannot_be_loaded_says_why(folder, spoil, message):
     spoil(folder)
@@ -158,6 +171,12 @@ def test_ddim_and_fewer_steps_are_diffusers(folder):
     torch.testing.assert_close(found, policy.to_actions(x)[0, 1:5], rtol=0, atol=1e-5)
 
 
+def test_a_policy_that_predicts_the_actions_is_taken_so(folder):
+    assert load_lerobot_policy(folder).output == "eps"
+    changed(folder, prediction_type="sample")
+    assert load_lerobot_policy(folder).output == "x0"
+
+
 def test_an_action_box_that_is_not_known_is_asked_for(folder, capsys, tmp_path):
     file = folder / "policy_postprocessor.json"
     for path in (file, folder / "policy_preprocessor.json", folder / "config.json"):
@@ -165,3 +184,5 @@ def test_an_action_box_that_is_not_known_is_asked_for(folder, capsys, tmp_path):
     assert main(["policy", "convert", str(folder), "--out", str(tmp_path / "out")]) == 1
     assert "name the environment (--env)" in capsys.readouterr().err
     assert load_lerobot_policy(folder, [-1, -1, -1], [1, 1, 1]).action_high.tolist() == [1, 1, 1]
+    with pytest.raises(PolicyError, match="the policy's actions are 3 numbers, the environment's 2$"):
+        load_lerobot_policy(folder, [-1, -1], [1, 1])

@@ -111,6 +111,15 @@ def test_the_averaged_policy_acts_as_it_did(kind, tmp_path, capsys):
     assert found.action_high.tolist() == pytest.approx([(1 - 0.2) / 2, (1 + 0.5) * 4])
 
 
+@pytest.mark.parametrize(("asked", "steps"), [(5, 5), (None, 20)])
+def test_the_sampler_is_the_checkpoints(asked, steps, tmp_path):
+    content = payload(ours("unet"), num_inference_steps=asked)
+    content["cfg"]["policy"]["noise_scheduler"].update(clip_sample=False, prediction_type="sample")
+    torch.save(content, tmp_path / "x.ckpt")
+    found, _ = load_checkpoint(tmp_path / "x.ckpt", None, None)
+    assert (found.denoising_steps, found.clip_bound, found.output) == (steps, None, "x0")
+
+
 def test_only_the_unet_of_numbers_knows_another_first_step(tmp_path):
     content = payload(ours("transformer"))
     del content["cfg"]["policy"]["oa_step_convention"]
@@ -136,6 +145,10 @@ def test_only_the_unet_of_numbers_knows_another_first_step(tmp_path):
         (
             lambda p: p["cfg"]["policy"]["noise_scheduler"].update(beta_schedule="linear"),
             "beta_schedule = 'linear'",
+        ),
+        (
+            lambda p: p["cfg"]["policy"]["noise_scheduler"].update(variance_type="fixed_large"),
+            "variance_type = 'fixed_large'",
         ),
         (lambda p: p["cfg"]["policy"].update(horizon=6.5), "settings do not describe a policy"),
         (lambda p: p["cfg"]["policy"].pop("obs_dim"), "settings do not describe a policy"),
@@ -392,6 +405,18 @@ def test_a_policy_of_robomimic_acts_as_it_did(ddim, tmp_path):
     found = converted(robomimic(policy, **STATISTICS), tmp_path)
     same_plans(found, policy)
     assert (found.denoising_steps, found.stochastic) == (policy.denoising_steps, policy.stochastic)
+
+
+@pytest.mark.usefixtures("small")
+def test_robomimics_plain_weights_act_where_it_kept_no_average(tmp_path):
+    content = robomimic(sighted(scale=1.0), **STATISTICS)
+    configured(content, "algo", "ema", "enabled", value=False)
+    configured(content, "algo", "ddpm", "clip_sample", value=False)
+    bias = "policy.noise_pred_net.final_conv.1.bias"
+    content["model"]["nets"] = content["model"]["ema"] | {bias: content["model"]["ema"][bias] + 1}
+    found = converted(content, tmp_path)
+    assert torch.equal(found.unet.final_conv[1].bias, content["model"]["nets"][bias])
+    assert found.clip_bound is None
 
 
 @pytest.mark.usefixtures("small")

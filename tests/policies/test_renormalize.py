@@ -10,6 +10,7 @@ from torch import nn
 from offrl.cli import main
 from offrl.data.normalize import AffineNormalizer
 from offrl.diffusion.parameterization import from_x0
+from offrl.diffusion.training import GrowingAverage
 from offrl.errors import ConfigError
 from offrl.nn.policy import load_policy, save_policy
 from offrl.policies.chunk import ChunkPolicy
@@ -77,6 +78,14 @@ def test_the_units_are_new_the_observations_old_and_the_weights_an_average(famil
     assert not torch.equal(first, next(before.parameters()))
 
 
+def test_what_acts_is_the_growing_average_of_all_steps():
+    policy, average = make(), GrowingAverage()
+    kept = next(policy.parameters()).detach().clone()
+    for number, _ in enumerate(renormalize(policy, NEW, *demonstrations(), steps=6, lr=1e-2), start=1):
+        kept.lerp_(next(policy.parameters()).detach(), 1 - average(number))
+    torch.testing.assert_close(next(policy.parameters()).detach(), kept)
+
+
 def test_a_single_step_without_a_rate_leaves_the_weights_alone():
     """The first step's rate is 0: the average of the weights is the old weights."""
     policy, before = make(), make()
@@ -110,6 +119,8 @@ def test_demonstrations_of_something_else_are_refused(tmp_path, capsys):
     options = ["--like", str(tmp_path / "a"), "--demos", "builtin:pusht-demo", "--out", str(tmp_path / "b")]
     assert main(["policy", "renormalize", str(tmp_path / "a"), *options]) == 1
     assert "the demonstrations have no 'observation'" in capsys.readouterr().err
+    assert main(["policy", "renormalize", str(tmp_path), *options]) == 1
+    assert "neither a run directory nor a policy" in capsys.readouterr().err
     assert main(["policy", "renormalise", str(tmp_path / "a")]) == 2
     assert "did you mean 'renormalize'" in capsys.readouterr().err
 

@@ -39,6 +39,17 @@ def test_a_planted_best_weight_is_found(best, rounds):
     assert found.played == (3600 if rounds == 1 else 9 * 100 + 5 * 100 + 3 * 200)
 
 
+def test_each_round_plays_new_episodes_of_a_stream_of_its_own():
+    calls = []
+
+    def evaluate(weights, stream, episodes):
+        calls.append((stream, episodes))
+        return np.ones(episodes)
+
+    search_weights(evaluate, simplex(2), 8, rounds=3)
+    assert calls == [(0, 2)] * 9 + [(1, 2)] * 5 + [(2, 4)] * 3
+
+
 def test_equal_outcomes_choose_the_most_even_weights():
     assert search_weights(lambda w, s, n: np.ones(n), simplex(2), 5).best == (0.5, 0.5)
     assert search_weights(lambda w, s, n: np.full(n, w[0] in (0.2, 0.6)), simplex(2), 5).best[0] == 0.6

@@ -15,9 +15,10 @@ from offrl.cli import run
 from offrl.data.normalize import AffineNormalizer
 from offrl.errors import ConfigError, PolicyError
 from offrl.messages import Client, Server
-from offrl.nn.policy import save_policy
+from offrl.nn.policy import SquashedGaussianPolicy, save_policy
 from offrl.policies.chunk import ChunkPolicy
 from offrl.policies.composed import ComposedPolicy
+from offrl.policies.gaussian import GaussianPlan
 from offrl.policies.served import KEPT, PolicyService, ServedPolicy
 
 PARTS = [("agent_pos", [2]), ("block_pose", [3])]
@@ -205,3 +206,23 @@ def test_a_description_that_is_not_finite_is_no_policy(part, monkeypatch):
         getattr(policy, part)[1] = float("inf")
     with told(policy) as port, pytest.raises(PolicyError, match=f"^served:{port} is no policy .*finite"):
         ServedPolicy(port)
+
+
+def test_served_gaussian_actors_act_deterministically_as_local_ones():
+    """Their mixture's middle, whichever of them live elsewhere."""
+    actors = [GaussianPlan(actor.eval()) for actor in (gaussian_actor(0), gaussian_actor(1))]
+    seen = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    with told(actors[0]) as port, torch.no_grad():
+        served = ServedPolicy(port)
+        assert torch.equal(served.act(seen)[0], actors[0].act(seen)[0])
+        for parents in ([served, actors[1]], [served, served]):
+            policy = ComposedPolicy(parents)
+            local = ComposedPolicy([actors[0], actors[1] if parents[1] is not served else actors[0]])
+            assert policy.draws is False
+            assert torch.equal(policy.act(seen)[0], local.act(seen)[0])
+        served.client.close()
+
+
+def gaussian_actor(seed):
+    torch.manual_seed(seed)
+    return SquashedGaussianPolicy(3, 2, (8,), [-2, -1], [2, 3])
