@@ -112,6 +112,7 @@ class RunCallback(BaseCallback):
             str, float
         ] = {}  # logged before the checkpoint that is gone on from, and not dumped
         self.result: RunResult | None = None
+        self.sizes: tuple[Any, Any] | None = None  # of the environment, for models that are not made here
 
     @classmethod
     def new(
@@ -135,12 +136,22 @@ class RunCallback(BaseCallback):
         spec = env_spec(str(options.env))
         env = make_env(spec)
         step_limit(env, None)
+        sizes = (env.observation_space.shape, env.action_space.shape)
         env.close()
         config = run_config(algorithm, settings or {}, options, spec) | {"own_model": True}
         run = RunDir.create(Path(options.out), config)
-        return cls(run, metrics)
+        callback = cls(run, metrics)
+        callback.sizes = sizes
+        return callback
 
     def _on_training_start(self) -> None:
+        acting_policy(self.model)  # what cannot be written is refused before anything is learned
+        own = (self.model.observation_space.shape, self.model.action_space.shape)
+        if self.sizes not in (None, own):
+            raise ConfigError(
+                f"the model has observations and actions of shapes {own[0]} and {own[1]}, {self.config['env_id']} of "
+                f"{self.sizes[0]} and {self.sizes[1]}: name the environment that it learns in"  # type: ignore[index]
+            )
         self.began, self.before = time.monotonic(), self.model.num_timesteps
         self.evaluated = self.model.num_timesteps  # steps of the last one
         if self.config.get("record") and recording(self.model.env) is None:
