@@ -433,3 +433,15 @@ def test_a_full_disk_names_the_way_back(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left") as error:
         start("n_pg_igt", SETTINGS, options(tmp_path))
     assert error.value.__notes__[0].startswith("go on with: offrl resume ")
+
+
+@pytest.mark.parametrize(("cores", "taken"), [(2, 2), (16, 4)])
+def test_no_number_of_threads_is_all_cores_and_at_most_four(tmp_path, monkeypatch, cores, taken):
+    """And what was taken is on record, so that a resumed run takes as many."""
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    run = start("n_pg_igt", SETTINGS, options(tmp_path, steps=40, eval_every=0, threads=0))
+    assert taken in asked
+    assert set(asked) <= {1, taken}
+    assert RunDir(run.directory).config["threads"] == taken
