@@ -378,12 +378,16 @@ class OffPolicyMethod(FixedSettings, OffPolicyAlgorithm):
         self._n_updates += gradient_steps
 
     def dump_logs(self) -> None:
-        """Write the log: means over the updates since the last time."""
+        """Write the log."""
+        self.record_means()
+        super().dump_logs()
+
+    def record_means(self) -> None:
+        """Log means over the updates since the last time, without writing."""
         for name, total in self._sums.items():
             self.logger.record(f"train/{name}", float(total) / self._summed)
         self._sums, self._summed = {}, 0
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        super().dump_logs()
 
     def _setup_model(self) -> None:
         self.require_spaces()

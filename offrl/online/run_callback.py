@@ -22,6 +22,7 @@ from offrl.evaluation.environments import env_spec, make_env
 from offrl.evaluation.rollout import EvaluationResult, Evaluator
 from offrl.online.acting import acting_policy
 from offrl.online.checkpoint import model_state
+from offrl.online.off_policy import OffPolicyMethod
 from offrl.online.options import ENVIRONMENTS, ROWS, OnlineOptions
 from offrl.online.recording import claim, forget, recorded, recording
 from offrl.training.checkpoint import rng_state, save_checkpoint
@@ -150,7 +151,7 @@ class RunCallback(BaseCallback):
         if self.sizes not in (None, own):
             raise ConfigError(
                 f"the model has observations and actions of shapes {own[0]} and {own[1]}, {self.config['env_id']} of "
-                f"{self.sizes[0]} and {self.sizes[1]}: name the environment that it learns in"  # type: ignore[index]
+                f"{self.sizes[0]} and {self.sizes[1]}: name the environment that it learns in"
             )
         self.began, self.before = time.monotonic(), self.model.num_timesteps
         self.evaluated = self.model.num_timesteps  # steps of the last one
@@ -180,6 +181,8 @@ class RunCallback(BaseCallback):
     def _on_training_end(self) -> None:
         c, step = self.config, min(self.model.num_timesteps, self.config["steps"])
         if step > self.logged:  # with the last update, which some algorithms log and do not dump
+            if isinstance(self.model, OffPolicyMethod):
+                self.model.record_means()
             self.dumped(self.logger.name_to_value, self.logged)
             self._row(step)
         ended = self.before == self.model.num_timesteps  # gone on from the end: its rows are there

@@ -445,3 +445,12 @@ def test_no_number_of_threads_is_all_cores_and_at_most_four(tmp_path, monkeypatc
     assert taken in asked
     assert set(asked) <= {1, taken}
     assert RunDir(run.directory).config["threads"] == taken
+
+
+def test_what_was_learned_after_the_last_whole_episode_is_in_the_metrics(tmp_path):
+    """Off-policy methods log at the ends of episodes; this run ends before its first one."""
+    settings = load_online("sac").config(learning_starts=5, batch_size=4, hidden=8, buffer_size=100)
+    run = start("sac", settings, options(tmp_path, steps=15, eval_every=0))
+    metrics = read_run(run.directory).metrics
+    assert metrics.steps.tolist() == [15]
+    assert np.isfinite(metrics.columns["critic_loss"]).all()
