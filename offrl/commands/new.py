@@ -9,7 +9,7 @@ from typing import Literal
 
 import tyro
 
-from offrl.algos import ALGORITHMS, CHUNKS, MODELS
+from offrl.algos import ALGORITHMS, CHUNKS, ELSEWHERE, MODELS, ONLINE
 from offrl.commands import arguments
 from offrl.errors import ConfigError
 from offrl.files import atomic_write_text
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     options = arguments.parse(New, "offrl new", argv)
     if not options.name.isidentifier() or not options.name.islower() or keyword.iskeyword(options.name):
         raise ConfigError(f"{options.name!r} is not a module name; use lower case letters, digits and _")
-    if options.name in {*ALGORITHMS, *CHUNKS, *MODELS}:
+    if options.name in {*ALGORITHMS, *CHUNKS, *MODELS, *ONLINE, *ELSEWHERE}:
         raise ConfigError(f"{options.name!r} is the name of an algorithm that is there; choose another")
     path = options.folder / f"{options.name}.py"
     if path.exists():

@@ -14,6 +14,7 @@ Only ``py:`` runs code; everything else is read as data.
 
 import difflib
 import importlib
+import inspect
 import json
 import os
 import sys
@@ -302,6 +303,8 @@ def _load_directory(path: Path, spec: EnvSpec | str) -> Policy:
 
 def _existing_file(name: str) -> Path:
     path = Path(name)
+    if path.is_dir():
+        raise PolicyError(f"{path} is a folder; 'sb3:' takes the zip file of an agent")
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path.absolute()}")
     return path
@@ -327,6 +330,12 @@ def _load_python(text: str, spec: EnvSpec) -> Policy:
         near = difflib.get_close_matches(name, public, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{module_name} has no function {name!r}{hint}")
+    try:
+        inspect.signature(factory).bind(spec)
+    except TypeError:
+        raise PolicyError(f"py:{text} must take one argument, the environment's EnvSpec") from None
+    except ValueError:  # a function that does not tell its arguments
+        pass
     made = factory(spec)
     if isinstance(made, Policy):
         return made

@@ -98,7 +98,7 @@ def _check_request(out: Path, format: Format, env: str | None) -> None:
     if out.is_dir():
         raise ConfigError(f"{out} is a folder")
     if env is not None and format != "sb3":
-        raise ConfigError("an environment has an effect with format sb3 only")
+        raise ConfigError(f"env has no effect with format {format}: it says whose spaces an sb3 agent gets")
     if format == "sb3" and (out.parent / "vecnormalize.pkl").exists():
         raise ConfigError(
             f"beside {out} lies a vecnormalize.pkl, with which readers would normalize a second time; "

@@ -122,7 +122,9 @@ def _read_zip(path: Path) -> tuple[dict[str, Any], State]:
 
 def _entry(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     if name not in archive.namelist():
-        raise PolicyError(f"it has no {name!r}; a stable-baselines3 zip has 'data' and 'policy.pth'")
+        raise PolicyError(
+            f"it has no {name!r}; a stable-baselines3 zip has 'data' and 'policy.pth', unless it was cut short"
+        )
     if (size := archive.getinfo(name).file_size) > limit:
         raise PolicyError(f"its {name!r} unpacks to {size} bytes, the limit is {limit}")
     with archive.open(name) as file:

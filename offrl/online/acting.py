@@ -14,7 +14,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
-from offrl.errors import ConfigError
+from offrl.errors import ConfigError, PolicyError
 from offrl.nn.policy import Policy
 from offrl.nn.sb3 import actor_from_state
 
@@ -41,10 +41,13 @@ def acting_policy(model: BaseAlgorithm) -> Policy:
         PolicyError: its network is none that we can write down.
     """
     observations, actions = model.observation_space, model.action_space
-    if not (isinstance(observations, Box) and isinstance(actions, Box) and len(observations.shape) == 1):
+    flat = [isinstance(space, Box) and len(space.shape) == 1 for space in (observations, actions)]
+    if not (isinstance(actions, Box) and all(flat)):
         raise ConfigError(
-            f"a run directory needs flat observations and a box of actions, not {observations} and {actions}"
+            f"a run directory needs flat observations and a flat box of actions, not {observations} and {actions}"
         )
+    if getattr(model, "use_sde", False):
+        raise PolicyError("a run directory cannot hold gSDE's noise: make the model without use_sde")
     for module in model.policy.modules():
         if isinstance(module, BaseFeaturesExtractor) and type(module) is not FlattenExtractor:
             raise ConfigError(f"a run directory cannot hold the features extractor {type(module).__name__}")

@@ -15,7 +15,7 @@ Source: SAC, arXiv:1812.05905.
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -352,6 +352,19 @@ class OffPolicyMethod(FixedSettings, OffPolicyAlgorithm):
         """Actions in [-1, 1] to play: (n, O) -> (n, A)."""
         return self.policy.actor.act(observations, deterministic=False)
 
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: Any = None,
+        log_interval: int = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """As in stable-baselines3; ``tb_log_name`` None: the name of the class."""
+        name = tb_log_name or type(self).__name__
+        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
+
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """``gradient_steps`` updates."""
         assert isinstance(self.replay_buffer, Buffer)
@@ -365,12 +378,16 @@ class OffPolicyMethod(FixedSettings, OffPolicyAlgorithm):
         self._n_updates += gradient_steps
 
     def dump_logs(self) -> None:
-        """Write the log: means over the updates since the last time."""
+        """Write the log."""
+        self.record_means()
+        super().dump_logs()
+
+    def record_means(self) -> None:
+        """Log means over the updates since the last time, without writing."""
         for name, total in self._sums.items():
             self.logger.record(f"train/{name}", float(total) / self._summed)
         self._sums, self._summed = {}, 0
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        super().dump_logs()
 
     def _setup_model(self) -> None:
         self.require_spaces()

@@ -180,7 +180,7 @@ class PolicyGradientAlgorithm(FixedSettings, BaseAlgorithm):
         total_timesteps: int,
         callback: Any = None,
         log_interval: int = 1,
-        tb_log_name: str = "run",
+        tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
@@ -190,12 +190,12 @@ class PolicyGradientAlgorithm(FixedSettings, BaseAlgorithm):
             total_timesteps: environment steps.
             callback: as in stable-baselines3; a rollout is one iteration.
             log_interval: iterations between dumps of the log.
-            tb_log_name: as in stable-baselines3.
+            tb_log_name: as in stable-baselines3; None: the name of the class.
             reset_num_timesteps: as in stable-baselines3.
             progress_bar: as in stable-baselines3.
         """
         total, hooks = self._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+            total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
         hooks.on_training_start(locals(), globals())
         while self.num_timesteps < total:
@@ -301,8 +301,10 @@ class PolicyGradientAlgorithm(FixedSettings, BaseAlgorithm):
         left = np.array([total // n + (k < total % n) for k in range(n)])
         steps: list[list[tuple[Tensor, Tensor, float]]] = [[] for _ in range(n)]
         played: list[list[tuple[Tensor, Tensor, float]]] = []
+        earned = np.zeros(n)  # before any normalization
         while left.any():
             features, actions, rewards, dones, infos = self._step(generator)
+            earned[left > 0] += self._raw(rewards)[left > 0]
             self.num_timesteps += n
             callback.update_locals(locals())
             if not callback.on_step():
@@ -315,9 +317,13 @@ class PolicyGradientAlgorithm(FixedSettings, BaseAlgorithm):
                     steps[k] = []
                     left[k] -= 1
                     self._episode_num += 1
-        returns = [sum(reward for _, _, reward in episode) for episode in played]
-        self.logger.record_mean("train/episode_return", float(np.mean(returns)))
+        self.logger.record_mean("train/episode_return", float(earned.sum()) / total)
         return self._episodes(played)
+
+    def _raw(self, rewards: np.ndarray) -> np.ndarray:
+        """The environments' own rewards of the step just made."""
+        normalizer = self.get_vec_normalize_env()
+        return rewards if normalizer is None else normalizer.get_original_reward()
 
     def _step(
         self, generator: torch.Generator

@@ -22,6 +22,7 @@ from offrl.evaluation.environments import env_spec, make_env
 from offrl.evaluation.rollout import EvaluationResult, Evaluator
 from offrl.online.acting import acting_policy
 from offrl.online.checkpoint import model_state
+from offrl.online.off_policy import OffPolicyMethod
 from offrl.online.options import ENVIRONMENTS, ROWS, OnlineOptions
 from offrl.online.recording import claim, forget, recorded, recording
 from offrl.training.checkpoint import rng_state, save_checkpoint
@@ -112,6 +113,7 @@ class RunCallback(BaseCallback):
             str, float
         ] = {}  # logged before the checkpoint that is gone on from, and not dumped
         self.result: RunResult | None = None
+        self.sizes: tuple[Any, Any] | None = None  # of the environment, for models that are not made here
 
     @classmethod
     def new(
@@ -135,12 +137,22 @@ class RunCallback(BaseCallback):
         spec = env_spec(str(options.env))
         env = make_env(spec)
         step_limit(env, None)
+        sizes = (env.observation_space.shape, env.action_space.shape)
         env.close()
         config = run_config(algorithm, settings or {}, options, spec) | {"own_model": True}
         run = RunDir.create(Path(options.out), config)
-        return cls(run, metrics)
+        callback = cls(run, metrics)
+        callback.sizes = sizes
+        return callback
 
     def _on_training_start(self) -> None:
+        acting_policy(self.model)  # what cannot be written is refused before anything is learned
+        own = (self.model.observation_space.shape, self.model.action_space.shape)
+        if self.sizes not in (None, own):
+            raise ConfigError(
+                f"the model has observations and actions of shapes {own[0]} and {own[1]}, {self.config['env_id']} of "
+                f"{self.sizes[0]} and {self.sizes[1]}: name the environment that it learns in"
+            )
         self.began, self.before = time.monotonic(), self.model.num_timesteps
         self.evaluated = self.model.num_timesteps  # steps of the last one
         if self.config.get("record") and recording(self.model.env) is None:
@@ -169,6 +181,8 @@ class RunCallback(BaseCallback):
     def _on_training_end(self) -> None:
         c, step = self.config, min(self.model.num_timesteps, self.config["steps"])
         if step > self.logged:  # with the last update, which some algorithms log and do not dump
+            if isinstance(self.model, OffPolicyMethod):
+                self.model.record_means()
             self.dumped(self.logger.name_to_value, self.logged)
             self._row(step)
         ended = self.before == self.model.num_timesteps  # gone on from the end: its rows are there

@@ -1,6 +1,7 @@
 """From an environment's id to a finished run directory: starts online runs, and resumes them."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def start(
     method = load_online(algorithm)
     if options.env is None:
         raise ConfigError(f"{algorithm} learns in an environment: pass --env ID, e.g. InvertedPendulum-v5")
-    options = dataclasses.replace(options, device=resolve_device(options.device))
+    threads = options.threads or min(os.cpu_count() or 1, 4)
+    options = dataclasses.replace(options, device=resolve_device(options.device), threads=threads)
     reporter = reporter or Reporter("quiet", options.steps)
     spec = env_spec(str(options.env))
     if options.record:
@@ -52,7 +54,7 @@ def start(
     config = run_config(algorithm, dataclasses.asdict(settings), options, spec)
     require_sinks(config)
     seed_globally(options.seed)
-    torch.set_num_threads(options.threads or 4)
+    torch.set_num_threads(threads)
     model = build(method, settings, config)  # bad input fails before a folder is made
     run = RunDir.create(options.out, config)
     environments = f"{options.num_envs} environments" if options.num_envs > 1 else "one environment"
@@ -105,7 +107,7 @@ def resume(
         raise CheckpointError(f"{directory} was edited or made by another version: {error}") from None
     resolve_device(c["device"])
     seed_globally(c["seed"])
-    torch.set_num_threads(c["threads"] or 4)
+    torch.set_num_threads(c["threads"] or 4)  # the first versions recorded 0, and took 4
     reporter = Reporter(reporter_mode, c["steps"])
     state, note = load_checkpoint(directory, c["device"])
     if state is None:

@@ -116,7 +116,7 @@ def _translated(section: Mapping[str, Any], known: set[str], texts: set[str]) ->
         _one_update_a_step(given)
     network = _dict(given.pop("policy_kwargs", None) or {})
     given |= _network(network)
-    values = {}
+    values: dict[str, Any] = {}
     for name, raw in given.items():
         ours, value = NAMES.get(name, name), _number(raw)
         tuned = ours == "entropy_coefficient" and ours in known  # 'auto' of a method that has it fixed
@@ -126,6 +126,8 @@ def _translated(section: Mapping[str, Any], known: set[str], texts: set[str]) ->
             raise ConfigError(f"{name}: {raw!r} has no counterpart here; leave it out")
         if isinstance(value, str) and ours not in texts:
             raise ConfigError(f"{name}: {raw!r} is no number, and there are no schedules here; give one")
+        if ours in values:
+            raise ConfigError(f"{ours} is given twice, once by another name: leave one out")
         values[ours] = value
     return values
 
@@ -145,9 +147,9 @@ def _network(given: dict[str, Any]) -> dict[str, Any]:
     """``policy_kwargs`` by our names."""
     found = dict(given)
     layers = found.pop("net_arch", None)
-    if isinstance(layers, dict):
-        widths = {tuple(side) for side in layers.values()}
-        layers = list(widths.pop()) if len(widths) == 1 else layers
+    if isinstance(layers, dict):  # there, a side that is left out has no hidden layers
+        sides = [layers.get("pi"), layers.get("vf", layers.get("qf"))]
+        layers = sides[0] if len(layers) == 2 and sides[0] == sides[1] else layers
     if layers is not None:
         if not isinstance(layers, list) or len(layers) != 2 or layers[0] != layers[1]:
             raise ConfigError(
@@ -156,7 +158,7 @@ def _network(given: dict[str, Any]) -> dict[str, Any]:
         found["hidden"] = layers[0]
     activation = found.pop("activation_fn", None)
     if activation is not None:
-        if activation not in ACTIVATIONS:
+        if not isinstance(activation, str) or activation not in ACTIVATIONS:
             raise ConfigError(f"activation_fn: {activation!r} must be {' or '.join(ACTIVATIONS)}")
         found["activation"] = ACTIVATIONS[activation]
     return found

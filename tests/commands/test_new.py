@@ -60,7 +60,7 @@ def test_an_existing_file_is_never_overwritten(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "mine.py").read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", ["My-Method", "3d", "a b", "../up", "Upper", "class", "bc"])
+@pytest.mark.parametrize("name", ["My-Method", "3d", "a b", "../up", "Upper", "class", "bc", "ppo", "hdpo"])
 def test_a_name_that_cannot_be_a_module_is_refused(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     assert main(["new", "algo", name]) == 1

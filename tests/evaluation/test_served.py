@@ -1,5 +1,7 @@
 """An environment in another process plays the episodes that it would play in this one."""
 
+import re
+import socket
 import subprocess
 import sys
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from offrl.cli import main
 from offrl.data.environments import named_environment
 from offrl.errors import ConfigError
 from offrl.evaluation.environments import make_env, shown_parts
@@ -70,3 +73,15 @@ def test_a_policy_for_another_environment_does_not_fit(served):
     with Evaluator(served) as evaluator, pytest.raises(ValueError, match="shape"):
         evaluator(policy, 1)
     assert torch.equal(policy.action_high, torch.tensor([512.0, 512.0]))
+
+
+def test_a_port_that_cannot_be_used_is_said_in_a_line(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for number, message in (
+            (port, f"--port {port} cannot be used: .*; 0 takes a free one"),
+            (99_999, "--port must be in 0 .. 65535, got 99999"),
+            (-1, "--port must be in 0 .. 65535, got -1"),
+        ):
+            assert main(["serve", "env", "Pendulum-v1", "--port", str(number)]) == 1
+            assert re.search(message, capsys.readouterr().err)

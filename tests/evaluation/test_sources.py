@@ -152,6 +152,8 @@ def test_folder_that_holds_nothing_and_file_that_is_no_folder_are_refused(tmp_pa
     (tmp_path / "file").touch()
     with pytest.raises(PolicyError, match="is a file; 'run:' takes a run directory"):
         load_source(f"run:{tmp_path / 'file'}", PENDULUM)
+    with pytest.raises(PolicyError, match="is a folder; 'sb3:' takes the zip file"):
+        load_source(f"sb3:{tmp_path}", PENDULUM)
 
 
 @pytest.mark.parametrize(
@@ -162,11 +164,12 @@ def test_folder_that_holds_nothing_and_file_that_is_no_folder_are_refused(tmp_pa
         ("py:my_polcies:make", ConfigError, "there is no module 'my_polcies'"),
         ("py:my_policies:mak", ConfigError, "my_policies has no function 'mak'; did you mean 'make'"),
         ("py:my_policies:number", ConfigError, "my_policies has no function 'number'"),
+        ("py:my_policies:none", PolicyError, "must take one argument, the environment's EnvSpec"),
         ("py:my_policies:make", PolicyError, "returned int; a factory takes the environment's EnvSpec"),
     ],
 )
 def test_wrong_python_sources_are_refused(module, text, error, message):
-    module("number = 3\ndef make(env_spec):\n    return number\n")
+    module("number = 3\ndef make(env_spec):\n    return number\ndef none():\n    return number\n")
     with pytest.raises(error, match=message):
         load_source(text, PENDULUM)
 

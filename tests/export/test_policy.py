@@ -234,7 +234,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
         ("torch", "a", None, "a file of format torch must end in .pt2"),
         ("sb3", "a.onnx", None, "a file of format sb3 must end in .zip"),
         ("onnx", "folder.onnx", None, "is a folder"),
-        ("torch", "a.pt2", "Pendulum-v1", "an environment has an effect with format sb3 only"),
+        ("torch", "a.pt2", "Pendulum-v1", "has no effect with format torch"),
     ],
 )
 def test_requests_that_make_no_sense(tmp_path, name, out, env, message):

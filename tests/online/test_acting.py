@@ -1,5 +1,6 @@
 """What of a model acts."""
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -7,6 +8,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
+from offrl.algos.pmoe_ppo import PMOEPPO
 from offrl.algos.sac import SAC
 from offrl.errors import ConfigError, PolicyError
 from offrl.nn.policy import load_policy, save_policy
@@ -15,11 +17,17 @@ from offrl.online.acting import acting_policy
 
 
 def test_what_no_run_directory_can_hold_is_refused():
-    with pytest.raises(ConfigError, match="needs flat observations and a box of actions"):
+    with pytest.raises(ConfigError, match="needs flat observations and a flat box of actions"):
         acting_policy(PPO("MlpPolicy", "CartPole-v1", device="cpu"))
     squashed = PPO("MlpPolicy", "TinyPendulum-v0", use_sde=True, device="cpu")
-    with pytest.raises(PolicyError):
+    with pytest.raises(PolicyError, match="without use_sde"):
         acting_policy(squashed)
+    for shape in ((2, 2), ()):
+        env = gymnasium.make("TinyPendulum-v0")
+        env.action_space = gymnasium.spaces.Box(-1.0, 1.0, shape)
+        for algorithm in (PPO, PMOEPPO):
+            with pytest.raises(ConfigError, match="a flat box of actions"):
+                acting_policy(algorithm("MlpPolicy", env, device="cpu"))
 
 
 def test_a_saved_model_of_ours_becomes_a_policy_on_disk(tmp_path):

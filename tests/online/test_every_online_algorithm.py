@@ -232,6 +232,36 @@ def test_callbacks_evaluate_save_and_stop(case, tmp_path):
     assert model.num_timesteps == 30
 
 
+@pytest.mark.parametrize("name", ["ppo", "pmoe_ppo", "mdpo_on", "sac", "pmoe_sac", "mdpo_off"])
+def test_old_weights_learn_with_new_settings(name, tmp_path):
+    """The way that the page names: a new model, then 'set_parameters'. Adam's state holds the old step size."""
+    case = CASES[name]
+    make(case, lr=1e-3).learn(64).save(tmp_path / "old.zip")
+
+    def online(model):  # targets and pi_k follow without Adam
+        named = model.policy.named_parameters()
+        return torch.cat([p.detach().flatten() for k, p in named if "target" not in k and "old" not in k])
+
+    learned = []
+    for lr in (1e-3, 1e-12):
+        model = make(case, lr=lr, seed=1)
+        model.set_parameters(tmp_path / "old.zip")
+        before = online(model)
+        learned.append((online(model.learn(64)) - before).abs().max())
+    assert learned[0] > 1e-4
+    assert learned[1] < 1e-6
+
+
+@EVERY
+def test_curves_in_tensorboard_are_named_after_the_class(case, tmp_path):
+    pytest.importorskip("tensorboard")
+    model = make(case, tensorboard_log=str(tmp_path)).learn(25)
+    model.learn(25, tb_log_name="again")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [f"{case.algorithm.__name__}_1", "again_1"]
+    )
+
+
 @EVERY
 def test_numbers_of_actions(case):
     if not case.discrete:

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from offrl.algos.harpg import HARPG
 from offrl.algos.n_pg_igt import NPGIGT
@@ -233,3 +235,28 @@ def test_weights_from_elsewhere_are_where_transport_begins(updates, tmp_path):
 def test_policy_kwargs_win_over_settings():
     model = PolicyGradient("MlpPolicy", Count(), device="cpu", policy_kwargs={"net_arch": [3, 3, 3]})
     assert [layer.out_features for layer in model.policy.net.layers] == [3, 3, 3, 1]
+
+
+def test_returns_in_the_log_are_those_of_the_environment():
+    """VecNormalize divides the rewards that are learned from, not what is said to have been earned."""
+    env = VecNormalize(make_vec_env("TinyPendulum-v0", n_envs=2), norm_obs=False)
+    model = NPGIGT("MlpPolicy", env, trajectories=2, hidden=8, seed=0, device="cpu")
+    logged = {}
+    model.set_logger(Logger(None, [Written(logged)]))
+    model.learn(1)
+    earned = [episode["r"] for episode in model.ep_info_buffer]
+    assert len(earned) == 2
+    assert logged["train/episode_return"] == pytest.approx(np.mean(earned), rel=1e-4)
+
+
+class Written(KVWriter):
+    """Keeps what a logger dumps."""
+
+    def __init__(self, into):
+        self.into = into
+
+    def write(self, key_values, key_excluded, step=0):
+        self.into.update(key_values)
+
+    def close(self):
+        pass

@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam, Image, configure
 
 from offrl.algos import load_online
-from offrl.errors import ConfigError
+from offrl.errors import ConfigError, PolicyError
 from offrl.evaluation.runs import read_run
 from offrl.nn.policy import load_policy
 from offrl.online.options import OnlineOptions
@@ -141,3 +141,20 @@ def test_rows_hold_means_of_what_was_logged_since_the_last(tmp_path):
     header, *rows = (callback.run.path / "metrics.csv").read_text().splitlines()
     assert header == "step,loss,ep_rew_mean,ep_len_mean"
     assert rows == ["20,2.0,,", "40,7.0,,"]
+
+
+def test_a_model_that_cannot_be_written_down_is_refused_before_it_learns(tmp_path):
+    """Not at the first evaluation or checkpoint, which without --eval-every is the end of the training."""
+    options = OnlineOptions(env="TinyPendulum-v0", steps=40, out=tmp_path, eval_every=0)
+    arguments = {"n_steps": 40, "batch_size": 20, "n_epochs": 1, "device": "cpu"}
+    for env, given, message in (
+        ("TinyPendulum-v0", {"use_sde": True}, "without use_sde"),
+        ("TinyPendulum-v0", {"policy_kwargs": {"activation_fn": torch.nn.GELU}}, "GELU"),
+        ("InvertedPendulum-v5", {}, r"shapes \(4,\) and \(1,\), TinyPendulum-v0 of \(3,\) and \(1,\)"),
+    ):
+        callback = RunCallback.new("ppo", options)
+        model = PPO("MlpPolicy", env, **arguments | given)
+        with pytest.raises((ConfigError, PolicyError), match=message):
+            model.learn(40, callback=callback)
+        assert model.num_timesteps == 0
+        callback.close()

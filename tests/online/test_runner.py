@@ -433,3 +433,24 @@ def test_a_full_disk_names_the_way_back(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left") as error:
         start("n_pg_igt", SETTINGS, options(tmp_path))
     assert error.value.__notes__[0].startswith("go on with: offrl resume ")
+
+
+@pytest.mark.parametrize(("cores", "taken"), [(2, 2), (16, 4)])
+def test_no_number_of_threads_is_all_cores_and_at_most_four(tmp_path, monkeypatch, cores, taken):
+    """And what was taken is on record, so that a resumed run takes as many."""
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    run = start("n_pg_igt", SETTINGS, options(tmp_path, steps=40, eval_every=0, threads=0))
+    assert taken in asked
+    assert set(asked) <= {1, taken}
+    assert RunDir(run.directory).config["threads"] == taken
+
+
+def test_what_was_learned_after_the_last_whole_episode_is_in_the_metrics(tmp_path):
+    """Off-policy methods log at the ends of episodes; this run ends before its first one."""
+    settings = load_online("sac").config(learning_starts=5, batch_size=4, hidden=8, buffer_size=100)
+    run = start("sac", settings, options(tmp_path, steps=15, eval_every=0))
+    metrics = read_run(run.directory).metrics
+    assert metrics.steps.tolist() == [15]
+    assert np.isfinite(metrics.columns["critic_loss"]).all()
