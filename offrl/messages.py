@@ -210,7 +210,7 @@ class Server:
 
     def __init__(self, make: Callable[[], Service], port: int = 0) -> None:
         if not 0 <= port < 1 << 16:
-            raise ConfigError(f"port must be in 1 .. 65535, or 0 for a free one, got {port}")
+            raise ConfigError(f"--port must be in 1 .. 65535, or 0 for a free one, got {port}")
         places = threading.BoundedSemaphore(CONNECTIONS)
 
         class Handler(socketserver.BaseRequestHandler):
@@ -228,7 +228,7 @@ class Server:
             self.threads = Threads((HOST, port), Handler)
         except OSError as error:
             raise ConfigError(
-                f"cannot listen on port {port} ({error.strerror}): choose another, or 0 for a free one"
+                f"--port {port} cannot be used: {error.strerror}; 0 takes a free one"
             ) from None
         self.port = int(self.threads.server_address[1])
 

@@ -138,12 +138,6 @@ def test_a_server_listens_on_the_loopback_interface_alone(server):
         assert outside.connect_ex(("127.0.0.2", server.port)) != 0
 
 
-def test_a_port_that_cannot_be_had_is_named(server):
-    for port, message in ((server.port, f"cannot listen on port {server.port}"), (99999, "1 .. 65535")):
-        with pytest.raises(ConfigError, match=message):
-            Server(Echo, port)
-
-
 @pytest.mark.parametrize("lengths", [(MAX_HEADER + 1, 0), (2, MAX_BODY + 1)])
 def test_a_server_hangs_up_on_what_would_be_too_large(server, lengths):
     with socket.create_connection((HOST, server.port), timeout=5) as connection:

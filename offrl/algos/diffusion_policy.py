@@ -6,7 +6,7 @@ A are the H normalized actions of a window, o its first To normalized observatio
 levels. The policy carries out Ta actions of a plan, then makes the next one (offrl.policies.chunk).
 
 Source: Chi et al., arXiv:2303.04137; official code real-stanford/diffusion_policy, low-dimensional U-Net.
-Departures: by default the network has 64, 128 and 256 channels (4.5 M parameters for PushT, official 256, 512 and 1024),
+Departures: by default the network has 64, 128 and 256 channels (4.5 M parameters for PushT, official 256, 512, 1024),
 batches 64 windows (256), and a plan takes 10 steps of the ODE, noisiest level first (100 posterior steps): for CPUs;
 preset 'official' is the published one, 'transformer' the published one of PushT's transformer, whose network is the
 default size of ``--denoiser transformer``. The cosine of the step size ends with the run. Windows are drawn with

@@ -1,7 +1,6 @@
 """``offrl serve policy|env``: a policy or a simulator for programs that run in other Python environments."""
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from offrl.errors import ConfigError
 from offrl.evaluation.environments import make_env
 from offrl.evaluation.served import EnvService
 from offrl.evaluation.sources import load_source, source_facts
-from offrl.messages import Server, Service
+from offrl.messages import Server
 from offrl.policies.composed import composable
 from offrl.policies.served import PolicyService
 
@@ -84,7 +83,7 @@ def policy_server(options: ServePolicyOptions) -> Server:
     """A server of a policy.
 
     Raises:
-        ConfigError: the environment is not known.
+        ConfigError: the environment is not known, or there is no such port, or it is taken.
         PolicyError: a policy without a denoiser.
     """
     spec = source_facts(options.source).env if options.env is None else named_environment(options.env)
@@ -92,32 +91,18 @@ def policy_server(options: ServePolicyOptions) -> Server:
         raise ConfigError(f"{options.source} does not say which environment it is for; pass --env ID")
     torch.set_num_threads(max(options.threads, 1))
     policy, lock = composable(load_source(options.source, spec).eval()), threading.Lock()
-    return listening(lambda: PolicyService(policy, lock), options.port)
+    return Server(lambda: PolicyService(policy, lock), options.port)
 
 
 def env_server(options: ServeEnvOptions) -> Server:
     """A server of an environment.
 
     Raises:
-        ConfigError, MissingExtraError: it cannot be made.
+        ConfigError, MissingExtraError: it cannot be made, or the port cannot be had.
     """
     spec = named_environment(options.env)
     make_env(spec).close()
-    return listening(lambda: EnvService(spec), options.port)
-
-
-def listening(make: Callable[[], Service], port: int) -> Server:
-    """A server on ``port``.
-
-    Raises:
-        ConfigError: there is no such port, or it is taken.
-    """
-    if not 0 <= port < 1 << 16:
-        raise ConfigError(f"--port must be in 0 .. 65535, got {port}")
-    try:
-        return Server(make, port)
-    except OSError as error:
-        raise ConfigError(f"--port {port} cannot be used: {error.strerror}; 0 takes a free one") from None
+    return Server(lambda: EnvService(spec), options.port)
 
 
 def run(server: Server, what: str) -> int:

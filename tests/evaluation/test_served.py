@@ -80,8 +80,8 @@ def test_a_port_that_cannot_be_used_is_said_in_a_line(capsys):
         port = taken.getsockname()[1]
         for number, message in (
             (port, f"--port {port} cannot be used: .*; 0 takes a free one"),
-            (99_999, "--port must be in 0 .. 65535, got 99999"),
-            (-1, "--port must be in 0 .. 65535, got -1"),
+            (99_999, "--port must be in 1 .. 65535, or 0 for a free one, got 99999"),
+            (-1, "--port must be in 1 .. 65535, or 0 for a free one, got -1"),
         ):
             assert main(["serve", "env", "Pendulum-v1", "--port", str(number)]) == 1
             assert re.search(message, capsys.readouterr().err)
