@@ -252,6 +252,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ('h.relu() if order == "before_relu"', 'h.relu() if order != ""'),
         ("torch.addcmul(norms[i + 1], norms[i],", "torch.addcmul(norms[i], norms[i + 1],"),
         ("len(params) // 2 + 1", "len(params) // 2 - 1"),
+        ("h.transpose(1, 2)).to(x.dtype)", "h.transpose(1, 2))"),
         ("x[:, None].expand(-1, copies, -1, -1)", "x[None].expand(copies, -1, -1, -1)"),
     ],
     "nn/vae.py": [
@@ -314,6 +315,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("if not 0.0 < self.top_fraction <= 1.0:", "if not 0.0 <= self.top_fraction <= 1.0:"),
         ("squared_distance(pi, batch.actions)", "squared_distance(pi, batch.actions) * 2"),
         ("BCConfig, BC, prepare=best_episodes", "BCConfig, BC"),
+        ("return per_seed.sum(), {", "return per_seed.mean(), {"),
     ],
     "algos/td3_bc.py": [
         ("return q_loss + pull", "return q_loss - pull"),

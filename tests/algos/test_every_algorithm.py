@@ -187,6 +187,19 @@ def test_it_finds_the_optimum_of_a_bandit_from_three_seeds(name):
         )
 
 
+@EVERY
+def test_under_autocast_metrics_stay_float32_and_are_those_of_float32(name):
+    """What '--precision bf16' turns on: means over a thousand bfloat16 numbers would be wrong."""
+    _, exact = train(name, (0, 1), 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, rounded = train(name, (0, 1), 3)
+    for one, other in zip(exact, rounded, strict=True):
+        assert {x.dtype for x in other.values()} == {torch.float32}
+        for metric in ("q_data", "critic_loss", "value", "actor_loss"):
+            if metric in one:
+                torch.testing.assert_close(one[metric], other[metric], rtol=0.1, atol=0.1)
+
+
 COMPILED = [name for name in ALGORITHMS if name != "bc"]
 
 
