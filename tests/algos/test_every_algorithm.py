@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 
+import offrl.nn.gradients
 from offrl.algos import ALGORITHMS, load_algorithm, preset
 from offrl.errors import ConfigError
 from offrl.training.check import batches, check_algorithm, source_of, tiny_problem
@@ -200,12 +201,18 @@ def test_under_autocast_metrics_stay_float32_and_are_those_of_float32(name):
                 torch.testing.assert_close(one[metric], other[metric], rtol=0.1, atol=0.1)
 
 
-COMPILED = [name for name in ALGORITHMS if name != "bc"]
+@EVERY
+def test_compile_reaches_every_method(name, monkeypatch):
+    """'--compile' is an option of each: what it compiles returns the gradients, the eager code stands in here."""
+    seen = []
+    monkeypatch.setattr(offrl.nn.gradients, "_compiled", lambda function: seen.append(function) or function)
+    train(name, (0,), 2, compile=True)
+    assert seen
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised inside torch's own compiler
-@pytest.mark.parametrize("name", COMPILED)
+@EVERY
 def test_compiled_updates_equal_eager_ones(name):
     """20 updates, weights and metrics to 1e-5. Needs a C++ compiler."""
     eager, log = train(name, (0, 1), 20)
