@@ -315,7 +315,6 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("if not 0.0 < self.top_fraction <= 1.0:", "if not 0.0 <= self.top_fraction <= 1.0:"),
         ("squared_distance(pi, batch.actions)", "squared_distance(pi, batch.actions) * 2"),
         ("BCConfig, BC, prepare=best_episodes", "BCConfig, BC"),
-        ("return per_seed.sum(), {", "return per_seed.mean(), {"),
     ],
     "algos/td3_bc.py": [
         ("return q_loss + pull", "return q_loss - pull"),
@@ -323,7 +322,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("if self.alpha < 0:", "if self.alpha < -9:"),
     ],
     "algos/prdc.py": [
-        ("batch.rows.flatten(), pi.flatten(0, 1)", "batch.rows.flatten(), batch.actions.flatten(0, 1)"),
+        ("batch.rows.flatten(), asked.flatten(0, 1)", "batch.rows.flatten(), batch.actions.flatten(0, 1)"),
         ("found[..., obs_dim:]", "batch.actions"),
         ("problem.actions, config.beta, threads", "problem.actions, 2 * config.beta, threads"),
         ("problem.actions, config.beta, threads", "problem.actions, config.beta**0.5, threads"),

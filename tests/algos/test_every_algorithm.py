@@ -85,6 +85,26 @@ def test_one_seeds_data_do_not_reach_the_others(name):
 
 
 @EVERY
+def test_a_seed_that_diverges_leaves_the_others_alone(name):
+    """From the third update on seed 1 sees NaN: its weights become that, those of seeds 0 and 2 stay bit-equal."""
+
+    def change(batch):
+        seen.append(batch)
+        if len(seen) > 2:
+            batch.observations[1] = float("nan")
+        return batch
+
+    seen = []
+    poisoned, log = train(name, (0, 1, 2), 12, change)
+    whole, _ = train(name, (0, 1, 2), 12)
+    for k in (0, 2):
+        assert all(torch.equal(a, b) for a, b in zip(weights(poisoned, k), weights(whole, k), strict=True))
+    assert any(x[1].isnan() for x in log[-1].values())
+    assert not any(x[[0, 2]].isnan().any() for x in log[-1].values())
+    assert any(w.isnan().any() for w in weights(poisoned, 1))
+
+
+@EVERY
 def test_the_values_are_those_of_the_critics_that_learn(name):
     """Mean Q at the data's actions, before an update, is what the update reports; methods without critics have none."""
     _, method = load_algorithm(name)
