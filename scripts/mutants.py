@@ -479,6 +479,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("rewards, starts, metrics = self.log", "_, starts, metrics = self.log"),
         ("rewards, starts, metrics = self.log", "rewards, _, metrics = self.log"),
         ('if state["digest"] != self.digest:', "if False:"),
+        ("torch.cat((self.observations, self.actions), dim=1)", "self.actions"),
         ("generator.set_state(saved.cpu())", "pass"),
         ("_rewarded(expert, 0.0)", "expert"),
         ("_rewarded(expert, 1.0)", "_rewarded(expert, 0.0)"),
