@@ -252,6 +252,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ('h.relu() if order == "before_relu"', 'h.relu() if order != ""'),
         ("torch.addcmul(norms[i + 1], norms[i],", "torch.addcmul(norms[i], norms[i + 1],"),
         ("len(params) // 2 + 1", "len(params) // 2 - 1"),
+        ("h.transpose(1, 2)).to(x.dtype)", "h.transpose(1, 2))"),
         ("x[:, None].expand(-1, copies, -1, -1)", "x[None].expand(copies, -1, -1, -1)"),
     ],
     "nn/vae.py": [
@@ -321,7 +322,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("if self.alpha < 0:", "if self.alpha < -9:"),
     ],
     "algos/prdc.py": [
-        ("batch.rows.flatten(), pi.flatten(0, 1)", "batch.rows.flatten(), batch.actions.flatten(0, 1)"),
+        ("batch.rows.flatten(), asked.flatten(0, 1)", "batch.rows.flatten(), batch.actions.flatten(0, 1)"),
         ("found[..., obs_dim:]", "batch.actions"),
         ("problem.actions, config.beta, threads", "problem.actions, 2 * config.beta, threads"),
         ("problem.actions, config.beta, threads", "problem.actions, config.beta**0.5, threads"),
@@ -478,6 +479,7 @@ MUTANTS = {  # file -> pairs of a text and what stands in its place
         ("rewards, starts, metrics = self.log", "_, starts, metrics = self.log"),
         ("rewards, starts, metrics = self.log", "rewards, _, metrics = self.log"),
         ('if state["digest"] != self.digest:', "if False:"),
+        ("torch.cat((self.observations, self.actions), dim=1)", "self.actions"),
         ("generator.set_state(saved.cpu())", "pass"),
         ("_rewarded(expert, 0.0)", "expert"),
         ("_rewarded(expert, 1.0)", "_rewarded(expert, 0.0)"),

@@ -7,6 +7,8 @@ Departures: episodes are told apart by the data's own episode index; CORL cuts q
 which mixes the ends of episodes. Statistics for normalization are those of the kept episodes, as in CORL.
 """
 
+from __future__ import annotations  # evaluated annotations of inner functions cannot be compiled
+
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +19,9 @@ from offrl.data.batch import Batch
 from offrl.data.dataset import OfflineDataset
 from offrl.errors import ConfigError
 from offrl.estimators.pathwise import squared_distance
-from offrl.nn.actor_critic import ActionBox, check_optimization
-from offrl.nn.mlp import init_mlp, mlp, unstack
+from offrl.nn.actor_critic import ActionBox, Metrics, check_optimization
+from offrl.nn.gradients import compiled, gradients
+from offrl.nn.mlp import Params, init_mlp, mlp, unstack
 from offrl.nn.policy import DeterministicPolicy
 from offrl.nn.trainable import Trainable
 from offrl.training.problem import Algorithm, Problem
@@ -65,13 +68,23 @@ class BC:
         self.box, self.normalizer = ActionBox(problem.action_low, problem.action_high), problem.normalizer
         sizes = (problem.obs_dim, config.hidden, config.hidden, problem.act_dim)
         self.actor = Trainable(init_mlp(sizes, 1, problem.streams("init")), config.lr)
+        self._gradients = compiled(self.gradients) if problem.compile else self.gradients
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def update(self, batch: Batch) -> Metrics:
         """Move pi(s) towards the batch's actions."""
-        pi = self.box.squash(mlp(self.actor.params, batch.observations).transpose(1, 2))
-        loss = squared_distance(pi, batch.actions)
-        self.actor.minimize(loss.sum())
-        return {"bc_loss": loss.detach()}
+        grads, metrics = self._gradients(batch)
+        self.actor.apply(grads)
+        return metrics
+
+    def gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], Metrics]:
+        """Gradients of L_pi for the actor's parameters."""
+
+        def loss(actor: Params) -> tuple[Tensor, Metrics]:
+            pi = self.box.squash(mlp(actor, batch.observations).transpose(1, 2))
+            per_seed = squared_distance(pi, batch.actions)
+            return per_seed.sum(), {"bc_loss": per_seed}
+
+        return gradients(loss, self.actor.params)
 
     def policy(self, seed: int = 0) -> DeterministicPolicy:
         """Pi of one seed, acting on raw observations."""

@@ -91,6 +91,7 @@ def values_and_action_gradients(
     for weight, mask in zip(weights[-2:0:-1], active[-2::-1], strict=True):
         flow = torch.bmm(flow, weight.transpose(1, 2)) * mask
     slopes = torch.bmm(flow, weights[0][:, obs_dim:].transpose(1, 2))
+    q, slopes = (x.to(observations.dtype) for x in (q, slopes))  # not so under autocast
     return q.view(seeds, members, batch_size), slopes.view(seeds, members, batch_size, -1)
 
 

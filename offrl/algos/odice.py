@@ -46,7 +46,7 @@ from offrl.data.batch import Batch
 from offrl.data.dataset import OfflineDataset
 from offrl.data.join import join
 from offrl.data.load import load_dataset
-from offrl.errors import ConfigError, DatasetError
+from offrl.errors import CheckpointError, ConfigError, DatasetError
 from offrl.estimators.dice import Divergence, bellman_residual, conjugate, density_ratio_loss, ratio
 from offrl.estimators.grad_surgery import flatten, project_out, unflatten
 from offrl.estimators.likelihood import weighted_likelihood_loss
@@ -369,7 +369,8 @@ class LogRatio:
         sizes = (problem.obs_dim + problem.act_dim, config.hidden, config.hidden, 1)
         self.network = Trainable(init_mlp(sizes, 1, problem.streams("log_ratio_init")), config.lr)
         self.streams = problem.streams("expert")
-        self.digest = hashlib.sha256(self.actions.cpu().numpy().tobytes()).hexdigest()
+        pairs = torch.cat((self.observations, self.actions), dim=1)
+        self.digest = hashlib.sha256(pairs.cpu().numpy().tobytes()).hexdigest()
         self._ratio_gradients = self.ratio_gradients
         if problem.compile:
             self._ratio_gradients = compiled(self.ratio_gradients)
@@ -402,9 +403,11 @@ class LogRatio:
         return {"digest": self.digest, "streams": [g.get_state() for g in self.streams]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore what ``streams_and_digest`` returned; other demonstrations are refused (ValueError)."""
+        """Restore what ``streams_and_digest`` returned; other demonstrations are refused (CheckpointError)."""
         if state["digest"] != self.digest:
-            raise ValueError("the demonstrations changed since the run began")
+            raise CheckpointError(
+                "the demonstrations in expert_dataset changed since the run began; restore them"
+            )
         for generator, saved in zip(self.streams, state["streams"], strict=True):
             generator.set_state(saved.cpu())
 

@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from offrl.data.batch import Batch
@@ -117,7 +118,8 @@ class PRDC(TD3Learner):
     def nearest_actions(self, batch: Batch, pi: Tensor, metrics: dict[str, Tensor]) -> Tensor:
         """a* (S, B, A) of the pair nearest to (s, pi(s)), both constants; fills ``metrics`` per seed."""
         began = time.perf_counter()
-        rows = self.index.query(batch.rows.flatten(), pi.flatten(0, 1)).view_as(batch.rows)
+        asked = torch.where(pi.isnan(), batch.actions, pi)  # a seed that has diverged leaves the others alone
+        rows = self.index.query(batch.rows.flatten(), asked.flatten(0, 1)).view_as(batch.rows)
         self.query_seconds, self.queries = self.query_seconds + time.perf_counter() - began, self.queries + 1
         obs_dim = batch.observations.shape[2]
         found = self.index.points(rows.flatten()).view(

@@ -282,7 +282,8 @@ class BruteForce:
         norms = self.shrink * keys.square().sum(dim=1, keepdim=True)
         for start in range(0, len(self.keys), BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
-            bounds = torch.addmm(self.norms[block], keys, self.keys[block].T, alpha=-2.0).add_(norms)
+            with torch.autocast(device.type, enabled=False):  # bfloat16 products would bound nothing
+                bounds = torch.addmm(self.norms[block], keys, self.keys[block].T, alpha=-2.0).add_(norms)
             nearest = start + bounds.argmin(dim=1)
             limits = torch.minimum(best, squared_distances(self.keys[nearest], keys))
             owners, rows = (bounds <= (limits * (1 + 1e-6)).float()[:, None]).nonzero(as_tuple=True)

@@ -62,4 +62,4 @@ def normed_mlp(params: Params, x: Tensor, order: Order) -> Tensor:
         h = h.relu() if order == "after_relu" else h
         h = torch.addcmul(norms[i + 1], norms[i], F.layer_norm(h, h.shape[-1:]))
         h = h.relu() if order == "before_relu" else h
-    return torch.baddbmm(linear[-1], linear[-2], h.transpose(1, 2))
+    return torch.baddbmm(linear[-1], linear[-2], h.transpose(1, 2)).to(x.dtype)  # not so under autocast

@@ -34,7 +34,8 @@ class MetricMeans:
         for name in [name for name in metrics if name not in self.sums]:
             if name not in self.names:
                 raise ConfigError(f"update() returned {name!r}, which its learner's 'metrics' does not list")
-            self.sums[name], self.counts[name] = torch.zeros_like(metrics[name]), 0
+            exact = torch.promote_types(metrics[name].dtype, torch.float32)  # a sum in bfloat16 stands still
+            self.sums[name], self.counts[name] = torch.zeros_like(metrics[name], dtype=exact), 0
         with torch.no_grad():  # a metric that still carries its gradient must not keep every graph alive
             torch._foreach_add_([self.sums[name] for name in metrics], list(metrics.values()))
         for name in metrics:

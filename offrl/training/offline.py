@@ -30,11 +30,16 @@ class Origin:
         """What ``config.json`` of the run online records besides, for an otherwise complete ``config``.
 
         Raises:
-            CheckpointError: the data are not those of the offline run.
-            ConfigError: something that its networks rest on would change, or there is no environment.
+            CheckpointError: the data of the offline run changed.
+            ConfigError: other data, something else that its networks rest on would change, or there is no environment.
         """
         own, path = self.run.config, self.run.path
         if config["dataset_sha256"] != own["dataset_sha256"]:
+            if config["dataset"] != own["dataset"]:
+                given = config["dataset"] or "the dataset"
+                raise ConfigError(
+                    f"{given} does not hold the data that {path} was trained on: they must stay"
+                )
             raise CheckpointError(
                 f"the data of {path} changed since it was trained (SHA-256 differs); restore them"
             )

@@ -131,6 +131,22 @@ def test_the_learner_gets_the_returns_of_its_own_rewards():
         assert got == pytest.approx(want, rel=1e-5)
 
 
+def test_with_sparse_rewards_it_gets_the_lowest_one_for_ever_where_an_episode_failed():
+    """Rewards of 0 and 1 become -5 and 5: the first episode returns -5 / (1 - 0.9), the second its sums."""
+    ends, rewards = np.isin(np.arange(8), (3, 7)), np.eye(8)[7]
+    data = OfflineDataset.from_arrays(
+        np.random.default_rng(0).normal(size=(8, 3)), np.zeros((8, 2)), rewards, ends
+    )
+    settings = CalQLConfig(discount=0.9, reward_scale=10.0, reward_shift=-5.0, sparse_rewards=True, **SMALL)
+    config = {"rows": "exact", "device": "cpu", "seed": 0, "steps": 1, "compile": False, "threads": 1}
+    _, source = build(ALGORITHM, settings, data, None, config)
+    batch = source.sample([torch.Generator().manual_seed(0)])
+    assert set(batch.rows[0].tolist()) == set(range(8))
+    for row, got in zip(batch.rows[0].tolist(), batch.returns_to_go[0].tolist(), strict=True):
+        want = -50.0 if row < 4 else sum(0.9 ** (t - row) * (5.0 if t == 7 else -5.0) for t in range(row, 8))
+        assert got == pytest.approx(want, rel=1e-5)
+
+
 def test_the_presets_are_the_official_scripts():
     maze = CalQLConfig(**preset(ALGORITHM, "antmaze-medium-play-v2"))
     assert (maze.cql_alpha, maze.target_gap, maze.max_target_backup, maze.sparse_rewards) == (

@@ -53,6 +53,15 @@ def test_each_seeds_gradients_are_cut_together_to_the_limit():
     torch.testing.assert_close(cut[1], torch.tensor([[[0.8]], [[0.4]]]))
 
 
+def test_steps_beyond_the_last_that_is_told_apart_train_its_vector_of_their_own_seed():
+    """Episodes of 25 steps, 5 told apart; in a stack the next row of the table is another seed's."""
+    learner, (batch,) = make(tiny_problem((0, 1)), max_episode_steps=5), series(tiny_problem((0, 1)), 1)
+    assert batch.steps.max() > 20
+    grads, _ = learner.gradients(batch, None)
+    held, _ = learner.gradients(dataclasses.replace(batch, steps=batch.steps.clamp(max=4)), None)
+    assert all(torch.equal(a, b) for a, b in zip(grads, held, strict=True))
+
+
 def test_updates_are_torchs_adamw_with_clipping_and_linear_warm_up():
     settings = {"dropout": 0.0, "lr": 1e-2, "weight_decay": 0.1, "warmup_steps": 3}
     learner = make(**settings)

@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 
+import offrl.nn.gradients
 from offrl.algos import ALGORITHMS, load_algorithm, preset
 from offrl.errors import ConfigError
 from offrl.training.check import batches, check_algorithm, source_of, tiny_problem
@@ -81,6 +82,26 @@ def test_one_seeds_data_do_not_reach_the_others(name):
         assert (
             all(torch.equal(a, b) for a, b in zip(weights(one, k), weights(other, k), strict=True)) is equal
         )
+
+
+@EVERY
+def test_a_seed_that_diverges_leaves_the_others_alone(name):
+    """From the third update on seed 1 sees NaN: its weights become that, those of seeds 0 and 2 stay bit-equal."""
+
+    def change(batch):
+        seen.append(batch)
+        if len(seen) > 2:
+            batch.observations[1] = float("nan")
+        return batch
+
+    seen = []
+    poisoned, log = train(name, (0, 1, 2), 12, change)
+    whole, _ = train(name, (0, 1, 2), 12)
+    for k in (0, 2):
+        assert all(torch.equal(a, b) for a, b in zip(weights(poisoned, k), weights(whole, k), strict=True))
+    assert any(x[1].isnan() for x in log[-1].values())
+    assert not any(x[[0, 2]].isnan().any() for x in log[-1].values())
+    assert any(w.isnan().any() for w in weights(poisoned, 1))
 
 
 @EVERY
@@ -187,12 +208,31 @@ def test_it_finds_the_optimum_of_a_bandit_from_three_seeds(name):
         )
 
 
-COMPILED = [name for name in ALGORITHMS if name != "bc"]
+@EVERY
+def test_under_autocast_metrics_stay_float32_and_are_those_of_float32(name):
+    """What '--precision bf16' turns on: means over a thousand bfloat16 numbers would be wrong."""
+    _, exact = train(name, (0, 1), 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, rounded = train(name, (0, 1), 3)
+    for one, other in zip(exact, rounded, strict=True):
+        assert {x.dtype for x in other.values()} == {torch.float32}
+        for metric in ("q_data", "critic_loss", "value", "actor_loss"):
+            if metric in one:
+                torch.testing.assert_close(one[metric], other[metric], rtol=0.1, atol=0.1)
+
+
+@EVERY
+def test_compile_reaches_every_method(name, monkeypatch):
+    """'--compile' is an option of each: what it compiles returns the gradients, the eager code stands in here."""
+    seen = []
+    monkeypatch.setattr(offrl.nn.gradients, "_compiled", lambda function: seen.append(function) or function)
+    train(name, (0,), 2, compile=True)
+    assert seen
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised inside torch's own compiler
-@pytest.mark.parametrize("name", COMPILED)
+@EVERY
 def test_compiled_updates_equal_eager_ones(name):
     """20 updates, weights and metrics to 1e-5. Needs a C++ compiler."""
     eager, log = train(name, (0, 1), 20)

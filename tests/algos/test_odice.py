@@ -12,7 +12,7 @@ from offrl.algos import odice, preset
 from offrl.algos.odice import ALGORITHM, ODICE, ODICEConfig, demonstrations, policy_weights
 from offrl.data.d4rl import write_d4rl
 from offrl.data.dataset import OfflineDataset
-from offrl.errors import ConfigError, DatasetError
+from offrl.errors import CheckpointError, ConfigError, DatasetError
 from offrl.estimators.grad_surgery import flatten
 from offrl.nn.mlp import unstack
 from offrl.nn.normed import linear_part
@@ -451,12 +451,15 @@ def test_stacked_imitation_equals_single_runs_and_resumes_bit_for_bit():
         assert all(torch.equal(a, b) for a, b in zip(net.params, resumed.networks[name].params, strict=True))
 
 
-def test_a_run_is_not_resumed_with_other_demonstrations():
+@pytest.mark.parametrize("changed", ["observations", "actions"])
+def test_a_run_is_not_resumed_with_other_demonstrations(changed):
     config = ODICEConfig(**IMITATION, **SMALL)
     state = ODICE(labelled(), config).state_dict()
     problem = labelled()
-    other = dataclasses.replace(problem, actions=problem.actions.flip(0))
-    with pytest.raises(ValueError, match="the demonstrations changed since the run began"):
+    other = dataclasses.replace(problem, **{changed: getattr(problem, changed).flip(0)})
+    with pytest.raises(
+        CheckpointError, match="the demonstrations in expert_dataset changed since the run began"
+    ):
         ODICE(other, config).load_state_dict(state)
 
 

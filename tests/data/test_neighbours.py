@@ -182,6 +182,18 @@ def test_answers_depend_on_neither_order_nor_history_nor_threads(backend):
         assert torch.equal(other, first)
 
 
+@pytest.mark.parametrize("kind", ["spread", "clusters"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_around_a_query_changes_no_answer(backend, kind):
+    """PRDC searches within its update, which '--precision bf16' puts under autocast."""
+    states, actions = make_data(kind)
+    rows, policy_actions = make_queries(actions)
+    index = NeighbourIndex(states, actions, 0.3, backend=backend)
+    want = index.query(rows, policy_actions)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(index.query(rows, policy_actions), want)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_empty_batch_has_no_answers(backend):
     index = NeighbourIndex(*make_data("spread"), 1.0, backend=backend)

@@ -101,3 +101,13 @@ def test_the_scale_of_a_hidden_layer_does_not_matter(order):
             p.mul_(1e4)
         outputs.append(normed_mlp(params, x, order))
     torch.testing.assert_close(*outputs, rtol=1e-6, atol=1e-6)
+
+
+@ORDERS
+def test_under_autocast_outputs_stay_float32(order):
+    params, x = [p.detach().float() for p in network()], inputs(1).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = normed_mlp(params, x, order)
+    assert out.dtype == torch.float32
+    assert not torch.equal(out, normed_mlp(params, x, order))
+    torch.testing.assert_close(out, normed_mlp(params, x, order), rtol=0.2, atol=0.2)

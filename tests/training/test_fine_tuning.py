@@ -782,6 +782,16 @@ def test_options_of_going_on_online_need_from(walk_npz, capsys):
     assert "prdc cannot go on online: its nearest neighbours" in capsys.readouterr().err
 
 
+def test_another_data_file_is_not_taken_for_one_that_changed(walk_npz, data, capsys):
+    names = ("observations", "actions", "rewards", "terminated", "truncated", "next_observations")
+    np.savez("other.npz", **{name: other_data(data).fields[name] for name in names})
+    assert main(["train", "td3_bc", "--from", str(walk_npz), "--dataset", "other.npz"]) == 1
+    assert "other.npz does not hold the data that" in capsys.readouterr().err
+    Path("other.npz").replace("walks.npz")
+    assert main(["train", "td3_bc", "--from", str(walk_npz)]) == 1
+    assert "changed since it was trained" in capsys.readouterr().err
+
+
 def test_a_data_file_that_is_gone_is_refused(walk_npz, capsys):
     Path("walks.npz").unlink()
     assert main(["train", "td3_bc", "--from", str(walk_npz)]) == 1

@@ -42,6 +42,14 @@ def run(steps, every, *, start=0, stop=lambda: False):
     return yielded, learner, means
 
 
+def test_the_mean_of_rounded_numbers_is_not_rounded():
+    """A sum of ones in bfloat16 ends at 256: the mean of 1000 would be 0.256."""
+    means = MetricMeans(("q",))
+    for _ in range(1000):
+        means.add({"q": torch.ones(2, dtype=torch.bfloat16)})
+    assert means.pop() == {"q": [1.0, 1.0]}
+
+
 @pytest.mark.parametrize(
     ("steps", "every", "start", "expected"),
     [
