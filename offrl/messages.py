@@ -227,9 +227,7 @@ class Server:
         try:
             self.threads = Threads((HOST, port), Handler)
         except OSError as error:
-            raise ConfigError(
-                f"--port {port} cannot be used: {error.strerror}; 0 takes a free one"
-            ) from None
+            raise ConfigError(f"--port {port} cannot be used: {error.strerror}; 0 takes a free one") from None
         self.port = int(self.threads.server_address[1])
 
     def run(self) -> None:
