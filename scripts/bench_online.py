@@ -72,6 +72,7 @@ class Group:
 TEN = {"num_envs": 10}
 NORMALIZED = {"normalize_observations": True, "normalize_rewards": True}
 FOUR = {"num_envs": 4}
+MDPO_PENDULUM = {"rollout": 512, "discount": 0.9, "lr": 1e-3}
 FAST = {"learning_starts": 100, "lr": 1e-3}  # the zoo's settings of SAC for Pendulum-v1
 ON_POLICY = (
     Entry("MDPO on-policy", "mdpo_on", 100, {}, NORMALIZED),
@@ -79,6 +80,7 @@ ON_POLICY = (
     Entry("PPO of SB3", "sb3:PPO", 230, {}, NORMALIZED),
     Entry("PMOE-PPO", "pmoe_ppo", 230, {}, NORMALIZED),
 )
+LONGER = "MDPO on-policy, 40 inner steps"  # tried because ten steps a rollout are few beside PPO's 320
 PPOS = tuple((ours, "PPO of SB3") for ours in ("PPO of the core", "MDPO on-policy", "PMOE-PPO"))
 SACS = tuple((ours, "SAC of SB3") for ours in ("SAC of the core", "MDPO off-policy", "PMOE-SAC"))
 DEFAULTS = (
@@ -92,7 +94,14 @@ GROUPS = {
         "Hopper-v5, on policy", "Hopper-v5", "steps", 500_000, (0, 1, 2), ON_POLICY, DEFAULTS, PPOS
     ),
     "on-halfcheetah": Group(
-        "HalfCheetah-v5, on policy", "HalfCheetah-v5", "steps", 500_000, (0, 1, 2), ON_POLICY, DEFAULTS, PPOS
+        "HalfCheetah-v5, on policy",
+        "HalfCheetah-v5",
+        "steps",
+        500_000,
+        (0, 1, 2),
+        (*ON_POLICY, Entry(LONGER, "mdpo_on", 260, {"inner_steps": 40}, NORMALIZED)),
+        DEFAULTS,
+        (*PPOS, (LONGER, "PPO of SB3")),
     ),
     "ppo-pendulum": Group(
         "Pendulum-v1, PPO of the core and of stable-baselines3",
@@ -103,10 +112,11 @@ GROUPS = {
         (
             Entry("PPO of the core", "ppo", 40, {"rollout": 1024, "discount": 0.9, "lr": 1e-3}, FOUR),
             Entry("PPO of SB3", "sb3:PPO", 40, {"n_steps": 1024, "gamma": 0.9, "learning_rate": 1e-3}, FOUR),
-            Entry("MDPO on-policy", "mdpo_on", 30, {"rollout": 512, "discount": 0.9, "lr": 1e-3}, FOUR),
+            Entry("MDPO on-policy", "mdpo_on", 30, MDPO_PENDULUM, FOUR),
+            Entry(LONGER, "mdpo_on", 30, MDPO_PENDULUM | {"inner_steps": 40}, FOUR),
         ),
         "The zoo's settings of PPO, without its state-dependent exploration.",
-        PPOS[:2],
+        (*PPOS[:2], (LONGER, "PPO of SB3")),
     ),
     "soft-pendulum": Group(
         "Pendulum-v1, off policy",
@@ -161,7 +171,7 @@ def cells(group: str) -> list[Cell]:
     g, found = GROUPS[group], []
     for number, entry in enumerate(g.entries):
         for seed in g.seeds:
-            name = f"{group}-{entry.label.lower().replace(' ', '_')}-{seed}"
+            name = f"{group}-{entry.label.lower().replace(',', '').replace(' ', '_')}-{seed}"
             result, spec = RAW / f"{name}.json", WORK / f"{name}.json"
             if not result.exists():
                 facts = {"group": group, "entry": number, "seed": seed, "result": str(result)}
