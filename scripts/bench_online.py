@@ -40,6 +40,7 @@ SPEED = (
     ROOT / "benchmarks/raw"
 )  # online_speed.json of a chip with AVX-512, online_speed-avx2.json of one without
 EPISODES, WINDOW = 20, 20  # of the last evaluation; of a point of the learning curve
+SEEDS = 3  # the least for an interval: of two and two, equal methods are separable one time in three
 
 
 @dataclass(frozen=True)
@@ -366,9 +367,12 @@ def compared(pair: tuple[str, str], g: Group, found: dict[str, list[dict[str, An
     if not len(one) or not len(other):
         return what + "not run yet."
     difference, ratio = one.mean() - other.mean(), one.mean() / other.mean()
-    few = f"difference {difference:+.0f}, ratio {ratio:.2f} ({len(one)} and {len(other)} seeds)"
-    if min(len(one), len(other)) == 1:
-        return f"{what}{few}: too few for an interval and a verdict."
+    if min(len(one), len(other)) < SEEDS:
+        pairs = (one[:, None] - other).ravel()
+        return (
+            f"{what}difference {difference:+.0f}, ratio {ratio:.2f} ({len(one)} and {len(other)} seeds; pairs of seeds "
+            f"{pairs.min():+.0f} .. {pairs.max():+.0f}): too few for an interval and a verdict."
+        )
     rng = np.random.default_rng(0)
     means = [rng.choice(x, (10_000, len(x))).mean(axis=1) for x in (one, other)]
     low, high = np.quantile(means[0] - means[1], (0.025, 0.975))

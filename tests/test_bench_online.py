@@ -75,9 +75,20 @@ def test_a_missing_side_is_said(script):
     )
 
 
-def test_a_single_seed_has_neither_interval_nor_verdict(script):
-    line = line_of(script, "MDPO", (100,), (200, 201))
-    assert line.endswith("ratio 0.50 (1 and 2 seeds): too few for an interval and a verdict.")
+@pytest.mark.parametrize(
+    ("ours", "theirs", "says"),
+    [
+        ((100,), (200, 201), "1 and 2 seeds; pairs of seeds -101 .. -100"),
+        ((100, 140), (200, 201), "2 and 2 seeds; pairs of seeds -101 .. -60"),
+        ((100, 101, 102), (200, 240), "3 and 2 seeds; pairs of seeds -140 .. -98"),
+    ],
+)
+def test_fewer_than_three_seeds_have_neither_interval_nor_verdict(script, ours, theirs, says):
+    line = line_of(script, "MDPO", ours, theirs)
+    assert line.endswith(f"({says}): too few for an interval and a verdict.")
+
+
+def test_a_single_value_has_no_quartiles(script):
     assert script.quartiles([3.4]) == "3"
     assert script.quartiles([3.0, 5.0]) == "4 (4 .. 4)"
 
