@@ -10,6 +10,7 @@ Random numbers are drawn on the CPU and copied, so that both devices see the sam
 import contextlib
 import itertools
 import json
+import math
 import signal
 import statistics
 import subprocess
@@ -26,11 +27,13 @@ import tyro
 from torch import Tensor
 
 import offrl
-from offrl.algos import ALGORITHMS, CHUNKS, MODELS, load_algorithm
+from offrl.algos import ALGORITHMS, CHUNKS, MODELS, ONLINE, load_algorithm, load_online
 from offrl.data.neighbours import NeighbourIndex
 from offrl.estimators.low_memory import from_logits, log_probs_and_entropy
 from offrl.evaluation.runs import read_run
 from offrl.files import atomic_write_json, atomic_write_text
+from offrl.online.options import OnlineOptions
+from offrl.online.runner import vector_env
 from offrl.training.check import batches, small_settings, tiny_problem
 from offrl.training.checkpoint import load_checkpoint
 from offrl.training.problem import Problem
@@ -43,6 +46,14 @@ RAW, PAGE = ROOT / "benchmarks/raw/gpu", ROOT / "benchmarks/gpu.md"
 UPDATES, TOLERANCE = 5, 1e-4  # of weights and metrics, relative to 1 + |value|
 MODES = (False, True)  # eager, and as CUDA graphs
 METHODS = (*ALGORITHMS, *CHUNKS, *MODELS)
+TINY_ENV = "InvertedPendulum-v5"
+SMALL_OFF = {"learning_starts": 40, "batch_size": 8, "hidden": 8}
+SMALL_ON = {"rollout": 60, "batch_size": 20, "hidden": 8}
+SMALL_ONLINE: dict[str, tuple[dict[str, Any], int]] = {  # settings, and steps of a run with a few updates
+    **dict.fromkeys(("sac", "mdpo_off", "pmoe_sac"), (SMALL_OFF, 45)),
+    **dict.fromkeys(("ppo", "mdpo_on", "pmoe_ppo"), (SMALL_ON, 60)),
+    **dict.fromkeys(("n_pg_igt", "harpg", "policy_gradient"), ({}, 60)),
+}
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,9 @@ def drawn_on_the_cpu() -> Iterator[None]:
 
     uniform, normal = mirrored(torch.rand), mirrored(torch.randn)
 
+    def like(draw: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x: draw(x.shape, dtype=x.dtype).to(x.device)
+
     def bernoulli_(self: Tensor, p: float = 0.5, *, generator: torch.Generator | None = None) -> Tensor:
         return self.copy_(uniform(self.shape, generator=generator) < p)
 
@@ -118,6 +132,8 @@ def drawn_on_the_cpu() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name in ("randn", "rand", "randint"):
             stack.enter_context(mock.patch.object(torch, name, mirrored(getattr(torch, name))))
+        for name, draw in (("randn_like", normal), ("rand_like", uniform)):
+            stack.enter_context(mock.patch.object(torch, name, like(draw)))
         for own in (bernoulli_, normal_):
             stack.enter_context(mock.patch.object(Tensor, own.__name__, own))
         yield
@@ -144,8 +160,29 @@ def parity(name: str, device: str, graphs: bool = False) -> float:
         found.append(
             weights + [value.detach().float().cpu() for log in logs for _, value in sorted(log.items())]
         )
-    pairs = zip(*found, strict=True)
-    return max(float(((a - b).abs() / (1 + a.abs())).max()) for a, b in pairs)
+    return apart(*found)
+
+
+def apart(here: list[Tensor], there: list[Tensor]) -> float:
+    """Largest difference, relative to 1 + |value|; NaN if there is one."""
+    pairs = zip(here, there, strict=True)
+    return float(torch.stack([((a - b).abs() / (1 + a.abs())).max() for a, b in pairs]).max())
+
+
+def online_parity(name: str, device: str) -> float:
+    """Largest difference of weights after a short run in an environment, relative to 1 + |value|."""
+    (settings, steps), method, found = SMALL_ONLINE[name], load_online(name), []
+    for place in ("cpu", device):
+        seed_globally(0)
+        env = vector_env(TINY_ENV, OnlineOptions(env=TINY_ENV, seed=0), 0.99)
+        model = method.model(method.config(**settings), env, 0, place)
+        before = [p.detach().cpu().clone() for p in model.policy.parameters()]
+        model.learn(steps)
+        found.append([p.detach().cpu() for p in model.policy.parameters()])
+        env.close()
+        if all(map(torch.equal, before, found[-1])):
+            raise RuntimeError(f"{name} learned nothing in {steps} steps")
+    return apart(*found)
 
 
 def neighbours(device: str, rows: int) -> int:
@@ -160,7 +197,7 @@ def neighbours(device: str, rows: int) -> int:
     return int((there.query(asked.to(device), policy.to(device)).cpu() != here).sum())
 
 
-def log_probabilities(device: str, tokens: int, words: int) -> dict[str, float]:
+def log_probabilities(device: str, tokens: int, words: int) -> dict[str, Any]:
     """Differences of values and gradients from the dense computation on the device, and peak memory of both there."""
     generator = stream(0, "tokens")
     hidden = torch.randn(tokens, 512, generator=generator).to(device)
@@ -176,9 +213,9 @@ def log_probabilities(device: str, tokens: int, words: int) -> dict[str, float]:
             raise RuntimeError("entropy was asked for")
         grads = torch.autograd.grad((log_p + 0.1 * entropy).mean(), (h, w))
         results.append([log_p.detach(), entropy.detach(), *(g / g.abs().max() for g in grads)])
-        peaks.append(torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else float("nan"))
-    apart = max(float((a - b).abs().max()) for a, b in zip(*results, strict=True))
-    return {"difference": apart, "peak_mib": peaks[0], "dense_peak_mib": peaks[1]}
+        peaks.append(torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else None)
+    difference = float(torch.stack([(a - b).abs().max() for a, b in zip(*results, strict=True)]).max())
+    return {"difference": difference, "peak_mib": peaks[0], "dense_peak_mib": peaks[1]}
 
 
 def stacked(device: str, steps: int) -> dict[str, float]:
@@ -204,6 +241,11 @@ def stacked(device: str, steps: int) -> dict[str, float]:
     return found
 
 
+def _known(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
 def _wait(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
@@ -215,21 +257,32 @@ def run(o: Run) -> bool:
         print("no CUDA device here: nothing was run", file=sys.stderr)
         return False
     with drawn_on_the_cpu():
-        apart = {name: [parity(name, o.device, graphs) for graphs in MODES] for name in METHODS}
+        offline = {name: [parity(name, o.device, graphs) for graphs in MODES] for name in METHODS}
+        online = {name: online_parity(name, o.device) for name in ONLINE}
     record = {
         "device": torch.cuda.get_device_name() if o.device.startswith("cuda") else o.device,
         "versions": versions(o.device, torch.get_num_threads()),
-        "parity": apart,
+        "parity": {name: [_known(x) for x in values] for name, values in offline.items()},
+        "online": {name: _known(x) for name, x in online.items()},
         "other_neighbours": neighbours(o.device, o.rows),
         "log_probabilities": log_probabilities(o.device, o.tokens, o.words),
         "stacked": stacked(o.device, o.steps),
     }
     atomic_write_json(o.out / f"{o.device.partition(':')[0]}.json", record)
-    for name, (eager, graphs) in apart.items():
-        print(f"{name:24} {eager:.1e} {graphs:.1e}{'' if max(eager, graphs) <= TOLERANCE else '  TOO FAR'}")
+    found = {**offline, **{name: [value] for name, value in online.items()}}
+    for name, values in found.items():
+        print(
+            f"{name:24}",
+            *(f"{x:.1e}" for x in values),
+            "" if all(x <= TOLERANCE for x in values) else "  TOO FAR",
+        )
     print({key: record[key] for key in ("other_neighbours", "log_probabilities", "stacked")})
     logs = record["log_probabilities"]["difference"]
-    return max(map(max, apart.values())) <= TOLERANCE and not record["other_neighbours"] and logs <= TOLERANCE
+    return (
+        all(x <= TOLERANCE for x in itertools.chain(*found.values()))
+        and not record["other_neighbours"]
+        and logs <= TOLERANCE
+    )
 
 
 def seeds(o: Seeds) -> bool:
@@ -314,6 +367,12 @@ def ten_seeds(t: dict[str, Any]) -> list[str]:
     return lines
 
 
+def table_row(name: str, values: list[float | None] | None, rest: str) -> str:
+    """A method's differences, eager and as CUDA graphs."""
+    shown = ["not run"] if values is None else ["NaN" if x is None else f"{x:.1e}" for x in values]
+    return f"| {' | '.join([name, *shown, rest][:3])} |"
+
+
 def page(raw: Path = RAW) -> str:
     """The page, from the raw file alone."""
     lines = [
@@ -327,6 +386,7 @@ def page(raw: Path = RAW) -> str:
         return "\n".join([*lines, "**Not run**: no CUDA device was at hand yet."]) + "\n"
     r = json.loads(path.read_text())
     v, s, logs = r["versions"], r["stacked"], r["log_probabilities"]
+    online = {name: [value] for name, value in r.get("online", {}).items()}
     lines += [
         f"{r['device']}, torch {v['torch']}, commit {v['commit']}. After {UPDATES} updates of two stacked seeds, "
         f"the largest difference of policy weights and metrics from the CPU's, relative to 1 + |value| (at most "
@@ -334,7 +394,11 @@ def page(raw: Path = RAW) -> str:
         "",
         "| method | eager | `--compile` (CUDA graphs) |",
         "|---|---|---|",
-        *(f"| {name} | {eager:.1e} | {graphs:.1e} |" for name, (eager, graphs) in r["parity"].items()),
+        *(table_row(name, r["parity"].get(name), "not run") for name in METHODS),
+        *(table_row(name, online.get(name), "has none") for name in ONLINE),
+        "",
+        f"Methods that learn in an environment (from `{next(iter(ONLINE))}` on): weights after a short run in "
+        f"{TINY_ENV}.",
         "",
         f"* Neighbours: {r['other_neighbours']} of 512 differ from the CPU's.",
         f"* Log-probabilities from hidden states: {logs['difference']:.1e} from the dense ones; peak memory "

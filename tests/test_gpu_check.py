@@ -2,11 +2,15 @@
 
 import importlib.util
 import json
+import math
 import time
 from pathlib import Path
 
+import gymnasium
 import pytest
 import torch
+
+from offrl.algos import ONLINE
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts/gpu_check.py"
 
@@ -25,6 +29,30 @@ def gpu_check():
 def test_a_device_agrees_with_itself(gpu_check, name):
     with gpu_check.drawn_on_the_cpu():
         assert gpu_check.parity(name, "cpu") == 0.0
+
+
+@pytest.mark.parametrize("name", list(ONLINE))
+def test_online_methods_agree_with_themselves(gpu_check, name):
+    with gpu_check.drawn_on_the_cpu():
+        assert gpu_check.online_parity(name, "cpu") == 0.0
+
+
+def test_an_online_method_that_learns_something_else_is_found(gpu_check, monkeypatch):
+    plain, rewards = gpu_check.vector_env, iter((1.0, -1.0))
+
+    class Paid(gymnasium.RewardWrapper):
+        def reward(self, reward):
+            return reward * self.factor
+
+    def paid(env_id, options, discount):
+        env, factor = plain(env_id, options, discount), next(rewards)
+        inner = env.unwrapped.envs
+        inner[0] = Paid(inner[0])
+        inner[0].factor = factor
+        return env
+
+    monkeypatch.setattr(gpu_check, "vector_env", paid)
+    assert gpu_check.online_parity("sac", "cpu") > gpu_check.TOLERANCE
 
 
 def test_a_device_that_computes_something_else_is_found(gpu_check, monkeypatch):
@@ -65,6 +93,29 @@ def test_draws_for_another_device_are_those_of_the_cpu(gpu_check, monkeypatch):
     assert torch.equal(found[2], (torch.rand(1000, generator=here) < 0.3).float())
 
 
+def test_a_number_that_is_none_is_not_passed_over(gpu_check):
+    here, there = [torch.ones(2), torch.ones(2)], [torch.ones(2), torch.tensor([1.0, float("nan")])]
+    assert gpu_check.apart(here, here) == 0.0
+    assert math.isnan(gpu_check.apart(here, there))
+
+
+def test_all_checks_run_on_the_cpu_too(gpu_check, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check, "METHODS", ("bc",))
+    monkeypatch.setattr(gpu_check, "MODES", (False, False))  # compiling takes its time
+    monkeypatch.setattr(gpu_check, "stacked", lambda device, steps: {})
+    monkeypatch.setattr(gpu_check, "ONLINE", ("mdpo_on",))
+    o = gpu_check.Run(device="cpu", rows=500, tokens=16, words=50, steps=1, out=tmp_path)
+    assert gpu_check.run(o) is True
+    record = json.loads((tmp_path / "cpu.json").read_text())
+    assert record["parity"] == {"bc": [0.0, 0.0]}
+    assert record["online"] == {"mdpo_on": 0.0}
+    assert record["log_probabilities"]["peak_mib"] is None
+    monkeypatch.setattr(gpu_check, "online_parity", lambda name, device: float("nan"))
+    assert gpu_check.run(o) is False
+    assert "TOO FAR" in capsys.readouterr().out
+    assert gpu_check.table_row("bc", [None, 1e-6], "not run") == "| bc | NaN | 1.0e-06 |"
+
+
 def test_neighbours_and_log_probabilities_agree(gpu_check):
     assert gpu_check.neighbours("cpu", 2000) == 0
     assert gpu_check.log_probabilities("cpu", 64, 300)["difference"] < 1e-5
@@ -84,6 +135,11 @@ def test_the_page_says_not_run_until_there_is_a_raw_file(gpu_check, tmp_path):
     page = gpu_check.page(tmp_path)
     assert "Not run" not in page
     assert "| bc | 3.0e-06 | 4.0e-06 |" in page
+    assert "| td3_bc | not run | not run |" in page
+    assert "| sac | not run | has none |" in page
+    record["online"] = {"sac": 2e-6}
+    (tmp_path / "cuda.json").write_text(json.dumps(record))
+    assert "| sac | 2.0e-06 | has none |" in gpu_check.page(tmp_path)
     assert "as CUDA graphs 0.75 and 0.50 ms" in page
 
 
