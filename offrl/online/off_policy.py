@@ -15,7 +15,7 @@ Source: SAC, arXiv:1812.05905.
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -351,19 +351,6 @@ class OffPolicyMethod(FixedSettings, OffPolicyAlgorithm):
     def explore(self, observations: Tensor) -> Tensor:
         """Actions in [-1, 1] to play: (n, O) -> (n, A)."""
         return self.policy.actor.act(observations, deterministic=False)
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: Any = None,
-        log_interval: int = 4,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> Self:
-        """As in stable-baselines3; ``tb_log_name`` None: the name of the class."""
-        name = tb_log_name or type(self).__name__
-        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """``gradient_steps`` updates."""

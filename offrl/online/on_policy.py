@@ -12,7 +12,7 @@ Source: PPO, arXiv:1707.06347; GAE, arXiv:1506.02438.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -185,19 +185,6 @@ class OnPolicyMethod(FixedSettings, OnPolicyAlgorithm):
         super().set_parameters(*args, **kwargs)
         for group in self.policy.optimizer.param_groups:
             group["lr"] = self.settings.lr
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: Any = None,
-        log_interval: int = 1,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> Self:
-        """As in stable-baselines3; ``tb_log_name`` None: the name of the class."""
-        name = tb_log_name or type(self).__name__
-        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int

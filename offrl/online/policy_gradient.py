@@ -180,7 +180,7 @@ class PolicyGradientAlgorithm(FixedSettings, BaseAlgorithm):
         total_timesteps: int,
         callback: Any = None,
         log_interval: int = 1,
-        tb_log_name: str | None = None,
+        tb_log_name: str = "run",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
@@ -190,12 +190,12 @@ class PolicyGradientAlgorithm(FixedSettings, BaseAlgorithm):
             total_timesteps: environment steps.
             callback: as in stable-baselines3; a rollout is one iteration.
             log_interval: iterations between dumps of the log.
-            tb_log_name: as in stable-baselines3; None: the name of the class.
+            tb_log_name: as in stable-baselines3; 'run': the name of the class.
             reset_num_timesteps: as in stable-baselines3.
             progress_bar: as in stable-baselines3.
         """
         total, hooks = self._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         hooks.on_training_start(locals(), globals())
         while self.num_timesteps < total:

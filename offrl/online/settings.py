@@ -29,6 +29,10 @@ def require_from_zero(actions: Space) -> None:
         raise ConfigError(f"actions must be numbered from 0, not {actions}: renumber them in a wrapper")
 
 
+UNNAMED = ("run", "OnPolicyAlgorithm")
+"""What stable-baselines3's base classes call TensorBoard's folder."""
+
+
 class FixedSettings:
     """``load`` of stable-baselines3 that refuses settings, which it would put where nobody reads them."""
 
@@ -45,6 +49,22 @@ class FixedSettings:
         if isinstance(policy, str) and policy not in cls.policy_aliases:
             raise ConfigError(f"{cls.__name__} has no {policy!r}; there is {', '.join(cls.policy_aliases)}")
         return cls.policy_aliases[policy] if isinstance(policy, str) else policy
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: Any = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, Any]:
+        """As in stable-baselines3; TensorBoard's folder has the name of the class where none is given to ``learn``."""
+        name = type(self).__name__ if tb_log_name in UNNAMED else tb_log_name
+        base: Any = super()
+        found: tuple[int, Any] = base._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, name, progress_bar
+        )
+        return found
 
     def require_spaces(self) -> None:
         """Refuse to build networks for no environment, or for dicts of observations (ConfigError)."""

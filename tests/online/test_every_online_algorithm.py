@@ -254,7 +254,6 @@ def test_old_weights_learn_with_new_settings(name, tmp_path):
 
 @EVERY
 def test_curves_in_tensorboard_are_named_after_the_class(case, tmp_path):
-    pytest.importorskip("tensorboard")
     model = make(case, tensorboard_log=str(tmp_path)).learn(25)
     model.learn(25, tb_log_name="again")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
