@@ -1,6 +1,6 @@
 """An update of SAC and PMOE-SAC against the time of its own matrix products, and compiled; one thread.
 
-    python scripts/bench_pmoe_speed.py run sac pmoe_sac     benchmarks/raw/pmoe_speed.json; on a quiet machine
+    python scripts/bench_pmoe_speed.py run                  benchmarks/raw/pmoe_speed.json; on a quiet machine
     python scripts/bench_pmoe_speed.py page                 benchmarks/pmoe_speed.md from it
 
 HalfCheetah-v5, batch 256, two layers of 256. Products: forward passes of actor and critics, their weight gradients and
